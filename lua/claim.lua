@@ -1,0 +1,143 @@
+-- claim: cuts batches from groups that are due, and takes over batches that came back.
+--
+-- KEYS  1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready
+--       then for each item: tasks and ids of its group
+-- ARGV  1 fencing token  2 how long the claim lasts, ms  3 partition number
+--       4 at most how many batches  5 about how many tasks  6 about how many bytes at most (one
+--       batch always fits)  7 ms for which a group with unreadable keys is left alone
+--       then for each item: batch id or '', group key, as `poll` named them
+-- Reply for each batch: { batch id, group key, attempt, first claimed at ms, last error,
+--       { entry, entry, ... } }; for an item whose keys hold a foreign type:
+--       { '', group key, 0, 0, error, {} }
+--
+-- The tasks stay in the list of their group: a claim only records which of them a batch holds.
+
+-- @include clock
+-- @include fence
+-- @include group
+-- @include each
+-- @include entry
+-- @include batch
+
+local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
+local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local now = clock()
+local stale = fence(state, ARGV[1], now)
+if stale then return stale end
+local paused = redis.call('HEXISTS', state, 'paused') == 1
+local until_ms = now + tonumber(ARGV[2])
+local partition = ARGV[3]
+local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local leave_ms = tonumber(ARGV[7])
+local reply, records, deadlines = {}, {}, {}
+local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
+
+-- A batch id sorts by time and is never given twice: the counter grows, and should Redis lose
+-- it, the clock has gone on.
+local sequence = tonumber(redis.call('HGET', state, 'sequence') or 0)
+local function new_batch_id()
+  sequence = sequence + 1
+  return string.format('%012x-%s-%08x', now, partition, sequence)
+end
+
+local function hand_out(id, batch, entries)
+  batch[ATTEMPTS] = batch[ATTEMPTS] + 1
+  records[#records + 1] = id
+  records[#records + 1] = cmsgpack.pack(batch)
+  deadlines[#deadlines + 1] = until_ms
+  deadlines[#deadlines + 1] = id
+  reply[#reply + 1] = { id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], entries }
+  batches_left = batches_left - 1
+  tasks_left = tasks_left - batch[COUNT]
+  for _, entry in ipairs(entries) do bytes_left = bytes_left - #entry end
+end
+
+local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_left > 0 end
+
+local function leave_alone(group, error)
+  redis.call('ZREM', ready, group)
+  redis.call('ZADD', due, now + leave_ms, group)
+  reply[#reply + 1] = { '', group, 0, 0, error, {} }
+end
+
+-- Cuts as many batches from one group as are due and as there is room for.
+local function cut(group, tasks, ids)
+  if paused or not has_room() or not redis.call('ZSCORE', ready, group) then return end
+  local g = read_group(groups, group)
+  if not g or g[HELD] > 0 or g[WAITING] == 0 then
+    redis.call('ZREM', ready, group)
+    return
+  end
+  -- A group in `ready` was due when it got there, and stays due, so one batch is cut always.
+  local first = true
+  while g[WAITING] > 0 and has_room() and (first or due_at(g) <= now) do
+    first = false
+    local count = math.min(g[WAITING], g[SIZE])
+    local entries = redis.pcall('LRANGE', tasks, g[CLAIMED], g[CLAIMED] + count - 1)
+    if entries.err then return leave_alone(group, entries.err) end
+    if #entries == 0 then  -- the list was removed by a foreign hand: nothing is left to keep
+      taken = taken + g[WAITING]
+      g[WAITING] = 0
+      break
+    end
+    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '' }
+    if #entries == g[WAITING] then
+      redis.call('UNLINK', ids)
+    else
+      forget_ids(ids, entries)
+    end
+    g[WAITING] = g[WAITING] - #entries
+    g[CLAIMED] = g[CLAIMED] + #entries
+    g[FLUSH] = math.max(0, g[FLUSH] - #entries)
+    refresh_head(tasks, g)
+    taken, claimed = taken + #entries, claimed + #entries
+    hand_out(new_batch_id(), batch, entries)
+  end
+  write_group(groups, group, g)
+  schedule(due, ready, group, g, now)
+end
+
+-- Takes a batch whose claim ran out or whose retry is due.
+local function take_over(id, group, tasks)
+  if not has_room() then return end
+  local batch = read_batch(batches, id)
+  local g = read_group(groups, group)
+  if not batch or not g then
+    redis.call('ZREM', claims, id)
+    redis.call('ZREM', retry, id)
+    return
+  end
+  local waits = redis.call('ZSCORE', retry, id)
+  local at = waits or redis.call('ZSCORE', claims, id)
+  if not at or tonumber(at) > now or (paused and waits) then return end
+  local from = batch[START] - g[BASE]
+  local entries = redis.pcall('LRANGE', tasks, from, from + batch[COUNT] - 1)
+  if entries.err then
+    redis.call('ZADD', waits and retry or claims, now + leave_ms, id)
+    reply[#reply + 1] = { '', group, 0, 0, entries.err, {} }
+    return
+  end
+  if waits then
+    redis.call('ZREM', retry, id)
+    g[HELD] = g[HELD] - 1
+    write_group(groups, group, g)
+    schedule(due, ready, group, g, now)
+  end
+  hand_out(id, batch, entries)
+end
+
+for item = 1, (#KEYS - 7) / 2 do
+  local id, group = ARGV[6 + 2 * item], ARGV[7 + 2 * item]
+  local tasks, ids = KEYS[6 + 2 * item], KEYS[7 + 2 * item]
+  if id == '' then cut(group, tasks, ids) else take_over(id, group, tasks) end
+end
+if #records > 0 then
+  each('HSET', batches, records)
+  each('ZADD', claims, deadlines)
+end
+if taken > 0 then
+  redis.call('HSET', state, 'sequence', sequence)
+  redis.call('HINCRBY', state, 'waiting', -taken)
+  redis.call('HINCRBY', state, 'claimed', claimed)
+end
+return reply

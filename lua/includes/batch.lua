@@ -1,0 +1,34 @@
+-- A batch in flight: the record in the hash `batches`, a msgpack array with these places. Its
+-- tasks stay where they are, at the head of their group's list, so that a claim copies nothing.
+local GROUP    = 1   -- the group key
+local START    = 2   -- absolute number of its first task
+local COUNT    = 3   -- how many tasks it holds
+local ATTEMPTS = 4   -- how often it has been claimed to be merged
+local CREATED  = 5   -- when it was claimed first, ms
+local ERROR    = 6   -- why the last attempt failed, or ''
+
+local function read_batch(batches, id)
+  local packed = redis.call('HGET', batches, id)
+  return packed and cmsgpack.unpack(packed)
+end
+
+-- Batches of one group leave in the order of their tasks, so only the batch at the head may.
+local function is_head(g, batch) return batch[START] == g[BASE] end
+
+-- Forgets a batch that is at the head of its group; the caller has dealt with its tasks in the
+-- list and writes the group's record.
+local function close_batch(batches, claims, id, batch, g)
+  redis.call('HDEL', batches, id)
+  redis.call('ZREM', claims, id)
+  g[BASE] = g[BASE] + batch[COUNT]
+  g[CLAIMED] = g[CLAIMED] - batch[COUNT]
+end
+
+-- Takes the batch's tasks off the head of the list.
+local function trim_batch(tasks, batch, g)
+  if batch[COUNT] == g[WAITING] + g[CLAIMED] then
+    redis.pcall('UNLINK', tasks)
+  else
+    redis.pcall('LTRIM', tasks, batch[COUNT], -1)
+  end
+end

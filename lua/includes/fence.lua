@@ -1,0 +1,11 @@
+-- The fence: only the holder of a lease that is still running gets past it.
+-- Returns nil, or the error reply that the script has to return.
+local function fence(state, token, now)
+  local lease = redis.call('HMGET', state, 'token', 'expires')
+  if lease[1] ~= token then
+    return redis.error_reply('STALE the partition has another leader')
+  end
+  if tonumber(lease[2]) <= now then
+    return redis.error_reply('STALE the lease has expired')
+  end
+end

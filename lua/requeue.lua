@@ -1,0 +1,45 @@
+-- requeue: gives a dead letter another life as the same batch, ahead of what its group holds.
+--
+-- KEYS  1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead
+--       8 tasks of the group  9 tasks of the dead letter
+-- ARGV  1 batch id  2 wake channel  3 partition number
+-- Reply number of its tasks, 0 if there is no such dead letter.
+
+-- @include clock
+-- @include group
+-- @include each
+-- @include batch
+-- @include dead
+-- @include wake
+
+local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local id = ARGV[1]
+local now = clock()
+
+local packed = redis.call('HGET', dead, id)
+if not packed then return 0 end
+local letter = cmsgpack.unpack(packed)
+local group = letter[DEAD_GROUP]
+local entries = redis.call('LRANGE', dead_tasks, 0, -1)
+local count = #entries
+local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0 }
+redis.call('LLEN', tasks)  -- refuses a foreign type before anything is written
+
+local reversed = {}
+for i = 1, count do reversed[i] = entries[count + 1 - i] end
+each('LPUSH', tasks, reversed)
+g[BASE] = g[BASE] - count
+g[CLAIMED] = g[CLAIMED] + count
+g[HELD] = g[HELD] + 1
+local batch = { group, g[BASE], count, 0, letter[4], letter[6] }
+redis.call('HSET', batches, id, cmsgpack.pack(batch))
+redis.call('ZADD', retry, now, id)
+write_group(groups, group, g)
+schedule(due, ready, group, g, now)
+redis.call('HDEL', dead, id)
+redis.call('UNLINK', dead_tasks)
+redis.call('HINCRBY', state, 'claimed', count)
+redis.call('HINCRBY', state, 'dead', -count)
+wake_leader(state, ARGV[2], ARGV[3], now)
+return count
