@@ -1,0 +1,26 @@
+"""Turns many small tasks into few large ones, on Redis, across any number of machines."""
+
+from redisagg.aggregator import Aggregator
+from redisagg.async_aggregator import AsyncAggregator
+from redisagg.config import AggregationConfig, default_aggregation_config, default_aggregator
+from redisagg.errors import RedisAggError
+from redisagg.task import Task, group_key_text
+from redisagg.views import BatchState, DeadLetter, GroupState, PartitionStats, Stats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AggregationConfig",
+    "Aggregator",
+    "AsyncAggregator",
+    "BatchState",
+    "DeadLetter",
+    "GroupState",
+    "PartitionStats",
+    "RedisAggError",
+    "Stats",
+    "Task",
+    "default_aggregation_config",
+    "default_aggregator",
+    "group_key_text",
+]

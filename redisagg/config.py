@@ -1,0 +1,124 @@
+"""All settings of an aggregator, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from redisagg.durations import Duration, seconds, to_seconds
+from redisagg.errors import InvalidConfig, InvalidTask
+from redisagg.task import Task, check_size
+
+Merged: TypeAlias = "Task | Sequence[Task] | None"
+"""What a merge function may return: one task, several (a list or tuple), or none."""
+
+GroupAggregator: TypeAlias = Callable[[str, list[Task]], "Merged | Awaitable[Merged]"]
+"""A merge function: the group key and its tasks in arrival order to what is enqueued."""
+
+
+def default_aggregator(group: str, tasks: list[Task]) -> Task:
+    """The merge function used when none is given: all payloads in one task.
+
+    Its type is that of the first task with ``:aggregated`` behind it, its payload
+    ``{"group": group, "count": len(tasks), "payloads": [...]}`` in arrival order.
+    """
+    return Task(
+        type=f"{tasks[0].type}:aggregated",
+        payload={"group": group, "count": len(tasks), "payloads": [t.payload for t in tasks]},
+        group_key=group,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationConfig:
+    """When groups are due, how they are merged, and how much is done at a time.
+
+    Durations are seconds or `timedelta`; they are kept as seconds.
+
+    Args:
+        group_grace_period: a group is due when no task came for so long.
+        group_max_delay: a group is due when its oldest task has waited so long. The earlier of
+            the two wins.
+        group_max_size: a group is due at once when it holds so many tasks; no batch holds more.
+        group_aggregator: the merge function, plain or `async`. A plain one runs in a thread.
+        partitions: into how many parts the groups are split. Fixed for the life of a namespace.
+        concurrency: how many batches a flusher merges at the same time.
+        executor: where a plain merge function runs: ``"thread"``, or ``"process"`` for merges that
+            are heavy on the CPU; it and the sink have to be importable then (pickle).
+        merge_timeout: a merge that takes longer has failed. A thread can't be stopped: a plain
+            function should end by itself.
+        max_attempts: so many times a batch is tried before it goes to the dead letters.
+        retry_delay: before the second attempt; doubled for each further one, with jitter.
+        retry_max_delay: no wait between two attempts is longer.
+        lease_time: how long a flusher leads a partition without renewing. What a dead one leaves
+            behind is taken over after at most so long.
+        max_task_bytes: the largest packed task that is accepted.
+        linger: how long an add waits for others to share its round trip. 0 for not at all: what
+            comes while a call is on the wire shares the next one anyway.
+        add_timeout: how long a producer rides out a lost connection before it raises.
+        shutdown_timeout: how long `stop` waits for merges in hand.
+
+    Raises:
+        InvalidConfig: a setting is out of range or of the wrong type.
+    """
+
+    group_grace_period: Duration = 120.0
+    group_max_delay: Duration = 600.0
+    group_max_size: int = 20
+    group_aggregator: GroupAggregator = default_aggregator
+    partitions: int = 16
+    concurrency: int = 16
+    executor: Literal["thread", "process"] = "thread"
+    merge_timeout: Duration = 60.0
+    max_attempts: int = 10
+    retry_delay: Duration = 1.0
+    retry_max_delay: Duration = 300.0
+    lease_time: Duration = 10.0
+    max_task_bytes: int = 1024 * 1024
+    linger: Duration = 0.0
+    add_timeout: Duration = 30.0
+    shutdown_timeout: Duration = 30.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "group_grace_period",
+            "group_max_delay",
+            "merge_timeout",
+            "retry_delay",
+            "retry_max_delay",
+            "lease_time",
+            "add_timeout",
+            "shutdown_timeout",
+        ):
+            object.__setattr__(self, name, to_seconds(getattr(self, name), name, InvalidConfig))
+        try:
+            if self.linger != 0.0:
+                object.__setattr__(self, "linger", to_seconds(self.linger, "linger", InvalidConfig))
+            check_size(self.group_max_size, "group_max_size")
+        except InvalidTask as error:
+            raise InvalidConfig(str(error)) from None
+        _check_range("partitions", self.partitions, 1, 4096)
+        _check_range("concurrency", self.concurrency, 1, 10_000)
+        _check_range("max_attempts", self.max_attempts, 1, 1_000_000)
+        _check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
+        if seconds(self.lease_time) < 0.1:
+            raise InvalidConfig("lease_time is at least 0.1 seconds")
+        if self.executor not in ("thread", "process"):
+            raise InvalidConfig(f"executor is 'thread' or 'process', not {self.executor!r}")
+        if not callable(self.group_aggregator):
+            raise InvalidConfig("group_aggregator is a function of (group, tasks)")
+
+
+def _check_range(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidConfig(f"{name} is a whole number from {least:,} to {most:,}, not {value!r}")
+
+
+def default_aggregation_config(**changes: Any) -> AggregationConfig:
+    """The defaults: grace period 2 minutes, max delay 10 minutes, max size 20, with `changes`.
+
+    Raises:
+        InvalidConfig: a change is out of range or of the wrong type.
+    """
+    return AggregationConfig(**changes)

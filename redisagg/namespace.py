@@ -1,0 +1,97 @@
+"""What the blocking and the asyncio aggregator have in common: names, settings, endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from redisagg.config import AggregationConfig
+from redisagg.durations import Duration, seconds
+from redisagg.errors import InvalidConfig, NamespaceMismatch
+from redisagg.flusher.merging.processes import check_handed_over
+from redisagg.protocol.entries import Encoder
+from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.sinks import Sink, StreamSink, sink_from_url
+from redisagg.sinks.routing import Route, check_sink
+from redisagg.task import GroupKey, group_key_text
+from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One aggregator's settings, checked."""
+
+    keyspace: Keyspace
+    config: AggregationConfig
+    sink: Sink | Route
+    endpoint: Endpoint
+    encoder: Encoder
+
+    @classmethod
+    def make(
+        cls,
+        name: str,
+        redis: AnyClient,
+        config: AggregationConfig | None,
+        sink: Sink | Route | str | None,
+    ) -> Namespace:
+        """Checks the arguments of an aggregator.
+
+        Raises:
+            InvalidConfig: one of them is out of range or of the wrong type.
+        """
+        if config is None:
+            config = AggregationConfig()
+        if not isinstance(config, AggregationConfig):
+            raise InvalidConfig(f"config is an AggregationConfig, not {type(config).__name__}")
+        if sink is None:
+            sink = StreamSink(f"{name}-batches")
+        elif isinstance(sink, str):
+            sink = sink_from_url(sink)
+        if config.executor == "process":
+            check_handed_over(config.group_aggregator, sink)
+        keyspace = Keyspace(name, config.partitions)
+        return cls(keyspace, config, check_sink(sink), endpoint_of(redis), Encoder(config))
+
+    def with_concurrency(self, concurrency: int | None) -> Namespace:
+        """The same with another number of merges at the same time, if one is given."""
+        if concurrency is None:
+            return self
+        return replace(self, config=replace(self.config, concurrency=concurrency))
+
+    def producer_endpoint(self) -> Endpoint:
+        """Redis for callers, who wait for `add_timeout` at most."""
+        return self.endpoint.answering_within(_answer_within(self.config.add_timeout))
+
+    def flusher_endpoint(self) -> Endpoint:
+        """Redis for flushers, who would lose their leases with a connection that is dead."""
+        return self.endpoint.answering_within(_answer_within(self.config.lease_time))
+
+    def check_registered(self, found: tuple[int, int]) -> None:
+        """Compares what is recorded in Redis with what this aggregator was told.
+
+        Raises:
+            NamespaceMismatch: they differ.
+        """
+        schema, partitions = found
+        name = self.keyspace.name
+        if schema != SCHEMA:
+            raise NamespaceMismatch(
+                f"the namespace {name!r} has key schema {schema}, this version of redisagg has "
+                f"{SCHEMA}; use the version of redisagg that the other nodes use"
+            )
+        if partitions != self.config.partitions:
+            raise NamespaceMismatch(
+                f"the namespace {name!r} was created with {partitions} partitions, not "
+                f"{self.config.partitions}; set partitions={partitions}, or use another name"
+            )
+
+
+def _answer_within(time_left: Duration) -> float:
+    """After how many seconds a silent connection is taken for dead: while there is still time to
+    repeat the call on a new one."""
+    return min(seconds(time_left) / 3, 5.0)
+
+
+def group_bytes(group_key: GroupKey) -> bytes:
+    """A group key as it is in Redis; raises `InvalidGroupKey`."""
+    return group_key_text(group_key).encode()

@@ -1,0 +1,1 @@
+"""What is said to Redis: the keys, the Lua scripts, and the form of what is stored."""

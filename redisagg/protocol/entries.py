@@ -1,0 +1,121 @@
+"""A task as it is stored.
+
+The script `add` puts 6 bytes of arrival time (ms, big endian) and 1 byte with the length of the id
+before the id and the body. The body is a msgpack array: type, payload, and as far as they are set
+headers (map or nil) and a map with the task's priority (``p``), grace period and max delay (``g``,
+``d``, seconds), max size (``s``) and options (``o``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from redisagg.config import AggregationConfig
+from redisagg.durations import to_ms
+from redisagg.errors import InvalidTask, TaskTooLarge, UndecodableTask
+from redisagg.payload import pack, unpack
+from redisagg.task import Task, group_key_text, restored
+
+_OPTIONS = {"p": "priority", "g": "grace_period", "d": "max_delay", "s": "max_size", "o": "options"}
+
+
+class EncodedTask(NamedTuple):
+    """A task that has been checked and packed."""
+
+    group: bytes
+    id: bytes
+    body: bytes
+    limits: bytes
+    """What it asks of its group, as `add` takes it: grace, delay (ms), size, priority."""
+
+
+class StoredTask(NamedTuple):
+    """A task as it was found in Redis."""
+
+    task: Task | None
+    """None if the stored bytes are no task."""
+    arrived_at: float
+    """Seconds since the epoch, by Redis' clock."""
+    raw: bytes
+    """The stored bytes."""
+
+
+class Encoder:
+    """Turns tasks into what `add` takes, with the limits of a configuration."""
+
+    def __init__(self, config: AggregationConfig) -> None:
+        self._max_bytes = config.max_task_bytes
+        self._common = (
+            to_ms(config.group_grace_period),
+            to_ms(config.group_max_delay),
+            config.group_max_size,
+        )
+        self._limits = b"%d %d %d 0" % self._common
+
+    def __call__(self, task: Task) -> EncodedTask:
+        """Checks and packs a task.
+
+        Raises:
+            InvalidTask: it is no `Task`, or its group key is missing.
+            PayloadError: its payload can't be packed.
+            TaskTooLarge: its body has more than `max_task_bytes` bytes.
+        """
+        if not isinstance(task, Task):
+            raise InvalidTask(f"give a redisagg.Task, not {type(task).__name__}")
+        group = task.group_key or group_key_text("")
+        if task.priority or task.grace_period or task.max_delay or task.max_size or task.options:
+            limits = self._overridden(task)
+            options = {code: getattr(task, name) for code, name in _OPTIONS.items()}
+            set_options = {code: value for code, value in options.items() if value}
+            packed = pack((task.type, task.payload, dict(task.headers) or None, set_options))
+        else:
+            limits = self._limits
+            if task.headers:
+                packed = pack((task.type, task.payload, dict(task.headers)))
+            else:
+                packed = pack((task.type, task.payload))
+        if len(packed) > self._max_bytes:
+            raise TaskTooLarge(
+                f"the packed task has {len(packed):,} bytes, more than max_task_bytes "
+                f"({self._max_bytes:,}); put large data elsewhere and its address into the task"
+            )
+        return EncodedTask(str(group).encode(), task.id.encode(), packed, limits)
+
+    def _overridden(self, task: Task) -> bytes:
+        grace, delay, size = self._common
+        return b"%d %d %d %d" % (
+            grace if task.grace_period is None else to_ms(task.grace_period),
+            delay if task.max_delay is None else to_ms(task.max_delay),
+            task.max_size or size,
+            task.priority,
+        )
+
+
+def decode(entry: bytes, group: str) -> Task:
+    """The task in a stored entry of the group `group`.
+
+    Raises:
+        UndecodableTask: the bytes are no entry.
+    """
+    try:
+        end = 7 + entry[6]
+        body = unpack(entry[end:])
+        if len(body) == 2:
+            return restored(body[0], body[1], group, entry[7:end].decode())
+        extras: dict[str, Any] = {}
+        if len(body) > 2:
+            extras["headers"] = body[2] or {}
+        if len(body) > 3:
+            extras.update((_OPTIONS[code], value) for code, value in body[3].items())
+        return Task(body[0], body[1], group, entry[7:end].decode(), **extras)
+    except Exception as error:
+        raise UndecodableTask(f"{type(error).__name__}: {error}") from error
+
+
+def look_at(entry: bytes, group: str) -> StoredTask:
+    """A stored entry for people to look at, whatever it holds."""
+    try:
+        task = decode(entry, group)
+    except UndecodableTask:
+        task = None
+    return StoredTask(task, int.from_bytes(entry[:6], "big") / 1000, entry)

@@ -1,0 +1,89 @@
+"""The names of all keys. ARCHITECTURE.md describes what they hold.
+
+All keys of a partition share the hash tag ``{name:partition}``, and so a slot of Redis Cluster.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from zlib import crc32
+
+from redisagg.errors import InvalidConfig
+
+SCHEMA = 1
+"""The version of the key schema; recorded in Redis at a namespace's first use."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class PartitionKeys:
+    """The keys of one partition, as bytes."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.number = number
+        self.label = b"%d" % number
+        self.slot = f"{{{name}:{number}}}"
+        self._prefix = f"redisagg:{self.slot}:".encode()
+        for part in ("state", "groups", "batches", "claims", "retry", "due", "ready", "dead"):
+            setattr(self, part, self._prefix + part.encode())
+
+    state: bytes
+    groups: bytes
+    batches: bytes
+    claims: bytes
+    retry: bytes
+    due: bytes
+    ready: bytes
+    dead: bytes
+
+    def tasks(self, group: bytes) -> bytes:
+        """The list with the tasks of a group."""
+        return self._prefix + b"tasks:" + group
+
+    def ids(self, group: bytes) -> bytes:
+        """The hash with the ids that wait in a group."""
+        return self._prefix + b"ids:" + group
+
+    def dead_tasks(self, batch_id: bytes) -> bytes:
+        """The list with the tasks of a dead letter."""
+        return self._prefix + b"dead:" + batch_id
+
+    def call(self, producer: bytes) -> bytes:
+        """The last call of a producer."""
+        return self._prefix + b"call:" + producer
+
+
+class Keyspace:
+    """The keys of a namespace.
+
+    Args:
+        name: 1 to 64 letters, digits, dots, underscores and hyphens.
+        partitions: how many there are.
+
+    Raises:
+        InvalidConfig: the name is of another form.
+    """
+
+    def __init__(self, name: str, partitions: int) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InvalidConfig(
+                "the name of an aggregator is 1 to 64 letters, digits, dots, underscores and "
+                f"hyphens, and starts with a letter or digit: {name!r}"
+            )
+        self.name = name
+        prefix = f"redisagg:{{{name}}}:".encode()
+        self.meta = prefix + b"meta"
+        self.flushers = prefix + b"flushers"
+        self.wake_channel = prefix + b"wake"
+        self.partitions = [PartitionKeys(name, number) for number in range(partitions)]
+        self.place = lru_cache(maxsize=16_384)(self._place)
+
+    def partition_of(self, group: bytes) -> PartitionKeys:
+        """The partition of a group: CRC-32 (IEEE) of its key modulo the number of partitions."""
+        return self.partitions[crc32(group) % len(self.partitions)]
+
+    def _place(self, group: bytes) -> tuple[PartitionKeys, bytes, bytes]:
+        """A group's partition, tasks key and ids key; `place` remembers them."""
+        partition = self.partition_of(group)
+        return partition, partition.tasks(group), partition.ids(group)

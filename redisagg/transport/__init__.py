@@ -1,0 +1,1 @@
+"""How requests get to Redis: connections, errors, retries, over threads or asyncio."""

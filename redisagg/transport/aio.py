@@ -1,0 +1,118 @@
+"""Requests over an asyncio redis-py client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tenacity
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
+from redis.exceptions import ResponseError
+
+from redisagg.operations import Operation
+from redisagg.protocol.scripts import Request
+from redisagg.transport import retrying
+from redisagg.transport.failures import check_role, is_transient
+from redisagg.transport.rounds import RAW, Command, pack, round_trip
+
+T = TypeVar("T")
+
+
+class AsyncTransport:
+    """Runs operations on an asyncio client; the counterpart of `threads.Transport`.
+
+    Args:
+        client: the caller's, or one that `redisagg.transport.clients` made.
+        timeout: seconds for which lost connections are ridden out; None for ever.
+    """
+
+    def __init__(self, client: Redis | RedisCluster, timeout: float | None) -> None:
+        self.client = client
+        self.clustered = isinstance(client, RedisCluster)
+        self._timeout = timeout
+
+    async def run(self, operation: Operation[T]) -> T:
+        """As `threads.Transport.run`."""
+        return await self._run(operation, once=False)
+
+    async def once(self, operation: Operation[T]) -> T:
+        """As `threads.Transport.once`."""
+        return await self._run(operation, once=True)
+
+    async def _run(self, operation: Operation[T], *, once: bool) -> T:
+        try:
+            requests = next(operation)
+            while True:
+                requests = operation.send(await self.exchange(requests, once=once))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def exchange(self, requests: Sequence[Request], *, once: bool = False) -> list[Any]:
+        """As `threads.Transport.exchange`.
+
+        Args:
+            requests: what to send in one round trip.
+            once: whether to raise at the first lost connection, for requests whose reply can't
+                be had again.
+        """
+        since = time.monotonic()
+        try:
+            return await self._exchange(requests)
+        except Exception as error:
+            if once or not is_transient(error) or retrying.expired(self._timeout, since):
+                raise retrying.give_up(error, self._timeout) from error
+        retryer = tenacity.AsyncRetrying(**retrying.options(self._timeout, since))
+        try:
+            return await retryer(self._exchange, requests)
+        except Exception as error:
+            raise retrying.give_up(error, self._timeout) from error
+
+    async def _exchange(self, requests: Sequence[Request]) -> list[Any]:
+        steps = round_trip(requests)
+        try:
+            commands = next(steps)
+            while True:
+                commands = steps.send(await self._send(commands))
+        except StopIteration as stop:
+            replies: list[Any] = stop.value
+            return replies
+
+    async def _send(self, commands: list[Command]) -> list[Any]:
+        if isinstance(self.client, RedisCluster):
+            return await asyncio.gather(*map(self._send_routed, commands))
+        return await self._send_together(self.client.connection_pool, commands)
+
+    async def _send_together(self, pool: ConnectionPool, commands: list[Command]) -> list[Any]:
+        """Sends all commands at once, and reads all replies, on one connection of the pool."""
+        connection = await pool.get_connection()
+        try:
+            try:
+                await connection.send_packed_command(pack(commands, connection))
+                return [await self._read(connection) for _ in commands]
+            except BaseException:
+                await connection.disconnect(nowait=True)  # replies may be on their way still
+                raise
+        finally:
+            await pool.release(connection)
+
+    @staticmethod
+    async def _read(connection: Any) -> Any:
+        try:
+            return await connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            check_role(error, connection)
+            return error
+
+    async def _send_routed(self, command: Command) -> Any:
+        """Leaves it to the cluster client to find the node; its pipelines take no scripts."""
+        try:
+            return await self.client.execute_command(*command, **RAW)
+        except AttributeError as error:
+            # When one node can't be reached, redis-py closes the connections to all, those in
+            # use too, and stumbles over the missing socket.
+            return ConnectionError(f"the cluster client closed the connection: {error}")
+        except Exception as error:
+            return error

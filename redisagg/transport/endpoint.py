@@ -1,0 +1,241 @@
+"""Where Redis is: read from a URL or from the caller's client, turned into the client needed.
+
+A flusher works on asyncio whatever the caller's client is, and listens on a connection of its
+own; both are made from the same endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import redis
+import redis.asyncio as aio
+import redis.asyncio.cluster as aio_cluster
+import redis.asyncio.sentinel as aio_sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from redisagg.errors import InvalidConfig
+from redisagg.transport.retrying import give_up
+
+SyncClient: TypeAlias = "redis.Redis | redis.RedisCluster"
+AsyncClient: TypeAlias = "aio.Redis | aio.RedisCluster"
+AnyClient: TypeAlias = "str | SyncClient | AsyncClient"
+Node: TypeAlias = "tuple[str, int]"
+
+_CARRIED_OVER = {
+    *("host", "port", "path", "db", "protocol", "client_name"),
+    *("username", "password", "credential_provider"),
+    *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options"),
+    *("health_check_interval", "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs"),
+    *("ssl_ca_path", "ssl_ca_data", "ssl_check_hostname", "ssl_password", "ssl_min_version"),
+    *("ssl_ciphers",),
+}
+"""What a blocking and an asyncio connection both understand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server, a primary that Sentinels know, or a cluster."""
+
+    options: Mapping[str, Any]
+    """Arguments for each connection."""
+    tls: bool = False
+    sentinels: Sequence[Mapping[str, Any]] = ()
+    """Arguments for the connection to each Sentinel."""
+    service: str = ""
+    cluster: Sequence[Node] = field(default=())
+
+    # redis-py's own retries are turned off: ours know what may be repeated and for how long.
+
+    def blocking(self) -> SyncClient:
+        """A new client for threads.
+
+        Raises:
+            RedisAggError: no node of the cluster lets it in; other clients connect later.
+        """
+        retry = Retry(NoBackoff(), 0)
+        if self.cluster:
+            nodes = [ClusterNode(host, port) for host, port in self.cluster]
+            try:
+                return redis.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self.options)
+            except Exception as error:
+                raise give_up(error, None) from error
+        if self.service:
+            sentinel = Sentinel([])
+            sentinel.sentinels = [redis.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
+            client: redis.Redis = sentinel.master_for(
+                self.service, retry=retry, ssl=self.tls, **self.options
+            )
+            return client
+        return redis.Redis.from_pool(self._pool(redis, retry))
+
+    def asyncio(self) -> AsyncClient:
+        """A new client for asyncio."""
+        retry = AsyncRetry(NoBackoff(), 0)
+        if self.cluster:
+            nodes = [aio_cluster.ClusterNode(host, port) for host, port in self.cluster]
+            return aio.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self.options)
+        if self.service:
+            sentinel = aio_sentinel.Sentinel([])
+            sentinel.sentinels = [aio.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
+            client: aio.Redis = sentinel.master_for(
+                self.service, retry=retry, ssl=self.tls, **self.options
+            )
+            return client
+        return aio.Redis.from_pool(self._pool(aio, retry))
+
+    def answering_within(self, timeout: float) -> Endpoint:
+        """The same, with connections given up that do not answer for `timeout` seconds, unless
+        the endpoint says something else itself."""
+        return replace(self, options={"socket_timeout": timeout, **self.options})
+
+    def of_node(self, node: Node) -> Endpoint:
+        """One node of the cluster by itself; channels are the same on all of them."""
+        host, port = node
+        return Endpoint({**self.options, "host": host, "port": port}, self.tls)
+
+    def _pool(self, flavour: Any, retry: Any) -> Any:
+        if "path" in self.options:
+            kind = flavour.UnixDomainSocketConnection
+        elif self.tls:
+            kind = flavour.SSLConnection
+        else:
+            kind = flavour.Connection
+        return flavour.ConnectionPool(connection_class=kind, retry=retry, **self.options)
+
+
+def endpoint_of(source: AnyClient) -> Endpoint:
+    """The endpoint behind a URL or a client.
+
+    URLs: ``redis://``, ``rediss://`` and ``unix://`` as redis-py reads them,
+    ``redis+sentinel://[user:password@]host:port,host:port/SERVICE[/DB]``, and
+    ``redis+cluster://[user:password@]host:port,host:port``; ``rediss+…`` for TLS, but to Sentinels
+    themselves. All take redis-py's options behind a ``?``.
+
+    Raises:
+        InvalidConfig: it is neither a URL of these forms nor a client of redis-py.
+    """
+    if isinstance(source, str):
+        return _from_url(source)
+    if isinstance(source, redis.RedisCluster | aio.RedisCluster):
+        return _from_cluster(source)
+    if isinstance(source, redis.Redis | aio.Redis):
+        return _from_pool(source.connection_pool)
+    raise InvalidConfig(
+        "redis is a URL or a client of redis-py (Redis, RedisCluster, or what Sentinel.master_for "
+        f"returns), not {type(source).__name__}"
+    )
+
+
+def close(client: SyncClient) -> None:
+    """Closes a client that `Endpoint.blocking` made, with its connections to Sentinels."""
+    if isinstance(client, redis.RedisCluster):
+        client.disconnect_connection_pools()  # its close() would leave it unusable for good
+    else:
+        client.close()
+    for sentinel in _sentinels(client):
+        sentinel.close()
+
+
+async def aclose(client: AsyncClient) -> None:
+    """Closes a client that `Endpoint.asyncio` made, with its connections to Sentinels."""
+    await client.aclose()
+    for sentinel in _sentinels(client):
+        await sentinel.aclose()
+
+
+def _sentinels(client: Any) -> list[Any]:
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return list(manager.sentinels) if manager else []
+
+
+def _from_url(url: str) -> Endpoint:
+    scheme, _, rest = url.partition("://")
+    base, _, topology = scheme.partition("+")
+    if base not in {"redis", "rediss", "unix"} or topology not in {"", "sentinel", "cluster"}:
+        raise InvalidConfig(
+            f"the scheme of a Redis URL is redis, rediss or unix, with +sentinel or +cluster "
+            f"behind it if need be, not {scheme!r}"
+        )
+    try:
+        if not topology:
+            return Endpoint(_options(url), base == "rediss")
+        return _from_topology(topology, base == "rediss", rest)
+    except ValueError as error:
+        raise InvalidConfig(f"the Redis URL can't be read: {error}") from None
+
+
+def _options(url: str) -> dict[str, Any]:
+    """The arguments for connections in a URL as redis-py reads it.
+
+    Raises:
+        ValueError: it can't be read, or names a file that is not there.
+    """
+    options = _shared(aio.connection.parse_url(url))
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        # Each attempt to connect would fail with an error that names no file.
+        if name in options and not Path(options[name]).is_file():
+            raise ValueError(f"{name} is no file: {options[name]}")
+    return options
+
+
+def _from_topology(topology: str, tls: bool, rest: str) -> Endpoint:
+    credentials, _, places = rest.rpartition("@")
+    places, _, query = places.partition("?")
+    hosts, _, path = places.partition("/")
+    nodes: list[Node] = []
+    for place in hosts.split(","):
+        parts = urlsplit(f"//{place}")
+        nodes.append((parts.hostname or "localhost", parts.port or 6379))
+    user, _, password = credentials.partition(":")
+    options = _options(f"redis://?{query}")
+    if user:
+        options["username"] = unquote(user)
+    if password:
+        options["password"] = unquote(password)
+    if topology == "cluster":
+        return Endpoint(options, tls, cluster=nodes)
+    service, _, db = path.partition("/")
+    if not service:
+        raise ValueError("the name of the service is missing behind the Sentinels")
+    if db:
+        options["db"] = int(db)
+    sentinels = [{"host": host, "port": port} for host, port in nodes]
+    return Endpoint(options, tls, sentinels=sentinels, service=unquote(service))
+
+
+def _from_cluster(client: redis.RedisCluster | aio.RedisCluster) -> Endpoint:
+    known = client.get_nodes() or client.nodes_manager.startup_nodes.values()
+    options = client.get_connection_kwargs()
+    kind: Any = options.get("connection_class", object)
+    tls = bool(options.get("ssl")) or issubclass(kind, redis.SSLConnection | aio.SSLConnection)
+    shared = {k: v for k, v in _shared(options).items() if k not in {"host", "port", "db"}}
+    return Endpoint(shared, tls, cluster=[(node.host, int(node.port)) for node in known])
+
+
+def _from_pool(pool: Any) -> Endpoint:
+    tls = _is_tls(pool)
+    options = _shared(pool.connection_kwargs)
+    if isinstance(pool, SentinelConnectionPool | aio_sentinel.SentinelConnectionPool):
+        sentinels = [
+            {**_shared(each.connection_kwargs), "ssl": _is_tls(each)}
+            for each in (sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)
+        ]
+        return Endpoint(options, tls, sentinels=sentinels, service=pool.service_name)
+    return Endpoint(options, tls)
+
+
+def _is_tls(pool: Any) -> bool:
+    return issubclass(pool.connection_class, redis.SSLConnection | aio.SSLConnection)
+
+
+def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in _CARRIED_OVER}
