@@ -1,0 +1,151 @@
+"""Adding from coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import TypeAlias, TypeVar
+
+from redisagg.producer.calls import (
+    COMMIT_ROUND_TASKS,
+    STREAM_ROUND_TASKS,
+    Outcomes,
+    Round,
+    Tally,
+    W,
+)
+from redisagg.producer.lanes import Lanes
+from redisagg.protocol.entries import EncodedTask
+from redisagg.protocol.keys import Keyspace
+from redisagg.transport.aio import AsyncTransport
+
+T = TypeVar("T")
+
+_Future: TypeAlias = "asyncio.Future[None]"
+
+# While Redis works on one round trip, the next one is put together.
+_SENDERS = 2
+
+
+class _Queue:
+    """Tasks that share round trips, and those who wait for them.
+
+    Args:
+        exchange: sends what has gathered, and raises nothing.
+        linger: seconds for which a call waits for company; 0 for none.
+    """
+
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        exchange: Callable[[Round[_Future]], Awaitable[Outcomes[_Future]]],
+        linger: float,
+    ) -> None:
+        self._keyspace = keyspace
+        self._exchange = exchange
+        self._linger = linger
+        self._waiting: deque[tuple[EncodedTask, _Future]] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    def add(self, task: EncodedTask) -> _Future:
+        """As `AsyncAdder.add`."""
+        future: _Future = asyncio.get_running_loop().create_future()
+        self._waiting.append((task, future))
+        if len(self._senders) < _SENDERS:
+            sender = asyncio.create_task(self._send_waiting())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return future
+
+    async def _send_waiting(self) -> None:
+        if self._linger:
+            await asyncio.sleep(self._linger)
+        while self._waiting:
+            together: Round[_Future] = Round(self._keyspace, COMMIT_ROUND_TASKS)
+            while self._waiting and not together.full:
+                together.put(*self._waiting.popleft())
+            for futures, error in await self._exchange(together):
+                for future in futures:
+                    if future.done():  # its caller was cancelled
+                        continue
+                    if error is None:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(copy.copy(error))  # each caller gets its own
+
+
+class AsyncAdder:
+    """Adds tasks for any number of coroutines of one event loop.
+
+    Args:
+        linger: seconds for which a call waits for company; 0 for none.
+    """
+
+    def __init__(self, keyspace: Keyspace, transport: AsyncTransport, linger: float) -> None:
+        self.lanes = Lanes()
+        self._keyspace = keyspace
+        self._transport = transport
+        # The partitions of a cluster don't wait for each other: one of its masters may be down.
+        count = len(keyspace.partitions) if transport.clustered else 1
+        self._queues = [_Queue(keyspace, self.exchange, linger) for _ in range(count)]
+        self.add = self._add_by_partition if transport.clustered else self._queues[0].add
+        """A future that is done when Redis has acknowledged the task, or refused it."""
+
+    async def exchange(self, together: Round[W]) -> Outcomes[W]:
+        """Sends a round and tells what became of it; raises nothing."""
+        with self.lanes.take() as lane:
+            try:
+                replies = await self._transport.exchange(together.requests(lane))
+            except Exception as error:
+                return together.failed(error)
+        return together.outcomes(replies)
+
+    def _add_by_partition(self, task: EncodedTask) -> _Future:
+        partition, *_ = self._keyspace.place(task[0])
+        return self._queues[partition.number].add(task)
+
+
+class AsyncStream:
+    """As `threads.ThreadStream`, for coroutines."""
+
+    def __init__(
+        self, adder: AsyncAdder, keyspace: Keyspace, progress: Callable[[int], object] | None
+    ) -> None:
+        self._adder = adder
+        self._keyspace = keyspace
+        self._tally = Tally(progress)
+        self._next: Round[None] = Round(keyspace, STREAM_ROUND_TASKS)
+        self._on_wire: asyncio.Task[Outcomes[None]] | None = None
+
+    async def put(self, task: EncodedTask) -> None:
+        """As `ThreadStream.put`."""
+        self._next.put(task, None)
+        if self._next.full:
+            await self._settle()
+            self._on_wire = asyncio.create_task(self._adder.exchange(self._next))
+            self._next = Round(self._keyspace, STREAM_ROUND_TASKS)
+            await asyncio.sleep(0)  # lets it be sent before the next one is put together
+
+    async def finish(self) -> None:
+        """As `ThreadStream.finish`."""
+        await self._settle()
+        if self._next:
+            self._tally.count(await self._adder.exchange(self._next))
+        self._tally.raise_refusal()
+
+    async def _settle(self) -> None:
+        if self._on_wire is not None:
+            self._tally.count(await self._on_wire)
+            self._on_wire = None
+
+
+async def aiter_of(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    """The items of either kind of iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

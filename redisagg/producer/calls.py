@@ -1,0 +1,184 @@
+"""What goes into one call of the script `add`, and what its reply means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from redisagg.errors import RedisUnavailable
+from redisagg.producer.lanes import Lane
+from redisagg.protocol.entries import EncodedTask
+from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.scripts import Request, call
+from redisagg.transport.failures import refusal
+
+# What one call may carry, so that it keeps Redis busy for about 2 ms at most.
+MAX_CALL_TASKS = 400
+MAX_CALL_BYTES = 512 * 1024
+
+# What one round trip may carry, over all partitions. Small ones let a group commit overlap with
+# Redis' work on the one before; a stream has nobody waiting, and large ones cost less a task.
+COMMIT_ROUND_TASKS = 500
+STREAM_ROUND_TASKS = 2_000
+MAX_ROUND_BYTES = 4 * 1024 * 1024
+
+# How long a call is remembered for a repetition whose first reply was lost, ms.
+_REMEMBERED_MS = 10 * 60 * 1000
+
+W = TypeVar("W")
+"""Who waits for a task: anything that `Round.outcomes` hands back."""
+
+Outcomes: TypeAlias = Iterator[tuple[list[W], "Exception | None"]]
+"""Those who wait, with what kept their tasks out or None."""
+
+
+class _Section(Generic[W]):
+    """A run of tasks for one group with the same limits."""
+
+    __slots__ = ("call", "group", "ids_key", "limits", "members", "tasks_key", "waiters")
+
+    def __init__(
+        self, call: _Call[W], group: bytes, tasks_key: bytes, ids_key: bytes, limits: bytes
+    ) -> None:
+        self.call = call
+        self.group = group
+        self.tasks_key = tasks_key
+        self.ids_key = ids_key
+        self.limits = limits
+        self.members: list[bytes] = []
+        self.waiters: list[W] = []
+
+
+class _Call(Generic[W]):
+    """The sections for one call of `add`: all in one partition."""
+
+    __slots__ = ("bytes", "partition", "sections", "tasks")
+
+    def __init__(self, partition: PartitionKeys) -> None:
+        self.partition = partition
+        self.sections: list[_Section[W]] = []
+        self.tasks = 0
+        self.bytes = 0
+
+    def request(self, lane: Lane, keyspace: Keyspace) -> Request:
+        """The call, as the next one of `lane`."""
+        p = self.partition
+        keys = [p.state, p.groups, p.due, p.ready, p.call(lane.id)]
+        number = lane.next_number(p.number)
+        args: list[Any] = [number, _REMEMBERED_MS, keyspace.wake_channel, p.label]
+        for section in self.sections:
+            keys += (section.tasks_key, section.ids_key)
+            args += (section.group, section.limits, len(section.waiters))
+            args += section.members
+        return call("add", keys, *args)
+
+    def outcomes(self, reply: Any) -> Outcomes[W]:
+        """Those who wait, with what kept their tasks out or None."""
+        for i, section in enumerate(self.sections):
+            status = reply if isinstance(reply, Exception) else reply[i]
+            yield section.waiters, _error(status)
+
+
+def _error(status: Any) -> Exception | None:
+    if isinstance(status, int):
+        return None
+    return status if isinstance(status, Exception) else refusal(status.decode(errors="replace"))
+
+
+class Round(Generic[W]):
+    """What goes out in one round trip: one call for each partition that has tasks."""
+
+    __slots__ = ("_bytes", "_calls", "_keyspace", "_max_tasks", "_sections", "_tasks", "full")
+
+    def __init__(self, keyspace: Keyspace, max_tasks: int) -> None:
+        self.full = False
+        """Whether nothing more should go in."""
+        self._keyspace = keyspace
+        self._max_tasks = max_tasks
+        self._calls: dict[int, _Call[W]] = {}
+        self._sections: dict[bytes, _Section[W]] = {}
+        """By group, the section that is still open."""
+        self._tasks = 0
+        self._bytes = 0
+
+    def put(self, task: EncodedTask, waiter: W) -> None:
+        """Puts a task in. Every task comes through here: most find their section."""
+        group, task_id, body, limits = task
+        section = self._sections.get(group)
+        if section is None or section.limits != limits:
+            section = self._open(group, limits)
+        section.members += (task_id, body)
+        section.waiters.append(waiter)
+        size = len(body)
+        its_call = section.call
+        its_call.tasks += 1
+        its_call.bytes += size
+        self._tasks += 1
+        self._bytes += size
+        if (
+            self._tasks >= self._max_tasks
+            or self._bytes >= MAX_ROUND_BYTES
+            or its_call.tasks >= MAX_CALL_TASKS
+            or its_call.bytes >= MAX_CALL_BYTES
+        ):
+            self.full = True
+
+    def _open(self, group: bytes, limits: bytes) -> _Section[W]:
+        partition, tasks_key, ids_key = self._keyspace.place(group)
+        its_call = self._calls.get(partition.number)
+        if its_call is None:
+            its_call = self._calls[partition.number] = _Call(partition)
+        section = _Section(its_call, group, tasks_key, ids_key, limits)
+        self._sections[group] = section
+        its_call.sections.append(section)
+        return section
+
+    def __len__(self) -> int:
+        return self._tasks
+
+    def requests(self, lane: Lane) -> list[Request]:
+        """The calls, as the next ones of `lane`."""
+        return [each.request(lane, self._keyspace) for each in self._calls.values()]
+
+    def outcomes(self, replies: Iterable[Any]) -> Outcomes[W]:
+        """Those who wait, with what kept their tasks out or None."""
+        for each, reply in zip(self._calls.values(), replies, strict=True):
+            yield from each.outcomes(reply)
+
+    def failed(self, error: Exception) -> Outcomes[W]:
+        """The same if the round trip itself failed."""
+        return self.outcomes([error] * len(self._calls))
+
+
+class Tally:
+    """Counts what became of a stream of tasks.
+
+    Args:
+        progress: called with the number of tasks acknowledged so far.
+    """
+
+    def __init__(self, progress: Callable[[int], object] | None) -> None:
+        self._progress = progress
+        self._acknowledged = 0
+        self._refusal: Exception | None = None
+
+    def count(self, outcomes: Outcomes[None]) -> None:
+        """Counts a round.
+
+        Raises:
+            RedisUnavailable: the round trip failed; there is no point in going on.
+        """
+        for waiters, error in outcomes:
+            if isinstance(error, RedisUnavailable):
+                raise error
+            if error is None:
+                self._acknowledged += len(waiters)
+            else:
+                self._refusal = self._refusal or error
+        if self._progress is not None:
+            self._progress(self._acknowledged)
+
+    def raise_refusal(self) -> None:
+        """Raises the first refusal, if there was one."""
+        if self._refusal is not None:
+            raise self._refusal

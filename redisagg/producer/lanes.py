@@ -1,0 +1,65 @@
+"""Names for calls, so that Redis carries out just once a call that had to be repeated."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Lane:
+    """A sequence of calls, one after the other; the script remembers the last one of each lane."""
+
+    __slots__ = ("id", "number", "partitions")
+
+    def __init__(self) -> None:
+        self.id = os.urandom(9).hex().encode()
+        self.number = 0
+        self.partitions: set[int] = set()
+        """Where a call of this lane is remembered."""
+
+    def next_number(self, partition: int) -> int:
+        """The number of the next call, which goes to this partition."""
+        self.partitions.add(partition)
+        self.number += 1
+        return self.number
+
+
+class Lanes:
+    """The lanes of one producer: as many as there ever were calls at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: list[Lane] = []
+        self._free: list[Lane] = []
+        self._pid = os.getpid()
+
+    @contextmanager
+    def take(self) -> Iterator[Lane]:
+        """A lane for the caller alone, within the `with` block."""
+        if self._pid != os.getpid():
+            self._forget()
+        with self._lock:
+            if self._free:
+                lane = self._free.pop()
+            else:
+                lane = Lane()
+                self._all.append(lane)
+        try:
+            yield lane
+        finally:
+            with self._lock:
+                self._free.append(lane)
+
+    def drain(self) -> list[Lane]:
+        """Gives up all lanes and returns them; later calls take new ones."""
+        with self._lock:
+            lanes, self._all, self._free = self._all, [], []
+        return lanes
+
+    def _forget(self) -> None:
+        # A forked child must not go on in its parent's lanes, nor wait for its parent's threads.
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._all, self._free = [], []
