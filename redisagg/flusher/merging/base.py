@@ -1,0 +1,176 @@
+"""A batch to be merged, what becomes of it, and the steps that all mergers share."""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from redisagg.config import AggregationConfig
+from redisagg.durations import seconds
+from redisagg.errors import MergeError, MergeTimeout, SinkError, UndecodableTask
+from redisagg.flusher.merging.tracing import linked
+from redisagg.protocol.entries import decode
+from redisagg.sinks.base import Batch, DeliverySink
+from redisagg.sinks.routing import Router
+from redisagg.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    error: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The failure that an exception means."""
+        text = "".join(traceback.format_exception(error))
+        return cls(f"{type(error).__name__}: {error}", text)
+
+
+@dataclass(slots=True)
+class Commit:
+    """Merged tasks as a commit script takes them, for one batch."""
+
+    script: str
+    queue_keys: Sequence[bytes]
+    options: Sequence[Any]
+    entry_keys: list[bytes] = field(default_factory=list)
+    arguments: list[bytes] = field(default_factory=list)
+
+    def goes_with(self, other: Commit) -> bool:
+        """Whether both go into the same queue, and so into the same call."""
+        mine = (self.script, self.queue_keys, self.options)
+        return mine == (other.script, other.queue_keys, other.options)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a merge ended."""
+
+    failure: Failure | None = None
+    commit: Commit | None = None
+    """What the commit script enqueues, if anything."""
+    deliveries: list[Batch] = field(default_factory=list)
+    """What is delivered before the commit."""
+    undecodable: list[tuple[int, str]] = field(default_factory=list)
+    """Places of entries that are no tasks, and what is wrong with them."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A claimed batch on its way through a flusher."""
+
+    batch_id: bytes
+    group: bytes
+    attempt: int
+    entries: Sequence[bytes]
+    slot: str | None
+    """The hash tag of its partition on a cluster, else None."""
+    done: Callable[[Job], None]
+    """Called on the loop when there is an outcome."""
+    outcome: Outcome | None = None
+    abandoned: bool = False
+    """Whether nobody waits for it any more."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Takes the outcome and tells who waits for it; on the loop."""
+        self.outcome = outcome
+        self.done(self)
+
+
+class Merger(ABC):
+    """Merges jobs, at most `concurrency` at a time."""
+
+    def __init__(self, config: AggregationConfig, router: Router) -> None:
+        self.function = config.group_aggregator
+        self.timeout = seconds(config.merge_timeout)
+        self.concurrency = config.concurrency
+        self.router = router
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Merges the job soon and calls its `end`; to be called on the loop."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Starts no further merge."""
+
+    def timed_out(self) -> Outcome:
+        """The outcome of a merge that took too long."""
+        error = MergeTimeout(f"the merge took longer than merge_timeout ({self.timeout:g} s)")
+        return Outcome(Failure.of(error))
+
+
+def prepare(job: Job, outcome: Outcome) -> tuple[str, list[Task]]:
+    """The arguments for the merge function; what can't be decoded goes into the outcome."""
+    group = job.group.decode("utf-8", "replace")
+    tasks: list[Task] = []
+    for place, entry in enumerate(job.entries):
+        try:
+            tasks.append(decode(entry, group))
+        except UndecodableTask as error:
+            outcome.undecodable.append((place, str(error)))
+    return group, tasks
+
+
+def settle(job: Job, outcome: Outcome, router: Router, tasks: Sequence[Task], merged: Any) -> None:
+    """Puts what the merge function returned into the outcome.
+
+    Args:
+        tasks: what was merged.
+        merged: a task, None, or a list or tuple of tasks.
+
+    Raises:
+        MergeError: it is something else.
+        PayloadError: the sink can't write its payload.
+        SinkError: no sink, or two different queues in Redis, for the tasks of one batch.
+    """
+    for batch in _batches(job, tasks, merged):
+        sink = router.sink_of(batch.task)
+        batch = _inheriting(batch, sink.inherits, tasks)
+        if isinstance(sink, DeliverySink):
+            outcome.deliveries.append(batch)
+            continue
+        commit = Commit(sink.script, sink.commit_keys(job.slot), sink.options())
+        if outcome.commit is None:
+            outcome.commit = commit
+        elif not outcome.commit.goes_with(commit):
+            raise SinkError("the tasks of one batch go to two queues in Redis: not in one step")
+        outcome.commit.entry_keys += sink.entry_keys(batch)
+        outcome.commit.arguments += sink.arguments(batch)
+
+
+def _inheriting(batch: Batch, names: Sequence[str], tasks: Sequence[Task]) -> Batch:
+    """The batch with the options that its merged task takes over; the same if there are none."""
+    given = [task.options for task in tasks if task.options] if names else []
+    # Backwards, so that the first task that has an option decides.
+    inherited = {name: has[name] for has in reversed(given) for name in names if name in has}
+    if not inherited:
+        return batch
+    options = {**inherited, **batch.task.options}
+    return replace(batch, task=replace(batch.task, options=options))
+
+
+def _batches(job: Job, tasks: Sequence[Task], merged: Any) -> Iterator[Batch]:
+    if merged is None:
+        return
+    several = merged if isinstance(merged, list | tuple) else [merged]
+    group = job.group.decode("utf-8", "replace")
+    for number, task in enumerate(several, 1):
+        if not isinstance(task, Task):
+            raise MergeError(
+                f"the merge function returned {type(task).__name__}; return a Task, None, or "
+                "several tasks"
+            )
+        batch_id = job.batch_id.decode()
+        if several is merged:
+            batch_id = f"{batch_id}-{number}"
+        headers = linked(task.headers, tasks)
+        if not task.group_key or headers is not task.headers:
+            task = replace(task, group_key=task.group_key or group, headers=headers)
+        yield Batch(batch_id, group, len(tasks), task)

@@ -1,0 +1,112 @@
+"""Merging by a plain function, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from redisagg.config import AggregationConfig
+from redisagg.flusher.merging.base import Job, Merger, Outcome
+from redisagg.flusher.merging.blocking import merge
+from redisagg.sinks.routing import Router
+
+_log = logging.getLogger("redisagg")
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """What a thread is merging."""
+
+    job: Job
+    since: float
+
+
+class ThreadMerger(Merger):
+    """Calls the merge function in threads of its own.
+
+    The threads take jobs from one queue, so that a slow merge delays no other, and tell the loop
+    of all that ended since it last looked in one call.
+    """
+
+    def __init__(self, config: AggregationConfig, router: Router) -> None:
+        super().__init__(config, router)
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._ended: deque[tuple[Job, Outcome]] = deque()
+        self._lock = threading.Lock()
+        self._told = False
+        self._threads = 0
+        self._open = 0  # jobs that have been submitted and have not ended
+        self._running: dict[int, _Running] = {}
+        self._watch: asyncio.TimerHandle | None = None
+
+    def submit(self, job: Job) -> None:
+        self._open += 1
+        if self._open > self._threads < self.concurrency:
+            self._start_thread()
+        self._queue.put(job)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)
+
+    def close(self) -> None:
+        for _ in range(self._threads):
+            self._queue.put(None)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        # A daemon: a merge that never ends must not keep the process alive.
+        threading.Thread(target=self._work, name="redisagg-merge", daemon=True).start()
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while (job := self._queue.get()) is not None:
+            running = self._running[me] = _Running(job, time.monotonic())
+            outcome = Outcome() if job.abandoned else merge(self.function, self.router, job)
+            if self._running.pop(me, None) is not running:
+                return  # timed out: another thread has taken this one's place
+            self._end(job, outcome)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        self._ended.append((job, outcome))
+        with self._lock:
+            if self._told:
+                return
+            self._told = True
+        try:
+            self._loop.call_soon_threadsafe(self._collect)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def _collect(self) -> None:
+        with self._lock:
+            self._told = False
+        while self._ended:
+            job, outcome = self._ended.popleft()
+            self._open -= 1
+            job.end(outcome)
+
+    def _watch_interval(self) -> float:
+        return min(1.0, self.timeout / 4)
+
+    def _check_timeouts(self) -> None:
+        self._watch = None
+        now = time.monotonic()
+        for thread, running in list(self._running.items()):
+            late = now - running.since > self.timeout
+            if late and self._running.pop(thread, None) is running:
+                _log.warning(
+                    "a merge of group %r goes on past merge_timeout; its thread is given up",
+                    running.job.group[:64],
+                )
+                self._threads -= 1
+                self._start_thread()
+                self._end(running.job, self.timed_out())
+        if self._open:
+            self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)

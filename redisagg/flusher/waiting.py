@@ -1,0 +1,38 @@
+"""Waiting for an event, but not for ever; and for the end of tasks that never end by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+
+# When a task that was cancelled still runs, seconds.
+_CANCEL_AGAIN = 0.5
+
+
+async def wait_for_event(event: asyncio.Event, timeout: float) -> bool:
+    """Waits until `event` is set; False if it was not within `timeout` seconds.
+
+    Not by `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together with
+    the event, and its caller would go on.
+    """
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiting}, timeout=timeout)
+    finally:
+        waiting.cancel()
+    return event.is_set()
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancels tasks that talk to Redis in a loop, and waits until they have ended.
+
+    Once is not enough: redis-py sends through `asyncio.wait_for`, which before Python 3.12 loses
+    a cancellation that comes when the sending is done.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        ended, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # it has been seen
