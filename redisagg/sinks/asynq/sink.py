@@ -1,0 +1,203 @@
+"""Asynq's queues, in the same Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from redisagg.durations import Duration
+from redisagg.errors import InvalidConfig, InvalidTask, PayloadError, RedisAggError, SinkError
+from redisagg.payload import to_json
+from redisagg.protocol.scripts import call, command
+from redisagg.sinks.asynq import keys
+from redisagg.sinks.asynq.message import TaskMessage
+from redisagg.sinks.asynq.message import encode as encode_message
+from redisagg.sinks.asynq.options import AsynqOptions, Moment
+from redisagg.sinks.base import Batch, DeliverySink, ScriptSink, Sink, SinkContext
+from redisagg.sinks.urls import SinkUrl
+from redisagg.transport.aio import AsyncTransport
+
+_INHERITED = ("queue", "max_retry", "timeout", "deadline")
+
+
+class AsynqSink(ScriptSink):
+    """Enqueues merged tasks in Asynq (https://github.com/hibiken/asynq), exactly once each.
+
+    What is written is what Asynq's client v0.26.0 writes; docs/asynq.md says what a worker gets
+    and what holds on Redis Cluster, where it takes two steps. `Task.options` of a merged task may
+    hold any of the arguments but `encode`, which count instead of those given here. Where the
+    merge function left out `queue`, `max_retry`, `timeout` or `deadline`, the first of the merged
+    tasks that has it in its options decides, and only then the sink.
+
+    Args:
+        queue: the name of the queue.
+        max_retry: how often a failed task is tried again.
+        timeout: how long an attempt may take, in whole seconds, rounded up. With neither timeout
+            nor deadline Asynq's default of 30 minutes holds.
+        deadline: when the last attempt has to be done: a `datetime` with a time zone, or seconds
+            since the epoch.
+        retention: how long Asynq keeps a task that succeeded; None not at all.
+        unique_ttl: how long a task keeps another with the same queue, type and payload out, at
+            most until it succeeded. The other is dropped, as if it were enqueued.
+        process_at: when the task is to be processed; at once if that is over.
+        process_in: how long after it was enqueued it is to be processed.
+        encode: makes the bytes of a payload; JSON if None, but a payload of `bytes` is taken as
+            it is and None is none.
+
+    Raises:
+        InvalidConfig: an argument is out of range or of the wrong type.
+    """
+
+    script = "commit_asynq"
+    inherits = _INHERITED
+
+    def __init__(
+        self,
+        queue: str = "default",
+        *,
+        max_retry: int = 25,
+        timeout: Duration | None = None,
+        deadline: Moment | None = None,
+        retention: Duration | None = None,
+        unique_ttl: Duration | None = None,
+        process_at: Moment | None = None,
+        process_in: Duration | None = None,
+        encode: Callable[[Any], bytes] | None = None,
+    ) -> None:
+        super().__init__(queue)
+        if encode is not None and not callable(encode):
+            raise InvalidConfig(f"encode is a function of the payload, not {encode!r}")
+        self._options = AsynqOptions(
+            queue=queue,
+            max_retry=max_retry,
+            timeout=timeout,
+            deadline=deadline,
+            retention=retention,
+            unique_ttl=unique_ttl,
+            process_at=process_at,
+            process_in=process_in,
+        )
+        self._encode = encode or as_json
+        self._on_cluster = _AsynqDelivery(self)
+
+    @classmethod
+    def from_url(cls, url: SinkUrl) -> AsynqSink:
+        """``asynq://QUEUE?max_retry=5&timeout=30``
+
+        The names are those of the arguments; spans are seconds, moments seconds since the epoch
+        or ISO 8601 with an offset.
+        """
+        given = {"max_retry": url.option("max_retry", int, 25)}
+        for name in ("timeout", "retention", "unique_ttl", "process_in"):
+            given[name] = url.option(name, float)
+        for name in ("deadline", "process_at"):
+            given[name] = url.option(name, _moment)
+        return cls(url.target or "default", **given)
+
+    def resolve(self, *, clustered: bool) -> Sink:
+        # An Asynq queue has a slot of its own: no script can reach both it and a partition.
+        return self._on_cluster if clustered else self
+
+    def key(self, slot: str | None) -> bytes:
+        return keys.pending(self.name)
+
+    def commit_keys(self, slot: str | None) -> Sequence[bytes]:
+        return (keys.QUEUES,)
+
+    def entry_keys(self, batch: Batch) -> Sequence[bytes]:
+        options = self._options.overridden(batch.task.options)
+        task = keys.task(options.queue, batch.batch_id)
+        unique = self._unique_key(batch, options).encode() or task
+        return task, keys.pending(options.queue), keys.scheduled(options.queue), unique
+
+    def arguments(self, batch: Batch) -> Sequence[bytes]:
+        """The arguments of a task for lua/includes/asynq.lua.
+
+        Raises:
+            InvalidTask: an option of the merged task is out of range or of the wrong type.
+            PayloadError: the payload has no form in JSON, or `encode` did not return bytes.
+        """
+        task, options = batch.task, self._options.overridden(batch.task.options)
+        if not task.type.strip():
+            raise InvalidTask("Asynq takes no task with a blank type")
+        message = TaskMessage(
+            type=task.type,
+            payload=self._payload(batch),
+            id=batch.batch_id,
+            queue=options.queue,
+            retry=options.max_retry,
+            timeout=options.timeout_seconds,
+            deadline=options.deadline_at,
+            unique_key=self._unique_key(batch, options),
+            retention=options.retention_seconds,
+            headers=task.headers,
+        )
+        return (
+            options.queue.encode(),
+            batch.batch_id.encode(),
+            encode_message(message),
+            b"%d" % options.unique_seconds if options.unique_ttl else b"",
+            *options.schedule(),
+        )
+
+    def queue_of(self, batch: Batch) -> str:
+        """The name of the queue that a merged task goes to."""
+        return self._options.overridden(batch.task.options).queue
+
+    def _unique_key(self, batch: Batch, options: AsynqOptions) -> str:
+        if options.unique_ttl is None:
+            return ""
+        return keys.unique(options.queue, batch.task.type, self._payload(batch))
+
+    def _payload(self, batch: Batch) -> bytes:
+        payload = self._encode(batch.task.payload)
+        if not isinstance(payload, bytes):
+            raise PayloadError(f"encode returned {type(payload).__name__}; return bytes")
+        return payload
+
+
+class _AsynqDelivery(DeliverySink):
+    """The same on Redis Cluster: at least once, in a step of its own before the commit."""
+
+    inherits = _INHERITED
+
+    def __init__(self, sink: AsynqSink) -> None:
+        self._sink = sink
+        self._transport: AsyncTransport | None = None
+
+    async def open(self, context: SinkContext) -> None:
+        self._transport = context.transport
+
+    async def deliver(self, batch: Batch) -> None:
+        if self._transport is None:
+            raise SinkError("the sink is not open")
+        sink = self._sink
+        replies = await self._transport.exchange(
+            [
+                # As Asynq's client does: no step of ours depends on it, and it can be repeated.
+                command("SADD", keys.QUEUES, sink.queue_of(batch)),
+                call("enqueue_asynq", sink.entry_keys(batch), *sink.arguments(batch)),
+            ]
+        )
+        for reply in replies:
+            if isinstance(reply, RedisAggError):
+                raise reply
+
+
+def as_json(payload: Any) -> bytes:
+    """A payload as Go's `encoding/json` reads it; `bytes` are taken as they are, None is none.
+
+    Raises:
+        PayloadError: it holds something that has no form in JSON; see `redisagg.payload.to_json`.
+    """
+    if payload is None:
+        return b""
+    return payload if isinstance(payload, bytes) else to_json(payload).encode()
+
+
+def _moment(text: str) -> Moment:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text)

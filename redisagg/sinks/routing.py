@@ -1,0 +1,79 @@
+"""Which sink a merged task goes to: always the same, or what a function of the task says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from redisagg.errors import InvalidConfig, SinkError
+from redisagg.sinks.base import Batch, DeliverySink, ScriptSink, Sink, SinkContext
+from redisagg.task import Task
+
+Route: TypeAlias = Callable[[Task], Sink]
+"""Gives the sink for a merged task; the same object each time, since each is opened once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Finds the sink for each merged task.
+
+    Args:
+        sink: the one sink, or a function of the merged task.
+        clustered: whether Redis is a cluster.
+    """
+
+    sink: Sink | Route
+    clustered: bool
+
+    def sink_of(self, task: Task) -> ScriptSink | DeliverySink:
+        """The sink for a merged task.
+
+        Raises:
+            SinkError: the function returned something else.
+        """
+        sink = self.sink if isinstance(self.sink, Sink) else self.sink(task)
+        if not isinstance(sink, Sink):
+            raise SinkError(f"the sink function returned {type(sink).__name__}; return a Sink")
+        resolved = sink.resolve(clustered=self.clustered)
+        if not isinstance(resolved, ScriptSink | DeliverySink):
+            raise SinkError(f"{type(resolved).__name__} is neither a ScriptSink nor a DeliverySink")
+        return resolved
+
+
+def check_sink(sink: object) -> Sink | Route:
+    """Raises `InvalidConfig` unless it is a sink or a function."""
+    if isinstance(sink, Sink) or (callable(sink) and not isinstance(sink, type)):
+        return sink
+    raise InvalidConfig(
+        f"sink is a Sink, a URL of one, or a function of the merged task, not {sink!r}"
+    )
+
+
+@dataclass(slots=True)
+class Deliveries:
+    """Delivers merged tasks, opening each sink before its first delivery."""
+
+    router: Router
+    context: SinkContext
+    _opened: list[DeliverySink] = field(default_factory=list)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def deliver(self, batch: Batch) -> None:
+        """Delivers one merged task; raises whatever the sink raises."""
+        sink = self.router.sink_of(batch.task)
+        if not isinstance(sink, DeliverySink):
+            raise SinkError("the sink function gave two sinks for one task; it has to give one")
+        if sink not in self._opened:
+            async with self._opening:
+                if sink not in self._opened:  # by another delivery, while this one waited
+                    await sink.open(self.context)
+                    self._opened.append(sink)
+        await sink.deliver(batch)
+
+    async def close(self) -> None:
+        """Closes what was opened."""
+        for sink in self._opened:
+            await sink.close()
+        self._opened.clear()

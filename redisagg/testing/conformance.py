@@ -1,0 +1,365 @@
+"""What every sink has to do, as tests to inherit. Needs a Redis, and pytest only to be run."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import datetime as dt
+import inspect
+import time
+import unittest
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from typing import Any, ClassVar, TypeVar
+
+from redisagg.aggregator import Aggregator
+from redisagg.config import AggregationConfig
+from redisagg.embedded import EmbeddedRedis
+from redisagg.errors import InvalidConfig
+from redisagg.payload import to_plain
+from redisagg.protocol.keys import Keyspace
+from redisagg.sinks.base import Batch, DeliverySink, Sink, SinkContext
+from redisagg.sinks.urls import sink_from_url
+from redisagg.task import Task
+from redisagg.transport.aio import AsyncTransport
+from redisagg.transport.endpoint import aclose, endpoint_of
+
+T = TypeVar("T")
+
+_TIMEOUT = 30.0  # seconds for what takes milliseconds if it is right
+
+_TEXT = "grüße {1}: \"a b\" %s 'c'\r\n\t€ 𝄞"
+
+_VALUES: Sequence[Any] = (
+    *(None, True, 0, -1, 2**53, 1.5, "", _TEXT, [], {}, [[]], {"a": {"b": [None]}}, {_TEXT: 1}),
+    *(b"", b"\x00\xff", (1, 2), {3}, Decimal("1.10"), uuid.UUID(int=1), {4: 5}),
+    dt.datetime(2024, 2, 29, 12, tzinfo=dt.timezone.utc),
+    dt.date(2024, 2, 29),
+    dt.time(12, 30),
+    dt.timedelta(seconds=1.5),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A merged task as whoever reads the queue finds it; None is what the queue has no place for.
+
+    The payload is as the readers of your queue get it, see `SinkConformance.form`.
+    """
+
+    batch_id: str
+    payload: Any
+    type: str | None = None
+    group: str | None = None
+    headers: Mapping[str, str] | None = None
+
+
+class SinkConformance:
+    """Tests for a sink: make a subclass whose name begins with ``Test``, and run pytest.
+
+    Each test gets an object of its own and calls `prepare` first. `make_sink` and `received` have
+    to be there, the rest as it fits. `received` may be an ``async def``; the others are plain.
+    """
+
+    refuses_repeats: ClassVar[bool] = False
+    """Whether the queue takes a batch id once only, as long as the tests last."""
+    in_order: ClassVar[bool] = True
+    """Whether `received` keeps the order in which batches of one group were enqueued."""
+    patience: ClassVar[float] = 0.0
+    """Seconds after which `received` shows at the latest what was enqueued."""
+
+    # --- what a subclass says ---------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Makes the queue empty, for instance by a new name for it."""
+
+    def make_sink(self) -> Sink:
+        """A new sink for the queue; several of them may be in use one after the other."""
+        raise NotImplementedError
+
+    def received(self) -> Sequence[Received] | Awaitable[Sequence[Received]]:
+        """All that has been enqueued since `prepare`, oldest first; may be called repeatedly."""
+        raise NotImplementedError
+
+    def form(self, payload: Any) -> Any:
+        """A payload as the queue's readers get it; by default of what JSON knows."""
+        return to_plain(payload)
+
+    def unavailable(self) -> AbstractContextManager[object] | None:
+        """The time in which the queue takes nothing; None leaves out the test that needs it."""
+        return None
+
+    def url(self) -> str | None:
+        """A URL of the same sink; None leaves out the test that needs it."""
+        return None
+
+    def redis_url(self) -> str:
+        """A Redis for the tests, which add keys of their own to it and clear nothing.
+
+        By default a private server, which ends with the process; raises `EmbeddedServerError` if
+        there is no binary for it, see `redisagg.embedded.find_server`.
+        """
+        return _server().url
+
+    # --- for all sinks ----------------------------------------------------------------------
+
+    def test_every_batch_arrives_once(self) -> None:
+        """Catches a sink that loses, repeats or mixes up what many groups enqueue."""
+        self.prepare()
+        wanted = {f"group-{n}": [Task("x", [n, m]) for m in range(5)] for n in range(40)}
+        with self._flushing(wanted, self.make_sink()) as agg:
+            _idle(agg)
+        found = self._await_received(200)
+        assert Counter(repr(each.payload) for each in found) == Counter(
+            repr(self.form(task.payload)) for tasks in wanted.values() for task in tasks
+        )
+        assert len({each.batch_id for each in found}) == 200, "batches share ids"
+
+    def test_a_group_stays_in_order(self) -> None:
+        """Catches a sink whose `deliver` ends before the queue has its place for the batch."""
+        if not self.in_order:
+            raise unittest.SkipTest("in_order is False")
+        self.prepare()
+        wanted = {group: [Task("x", [group, n]) for n in range(30)] for group in "abc"}
+        with self._flushing(wanted, self.make_sink()) as agg:
+            _idle(agg)
+        found = [each.payload for each in self._await_received(90)]
+        for group, tasks in wanted.items():
+            own = [payload for payload in found if payload[0] == group]
+            assert own == [self.form(task.payload) for task in tasks]
+
+    def test_values_arrive_as_they_were(self) -> None:
+        """Catches a sink that changes payloads, types, groups or headers, or can't write them."""
+        self.prepare()
+        tasks = [Task(_TEXT, value, headers={"trace": _TEXT}) for value in _VALUES]
+        with self._flushing({_TEXT: tasks}, self.make_sink()) as agg:
+            _idle(agg)
+            dead = [letter.error for letter in agg.dead_letters()]
+        assert not dead, f"the sink refused what redisagg can pack: {dead[0]}"
+        found = self._await_received(len(tasks))
+        assert sorted(repr(each.payload) for each in found) == sorted(
+            repr(self.form(value)) for value in _VALUES
+        )
+        for each in found:
+            assert each.type in {None, _TEXT}
+            assert each.group in {None, _TEXT}
+            assert each.headers in (None, {"trace": _TEXT})
+
+    def test_what_has_no_form_is_refused(self) -> None:
+        """Catches a sink that enqueues something else than a payload that it can't write."""
+        self.prepare()
+        with self._flushing({"a": [Task("x", object())]}, self.make_sink(), max_attempts=1) as agg:
+            _idle(agg)
+            assert agg.stats().dead == 1, "a payload without a form was taken"
+        time.sleep(self.patience)
+        assert self._received() == [], "a payload without a form was enqueued"
+
+    def test_nothing_is_lost_while_the_queue_is_away(self) -> None:
+        """Catches a sink that hides a failure, or can't go on after one."""
+        self.prepare()
+        away = self.unavailable()
+        if away is None:
+            raise unittest.SkipTest("unavailable is not overridden")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(away)
+            wanted = {group: [Task("x", group)] for group in "abc"}
+            agg = self._flushing(wanted, self.make_sink(), max_attempts=10_000)
+            with agg as running:
+                time.sleep(1)
+                assert running.stats().flushed == 0, "a batch was taken by no queue"
+                stack.close()
+                _idle(running)
+        found = self._await_received(3)
+        assert {each.payload for each in found} == {"a", "b", "c"}
+        ids = {each.batch_id for each in found}
+        assert len(ids) == 3, "a batch came again under another id"
+        assert len(found) == 3 or not self.refuses_repeats
+
+    def test_it_serves_again_after_a_stop(self) -> None:
+        """Catches a sink that keeps a connection of an event loop that is gone."""
+        self.prepare()
+        sink = self.make_sink()
+        for n in range(3):
+            with self._flushing({"a": [Task("x", n)]}, sink) as agg:
+                _idle(agg)
+            assert [each.payload for each in self._await_received(n + 1)] == list(range(n + 1))
+
+    def test_its_url_names_the_same_queue(self) -> None:
+        """Catches a URL that is taken for another queue, or half read."""
+        self.prepare()
+        url = self.url()
+        if url is None:
+            raise unittest.SkipTest("url is not overridden")
+        sink = sink_from_url(url)
+        assert type(sink) is type(self.make_sink())
+        with self._flushing({"a": [Task("x", 1)]}, sink) as agg:
+            _idle(agg)
+        assert [each.payload for each in self._await_received(1)] == [1]
+        try:
+            sink_from_url(f"{url}{'&' if '?' in url else '?'}no-such-option=1")
+        except InvalidConfig:
+            return
+        raise AssertionError("an unknown option in the URL was taken")
+
+    # --- for what is delivered to, not written by a script ----------------------------------
+
+    def test_deliver_ends_when_the_queue_has_it(self) -> None:
+        """Catches a sink that leaves the work for later, when its flusher may be dead."""
+        self.prepare()
+        batch = _batch(1)
+
+        async def check() -> Sequence[Received]:
+            async with self._opened() as sink:
+                await _soon(sink.deliver(batch))
+                return await _awaited(self.received())
+
+        found = self._run(check)
+        if not found and self.patience:
+            found = self._await_received(1)
+        assert [each.batch_id for each in found] == [batch.batch_id]
+        assert found[0].payload == self.form(batch.task.payload)
+
+    def test_a_repeat_is_refused_or_known_by_its_id(self) -> None:
+        """Catches a sink that makes up ids, or that enqueues twice what it says it refuses."""
+        self.prepare()
+        batches = [_batch(1), _batch(2, "-1"), _batch(2, "-2")]
+
+        async def check() -> None:
+            async with self._opened() as sink:
+                for batch in batches:
+                    await _soon(sink.deliver(batch))
+
+        for _ in range(2):  # the flusher died, another one comes with a sink of its own
+            self._run(check)
+        times = 1 if self.refuses_repeats else 2
+        time.sleep(self.patience)
+        found = self._await_received(len(batches) * times)
+        assert Counter(each.batch_id for each in found) == {
+            batch.batch_id: times for batch in batches
+        }
+        payloads = {batch.batch_id: self.form(batch.task.payload) for batch in batches}
+        assert all(each.payload == payloads[each.batch_id] for each in found)
+
+    def test_deliveries_side_by_side_do_not_mix(self) -> None:
+        """Catches a sink that keeps what it delivers where another delivery finds it."""
+        self.prepare()
+        batches = [_batch(n) for n in range(50)]
+
+        async def check() -> None:
+            async with self._opened() as sink:
+                await _soon(asyncio.gather(*map(sink.deliver, batches)))
+
+        self._run(check)
+        found = self._await_received(len(batches))
+        assert sorted((each.batch_id, repr(each.payload)) for each in found) == sorted(
+            (batch.batch_id, repr(self.form(batch.task.payload))) for batch in batches
+        )
+
+    # --- what the tests share ---------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _flushing(
+        self, wanted: Mapping[str, Sequence[Task]], sink: Sink, **config: Any
+    ) -> Iterator[Aggregator]:
+        """A real aggregator whose merges give the wanted tasks, each in a batch of its own."""
+
+        def merge(group: str, tasks: list[Task]) -> Task:
+            number: int = tasks[0].payload
+            return wanted[group][number]
+
+        settings: dict[str, Any] = {
+            "group_max_size": 1,
+            "group_aggregator": merge,
+            "partitions": 2,
+            "retry_delay": 0.02,
+            "retry_max_delay": 0.1,
+            "lease_time": 3,
+            "shutdown_timeout": 10,
+            **config,
+        }
+        name = f"conformance-{uuid.uuid4().hex}"
+        with Aggregator(
+            name, self.redis_url(), config=AggregationConfig(**settings), sink=sink
+        ) as agg:
+            agg.add_tasks(
+                Task("x", n, group) for group, tasks in wanted.items() for n in range(len(tasks))
+            )
+            yield agg
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> Any:
+        """A sink as a flusher uses it."""
+        sink = self.make_sink()
+        assert isinstance(sink, DeliverySink)
+        client = endpoint_of(self.redis_url()).asyncio()
+        try:
+            context = SinkContext(Keyspace("conformance", 2), AsyncTransport(client, _TIMEOUT))
+            await _soon(sink.open(context))
+            try:
+                yield sink
+            finally:
+                await _soon(sink.close())
+        finally:
+            await aclose(client)
+
+    def _run(self, check: Callable[[], Awaitable[T]]) -> T:
+        """Runs a check of deliveries; skips it for other sinks."""
+        if not isinstance(self.make_sink(), DeliverySink):
+            raise unittest.SkipTest("a script enqueues, nothing is delivered")
+
+        async def run() -> T:
+            return await check()
+
+        return asyncio.run(run())
+
+    def _received(self) -> list[Received]:
+        async def ask() -> Sequence[Received]:
+            return await _awaited(self.received())
+
+        return list(asyncio.run(ask()))
+
+    def _await_received(self, count: int) -> list[Received]:
+        """What was received, once it is so much or `patience` is over."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            found = self._received()
+            if len(found) >= count or time.monotonic() >= deadline:
+                assert len(found) >= count, f"{len(found)} of {count} batches were enqueued"
+                return found
+            time.sleep(0.02)
+
+
+def _idle(agg: Aggregator) -> None:
+    assert agg.wait_until_idle(_TIMEOUT), f"batches are left: {agg.get_batches()}"
+
+
+def _batch(number: int, suffix: str = "") -> Batch:
+    """A batch whose id has the form that real ones have."""
+    batch_id = f"{0x18F00000000 + number:012x}-7-{number:08x}{suffix}"
+    return Batch(batch_id, "group", 1, Task("x", {"of": batch_id}, "group"))
+
+
+async def _soon(work: Awaitable[T]) -> T:
+    """The result of what a right sink does at once; raises `TimeoutError` if it hangs."""
+    return await asyncio.wait_for(work, _TIMEOUT)
+
+
+async def _awaited(value: T | Awaitable[T]) -> T:
+    if inspect.isawaitable(value):
+        result: T = await value
+        return result
+    return value
+
+
+@cache
+def _server() -> EmbeddedRedis:
+    server = EmbeddedRedis()
+    server.start()
+    atexit.register(server.close)
+    return server
