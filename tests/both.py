@@ -1,0 +1,101 @@
+"""Both aggregators behind one face, so that one set of tests holds for either."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Protocol, TypeVar, cast
+
+from redisagg import Aggregator, AsyncAggregator
+
+T = TypeVar("T")
+
+KINDS = ("threads", "asyncio")
+
+
+class Make(Protocol):
+    """Makes an aggregator, closed when the test ends; `config` changes `quick_config`."""
+
+    def __call__(
+        self, *, name: str = "tests", url: Any = None, sink: Any = None, **config: Any
+    ) -> Aggregator: ...
+
+
+class LoopThread:
+    """An event loop in a thread of its own, which runs coroutines for other threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="test-loop")
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine to its end; raises what it raises, `TimeoutError` after a minute."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def close(self) -> None:
+        """Ends the loop and its thread."""
+        if self._thread.is_alive():  # else something ended the loop
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+
+class OnLoop:
+    """An `AsyncAggregator` with the face of an `Aggregator`: each call waits for its coroutine."""
+
+    def __init__(self, loop: LoopThread, make: Callable[[], AsyncAggregator]) -> None:
+        async def made() -> AsyncAggregator:
+            return make()
+
+        self._loop = loop
+        self._inner = loop.run(made())
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        if not inspect.iscoroutinefunction(value):
+            return value
+
+        def blocking(*args: Any, **kwargs: Any) -> Any:
+            return self._loop.run(value(*args, **kwargs))
+
+        return blocking
+
+    def __enter__(self) -> OnLoop:
+        self._loop.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._loop.run(self._inner.__aexit__(*details))
+
+
+class AggregatorMaker:
+    """Makes aggregators of one kind; those made in the `with` block of `making` end with it."""
+
+    def __init__(self, kind: str, stack: contextlib.ExitStack) -> None:
+        self.kind = kind
+        self._stack = stack
+        self._loop: LoopThread | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Aggregator:
+        """An aggregator with these arguments, not started."""
+        if self.kind == "threads":
+            aggregator = Aggregator(*args, **kwargs)
+        else:
+            if self._loop is None:
+                self._loop = LoopThread()
+                self._stack.callback(self._loop.close)
+            on_loop = OnLoop(self._loop, lambda: AsyncAggregator(*args, **kwargs))
+            aggregator = cast(Aggregator, on_loop)
+        self._stack.callback(aggregator.close)
+        return aggregator
+
+
+@contextlib.contextmanager
+def making(kind: str) -> Iterator[AggregatorMaker]:
+    """What makes aggregators of a kind, ``threads`` or ``asyncio``; closes them at the end."""
+    with contextlib.ExitStack() as stack:
+        yield AggregatorMaker(kind, stack)

@@ -1,0 +1,98 @@
+"""The servers that tests share. Each is private, starts when first used and ends with the run.
+
+`REDISAGG_TEST_SERVER` picks the server binary: a path, or a version such as `6.2`, `7.0` or `8`
+(see tests/servers/binaries.py). Every fixture that hands out an address brings back servers that
+an earlier test stopped and empties them. It does not undo CONFIG SET: a test that needs other
+settings, or that harms a server in another way, starts an `EmbeddedRedis` of its own on
+`server_binary`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from redisagg.embedded import EmbeddedRedis, find_server, server_version
+from redisagg.errors import EmbeddedServerError
+from tests.servers import ClusterTopology, SentinelTopology, select
+from tests.servers.polling import ask
+
+
+def _binary() -> Path:
+    wanted = os.environ.get("REDISAGG_TEST_SERVER")
+    return select(wanted) if wanted else find_server()
+
+
+def pytest_report_header() -> str:
+    try:
+        binary = _binary()
+        return f"redis server: {'.'.join(map(str, server_version(binary)))} ({binary})"
+    except (EmbeddedServerError, LookupError) as error:
+        return f"redis server: {error}"
+
+
+@pytest.fixture(scope="session")
+def server_binary() -> Path:
+    """The server binary that this run is to test against."""
+    try:
+        return _binary()
+    except (EmbeddedServerError, LookupError) as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_binary: Path) -> Iterator[EmbeddedRedis]:
+    """One standalone server for the run; tests take `redis_url`, which empties it."""
+    with EmbeddedRedis(server_binary) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """The URL of a server without data; scripts loaded earlier stay."""
+    redis_server.resume()
+    redis_server.start()
+    ask(redis_server, "FLUSHALL")
+    return redis_server.url
+
+
+@pytest.fixture
+def sync_redis(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of `redis_url` that answers in bytes."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def cluster(server_binary: Path) -> Iterator[ClusterTopology]:
+    """Three masters; use with `cluster_url`, which heals and empties them."""
+    with ClusterTopology(server_binary) as topology:
+        yield topology
+
+
+@pytest.fixture
+def cluster_url(cluster: ClusterTopology) -> str:
+    """The URL of one node of a whole cluster without data."""
+    cluster.heal()
+    for master in cluster.masters:
+        ask(master, "FLUSHALL")
+    return cluster.startup_url
+
+
+@pytest.fixture(scope="session")
+def sentinel(server_binary: Path) -> Iterator[SentinelTopology]:
+    """A replicated service; use with `sentinel_addresses`, which heals and empties it."""
+    with SentinelTopology(server_binary) as topology:
+        yield topology
+
+
+@pytest.fixture
+def sentinel_addresses(sentinel: SentinelTopology) -> list[tuple[str, int]]:
+    """Host and port of the sentinels that watch `sentinel.service_name`, whole and empty."""
+    sentinel.heal()
+    ask(sentinel.primary, "FLUSHALL")
+    return sentinel.sentinels

@@ -1,0 +1,40 @@
+// Adds tasks to an aggregator and prints how many were new: ADDRESS NAME LUA_FOLDER COUNT
+package main
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"regexp"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/vmihailenco/msgpack/v5"
+)
+
+func source(name string) string {
+	text, _ := os.ReadFile(os.Args[3] + "/" + name + ".lua")
+	return regexp.MustCompile(`(?m)^-- @include \w+$`).ReplaceAllStringFunc(string(text), func(line string) string {
+		return source("includes/" + line[len("-- @include "):])
+	})
+}
+
+func main() {
+	ctx, client := context.Background(), redis.NewClient(&redis.Options{Addr: os.Args[1]})
+	register, add := redis.NewScript(source("register")), redis.NewScript(source("add"))
+	prefix, partitions, count, added := "redisagg:{"+os.Args[2], 16, 0, int64(0)
+	meta, _ := register.Run(ctx, client, []string{prefix + "}:meta"}, 1, partitions).StringSlice()
+	fmt.Sscan(meta[1]+" "+os.Args[4], &partitions, &count)
+	for n := range count {
+		group := fmt.Sprint("g", n%10)
+		partition := int(crc32.ChecksumIEEE([]byte(group))) % partitions
+		own := fmt.Sprintf("%s:%d}:", prefix, partition)
+		keys := []string{own + "state", own + "groups", own + "due", own + "ready",
+			own + "call:go", own + "tasks:" + group, own + "ids:" + group}
+		body, _ := msgpack.Marshal([]any{"from-go", map[string]int{"n": n}, map[string]string{"by": "go"}})
+		reply := add.Run(ctx, client, keys, "", 600000, prefix+"}:wake", partition,
+			group, "120000 600000 20 0", 1, fmt.Sprint("go-", n), body)
+		added += reply.Val().([]any)[0].(int64) // panics if the task was refused
+	}
+	fmt.Println(added)
+}

@@ -1,0 +1,34 @@
+// Adds tasks to an aggregator and prints how many were new: URL NAME LUA_FOLDER COUNT
+import { readFileSync } from "node:fs";
+import { crc32 } from "node:zlib";
+import { encode } from "@msgpack/msgpack";
+import { createClient } from "redis";
+
+const [url, name, folder, count] = process.argv.slice(2);
+const client = await createClient({ url }).connect();
+
+function source(path) {
+  const text = readFileSync(`${folder}/${path}.lua`, "utf8");
+  return text.replace(/^-- @include (\w+)$/gm, (_, included) => source(`includes/${included}`));
+}
+
+const call = (sha, keys, args) => client.evalSha(sha, { keys, arguments: args });
+
+const prefix = `redisagg:{${name}`;
+const register = await client.scriptLoad(source("register"));
+const [, partitions] = await call(register, [`${prefix}}:meta`], ["1", "16"]);
+const add = await client.scriptLoad(source("add"));
+let added = 0;
+for (let n = 0; n < Number(count); n++) {
+  const group = `g${n % 10}`;
+  const partition = crc32(group) % Number(partitions);
+  const names = ["state", "groups", "due", "ready", "call:node", `tasks:${group}`, `ids:${group}`];
+  const keys = names.map((each) => `${prefix}:${partition}}:${each}`);
+  const body = Buffer.from(encode(["from-node", { n }, { by: "node" }]));
+  const head = ["", "600000", `${prefix}}:wake`, String(partition), group, "120000 600000 20 0"];
+  const [fresh] = await call(add, keys, [...head, "1", `node-${n}`, body]);
+  if (typeof fresh === "string") throw new Error(fresh);
+  added += fresh;
+}
+console.log(added);
+client.destroy();

@@ -1,0 +1,154 @@
+"""What is in Redis and what is in the model, in one form that can be compared."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgpack
+import redis
+
+from redisagg.protocol.keys import PartitionKeys
+from redisagg.protocol.records import batch_record, dead_record, group_record
+from tests.model.clock import CLOCK_KEY
+from tests.model.model import Group, Partition, raws
+
+Picture: TypeAlias = dict[str, dict[Any, Any]]
+
+STREAM = b"model:stream"
+
+# All keys in one call; a test's server holds nothing else.
+_DUMP = """
+local reply = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind, value = redis.call('TYPE', key).ok, nil
+  if kind == 'hash' then value = redis.call('HGETALL', key)
+  elseif kind == 'zset' then value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  elseif kind == 'list' then value = redis.call('LRANGE', key, 0, -1)
+  elseif kind == 'stream' then value = redis.call('XRANGE', key, '-', '+')
+  else value = redis.call('GET', key) end
+  reply[#reply + 1] = { key, value }
+end
+return reply
+"""
+
+
+def in_redis(client: redis.Redis, keys: PartitionKeys) -> Picture:
+    """What Redis holds; keys that nobody knows are under "stray"."""
+    dump = dict(client.execute_command("EVAL", _DUMP, 0))
+    dump.pop(CLOCK_KEY, None)
+    state = _pairs(dump.pop(keys.state, []))
+    groups = _pairs(dump.pop(keys.groups, []))
+    picture: Picture = {
+        "state": {
+            field.decode(): value if field == b"owner" else int(value)
+            for field, value in state.items()
+        },
+        "groups": {name: _group(packed) for name, packed in groups.items()},
+        "batches": {
+            batch_id: batch_record(packed)
+            for batch_id, packed in _pairs(dump.pop(keys.batches, [])).items()
+        },
+        "dead": {
+            batch_id: dead_record(packed)
+            for batch_id, packed in _pairs(dump.pop(keys.dead, [])).items()
+        },
+        "stream": {
+            "": [tuple(fields) for _, fields in dump.pop(STREAM, [])],
+        },
+        "tasks": {},
+        "ids": {},
+        "dead tasks": {},
+        "calls": {},
+        "stray": {},
+    }
+    for name in ("claims", "retry", "due", "ready"):
+        members = _pairs(dump.pop(getattr(keys, name), []))
+        picture[name] = {member: int(score) for member, score in members.items()}
+    tasks, ids, dead, calls = keys.tasks(b""), keys.ids(b""), keys.dead_tasks(b""), keys.call(b"")
+    for key, value in dump.items():
+        if key.startswith(tasks):
+            picture["tasks"][key[len(tasks) :]] = value
+        elif key.startswith(ids):
+            numbers = _pairs(value).items()
+            picture["ids"][key[len(ids) :]] = {task_id: int(n) for task_id, n in numbers}
+        elif key.startswith(dead):
+            picture["dead tasks"][key[len(dead) :]] = value
+        elif key.startswith(calls):
+            picture["calls"][key[len(calls) :]] = msgpack.unpackb(value)
+        else:
+            picture["stray"][key] = value
+    # Whether a field is missing or 0 makes no difference to a script.
+    picture["state"] = {field: value for field, value in picture["state"].items() if value}
+    return picture
+
+
+def in_model(model: Partition) -> Picture:
+    """What Redis should hold."""
+    state = {
+        **model.counters(),
+        "owner": model.owner,
+        "token": model.token,
+        "expires": model.expires,
+        "wake": model.wake,
+        "paused": int(model.paused),
+        "sequence": model.sequence,
+    }
+    groups = model.groups.items()
+    flying = {
+        name: raws([entry for batch in group.flight for entry in batch.entries])
+        for name, group in groups
+    }
+    return {
+        "state": {field: value for field, value in state.items() if value},
+        "groups": {name: _fields(group, model.held(name)) for name, group in groups},
+        "batches": model.batch_records(),
+        "dead": {each: letter.record for each, letter in model.dead.items()},
+        "stream": {"": model.stream},
+        "tasks": {name: flying[name] + raws(group.waiting) for name, group in groups},
+        "ids": {name: group.numbers for name, group in groups if group.numbers},
+        "dead tasks": {each: raws(letter.entries) for each, letter in model.dead.items()},
+        "calls": {producer: list(call) for producer, call in model.calls.items()},
+        "stray": {},
+        "claims": model.claims,
+        "retry": model.retries,
+        "due": model.due,
+        "ready": model.ready,
+    }
+
+
+def _group(packed: bytes) -> dict[str, int]:
+    fields = group_record(packed)._asdict()
+    if fields["waiting"]:
+        return fields
+    # The rest is about what waits.
+    return {name: fields[name] for name in ("waiting", "claimed", "base", "flush", "held")}
+
+
+def _fields(group: Group, held: int) -> dict[str, int]:
+    fields = {
+        "waiting": len(group.waiting),
+        "claimed": group.claimed,
+        "base": group.base,
+        "flush": group.flush,
+        "held": held,
+    }
+    if group.waiting:
+        fields["first"] = group.waiting[0].arrival
+        fields["last"] = group.waiting[-1].arrival
+        fields["deadline"] = group.deadline
+        fields |= group.limits._asdict()
+    return fields
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def differences(redis: Picture, model: Picture) -> list[str]:
+    """One line for each place where they differ."""
+    return [
+        f"{part} {key!r}: Redis {redis[part].get(key)!r}, the model {model[part].get(key)!r}"
+        for part in sorted(redis.keys() | model.keys())
+        for key in sorted(redis[part].keys() | model[part].keys())
+        if redis[part].get(key) != model[part].get(key)
+    ]

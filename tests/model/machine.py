@@ -1,0 +1,564 @@
+"""Does the same random things to Redis and to the model, and compares after each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import redis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from redisagg.protocol.keys import Keyspace
+from tests.model import model as m
+from tests.model.clock import Scripts
+from tests.model.look import STREAM, differences, in_model, in_redis
+
+_SPACE = Keyspace("model", 1)
+_KEYS = _SPACE.partitions[0]
+_CHANNEL = _SPACE.wake_channel
+_START = 1_700_000_000_000
+_LEASE = 1_000
+_LEFT_ALONE = 5_000
+_REMEMBERED = 600_000
+
+_groups = st.sampled_from([b"a", b"b", b"c"])
+_ids = st.sampled_from([b"1", b"2", b"3", b"4", b"5", b"six", b"7" * 100])
+_producers = st.sampled_from([b"p", b"q"])
+_owners = st.sampled_from([b"x", b"y"])
+_limits = st.builds(
+    m.Limits,
+    grace=st.sampled_from([10, 100, 100, 0]),
+    delay=st.sampled_from([300, 300, 50, 0]),
+    size=st.integers(1, 4),
+    priority=st.sampled_from([0, 0, 0, 5, -1000, 1000]),
+)
+_sections = st.lists(
+    st.tuples(_groups, _limits, st.lists(_ids, min_size=1, max_size=6)), min_size=1, max_size=3
+)
+_texts = st.sampled_from([b"", b"ValueError: no", b"\xff\x00"])
+_rooms = st.builds(
+    m.Room, st.integers(1, 4), st.sampled_from([1, 3, 99]), st.sampled_from([1, 40, 9999, 9999])
+)
+_lates = st.sampled_from([0, 0, 0, 5])
+_spans = st.sampled_from([0, 1, 60, 400])
+
+
+Drawn: TypeAlias = list[tuple[bytes, m.Limits, list[bytes]]]
+
+
+class Machine(RuleBasedStateMachine):
+    """Redis and the model side by side."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        super().__init__()
+        self.scripts = scripts
+        scripts.client.flushall()
+        scripts.set_clock(_START)
+        self.model = m.Partition(_START)
+        self.numbers = Counter[bytes]()
+        """The number of each producer's last call."""
+        self.last_call: dict[bytes, tuple[int, list[m.Section]]] = {}
+        self.serial = 0
+        self.acknowledged: set[bytes] = set()
+        """Bodies of tasks; each is used once."""
+        self.gone: set[bytes] = set()
+        """Those that were cancelled, dropped or not enqueued."""
+        self.copied: dict[bytes, set[bytes]] = {}
+        """Those that were set aside, by batch: until that is gone they are in two places."""
+        self.cut: list[bytes] = []
+        """Ids of all batches there ever were."""
+        self.buried: set[bytes] = set()
+        self.left: dict[bytes, list[int]] = {}
+        """Which batches of a group have left, as places in `cut`."""
+
+    # --- doing the same to both ---------------------------------------------------------------
+
+    def same(self, expected: Callable[[], Any], name: str, keys: list[bytes], *args: Any) -> Any:
+        """Runs a script; its reply is to be that of the model."""
+        reply = error = None
+        try:
+            reply = self.scripts.call(name, keys, *args)
+        except redis.ResponseError as refused:
+            error = str(refused)
+        try:
+            wanted = expected()
+        except m.Refused as refused:
+            wanted, refusal = None, str(refused)
+        else:
+            refusal = None
+        assert (reply, error) == (wanted, refusal), name
+        return reply
+
+    def led(self) -> bool:
+        return self.model.expires > self.model.now
+
+    def in_flight(self) -> bool:
+        return self.led() and bool(self.model.batches)
+
+    def some_batches(self, data: st.DataObject, most: int = 4) -> list[bytes]:
+        """Ids of batches, more of those that are claimed than in retry or gone."""
+        known = list(self.model.claims) * 3 + list(self.model.batches) + self.cut[-2:]
+        return data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=most))
+
+    def group_of(self, batch_id: bytes) -> bytes:
+        batch = self.model.batches.get(batch_id)
+        return batch.group if batch else b"a"
+
+    # --- time and leases ----------------------------------------------------------------------
+
+    @initialize(drawn=_sections, claimed=st.sampled_from([True, True, False]))
+    def first_leader(self, drawn: Drawn, claimed: bool) -> None:
+        """Most runs start with batches: Hypothesis leaves rules out of many runs altogether."""
+        self._acquire(b"x")
+        if claimed:
+            self._add(b"none", None, self.sections(drawn))
+            self.tick(100)
+            items = self._poll(self.model.token, 4)
+            if items:
+                self._claim(self.model.token, 900, m.Room(4, 99, 9999), items)
+
+    @rule(
+        span=st.sampled_from([1, 9, 10, 60, 100, 300, 300, 1_000]),
+        renewing=st.sampled_from([True, True, True, False]),
+    )
+    def pass_time(self, span: int, renewing: bool) -> None:
+        if renewing and self.led():
+            self._renew(self.model.token)
+        self.tick(span)
+
+    def tick(self, span: int) -> None:
+        self.model.now += span
+        self.scripts.set_clock(self.model.now)
+
+    @rule(owner=_owners, how=st.sampled_from(["asks", "dies", "dies", "releases", "released"]))
+    def change_leader(self, owner: bytes, how: str) -> None:
+        """Another takes over when the lease of the leader has run out, or it was released."""
+        if how == "dies" and self.led():
+            self.tick(self.model.expires - self.model.now)
+        if how.startswith("release"):
+            self._release(self.model.token)
+        if how != "released":
+            self._acquire(owner)
+
+    def _acquire(self, owner: bytes) -> None:
+        keys = [_KEYS.state, _KEYS.claims]
+        self.same(lambda: self.model.acquire(owner, _LEASE), "acquire", keys, owner, _LEASE)
+
+    def _release(self, token: int) -> None:
+        keys = [_KEYS.state, _KEYS.claims]
+        self.same(lambda: self.model.release(token), "release", keys, token, _CHANNEL)
+
+    def _renew(self, token: int) -> None:
+        self.same(lambda: self.model.renew(token, _LEASE), "renew", [_KEYS.state], token, _LEASE)
+
+    # --- producers ----------------------------------------------------------------------------
+
+    @rule(producer=_producers, drawn=_sections)
+    def add(self, producer: bytes, drawn: Drawn) -> None:
+        self.numbers[producer] += 1
+        call = self.numbers[producer], self.sections(drawn)
+        self.last_call[producer] = call
+        self._add(producer, *call)
+
+    @rule(
+        producer=_producers,
+        drawn=_sections,
+        how=st.sampled_from(["repeated", "late", "unnumbered"]),
+    )
+    def add_again(self, producer: bytes, drawn: Drawn, how: str) -> None:
+        if how == "unnumbered":
+            self._add(b"none", None, self.sections(drawn))
+        elif how == "late":
+            self._add(producer, self.numbers[producer] - 1, self.sections(drawn))
+        elif producer in self.last_call:
+            self._add(producer, *self.last_call[producer])
+
+    def sections(self, drawn: Drawn) -> list[m.Section]:
+        """Sections whose tasks have bodies that there are once only."""
+        made = []
+        for group, limits, ids in drawn:
+            first = self.serial
+            self.serial += len(ids)
+            bodies = [b"<%d>" % (first + i) for i in range(len(ids))]
+            made.append(m.Section(group, limits, list(zip(ids, bodies, strict=True))))
+        return made
+
+    def _add(self, producer: bytes, number: int | None, sections: list[m.Section]) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready, _KEYS.call(producer)]
+        args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, 0]
+        for group, limits, tasks in sections:
+            keys += (_KEYS.tasks(group), _KEYS.ids(group))
+            args += (group, b"%d %d %d %d" % limits, len(tasks))
+            for pair in tasks:
+                args += pair
+        known = set(self.waiting())
+        self.same(lambda: self.model.add(producer, number, sections), "add", keys, *args)
+        self.acknowledged |= set(self.waiting()) - known
+
+    def waiting(self) -> list[bytes]:
+        groups = self.model.groups.values()
+        return [entry.body for group in groups for entry in group.waiting]
+
+    @rule(producers=st.lists(_producers, min_size=1, unique=True))
+    def forget(self, producers: list[bytes]) -> None:
+        keys = [_KEYS.call(producer) for producer in producers]
+        self.same(lambda: self.model.forget(producers), "forget", keys)
+        for producer in producers:
+            self.last_call.pop(producer, None)  # it ends: it sends nothing more
+
+    # --- claims -------------------------------------------------------------------------------
+
+    @precondition(led)
+    @rule(limit=st.integers(1, 4), room=_rooms, lasts=st.sampled_from([50, 900, 900]), late=_lates)
+    def poll_and_claim(self, limit: int, room: m.Room, lasts: int, late: int) -> None:
+        items = self._poll(self.model.token, limit)
+        self.tick(late)
+        if items:
+            self._claim(self.model.token, lasts, replace(room), items)
+
+    @precondition(led)
+    @rule(drawn=_sections, span=_spans, room=_rooms)
+    def add_and_claim(self, drawn: Drawn, span: int, room: m.Room) -> None:
+        """So that there are batches in most runs."""
+        self._add(b"none", None, self.sections(drawn))
+        self.tick(span)
+        self._renew(self.model.token) if self.led() else self._acquire(b"y")
+        items = self._poll(self.model.token, 4)
+        if items:
+            self._claim(self.model.token, 900, replace(room), items)
+
+    @precondition(in_flight)
+    @rule(drawn=_sections, limit=st.integers(1, 3), room=_rooms)
+    def commit_and_claim(self, drawn: Drawn, limit: int, room: m.Room) -> None:
+        """A turn of a leader, with tasks that come in its midst."""
+        self.commit_oldest()
+        items = self._poll(self.model.token, limit)
+        self._add(b"none", None, self.sections(drawn))
+        if items:
+            self._claim(self.model.token, 900, replace(room), items)
+
+    @precondition(led)
+    @rule(data=st.data())
+    def claim_anything(self, data: st.DataObject) -> None:
+        """Items that no poll has named, or one long ago."""
+        items = [(b"", group) for group in (b"a", b"b", b"c")]
+        items += [(each, self.group_of(each)) for each in [*self.model.batches, *self.cut[-1:]]]
+        drawn = data.draw(st.lists(st.sampled_from(items), min_size=1, unique=True, max_size=4))
+        self._claim(self.model.token, 900, m.Room(4, 99, 9999), drawn)
+
+    def _poll(self, token: int, limit: int) -> list[tuple[bytes, bytes]]:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
+        keys += [_KEYS.due, _KEYS.ready]
+
+        def expected() -> list[Any]:
+            wait, items = self.model.poll(token, limit, _LEASE)
+            return [wait, [each for item in items for each in item]]
+
+        reply = self.same(expected, "poll", keys, token, limit, _LEASE)
+        return list(zip(reply[1][::2], reply[1][1::2], strict=True)) if reply else []
+
+    def _claim(
+        self, token: int, lasts: int, room: m.Room, items: list[tuple[bytes, bytes]]
+    ) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
+        keys += [_KEYS.due, _KEYS.ready]
+        args: list[Any] = [token, lasts, 0, room.batches, room.tasks, room.bytes, _LEFT_ALONE]
+        for batch_id, group in items:
+            keys += (_KEYS.tasks(group), _KEYS.ids(group))
+            args += (batch_id, group)
+        # The model is told the ids that Redis gives: that they are new is what matters.
+        before = set(self.model.batches)
+        given: list[bytes] = []
+
+        def expected() -> list[Any]:
+            in_redis = self.scripts.client.hkeys(_KEYS.batches)
+            fresh = iter(sorted(set(in_redis) - before))
+
+            def new_id() -> bytes:
+                batch_id = next(fresh, b"")
+                assert batch_id not in self.cut, f"the batch id {batch_id!r} was given before"
+                given.append(batch_id)
+                return batch_id
+
+            return self.model.claim(token, lasts, room, items, new_id)
+
+        self.same(expected, "claim", keys, *args)
+        self.cut += given
+        for batch_id in given:
+            batch = self.model.batches[batch_id]
+            asked = min(entry.limits.size for entry in batch.entries)
+            assert len(batch.entries) <= asked, f"a batch of {len(batch.entries)}, not {asked}"
+
+    @precondition(in_flight)
+    @rule(data=st.data(), lasts=_spans)
+    def extend(self, data: st.DataObject, lasts: int) -> None:
+        self._extend(self.model.token, lasts, self.some_batches(data))
+
+    def _extend(self, token: int, lasts: int, batch_ids: list[bytes]) -> None:
+        keys = [_KEYS.state, _KEYS.claims]
+        self.same(
+            lambda: self.model.extend(token, lasts, batch_ids),
+            "extend", keys, token, lasts, *batch_ids,
+        )  # fmt: skip
+
+    # --- the end of batches -------------------------------------------------------------------
+
+    @precondition(in_flight)
+    @rule()
+    def commit_oldest(self) -> None:
+        """As a leader does that has merged all it holds."""
+        groups = self.model.groups.values()
+        batch_ids = [batch.id for group in groups for batch in group.flight]
+        self._commit(self.model.token, [(each, 1) for each in batch_ids])
+
+    @precondition(in_flight)
+    @rule(data=st.data())
+    def commit_stream(self, data: st.DataObject) -> None:
+        batch_ids = self.some_batches(data)
+        messages = data.draw(st.lists(st.sampled_from([1, 1, 1, 0, 2]), min_size=4, max_size=4))
+        self._commit(self.model.token, list(zip(batch_ids, messages, strict=False)))
+
+    def _commit(self, token: int, batches: list[tuple[bytes, int]]) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.due, _KEYS.ready]
+        keys.append(STREAM)
+        args: list[Any] = [token, ""]
+        commits = []
+        for batch_id, count in batches:
+            batch = self.model.batches.get(batch_id)
+            bodies = [entry.body for entry in batch.entries] if batch else []
+            # What was set aside is no part of the merged task.
+            aside = self.copied.get(batch_id, ())
+            payload = b"".join(body for body in bodies if body not in aside)
+            messages = [self._message(batch_id, payload if not n else b"") for n in range(count)]
+            commits.append((batch_id, bodies, messages))
+            keys.append(_KEYS.tasks(self.group_of(batch_id)))
+            args += (batch_id, 12 * count)
+            args += [part for message in messages for part in message]
+        orders = {batch_id: self.group_of(batch_id) for batch_id, _ in batches}
+        reply = self.same(
+            lambda: self.model.commit_stream(token, [(each, texts) for each, _, texts in commits]),
+            "commit_stream", keys, *args,
+        )  # fmt: skip
+        for status, (batch_id, bodies, messages) in zip(reply or [], commits, strict=False):
+            if status == b"OK":
+                self._left(batch_id, orders[batch_id])
+                if not messages:
+                    self.gone |= set(bodies)
+
+    def _message(self, batch_id: bytes, payload: bytes) -> tuple[bytes, ...]:
+        fields = {b"batch_id": batch_id, b"type": b"t", b"group": b"g", b"count": b"1"}
+        fields |= {b"payload": payload, b"headers": b"\xc0"}
+        return tuple(part for pair in fields.items() for part in pair)
+
+    def _left(self, batch_id: bytes, group: bytes) -> None:
+        """Batches leave in the order in which they were cut, but for a second life."""
+        if batch_id in self.buried or batch_id not in self.cut:
+            return
+        left = self.left.setdefault(group, [])
+        place = self.cut.index(batch_id)
+        assert not left or left[-1] < place, f"{batch_id!r} has left behind a younger one"
+        left.append(place)
+
+    @precondition(in_flight)
+    @rule(data=st.data(), delay=_spans, counts=st.integers(0, 1), error=_texts)
+    def retry(self, data: st.DataObject, delay: int, counts: int, error: bytes) -> None:
+        batch_ids = self.some_batches(data, 3)
+        self._retry(self.model.token, [(each, delay, counts, error) for each in batch_ids])
+
+    def _retry(self, token: int, batches: list[tuple[bytes, int, int, bytes]]) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
+        keys += [_KEYS.due, _KEYS.ready]
+        args = [part for batch in batches for part in batch]
+        self.same(lambda: self.model.retry(token, batches), "retry", keys, token, *args)
+
+    @precondition(in_flight)
+    @rule(data=st.data(), error=_texts)
+    def bury(self, data: st.DataObject, error: bytes) -> None:
+        self._bury(self.model.token, self.some_batches(data, 1)[0], error)
+
+    def _bury(self, token: int, batch_id: bytes, error: bytes) -> None:
+        group = self.group_of(batch_id)
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.dead]
+        keys += [_KEYS.tasks(group), _KEYS.dead_tasks(batch_id)]
+        reply = self.same(
+            lambda: self.model.bury(token, batch_id, error, b"Traceback"),
+            "bury", keys, token, batch_id, error, b"Traceback",
+        )  # fmt: skip
+        if reply == b"OK":
+            self._left(batch_id, group)
+            self.buried.add(batch_id)
+
+    @precondition(in_flight)
+    @rule(data=st.data())
+    def set_aside(self, data: st.DataObject) -> None:
+        batch_id = self.some_batches(data, 1)[0]
+        batch = self.model.batches.get(batch_id)
+        places = st.integers(0, len(batch.entries) - 1 if batch else 0)
+        drawn = data.draw(st.lists(places, min_size=1, max_size=2, unique=True).map(sorted))
+        self._set_aside(self.model.token, batch_id, drawn)
+
+    def _set_aside(self, token: int, batch_id: bytes, places: list[int]) -> None:
+        letter = batch_id + b"-undecodable"
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.dead]
+        keys += [_KEYS.tasks(self.group_of(batch_id)), _KEYS.dead_tasks(letter)]
+        before = set(self.model.dead)
+        self.same(
+            lambda: self.model.set_aside(token, batch_id, letter, b"no", places),
+            "set_aside", keys, token, batch_id, letter, b"no", *places,
+        )  # fmt: skip
+        for new in set(self.model.dead) - before:
+            bodies = {entry.body for entry in self.model.dead[new].entries}
+            self.copied.setdefault(batch_id, set()).update(bodies)
+
+    # --- a leader that is one no more ---------------------------------------------------------
+
+    @rule(
+        earlier=st.integers(0, 2),
+        what=st.sampled_from(
+            [
+                *("poll", "claim", "commit", "retry"),
+                *("renew", "extend", "bury", "set_aside", "release"),
+            ]
+        ),
+    )
+    def stale_leader(self, earlier: int, what: str) -> None:
+        """Whatever it sends is refused; that nothing changes is seen by the comparison."""
+        token = self.model.token - earlier
+        if self.model.leads(token):  # its lease runs out before it knows
+            self.tick(self.model.expires - self.model.now)
+        batch_ids = list(self.model.batches) or self.cut[-1:] or [b"none"]
+        if what == "poll":
+            self._poll(token, 4)
+        elif what == "claim":
+            items = [(b"", group) for group in (b"a", b"b", b"c")]
+            items += [(each, self.group_of(each)) for each in batch_ids]
+            self._claim(token, 900, m.Room(9, 99, 9999), items)
+        elif what == "commit":
+            self._commit(token, [(each, 1) for each in batch_ids])
+        elif what == "retry":
+            self._retry(token, [(each, 10, 1, b"e") for each in batch_ids])
+        elif what == "release":
+            if token != self.model.token:  # one whose lease ran out may release it
+                self._release(token)
+        elif what == "renew":
+            self._renew(token)
+        elif what == "extend":
+            self._extend(token, 5, batch_ids)
+        elif what == "bury":
+            self._bury(token, batch_ids[0], b"")
+        else:
+            self._set_aside(token, batch_ids[0], [0])
+
+    # --- operators ----------------------------------------------------------------------------
+
+    def has_dead(self) -> bool:
+        return bool(self.model.dead)
+
+    @precondition(has_dead)
+    @rule(data=st.data(), kept=st.sampled_from([True, True, False]))
+    def decide_on_a_dead_letter(self, data: st.DataObject, kept: bool) -> None:
+        letter = data.draw(st.sampled_from([*self.model.dead, *self.cut[-1:]]))
+        self._requeue(letter) if kept else self._drop(letter)
+
+    def _requeue(self, letter: bytes) -> None:
+        found = self.model.dead.get(letter)
+        group = found.record.group if found else b"a"
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.due, _KEYS.ready]
+        keys += [_KEYS.dead, _KEYS.tasks(group), _KEYS.dead_tasks(letter)]
+        self.same(lambda: self.model.requeue(letter), "requeue", keys, letter, _CHANNEL, 0)
+
+    def _drop(self, letter: bytes) -> None:
+        found = self.model.dead.get(letter)
+        if found:
+            self.gone |= {entry.body for entry in found.entries}
+        keys = [_KEYS.state, _KEYS.dead, _KEYS.dead_tasks(letter)]
+        self.same(lambda: self.model.drop(letter), "drop", keys, letter)
+
+    @rule(groups=st.lists(_groups, max_size=2, unique=True))
+    def flush(self, groups: list[bytes]) -> None:
+        """These groups, or all of them."""
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
+        if groups:
+            self.same(lambda: self.model.flush(groups), "flush", keys, _CHANNEL, 0, *groups)
+        else:
+            self.same(self.model.flush_all, "flush_all", keys, _CHANNEL, 0, 0, 100)
+
+    @rule(paused=st.sampled_from([True, False, False]))
+    def pause(self, paused: bool) -> None:
+        self._pause(paused)
+
+    def is_paused(self) -> bool:
+        return self.model.paused
+
+    @precondition(is_paused)
+    @rule()
+    def resume(self) -> None:
+        self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        args = (int(paused), _CHANNEL, 0)
+        self.same(lambda: self.model.pause(paused), "pause", [_KEYS.state], *args)
+
+    def some_wait(self) -> bool:
+        return bool(self.waiting())
+
+    @precondition(some_wait)
+    @rule(data=st.data())
+    def cancel_task(self, data: st.DataObject) -> None:
+        groups = self.model.groups.items()
+        waiting = [(name, entry.id) for name, group in groups for entry in group.waiting]
+        waiting.append((b"a", b"none"))
+        name, task_id = data.draw(st.sampled_from(waiting))
+        self._cancel(
+            lambda: self.model.cancel_task(name, task_id), "cancel_task", name, name, task_id
+        )
+
+    @rule(name=_groups)
+    def cancel_group(self, name: bytes) -> None:
+        self._cancel(lambda: self.model.cancel_group(name), "cancel_group", name, name)
+
+    def _cancel(self, expected: Callable[[], Any], name: str, group: bytes, *args: bytes) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
+        keys += [_KEYS.tasks(group), _KEYS.ids(group)]
+        waited = set(self.waiting())
+        self.same(expected, name, keys, *args)
+        self.gone |= waited - set(self.waiting())
+
+    # --- what holds always --------------------------------------------------------------------
+
+    @invariant()
+    def same_state(self) -> None:
+        self.picture = in_redis(self.scripts.client, _KEYS)
+        found = differences(self.picture, in_model(self.model))
+        assert not found, "\n".join(found)
+        self._stats()
+        self._each_task_is_in_one_place()
+        self._groups_are_seen_to()
+
+    def _stats(self) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.dead]
+        self.same(self.model.stats, "stats", keys)
+
+    def _each_task_is_in_one_place(self) -> None:
+        lists = [*self.picture["tasks"].values(), *self.picture["dead tasks"].values()]
+        places = Counter(entry[7 + entry[6] :] for entries in lists for entry in entries)
+        for message in self.picture["stream"][""]:
+            payload = message[message.index(b"payload") + 1]
+            places.update(part + b">" for part in payload.split(b">")[:-1])
+        places.update(self.gone)
+        lost = self.acknowledged - places.keys()
+        assert not lost, f"nowhere: {lost}"
+        more = {body for body, count in places.items() if count > 1}
+        more -= {body for bodies in self.copied.values() for body in bodies}
+        assert not more, f"in several places: {more}"
+
+    def _groups_are_seen_to(self) -> None:
+        """What waits is in an index, unless held, and is due in time for each of its tasks."""
+        for name, group in self.model.groups.items():
+            if group.waiting and not self.model.held(name):
+                assert name in self.model.due or name in self.model.ready
+                latest = min(entry.arrival + entry.limits.delay for entry in group.waiting)
+                assert group.due_at <= latest

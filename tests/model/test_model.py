@@ -1,0 +1,37 @@
+"""Redis and the model agree, whatever is done.
+
+The random runs are the same each time. With `REDISAGG_MODEL_EXAMPLES` set, they are that many new
+ones, and what fails is made as short as can be, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.clock import Scripts
+from tests.model.machine import Machine
+
+_WANTED = os.environ.get("REDISAGG_MODEL_EXAMPLES")
+
+SETTINGS = settings(
+    max_examples=int(_WANTED or 150),
+    stateful_step_count=60,
+    derandomize=_WANTED is None,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate, Phase.shrink] if _WANTED else [Phase.generate],
+    report_multiple_bugs=False,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.timeout(0 if _WANTED else 120)
+def test_the_scripts_do_what_the_model_does(sync_redis: redis.Redis) -> None:
+    scripts = Scripts(sync_redis)
+    run_state_machine_as_test(lambda: Machine(scripts), settings=SETTINGS)

@@ -1,0 +1,33 @@
+"""What tests of several sinks need."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from redisagg.embedded import server_version
+from tests.interop.toolchains import install_node
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which a program can listen."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with `node/worker.js` and the real BullMQ."""
+    return install_node(Path(__file__).parent / "node", tmp_path_factory.mktemp("bullmq") / "node")
+
+
+@pytest.fixture
+def functions(server_binary: Path) -> None:
+    """Skips the test where Redis has no functions, which Streaq needs."""
+    if server_version(server_binary) < (7,):
+        pytest.skip("Streaq needs the functions of Redis 7")

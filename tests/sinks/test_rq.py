@@ -1,0 +1,69 @@
+"""RQSink against a real RQ worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sinks.harness import System, Trial, check
+
+pytestmark = pytest.mark.timeout(300)
+
+JOBS = "tests.sinks.workers.rq_jobs"
+
+RQ = System(
+    extra="rq",
+    sink=f"rq://digests?redis={{url}}&function={JOBS}.aggregated",
+    worker=(
+        *("{python}", "-m", "rq.cli", "worker", "--url", "{url}", "--path", "."),
+        *("digests", "urgent"),
+    ),
+)
+
+
+@pytest.fixture
+def trial(redis_url: str, tmp_path: Path) -> Trial:
+    return Trial(RQ, redis_url, tmp_path)
+
+
+def test_every_task_is_received_once(trial: Trial) -> None:
+    check(trial.run(), refuses_repeats=True)
+
+
+def test_a_repeat_is_refused_while_rq_knows_the_job(trial: Trial) -> None:
+    sink = f"rq://digests?redis={{url}}&function={JOBS}.anything"
+    waiting = {"id": "B1", "type": "x"}
+    forgotten = {"id": "B2", "type": "x", "options": {"result_ttl": 0}}
+    trial.deliver(waiting, waiting, forgotten, forgotten, sink=sink)
+    with trial.worker():
+        assert [entry["id"] for entry in trial.await_received(2)] == ["B1", "B2"]
+        trial.deliver(waiting, forgotten, sink=sink)
+        assert [entry["id"] for entry in trial.await_received(3)] == ["B1", "B2", "B2"]
+
+
+def test_what_the_worker_sees(trial: Trial) -> None:
+    task = f"{JOBS}.anything"
+    trial.deliver(
+        {"id": "B1", "type": task, "payload": {"a": [1, None]}, "headers": {"h": "x"}},
+        {"id": "B2", "type": task, "payload": [1, 2], "options": {"queue": "urgent"}},
+        {"id": "B3", "type": task, "options": {"result_ttl": 60, "at_front": True}},
+        sink="rq://digests?redis={url}",
+    )
+    with trial.worker():
+        entries = {entry.pop("id"): entry for entry in trial.await_received(3)}
+    usual = {"args": [], "kwargs": {}, "headers": {}, "queue": "digests", "ttl": None}
+    assert list(entries) == ["B3", "B1", "B2"]
+    assert entries == {
+        "B1": {**usual, "kwargs": {"a": [1, None]}, "headers": {"h": "x"}},
+        "B2": {**usual, "args": [[1, 2]], "queue": "urgent"},
+        "B3": {**usual, "args": [None], "ttl": 60},
+    }
+
+
+def test_a_worker_may_use_json(trial: Trial) -> None:
+    sink = f"rq://digests?redis={{url}}&function={JOBS}.anything&serializer=json"
+    trial.deliver({"id": "B1", "type": "x", "payload": {"a": [1, None]}}, sink=sink)
+    with trial.worker("--serializer", "rq.serializers.JSONSerializer"):
+        [entry] = trial.await_received(1)
+    assert entry["kwargs"] == {"a": [1, None]}

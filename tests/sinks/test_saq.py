@@ -1,0 +1,62 @@
+"""SAQSink against a real SAQ worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sinks.harness import System, Trial, check
+
+pytestmark = pytest.mark.timeout(300)
+
+SAQ = System(
+    extra="saq",
+    sink="saq://digests?redis={url}",
+    worker=("{python}", "-m", "saq", "tests.sinks.workers.saq_settings.settings"),
+    env={"REDISAGG_TEST_REDIS": "{url}"},
+)
+
+
+@pytest.fixture
+def trial(redis_url: str, tmp_path: Path) -> Trial:
+    return Trial(SAQ, redis_url, tmp_path)
+
+
+def test_every_task_is_received_once(trial: Trial) -> None:
+    check(trial.run(), refuses_repeats=True)
+
+
+def test_a_repeat_is_refused_while_saq_knows_the_job(trial: Trial) -> None:
+    kept = {"id": "B1", "type": "anything"}
+    forgotten = {"id": "B2", "type": "anything", "options": {"ttl": -1}}
+    failed = {"id": "B3", "type": "failing", "payload": {}}
+    trial.deliver(kept, kept, forgotten, forgotten, failed, failed)
+    with trial.worker():
+        assert ids(trial, 3) == ["B1", "B2", "B3"]
+        trial.deliver(kept, forgotten, failed)
+        assert ids(trial, 4) == ["B1", "B2", "B2", "B3"]
+
+
+def ids(trial: Trial, count: int) -> list[str]:
+    return sorted(entry["id"] for entry in trial.await_received(count))
+
+
+def test_what_the_worker_sees(trial: Trial) -> None:
+    trial.deliver(
+        {"id": "B1", "type": "anything", "payload": {"a": [1, None]}, "headers": {"h": "x"}},
+        {"id": "B2", "type": "anything", "payload": [1, 2], "options": {"timeout": 0}},
+        {"id": "B3", "type": "anything", "options": {"queue": "other"}},
+    )
+    trial.deliver(
+        {"id": "B4", "type": "x", "payload": {"a": 1}, "options": {"ttl": 60}},
+        sink="saq://digests?redis={url}&function=anything&arguments=payload",
+    )
+    with trial.worker():
+        entries = {entry.pop("id"): entry for entry in trial.await_received(3)}
+    usual = {"headers": {}, "timeout": 10, "ttl": 600}
+    assert entries == {
+        "B1": {**usual, "kwargs": {"a": [1, None]}, "headers": {"h": "x"}},
+        "B2": {**usual, "kwargs": {"payload": [1, 2]}, "timeout": 0},
+        "B4": {**usual, "kwargs": {"payload": {"a": 1}}, "ttl": 60},
+    }

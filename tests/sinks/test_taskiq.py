@@ -1,0 +1,71 @@
+"""TaskiqSink against real Taskiq workers, on a list and on a stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.sinks.harness import System, Trial, check
+
+pytestmark = pytest.mark.timeout(300)
+
+TASKIQ = System(
+    extra="taskiq",
+    sink="taskiq://digests?redis={url}",
+    worker=(
+        *("{python}", "-m", "taskiq", "worker", "--workers", "1"),
+        "tests.sinks.workers.taskiq_broker:broker",
+    ),
+    env={"REDISAGG_TEST_REDIS": "{url}", "REDISAGG_TEST_KIND": "list"},
+)
+STREAM = replace(
+    TASKIQ,
+    sink="taskiq://digests?redis={url}&kind=stream",
+    env={**TASKIQ.env, "REDISAGG_TEST_KIND": "stream"},
+)
+
+
+@pytest.fixture
+def trial(redis_url: str, tmp_path: Path) -> Trial:
+    return Trial(TASKIQ, redis_url, tmp_path)
+
+
+@pytest.mark.parametrize("system", [TASKIQ, STREAM], ids=["list", "stream"])
+def test_every_task_is_received_once(system: System, redis_url: str, tmp_path: Path) -> None:
+    check(Trial(system, redis_url, tmp_path).run(), refuses_repeats=False)
+
+
+def test_a_repeat_has_the_same_id(trial: Trial) -> None:
+    batch = {"id": "B1", "type": "anything", "payload": {"a": 1}}
+    trial.deliver(batch, batch)
+    with trial.worker():
+        assert [entry["id"] for entry in trial.await_received(2)] == ["B1", "B1"]
+
+
+def test_what_the_worker_sees(trial: Trial) -> None:
+    trial.deliver(
+        {"id": "B1", "type": "anything", "payload": {"a": [1, None]}, "headers": {"h": "x"}},
+        {"id": "B2", "type": "anything", "payload": [1, 2], "priority": -3},
+        {"id": "B3", "type": "anything", "options": {"queue": "other"}},
+    )
+    trial.deliver(
+        {"id": "B4", "type": "x", "payload": {"a": 1}, "options": {"timeout": 1.5}},
+        sink="taskiq://digests?redis={url}&task=anything&arguments=payload",
+    )
+    with trial.worker():
+        entries = {entry.pop("id"): entry for entry in trial.await_received(3)}
+    assert entries == {
+        "B1": {"args": [], "kwargs": {"a": [1, None]}, "labels": {"h": "x"}},
+        "B2": {"args": [[1, 2]], "kwargs": {}, "labels": {"priority": -3}},
+        "B4": {"args": [{"a": 1}], "kwargs": {}, "labels": {"timeout": 1.5}},
+    }
+
+
+def test_a_stream_keeps_what_came_before_its_first_worker(redis_url: str, tmp_path: Path) -> None:
+    trial = Trial(STREAM, redis_url, tmp_path)
+    trial.deliver({"id": "B1", "type": "anything", "payload": {"a": 1}})
+    with trial.worker():
+        [entry] = trial.await_received(1)
+    assert (entry["id"], entry["kwargs"]) == ("B1", {"a": 1})

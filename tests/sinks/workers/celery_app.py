@@ -1,0 +1,32 @@
+"""A Celery application as users have them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery, Task
+
+from tests.sinks.workers.note import note
+
+app = Celery("workers", broker=os.environ["REDISAGG_TEST_REDIS"])
+app.conf.broker_connection_retry_on_startup = True
+
+
+@app.task(bind=True, name="test:aggregated")
+def aggregated(self: Task, group: str, count: int, payloads: list[Any]) -> None:
+    """What becomes of a batch without a merge function."""
+    note(id=self.request.id, group=group, count=count, payloads=payloads)
+
+
+@app.task(bind=True, name="anything")
+def anything(self: Task, *args: Any, **kwargs: Any) -> None:
+    """Notes all it can get hold of."""
+    note(
+        id=self.request.id,
+        args=args,
+        kwargs=kwargs,
+        headers=self.request.headers,
+        queue=self.request.delivery_info["routing_key"],
+        priority=self.request.delivery_info["priority"],
+    )

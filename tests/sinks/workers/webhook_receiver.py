@@ -1,0 +1,76 @@
+"""A receiver of webhooks as users have one: python -m tests.sinks.workers.webhook_receiver PORT
+
+Notes each request, then answers 200; or, to the first requests for an id, what the words behind
+PORT say: a status (``307`` with a place to go to), ``hang`` for no answer, ``drip`` for one that
+does not end, ``drop`` for an end of the connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.sinks.workers.note import note
+
+ANSWERS = sys.argv[2:]
+
+_requests: Counter[str] = Counter()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Notes what was posted."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        event = json.loads(body)
+        place = _requests[event["id"]]
+        _requests[event["id"]] += 1
+        answer = ANSWERS[place] if place < len(ANSWERS) else "200"
+        note(
+            id=event["id"],
+            payloads=event["data"].get("payloads") if isinstance(event["data"], dict) else None,
+            path=self.path,
+            headers=[[name.lower(), value] for name, value in self.headers.items()],
+            body=body,
+            answer=answer,
+        )
+        with contextlib.suppress(ConnectionError):  # the sink may have given up
+            self.answer(answer)
+
+    def answer(self, answer: str) -> None:
+        """Answers, or does not."""
+        self.close_connection = not answer.isdecimal()
+        if answer == "hang":
+            time.sleep(60)
+        elif answer == "drip":
+            self.send_response(200)
+            self.end_headers()
+            while True:
+                self.wfile.write(b".")
+                time.sleep(0.1)
+        elif answer.isdecimal():
+            self.send_response(int(answer))
+            self.send_header("location", "/elsewhere")
+            self.send_header("content-length", "3")
+            self.end_headers()
+            self.wfile.write(b"so\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: what counts is noted."""
+
+
+class Server(ThreadingHTTPServer):
+    """Room for all who come at once."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
+if __name__ == "__main__":
+    Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -1,0 +1,84 @@
+"""Settings and their checks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from redisagg import AggregationConfig, Aggregator, Task, default_aggregation_config
+from redisagg.config import default_aggregator
+from redisagg.errors import InvalidConfig
+
+
+def test_the_defaults_are_as_documented() -> None:
+    config = default_aggregation_config()
+    assert config == AggregationConfig()
+    assert (config.group_grace_period, config.group_max_delay) == (120.0, 600.0)
+    assert (config.group_max_size, config.partitions) == (20, 16)
+    assert config.max_task_bytes == 1024 * 1024
+
+
+def test_durations_are_kept_as_seconds() -> None:
+    config = default_aggregation_config(group_grace_period=timedelta(minutes=1), merge_timeout=2)
+    assert (config.group_grace_period, config.merge_timeout) == (60.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"group_grace_period": 0},
+        {"group_grace_period": -1},
+        {"group_max_delay": float("nan")},
+        {"group_max_delay": "60"},
+        {"group_max_size": 0},
+        {"group_max_size": True},
+        {"partitions": 0},
+        {"partitions": 4097},
+        {"concurrency": 1.5},
+        {"max_attempts": 0},
+        {"max_task_bytes": 0},
+        {"lease_time": 0.05},
+        {"linger": -1},
+        {"executor": "fork"},
+        {"group_aggregator": "combine"},
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(setting))):
+        AggregationConfig(**setting)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a{b}", "-a", "x" * 65, "é", 7, None])
+def test_bad_names_are_refused(name: Any) -> None:
+    with pytest.raises(InvalidConfig, match="name"):
+        Aggregator(name)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("redis", 7),
+        ("redis", "http://localhost"),
+        ("redis", "redis+sentinel://localhost:26379"),
+        ("config", {}),
+        ("sink", 7),
+        ("sink", "nowhere://x"),
+        ("sink", "stream://"),
+        ("sink", "stream://a{b}"),
+        ("sink", "stream://a?what=1"),
+        ("sink", "stream://a?maxlen=many"),
+        ("sink", "list://a?format=xml"),
+    ],
+)
+def test_bad_arguments_are_refused(argument: str, value: Any) -> None:
+    with pytest.raises(InvalidConfig):
+        Aggregator("a", **{argument: value})
+
+
+def test_the_default_aggregator_keeps_the_order() -> None:
+    merged = default_aggregator("g", [Task("mail", 1, "g"), Task("other", 2, "g")])
+    assert merged.type == "mail:aggregated"
+    assert merged.payload == {"group": "g", "count": 2, "payloads": [1, 2]}

@@ -1,0 +1,70 @@
+"""Redis URLs and clients as endpoints."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+import redis.asyncio as aio
+from redis.sentinel import Sentinel
+
+from redisagg.errors import InvalidConfig
+from redisagg.transport.endpoint import endpoint_of
+
+
+def test_plain_urls() -> None:
+    endpoint = endpoint_of("rediss://user:p%40ss@example.com:6380/2")
+    assert endpoint.tls
+    assert endpoint.options["host"] == "example.com"
+    assert endpoint.options["port"] == 6380
+    assert endpoint.options["password"] == "p@ss"
+    assert endpoint.options["db"] == 2
+    assert endpoint_of("unix:///run/redis.sock").options["path"] == "/run/redis.sock"
+
+
+def test_sentinel_urls() -> None:
+    endpoint = endpoint_of("redis+sentinel://u:p@one:26379,two:26380/primary/3")
+    assert endpoint.service == "primary"
+    assert [s["host"] for s in endpoint.sentinels] == ["one", "two"]
+    assert endpoint.options == {"username": "u", "password": "p", "db": 3}
+
+
+def test_cluster_urls() -> None:
+    endpoint = endpoint_of("rediss+cluster://one:7000,two")
+    assert endpoint.cluster == [("one", 7000), ("two", 6379)]
+    assert endpoint.tls
+
+
+def test_options_behind_any_url() -> None:
+    for places in ("redis://one", "redis+cluster://one,two", "redis+sentinel://one/main"):
+        options = endpoint_of(f"{places}?socket_timeout=3&ssl_check_hostname=no").options
+        assert options["socket_timeout"] == 3
+        assert options["ssl_check_hostname"] is False
+
+
+def test_files_that_are_not_there() -> None:
+    for url in ("rediss://one", "rediss+cluster://one"):
+        with pytest.raises(InvalidConfig, match="ssl_certfile is no file: /nowhere"):
+            endpoint_of(f"{url}?ssl_certfile=/nowhere")
+
+
+def test_clients_of_either_kind() -> None:
+    for client in (redis.Redis(port=7, password="x"), aio.Redis(port=7, password="x")):
+        options = endpoint_of(client).options
+        assert (options["port"], options["password"]) == (7, "x")
+
+
+def test_a_client_behind_sentinels() -> None:
+    primary = Sentinel([("one", 26379)]).master_for("main", password="x")
+    endpoint = endpoint_of(primary)
+    assert endpoint.service == "main"
+    assert endpoint.sentinels[0]["host"] == "one"
+    assert endpoint.options["password"] == "x"
+
+
+def test_sentinels_with_tls_keep_it() -> None:
+    for sentinel in (Sentinel, aio.Sentinel):
+        over_tls = sentinel([("one", 26379)], sentinel_kwargs={"ssl": True, "ssl_ciphers": "x"})
+        [found] = endpoint_of(over_tls.master_for("main")).sentinels
+        assert (found["ssl"], found["ssl_ciphers"]) == (True, "x")
+        [found] = endpoint_of(sentinel([("one", 26379)]).master_for("main")).sentinels
+        assert found["ssl"] is False
