@@ -1,0 +1,73 @@
+"""``python -m tests.faults``: faults for as long as you like, and one table of what came of it.
+
+Ends with status 1 if anything was lost, duplicated, reordered, oversized, misgrouped or premature,
+or was not enqueued in the end. The column "lost where Redis may lose" does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+
+from tests.faults.report import findings, table
+from tests.faults.run import Plan, Result, run
+from tests.faults.topologies import TOPOLOGIES
+from tests.servers import select
+
+
+def main() -> int:
+    """Makes a run for each topology that the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of faults, in all")
+    parser.add_argument("--seed", type=int, help="of everything that is drawn; a new one if none")
+    parser.add_argument(
+        "--topology",
+        action="append",
+        choices=TOPOLOGIES,
+        help="where; may be repeated; all of them if none",
+    )
+    parser.add_argument("--tasks", type=int, default=0, help="how many to offer in all, about")
+    parser.add_argument(
+        "--config", type=json.loads, default={}, help="of all nodes, as in '{\"lease_time\": 2}'"
+    )
+    parser.add_argument(
+        "--durable",
+        action="store_true",
+        help="the config makes up for what a topology may lose: count every loss",
+    )
+    arguments = parser.parse_args()
+    seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
+    wanted = os.environ.get("REDISAGG_TEST_SERVER")
+    names = list(dict.fromkeys(arguments.topology or TOPOLOGIES))
+    seconds = arguments.minutes * 60 / len(names)
+    print(f"seed {seed}: {seconds:.0f} s of faults on each of {', '.join(names)}", flush=True)
+    results: list[Result] = []
+    for name in names:
+        plan = Plan(
+            topology=TOPOLOGIES[name],
+            seconds=seconds,
+            seed=seed,
+            rate=arguments.tasks / len(names) / seconds or Plan.rate,
+            config=arguments.config,
+            durable=arguments.durable,
+            server=select(wanted) if wanted else None,
+        )
+        since = time.monotonic()
+        results.append(result := run(plan))
+        took = time.monotonic() - since
+        struck, tasks = result.faults.total(), result.verdict.offered
+        print(f"{name}: {struck} faults, {tasks:,} tasks in {took:.0f} s", flush=True)
+        print(findings(result), flush=True)
+    print(f"{table(results)}\n\nWhat each may lose of what it acknowledged:")
+    for result in results:
+        print(f"- {result.plan.topology.promise}")
+    print(f"\nMade by python -m tests.faults {' '.join(sys.argv[1:])} (seed {seed})")
+    return 1 if any(result.verdict.violations for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""What happened in a run, as plain data, and the journals in which processes write it down.
+
+All times are seconds since the epoch by the one clock of the machine, which Redis reads too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Outcome: TypeAlias = Literal["acknowledged", "refused", "unknown"]
+
+
+class Limits(NamedTuple):
+    """When a group is due; seconds."""
+
+    grace: float
+    delay: float
+    size: int
+
+
+class Offer(NamedTuple):
+    """A task that was handed to `add_task` or `add_tasks`."""
+
+    task: str
+    producer: str
+    """Offers of one producer come one call after the other."""
+    number: int
+    """Its place among all that its producer offered."""
+    group: str
+    offered_at: float
+    outcome: Outcome
+    """Unknown: it may be there once or not at all."""
+    ended_at: float | None
+    """When the call returned or raised; None if it did neither."""
+
+
+class Batch(NamedTuple):
+    """Tasks that were found together: enqueued, in flight, dead, or still waiting in a group."""
+
+    batch_id: str
+    """Empty for tasks that wait."""
+    group: str
+    tasks: tuple[str, ...]
+    by: str = ""
+    """The flusher that merged them."""
+    enqueued_at: float | None = None
+    says: int | None = None
+    """How many tasks it says to hold, if it says so."""
+
+    @property
+    def partition(self) -> int:
+        """The partition that its id names."""
+        return int(self.batch_id.split("-")[1])
+
+
+class Lease(NamedTuple):
+    """A flusher has learned that it leads a partition."""
+
+    partition: int
+    token: int
+    flusher: str
+    at: float
+
+
+class Window(NamedTuple):
+    """A time in which Redis itself may lose what it acknowledges."""
+
+    start: float
+    end: float
+
+
+@dataclass
+class History:
+    """All that is known of a run."""
+
+    limits: dict[str, Limits]
+    """By group; all tasks of a group ask for the same."""
+    offers: list[Offer] = field(default_factory=list)
+    enqueued: list[Batch] = field(default_factory=list)
+    """In the order in which they were enqueued, as far as they are of the same partition."""
+    in_flight: list[Batch] = field(default_factory=list)
+    dead: list[Batch] = field(default_factory=list)
+    waiting: list[Batch] = field(default_factory=list)
+    leases: list[Lease] = field(default_factory=list)
+    lossy: list[Window] = field(default_factory=list)
+    exactly_once: bool = True
+    """False for a sink that is delivered to at least once, with the same batch id."""
+
+
+# --- journals ------------------------------------------------------------------------------------
+
+
+class Journal:
+    """A file with a line for each event, which outlives a SIGKILL of the process that writes it.
+
+    A line is handed to the kernel by one call before `write` returns. The kernel may tear only the
+    very last one, of a process that is killed in that call; `read_journal` leaves that out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(self, *event: Any) -> None:
+        """Appends an event; safe in threads."""
+        os.write(self._file, json.dumps(event).encode() + b"\n")
+
+
+def read_journal(path: Path) -> Iterator[list[Any]]:
+    """The events in a journal, oldest first."""
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+class ProducerLog:
+    """The side of a producer: notes what it is about to offer, and then what became of it."""
+
+    def __init__(self, journal: Journal, producer: str, clock: Any) -> None:
+        self._journal = journal
+        self._producer = producer
+        self._clock = clock
+        self._next = 0
+
+    def offer(self, groups: Sequence[str]) -> list[str]:
+        """Notes an offer of a task for each of `groups`; returns the names of the tasks."""
+        first, self._next = self._next, self._next + len(groups)
+        self._journal.write("offered", self._producer, self._clock(), first, groups)
+        return [task_name(self._producer, number) for number in range(first, self._next)]
+
+    def end(self, outcome: Outcome, error: str = "") -> None:
+        """Notes what became of the last offer."""
+        self._journal.write("ended", self._producer, self._clock(), outcome, error)
+
+
+def task_name(producer: str, number: int) -> str:
+    """What the payload of a task says."""
+    return f"{producer}/{number}"
+
+
+def read_offers(events: Iterator[list[Any]]) -> Iterator[Offer]:
+    """The offers in the journal of one process."""
+    open_calls: dict[str, tuple[float, int, list[str]]] = {}
+
+    def offers(producer: str, outcome: Outcome, ended_at: float | None) -> Iterator[Offer]:
+        at, first, groups = open_calls.pop(producer)
+        for number, group in enumerate(groups, first):
+            name = task_name(producer, number)
+            yield Offer(name, producer, number, group, at, outcome, ended_at)
+
+    for kind, *rest in events:
+        if kind == "offered":
+            producer, at, first, groups = rest
+            open_calls[producer] = (at, first, groups)
+        elif kind == "ended":
+            producer, at, outcome, _error = rest
+            yield from offers(producer, outcome, at)
+    for producer in list(open_calls):  # it was killed in these
+        yield from offers(producer, "unknown", None)

@@ -1,0 +1,375 @@
+"""The checker catches each kind of fault, and finds nothing where nothing is wrong.
+
+The histories come from a small simulation of what redisagg promises, with flushers that are late
+at random; a fault is planted by changing one thing in such a history.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import Kind, check
+from tests.faults.history import (
+    Batch,
+    History,
+    Journal,
+    Lease,
+    Limits,
+    Offer,
+    Outcome,
+    ProducerLog,
+    Window,
+    read_journal,
+    read_offers,
+)
+
+LIMITS = {"a": Limits(0.3, 1.0, 4), "b": Limits(0.1, 5.0, 10), "c": Limits(2.0, 1.0, 3)}
+EPOCH = 1_700_000_000.0
+
+
+def simulated(seed: int) -> History:
+    """Three producers and two flushers that take turns, over about ten seconds."""
+    chance = random.Random(seed)
+    arrivals: list[tuple[float, Offer]] = []
+    for producer in ("p1", "p2", "p3"):
+        now, number = EPOCH, 0
+        while now < EPOCH + 10:
+            now += chance.expovariate(4)
+            arrived = now + chance.uniform(0, 0.2)
+            ended = arrived + chance.uniform(0, 0.2)
+            outcome: Outcome = chance.choices(("acknowledged", "unknown", "refused"), (86, 10, 4))[
+                0
+            ]
+            group = chance.choice(list(LIMITS))
+            for _ in range(chance.choice((1, 1, 3))):  # tasks in a call
+                name = f"{producer}/{number}"
+                offer = Offer(name, producer, number, group, now, outcome, ended)
+                arrivals.append((arrived, offer))
+                number += 1
+            now = ended
+    history = History(LIMITS, offers=[offer for _, offer in arrivals])
+    history.leases = [Lease(0, token, f"f{token % 2}", EPOCH + token * 0.9) for token in range(99)]
+    for group, limits in LIMITS.items():
+        there = [
+            (at, offer)
+            for at, offer in sorted(arrivals, key=lambda each: each[0])
+            if offer.group == group
+            and (offer.outcome == "acknowledged" or (offer.outcome == "unknown" and at % 1 < 0.8))
+        ]
+        history.enqueued += flushed(there, limits, chance)
+    history.enqueued.sort(key=lambda batch: batch.enqueued_at or 0)
+    return history
+
+
+def flushed(
+    arrivals: Sequence[tuple[float, Offer]], limits: Limits, chance: random.Random
+) -> list[Batch]:
+    """The batches of one group; each is claimed up to two seconds after it is due."""
+    batches: list[Batch] = []
+    waiting = list(arrivals)
+    while waiting:
+        count = 1
+        due = waiting[0][0] + min(limits.grace, limits.delay)
+        while count < len(waiting) and count < limits.size and waiting[count][0] < due:
+            due = min(waiting[count][0] + limits.grace, waiting[0][0] + limits.delay)
+            count += 1
+        if count == limits.size:
+            due = waiting[count - 1][0]
+        claimed = max([due, *(batch.enqueued_at or 0 for batch in batches)]) + chance.choice(
+            (0.001, 0.05, 2.0)
+        )
+        while count < min(len(waiting), limits.size) and waiting[count][0] < claimed:
+            count += 1  # they ride along
+        tasks = tuple(offer.task for _, offer in waiting[:count])
+        leader = f"f{int((claimed - EPOCH) / 0.9) % 2}"
+        batches.append(
+            Batch(f"{len(batches)}-0-x", waiting[0][1].group, tasks, leader, claimed, count)
+        )
+        del waiting[:count]
+    return batches
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_correct_history_passes(seed: int) -> None:
+    verdict = check(simulated(seed))
+    assert verdict.examples == []
+    assert verdict.violations == 0
+    assert verdict.acknowledged > 50
+    assert verdict.enqueued >= verdict.acknowledged
+    assert verdict.offered == verdict.acknowledged + verdict.refused + verdict.unknown
+
+
+def test_tasks_may_also_be_dead_or_on_their_way() -> None:
+    history = simulated(1)
+    for place in (history.dead, history.in_flight, history.waiting):
+        place.append(history.enqueued.pop()._replace(enqueued_at=None))
+    verdict = check(history)
+    assert {finding.kind for finding in verdict.examples} == {Kind.LEFT}
+    assert verdict.dead > 0
+
+
+# --- one planted fault of each kind --------------------------------------------------------------
+
+
+def first_of(history: History, tasks: int) -> int:
+    """The place of the first batch with so many tasks, all acknowledged."""
+    sure = {offer.task for offer in history.offers if offer.outcome == "acknowledged"}
+    return next(
+        place
+        for place, batch in enumerate(history.enqueued)
+        if len(batch.tasks) == tasks and sure.issuperset(batch.tasks)
+    )
+
+
+def change(history: History, place: int, **fields: object) -> None:
+    history.enqueued[place] = history.enqueued[place]._replace(**fields)  # type: ignore[arg-type]
+
+
+def lose_a_task(history: History) -> None:
+    place = first_of(history, 2)
+    change(history, place, tasks=history.enqueued[place].tasks[:1], says=1)
+
+
+def lose_a_batch(history: History) -> None:
+    del history.enqueued[first_of(history, 1)]
+
+
+def enqueue_twice(history: History) -> None:
+    history.enqueued.append(history.enqueued[first_of(history, 1)])
+
+
+def leave_a_copy_waiting(history: History) -> None:
+    batch = history.enqueued[0]
+    history.waiting.append(Batch("", batch.group, batch.tasks[:1]))
+
+
+def leave_a_copy_dead(history: History) -> None:
+    history.dead.append(history.enqueued[0]._replace(batch_id="other-0-x"))
+
+
+def enqueue_an_unknown_one_twice(history: History) -> None:
+    unknown = {offer.task for offer in history.offers if offer.outcome == "unknown"}
+    batch = next(batch for batch in history.enqueued if unknown & set(batch.tasks))
+    [task, *_] = unknown & set(batch.tasks)
+    history.dead.append(Batch("other-0-x", batch.group, (task,)))
+
+
+def enqueue_what_was_refused(history: History) -> None:
+    refused = next(offer for offer in history.offers if offer.outcome == "refused")
+    history.dead.append(Batch("x-0-x", refused.group, (refused.task,)))
+
+
+def enqueue_what_nobody_offered(history: History) -> None:
+    history.dead.append(Batch("x-0-x", "a", ("p1/999",)))
+
+
+def swap_batches(history: History) -> None:
+    """Two batches of one group, of which the second was offered after the first was acknowledged.
+
+    What is enqueued late is never premature, so that this is the only thing that is wrong.
+    """
+    places = [n for n, batch in enumerate(history.enqueued) if batch.group == "a"]
+    first, last = places[0], places[-1]
+    batch = history.enqueued.pop(first)
+    history.enqueued.insert(last, batch._replace(enqueued_at=None, by=""))
+
+
+def swap_tasks_of_a_call(history: History) -> None:
+    offers = {offer.task: offer for offer in history.offers}
+    for place, batch in enumerate(history.enqueued):
+        tasks = list(batch.tasks)
+        for at in range(len(tasks) - 1):
+            one, two = offers[tasks[at]], offers[tasks[at + 1]]
+            if one.outcome == "acknowledged" and one[4:] == two[4:]:
+                tasks[at : at + 2] = reversed(tasks[at : at + 2])
+                change(history, place, tasks=tuple(tasks))
+                return
+    raise AssertionError("no call has two tasks in one batch")
+
+
+def join_batches(history: History) -> None:
+    full = [n for n, batch in enumerate(history.enqueued) if batch.group == "a"]
+    one, two = (history.enqueued[place] for place in full[:2])
+    change(history, full[1], tasks=one.tasks + two.tasks, says=len(one.tasks + two.tasks))
+    del history.enqueued[full[0]]
+
+
+def miscount(history: History) -> None:
+    change(history, 0, says=len(history.enqueued[0].tasks) + 1)
+
+
+def move_to_another_group(history: History) -> None:
+    place = first_of(history, 1)
+    other = "a" if history.enqueued[place].group != "a" else "b"
+    change(history, place, group=other, enqueued_at=None)
+
+
+def enqueue_before(history: History, group: str, span: float) -> None:
+    """Has the first batch of `group` that is not full enqueued so long after its last task."""
+    offers = {offer.task: offer for offer in history.offers}
+    for place, batch in enumerate(history.enqueued):
+        known = [offers[task] for task in batch.tasks]
+        if batch.group != group or len(known) == LIMITS[group].size:
+            continue
+        if all(offer.offered_at == known[0].offered_at for offer in known):
+            change(history, place, enqueued_at=known[-1].offered_at + span, by="")
+            return
+    raise AssertionError(f"no batch of {group} will do")
+
+
+def ignore_the_grace_period(history: History) -> None:
+    enqueue_before(history, "b", LIMITS["b"].grace - 0.02)
+
+
+def ignore_the_max_delay(history: History) -> None:
+    enqueue_before(history, "c", LIMITS["c"].delay - 0.02)
+
+
+def enqueue_with_a_lost_lease(history: History) -> None:
+    batch = history.enqueued[len(history.enqueued) // 2]
+    other = "f1" if batch.by == "f0" else "f0"
+    assert batch.enqueued_at is not None
+    # The other one has had the lease for a while, and the one before is long over.
+    history.leases = [Lease(0, 1, batch.by, EPOCH), Lease(0, 2, other, batch.enqueued_at - 0.1)]
+    history.enqueued = [
+        each if each is batch else each._replace(by="") for each in history.enqueued
+    ]
+
+
+def enqueue_without_any_lease(history: History) -> None:
+    change(history, -1, by="f7")
+
+
+PLANTED: dict[Callable[[History], None], Kind] = {
+    lose_a_task: Kind.LOST,
+    lose_a_batch: Kind.LOST,
+    enqueue_twice: Kind.DUPLICATED,
+    enqueue_an_unknown_one_twice: Kind.DUPLICATED,
+    leave_a_copy_waiting: Kind.DUPLICATED,
+    leave_a_copy_dead: Kind.DUPLICATED,
+    enqueue_what_was_refused: Kind.PHANTOM,
+    enqueue_what_nobody_offered: Kind.PHANTOM,
+    swap_batches: Kind.REORDERED,
+    swap_tasks_of_a_call: Kind.REORDERED,
+    join_batches: Kind.OVERSIZED,
+    miscount: Kind.OVERSIZED,
+    move_to_another_group: Kind.MISGROUPED,
+    ignore_the_grace_period: Kind.PREMATURE,
+    ignore_the_max_delay: Kind.PREMATURE,
+    enqueue_with_a_lost_lease: Kind.STALE,
+    enqueue_without_any_lease: Kind.STALE,
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planted_fault_is_caught(plant: Callable[[History], None], seed: int) -> None:
+    history = simulated(seed)
+    plant(history)
+    verdict = check(history)
+    also = {
+        # What is in two places is out of order in one of them, and one place is the end.
+        Kind.DUPLICATED: {Kind.REORDERED, Kind.LEFT},
+        # And what is in another group's batch is not in the order of that group.
+        Kind.MISGROUPED: {Kind.REORDERED},
+    }.get(PLANTED[plant], set())
+    found = {finding.kind for finding in verdict.examples}
+    assert PLANTED[plant] in found
+    assert found <= {PLANTED[plant], *also}
+    assert verdict.violations > 0
+
+
+# --- what is excused -----------------------------------------------------------------------------
+
+
+def test_what_was_acknowledged_when_redis_may_lose_it_is_counted_apart() -> None:
+    history = simulated(2)
+    [gone] = history.enqueued.pop(first_of(history, 1)).tasks
+    offer = next(offer for offer in history.offers if offer.task == gone)
+    assert offer.ended_at is not None
+    history.lossy = [Window(offer.ended_at - 0.001, offer.ended_at + 0.001)]
+    verdict = check(history)
+    assert verdict.counts == {Kind.LOST_IN_WINDOW: 1}
+    assert verdict.violations == 0
+    history.lossy = [Window(offer.ended_at + 0.001, offer.ended_at + 9)]
+    assert check(history).counts == {Kind.LOST: 1}
+
+
+def test_a_lease_that_redis_may_have_lost_proves_nothing() -> None:
+    history = simulated(2)
+    enqueue_with_a_lost_lease(history)
+    lost = history.leases[-1].at
+    history.lossy = [Window(lost - 0.1, lost + 0.1)]
+    assert check(history).violations == 0
+
+
+def test_a_sink_that_delivers_at_least_once_may_get_a_batch_again() -> None:
+    history = simulated(2)
+    history.exactly_once = False
+    again = history.enqueued[first_of(history, 2)]
+    history.enqueued.append(again)
+    history.dead.append(again)
+    verdict = check(history)
+    assert verdict.violations == 0
+    assert verdict.redelivered == 1
+    # With the same tasks, that is.
+    history.enqueued.append(again._replace(tasks=again.tasks[:1], says=1))
+    assert check(history).counts[Kind.DUPLICATED] == 1
+
+
+# --- journals ------------------------------------------------------------------------------------
+
+
+def test_a_journal_says_what_became_of_each_task(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    ticks = iter(range(10))
+    journal = Journal(path)
+    log = ProducerLog(journal, "p", lambda: next(ticks))
+    assert log.offer(["a", "b"]) == ["p/0", "p/1"]
+    log.end("acknowledged")
+    log.offer(["a"])
+    log.end("refused", "full")
+    log.offer(["c"])
+    with path.open("ab") as file:
+        file.write(b'["ended", "p", 9, "ackn')  # killed within the call
+    assert list(read_offers(read_journal(path))) == [
+        Offer("p/0", "p", 0, "a", 0, "acknowledged", 1),
+        Offer("p/1", "p", 1, "b", 0, "acknowledged", 1),
+        Offer("p/2", "p", 2, "a", 2, "refused", 3),
+        Offer("p/3", "p", 3, "c", 4, "unknown", None),
+    ]
+
+
+def test_a_journal_outlives_a_sigkill(tmp_path: Path) -> None:
+    """All that it had when the process said so is there."""
+    path = tmp_path / "journal"
+    code = (
+        "import sys; from pathlib import Path; from tests.faults.history import Journal\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "for n in range(10**9):\n"
+        "    journal.write(n)\n"
+        "    if n % 1000 == 0: print(n, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(5):
+            said = int(process.stdout.readline())
+        time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    events = [event for [event] in read_journal(path)]
+    assert events == list(range(len(events)))
+    assert len(events) > said

@@ -1,0 +1,35 @@
+"""Short runs with faults on every topology; `python -m tests.faults` makes longer ones.
+
+`REDISAGG_FAULTS_SEED` chooses another seed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import Kind
+from tests.faults.report import findings, table
+from tests.faults.run import Plan, run
+from tests.faults.topologies import TOPOLOGIES, Topology
+
+SEED = int(os.environ.get("REDISAGG_FAULTS_SEED", "5"))
+SECONDS = 20.0
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
+def test_faults_break_no_promise(server_binary: Path, topology: type[Topology]) -> None:
+    result = run(Plan(topology, SECONDS, SEED, server=server_binary))
+    print(f"python -m tests.faults --minutes {SECONDS / 60:.2f} --seed {SEED}", end=" ")
+    print(f"--topology {topology.name}\n{table([result])}")
+    assert result.verdict.violations == 0, findings(result)
+    # It was no walk in the park, and it was not a standstill either.
+    struck = {kind: count for kind, count in result.faults.items() if not kind.startswith("merge")}
+    assert sum(struck.values()) >= 10
+    assert len(struck) >= 8
+    assert result.verdict.acknowledged > 1_000
+    assert result.verdict.enqueued > 1_000
+    assert result.verdict.counts[Kind.LOST] == 0
