@@ -1,0 +1,1 @@
+"""Benchmarks: redisagg, the bare scripts and Asynq, side by side in one run. See README.md."""

@@ -1,0 +1,55 @@
+"""``python -m benchmarks``: measures everything side by side; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from benchmarks import adds, drain, idle, latency, memory, report, scaling, soak
+from benchmarks.measure import Check, Series
+from benchmarks.processes import Machine
+from redisagg.embedded import EmbeddedRedis
+
+_PARTS = {
+    "adds": adds.measure,
+    "drain": drain.measure,
+    "latency": latency.measure,
+    "idle": idle.measure,
+    "memory": memory.measure,
+    "scaling": scaling.measure,
+}
+
+
+def main() -> int:
+    """Runs the benchmarks that the arguments name; 1 if a requirement was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", help="comma-separated: " + ", ".join([*_PARTS, "soak"]))
+    parser.add_argument("--turns", type=int, default=5, help="how often contenders take turns")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, two turns")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
+    parser.add_argument("--out", type=Path, help="folder for the table and the charts")
+    parser.add_argument("--redis-server", type=Path, help="server binary")
+    arguments = parser.parse_args()
+    turns, scale = (2, 0.1) if arguments.quick else (arguments.turns, 1.0)
+    names = arguments.only.split(",") if arguments.only else list(_PARTS)
+    machine = Machine()
+    series: list[Series] = []
+    checks: list[Check] = []
+    for name in names:
+        print(name, flush=True)
+        with EmbeddedRedis(arguments.redis_server) as server:
+            if name == "soak":
+                series += soak.measure(server.url, turns, arguments.minutes, checks)
+            else:
+                series += _PARTS[name](server.url, turns, scale, checks)
+    run = report.Run(f"python -m benchmarks {shlex.join(sys.argv[1:])}".strip(), str(machine))
+    print(report.markdown(series, checks, run))
+    if arguments.out:
+        report.write(series, checks, run, arguments.out)
+    return 0 if all(check.passed for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Adds per second: lone, from threads, from coroutines, in bulk."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from benchmarks import asynq_side, bare
+from benchmarks.measure import Check, Series, ratio_check, take_turns
+from benchmarks.workload import NEVER_FULL, PAYLOAD, empty, group_of, tasks
+from redisagg import Aggregator, AsyncAggregator, Task
+
+
+def lone(url: str, count: int) -> float:
+    """`Aggregator.add_task`, one at a time."""
+    empty(url)
+    with_flusher = Aggregator("bench", url, config=NEVER_FULL)
+    start = time.perf_counter()
+    for task in tasks(count):
+        with_flusher.add_task(task)
+    return count / (time.perf_counter() - start)
+
+
+def threads(url: str, count: int, number: int) -> float:
+    """`Aggregator.add_task` from threads."""
+    empty(url)
+    aggregator = Aggregator("bench", url, config=NEVER_FULL)
+    aggregator.stats()
+
+    def work(first: int) -> None:
+        for n in range(first, count, number):
+            aggregator.add_task(Task("t", PAYLOAD, group_of(n)))
+
+    running = [threading.Thread(target=work, args=(n,)) for n in range(number)]
+    start = time.perf_counter()
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return count / (time.perf_counter() - start)
+
+
+def coroutines(url: str, count: int, number: int) -> float:
+    """`AsyncAggregator.add_task` from coroutines."""
+    empty(url)
+    return asyncio.run(_coroutines(url, count, number))
+
+
+async def _coroutines(url: str, count: int, number: int) -> float:
+    aggregator = AsyncAggregator("bench", url, config=NEVER_FULL)
+    await aggregator.stats()
+
+    async def work(first: int) -> None:
+        for n in range(first, count, number):
+            await aggregator.add_task(Task("t", PAYLOAD, group_of(n)))
+
+    start = time.perf_counter()
+    await asyncio.gather(*map(work, range(number)))
+    took = time.perf_counter() - start
+    await aggregator.close()
+    return count / took
+
+
+def bulk(url: str, count: int) -> float:
+    """`Aggregator.add_tasks`."""
+    empty(url)
+    aggregator = Aggregator("bench", url, config=NEVER_FULL)
+    aggregator.stats()
+    start = time.perf_counter()
+    aggregator.add_tasks(tasks(count), ids=False)
+    return count / (time.perf_counter() - start)
+
+
+def asynq(url: str, count: int, goroutines: int) -> float | None:
+    """Asynq's client with `asynq.Group`."""
+    empty(url)
+    numbers = asynq_side.run(url, "add", n=count, c=goroutines)
+    return numbers[0] if numbers else None
+
+
+def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
+    """The first table."""
+
+    def n(count: int) -> int:
+        return max(1_000, int(count * scale))
+
+    contenders = {
+        "redisagg, lone": lambda: lone(url, n(5_000)),
+        "bare script, lone": lambda: bare.lone_adds(url, n(5_000)),
+        "bare RPUSH, lone": lambda: bare.pushes(url, n(5_000)),
+        "Asynq, 1 goroutine": lambda: asynq(url, n(20_000), 1),
+        "redisagg, 32 threads": lambda: threads(url, n(40_000), 32),
+        "bare script, 32 threads": lambda: bare.threaded_adds(url, n(15_000), 32),
+        "redisagg, 256 coroutines": lambda: coroutines(url, n(60_000), 256),
+        "bare group commit, 256": lambda: bare.group_commit(url, n(60_000), 256),
+        "Asynq, 32 goroutines": lambda: asynq(url, n(60_000), 32),
+        "redisagg, 2,048 coroutines": lambda: coroutines(url, n(120_000), 2_048),
+        "bare group commit, 2,048": lambda: bare.group_commit(url, n(120_000), 2_048),
+        "redisagg, add_tasks": lambda: bulk(url, n(120_000)),
+        "bare script in bulk": lambda: bare.bulk_adds(url, n(120_000)),
+    }
+    series = take_turns("adds", "adds/s", contenders, turns)
+    for what, name, to, least in (
+        ("256 coroutines to Asynq's 32 goroutines", "redisagg, 256 coroutines", "Asynq, 32 goroutines", 1.0),
+        ("2,048 coroutines to Asynq's 32 goroutines", "redisagg, 2,048 coroutines", "Asynq, 32 goroutines", 1.5),
+        ("256 coroutines to a bare group commit", "redisagg, 256 coroutines", "bare group commit, 256", 0.7),
+        ("2,048 coroutines to a bare group commit", "redisagg, 2,048 coroutines", "bare group commit, 2,048", 0.7),
+        ("32 threads to 32 threads with the bare script", "redisagg, 32 threads", "bare script, 32 threads", 3.0),
+        ("add_tasks to the bare script in bulk", "redisagg, add_tasks", "bare script in bulk", 0.8),
+        ("add_tasks to Asynq's best", "redisagg, add_tasks", "Asynq, 32 goroutines", 1.7),
+    ):  # fmt: skip
+        ratio_check(series, what, name, to, least, checks)
+    return [series]

@@ -1,0 +1,69 @@
+"""Tasks per second out of full groups: how fast flushers drain what is due."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks import asynq_side, bare, celery_batches_side
+from benchmarks.measure import Check, Series, ratio_check, take_turns
+from benchmarks.processes import flushers, wait_for_leaders
+from benchmarks.workload import empty, fill
+
+
+def ours(
+    url: str, count: int, size: int, *, hot: bool = False, number: int = 1, partitions: int = 16
+) -> float:
+    """Flusher processes: from the moment they may claim until nothing is left."""
+    empty(url)
+    aggregator = fill(url, "bench", count, size, hot=hot, partitions=partitions)
+    aggregator.pause()
+    with flushers(url, "bench", size, number, partitions):
+        wait_for_leaders(aggregator, number)
+        start = time.perf_counter()
+        aggregator.resume()
+        while aggregator.stats().flushed < count:
+            time.sleep(0.005)
+        return count / (time.perf_counter() - start)
+
+
+def bare_scripts(url: str, count: int, size: int) -> float:
+    """The bare scripts, one call after the other."""
+    empty(url)
+    fill(url, "bench", count, size)
+    return bare.drain(url, "bench")
+
+
+def asynq(url: str, count: int, size: int) -> float | None:
+    """Asynq's aggregator."""
+    empty(url)
+    numbers = asynq_side.run(url, "drain", n=count, size=size)
+    return numbers[0] if numbers else None
+
+
+def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
+    """The second table; Asynq and a hot group with groups of 100, celery-batches from 10 on."""
+    found = []
+    for size, count in ((1, 30_000), (10, 100_000), (100, 300_000), (1_000, 300_000)):
+        n = max(size * 10, int(count * scale))
+        n -= n % size
+        contenders = {
+            "redisagg": lambda n=n, size=size: ours(url, n, size),
+            "bare scripts": lambda n=n, size=size: bare_scripts(url, n, size),
+        }
+        if size == 100:
+            contenders["redisagg, one hot group"] = lambda n=n: ours(url, n, 100, hot=True)
+            contenders["Asynq"] = lambda: asynq(url, 20_000, 100)
+        if size > 1:  # it hands over no batches of one
+            contenders["celery-batches"] = lambda size=size: celery_batches_side.drain(
+                url, max(10 * size, 5_000), size
+            )
+        series = take_turns(f"drain, groups of {size}", "tasks/s", contenders, turns)
+        found.append(series)
+        if size == 100:
+            ratio_check(
+                series, "drain to the bare scripts", "redisagg", "bare scripts", 0.6, checks
+            )
+            ratio_check(series, "drain to Asynq's aggregator", "redisagg", "Asynq", 3.0, checks)
+            what = "one hot group to many groups"
+            ratio_check(series, what, "redisagg, one hot group", "redisagg", 0.8, checks)
+    return found

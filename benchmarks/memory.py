@@ -1,0 +1,53 @@
+"""Bytes of Redis memory that a waiting task costs over its packed payload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from benchmarks import asynq_side
+from benchmarks.measure import Check, Series
+from benchmarks.workload import NEVER_FULL, client_of
+from redisagg import Aggregator, Task
+
+_COUNT = 20_000
+
+
+def ours(url: str, size: int, payload: bytes) -> float:
+    """Bytes over the packed payload, in groups of `size`."""
+    client: Any = client_of(url)
+    client.flushall()
+    aggregator = Aggregator("bench", url, config=NEVER_FULL)
+    aggregator.stats()
+    before = client.info("memory")["used_memory"]
+    aggregator.add_tasks((Task("t", payload, f"g{n // size}") for n in range(_COUNT)), ids=False)
+    used: int = client.info("memory")["used_memory"] - before
+    return used / _COUNT - len(msgpack.packb(payload))
+
+
+def asynq(url: str, size: int) -> float | None:
+    """The same of Asynq, with its 200 bytes of payload."""
+    client: Any = client_of(url)
+    client.flushall()
+    before = client.info("memory")["used_memory"]
+    if asynq_side.run(url, "add", n=_COUNT, c=8, groups=_COUNT // size) is None:
+        return None
+    used: int = client.info("memory")["used_memory"] - before
+    return used / _COUNT - 200
+
+
+def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
+    """Payloads of 0, 100, 200 and 1,000 bytes in groups of 1, 100 and 1,000."""
+    series = Series("memory over the packed payload", "bytes/task")
+    for size in (1, 100, 1_000):
+        for length in (0, 100, 200, 1_000):
+            value = ours(url, size, b"x" * length)
+            series.values[f"redisagg, {length:,} bytes in groups of {size:,}"] = [value]
+            if size == 100:
+                what = f"bytes over a payload of {length:,}, groups of 100"
+                checks.append(Check(what, "<= 110", f"{value:.0f}", value <= 110))
+        other = asynq(url, size)
+        if other is not None:
+            series.values[f"Asynq, 200 bytes in groups of {size:,}"] = [other]
+    return [series]

@@ -1,0 +1,61 @@
+"""The work that all contenders do: 200 bytes of payload, 1,000 groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+from redisagg import AggregationConfig, Aggregator, Task
+
+PAYLOAD = b"x" * 200
+GROUPS = 1_000
+NEVER_FULL = AggregationConfig(group_max_size=1_000_000)
+
+
+def empty(url: str) -> None:
+    """Deletes all keys of a server or, if the URL is that of a cluster, of its masters."""
+    client: Any = client_of(url)
+    if isinstance(client, redis.RedisCluster):
+        client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
+    else:
+        client.flushall()
+
+
+def client_of(url: str) -> Any:
+    """A client for the URL of a server or of a cluster."""
+    if url.startswith("redis+cluster://"):
+        return redis.RedisCluster.from_url(url.replace("redis+cluster://", "redis://"))
+    return redis.Redis.from_url(url)
+
+
+def group_of(number: int) -> str:
+    """The group of a task."""
+    return f"g{number % GROUPS}"
+
+
+def tasks(count: int) -> Iterator[Task]:
+    """Tasks over all groups in turn."""
+    return (Task("t", PAYLOAD, group_of(number)) for number in range(count))
+
+
+def noop(group: str, merged: list[Task]) -> Task:
+    """A merge that does nothing."""
+    return Task("merged", len(merged), group)
+
+
+def flusher_config(size: int, **changes: object) -> AggregationConfig:
+    """Settings for draining groups of `size`."""
+    return AggregationConfig(group_max_size=size, group_aggregator=noop, **changes)  # type: ignore[arg-type]
+
+
+def fill(
+    url: str, name: str, count: int, size: int, *, hot: bool = False, partitions: int = 16
+) -> Aggregator:
+    """Adds `count` tasks in full groups of `size`, or in one group; nobody flushes them yet."""
+    aggregator = Aggregator(name, url, config=flusher_config(size, partitions=partitions))
+    aggregator.add_tasks(
+        (Task("t", PAYLOAD, "hot" if hot else f"g{n // size}") for n in range(count)), ids=False
+    )
+    return aggregator

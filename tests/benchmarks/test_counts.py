@@ -1,0 +1,120 @@
+"""What a change must not make more expensive, in counts that no machine changes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+
+from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Task
+from redisagg.transport import aio, threads
+
+_NEVER_FULL = AggregationConfig(group_max_size=1_000_000)
+
+
+def _commands(client: redis.Redis) -> int:
+    """Commands carried out since the last reset, those in scripts counted."""
+    stats: Any = client.info("commandstats")
+    return sum(int(stat["calls"]) for stat in stats.values())
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of calls in each round trip."""
+    found: list[int] = []
+    for transport in (threads.Transport, aio.AsyncTransport):
+        real: Any = transport.exchange
+
+        def counting(self: Any, requests: Any, *, once: bool = False, real: Any = real) -> Any:
+            found.append(len(requests))
+            return real(self, requests, once=once)
+
+        monkeypatch.setattr(transport, "exchange", counting)
+    return found
+
+
+def test_a_lone_add(sync_redis: redis.Redis, redis_url: str, rounds: list[int]) -> None:
+    aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
+    aggregator.add_task(Task("t", 1, "g"))  # registers, connects, loads the script
+    rounds.clear()
+    sync_redis.config_resetstat()
+    for number in range(100):
+        aggregator.add_task(Task("t", number, "g"))
+    assert rounds == [1] * 100
+    assert _commands(sync_redis) <= 100 * 14 + 2
+
+
+async def test_coroutines_share_round_trips(
+    sync_redis: redis.Redis, redis_url: str, rounds: list[int]
+) -> None:
+    aggregator = AsyncAggregator("a", redis_url, config=_NEVER_FULL)
+    await aggregator.stats()
+    rounds.clear()
+    sync_redis.config_resetstat()
+    await asyncio.gather(*(aggregator.add_task(Task("t", n, f"g{n % 10}")) for n in range(256)))
+    await aggregator.close()
+    assert len(rounds) <= 3  # one for all tasks, one for those of a straggler, one to close
+    assert _commands(sync_redis) <= 256 * 2.5 + 16 * 10
+
+
+def test_a_stream_of_tasks(sync_redis: redis.Redis, redis_url: str, rounds: list[int]) -> None:
+    aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
+    aggregator.stats()
+    rounds.clear()
+    sync_redis.config_resetstat()
+    aggregator.add_tasks((Task("t", n, f"g{n % 100}") for n in range(10_000)), ids=False)
+    assert len(rounds) <= 6
+    assert _commands(sync_redis) <= 10_000 * 1.5
+
+
+def test_a_stream_takes_constant_memory(redis_url: str) -> None:
+    aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
+    blocks: list[int] = []
+
+    def progress(count: int) -> None:
+        gc.collect()
+        blocks.append(sys.getallocatedblocks())
+
+    tasks = (Task("t", n, f"g{n % 100}") for n in range(40_000))
+    assert aggregator.add_tasks(tasks, ids=False, progress=progress) == []
+    assert len(blocks) >= 10
+    assert max(blocks[len(blocks) // 2 :]) < blocks[2] * 1.1
+
+
+def test_a_batch_through_the_flusher(sync_redis: redis.Redis, redis_url: str) -> None:
+    config = AggregationConfig(group_max_size=10, partitions=1)
+    aggregator = Aggregator("a", redis_url, config=config)
+    aggregator.add_tasks(Task("t", n, f"g{n // 10}") for n in range(2_000))
+    sync_redis.config_resetstat()
+    with aggregator:
+        assert aggregator.wait_until_idle(20)
+        commands = _commands(sync_redis)
+    # 200 batches: poll 2, claim 8, commit 10 for each, and what the waiting above asks.
+    assert commands / 200 <= 25
+
+
+@pytest.mark.parametrize("length", [0, 100, 200])
+def test_memory_of_a_waiting_task(sync_redis: redis.Redis, redis_url: str, length: int) -> None:
+    aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
+    aggregator.stats()
+    before: Any = sync_redis.info("memory")
+    payload = b"x" * length
+    aggregator.add_tasks((Task("t", payload, f"g{n // 100}") for n in range(10_000)), ids=False)
+    after: Any = sync_redis.info("memory")
+    used = (after["used_memory"] - before["used_memory"]) / 10_000
+    assert used - len(msgpack.packb(payload)) <= 110
+
+
+def test_nothing_is_left_behind(sync_redis: redis.Redis, redis_url: str) -> None:
+    config = AggregationConfig(group_max_size=10, group_grace_period=0.1, partitions=2)
+    with Aggregator("a", redis_url, config=config, sink="list://out") as aggregator:
+        ids = aggregator.add_tasks(Task("t", n, f"g{n % 7}") for n in range(100))
+        aggregator.cancel_task("g0", ids[0])
+        assert aggregator.wait_until_idle(10)
+    left = {key.decode() for key in sync_redis.scan_iter()}
+    assert left == {"redisagg:{a}:meta", "redisagg:{a:0}:state", "redisagg:{a:1}:state", "out"}
