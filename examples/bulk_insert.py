@@ -1,0 +1,44 @@
+"""Bulk inserts: many small writes become few large ones.
+
+The merge returns nothing to enqueue, since it does the work itself. A merge may run twice for a
+batch, so the insert is one that can be repeated: rows have the id of their task.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+
+from redisagg import AggregationConfig, Aggregator, Task
+
+
+def insert(table: str, tasks: list[Task]) -> None:
+    """Inserts all rows of a batch in one transaction."""
+    with sqlite3.connect(_PATH) as database:
+        database.executemany(
+            "INSERT OR IGNORE INTO visits (id, page) VALUES (?, ?)",
+            [(task.id, task.payload["page"]) for task in tasks],
+        )
+
+
+_PATH = sys.argv[1] if len(sys.argv) > 1 else "visits.db"
+
+
+def main() -> None:
+    """Records a thousand visits and counts the rows."""
+    with sqlite3.connect(_PATH) as database:
+        database.execute("CREATE TABLE IF NOT EXISTS visits (id TEXT PRIMARY KEY, page TEXT)")
+    config = AggregationConfig(
+        group_max_size=200, group_aggregator=insert, group_grace_period=1, concurrency=1
+    )
+    url = os.environ.get("REDISAGG_URL", "redis://localhost:6379/0")
+    with Aggregator("visits", url, config=config) as aggregator:
+        aggregator.add_tasks(Task("visit", {"page": f"/{n % 7}"}, "visits") for n in range(1000))
+        aggregator.wait_until_idle(timeout=10)
+    with sqlite3.connect(_PATH) as database:
+        print(database.execute("SELECT count(*) FROM visits").fetchone()[0], "rows")
+
+
+if __name__ == "__main__":
+    main()

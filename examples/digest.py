@@ -1,0 +1,49 @@
+"""Notification digests: one mail for all that happened to a user.
+
+python examples/digest.py            adds some, flushes them, prints the digests
+redisagg worker examples.digest:aggregator      runs a flusher for it, from the project's folder
+"""
+
+from __future__ import annotations
+
+import os
+
+from redisagg import AggregationConfig, Aggregator, Task
+from redisagg.sinks import StreamSink
+
+
+def digest(user: str, tasks: list[Task]) -> Task | None:
+    """One mail with all texts; none if everything was read meanwhile."""
+    unread = [task.payload["text"] for task in tasks if not task.payload["read"]]
+    if not unread:
+        return None
+    return Task(type="mail:digest", payload={"user": user, "texts": unread})
+
+
+aggregator = Aggregator(
+    "notifications",
+    redis=os.environ.get("REDISAGG_URL", "redis://localhost:6379/0"),
+    config=AggregationConfig(
+        group_grace_period=60,  # a minute after the last notification,
+        group_max_delay=600,  # at the latest ten minutes after the first,
+        group_max_size=50,  # and at once with fifty
+        group_aggregator=digest,
+    ),
+    sink=StreamSink("mails", format="json"),
+)
+
+
+def main() -> None:
+    """Adds notifications for two users and waits for their digests."""
+    with aggregator:
+        for number in range(6):
+            payload = {"text": f"message {number}", "read": number == 3}
+            aggregator.add_task(Task("notify", payload, group_key=("user", number % 2)))
+        aggregator.flush_all()  # a demonstration need not wait for a minute
+        aggregator.wait_until_idle(timeout=10)
+        for batch in aggregator.read_sink().batches:
+            print(batch.payload)
+
+
+if __name__ == "__main__":
+    main()
