@@ -31,9 +31,9 @@ def _body() -> bytes:
 def _add_command(places: list[int]) -> tuple[Any, ...]:
     """One call of `add` for tasks of one partition, given by the numbers of their groups."""
     partition = _PLACES[places[0]][0]
-    keys = [partition.state, partition.groups, partition.due, partition.ready, b"redisagg:none"]
-    keys[4] = partition.call(b"bare")
-    args: list[Any] = ["", 600_000, _SPACE.wake_channel, partition.label]
+    keys = [partition.state, partition.groups, partition.due, partition.ready]
+    keys += (partition.call(b"bare"), partition.seen, partition.seen_before)
+    args: list[Any] = ["", 600_000, _SPACE.wake_channel, partition.label, 0, 0, ""]
     for place in places:
         keys += _PLACES[place][1:]
         args += (_NAMES[place], _LIMITS, 1, new_id(), _body())
@@ -153,7 +153,7 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
     for script in ("acquire", "poll", "claim", "commit_stream"):
         client.script_load(load(script).source)
     tokens = [
-        client.evalsha(load("acquire").sha, 2, p.state, p.claims, "bare", 600_000)[0]
+        client.evalsha(load("acquire").sha, 3, p.state, p.claims, p.tasks(b""), "bare", 600_000)[0]
         for p in space.partitions
     ]
     done = 0
@@ -164,7 +164,8 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
             _, flat = client.evalsha(load("poll").sha, 7, *indexes, token, 64, 1000)
             if not flat:
                 break
-            keys, args = list(indexes), [token, 60_000, p.label, 64, 2_000, 2**21, 1000]
+            keys = [*indexes, p.seen, p.seen_before]
+            args = [token, 60_000, p.label, 64, 2_000, 2**21, 1000, 0]
             for batch_id, group in zip(flat[::2], flat[1::2], strict=True):
                 keys += (p.tasks(group), p.ids(group))
                 args += (batch_id, group)

@@ -1,26 +1,52 @@
 -- acquire: takes the lease of a partition if it is free.
 --
--- KEYS  1 state  2 claims
+-- KEYS  1 state  2 claims  3 tasks of a group that can't be, with an empty key
 -- ARGV  1 owner  2 lease ms
--- Reply { fencing token, 0 } or { 0, ms until the present lease runs out }
+-- Reply { fencing token, 0 } or { 0, ms until the present lease runs out }; an error if the user may
+--       not run what a leader has to.
 --
 -- The token only grows: whatever an earlier leader still sends carries a smaller one and is
 -- refused. Its claims are void, so all of them can be taken over at once.
 
 -- @include clock
+-- @include counts
+-- @include refused
 
-local state, claims = KEYS[1], KEYS[2]
+local state, claims, nothing = KEYS[1], KEYS[2], KEYS[3]
 local now = clock()
-local expires = tonumber(redis.call('HGET', state, 'expires') or 0)
+local expires = read_count(state, 'expires')
 -- Its own lease is granted anew: it asks only for what it does not lead, so the reply to an earlier
 -- call was lost, and nobody knows that token.
 if expires > now and redis.call('HGET', state, 'owner') ~= ARGV[1] then
   return { 0, expires - now }
 end
+
+-- A script that is denied a command after it has enqueued would leave its batch where it is, to be
+-- enqueued again. So who is denied one can't lead. Nothing comes of these: no such key, no such member.
+local LEADING = {
+  { 'HINCRBY', state, 'token', 0 },  -- from here on there is a hash, and lists and sets are refused
+  { 'LTRIM', nothing, 0, -1 }, { 'LRANGE', nothing, 0, 0 }, { 'LINDEX', nothing, 0 },
+  { 'LLEN', nothing }, { 'RPUSH', state, '' }, { 'RENAME', nothing, nothing }, { 'UNLINK', nothing },
+  { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
+  { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
+  { 'SADD', state, '' }, { 'PTTL', nothing }, { 'PEXPIRE', nothing, 1 },
+}
+for _, command in ipairs(LEADING) do
+  local reply = redis.pcall(unpack(command))
+  local refused = type(reply) == 'table' and reply.err and refusal_of_all(reply.err)
+  if refused then
+    return redis.error_reply(refused.err .. " (the command '" .. command[1] .. "')")
+  end
+end
+
 if redis.call('ZCARD', claims) > 0 then
   redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
 end
-local token = redis.call('HINCRBY', state, 'token', 1)
+local token = redis.pcall('HINCRBY', state, 'token', 1)
+if type(token) == 'table' then  -- foreign bytes: the time is above every token that there was
+  token = now
+  redis.call('HSET', state, 'token', string.format('%.0f', token))
+end
 redis.call('HSET', state, 'owner', ARGV[1], 'wake', 0,
   'expires', string.format('%.0f', now + tonumber(ARGV[2])))
 return { token, 0 }

@@ -1,29 +1,36 @@
 -- add: puts tasks into their groups.
 --
--- KEYS  1 state  2 groups  3 due  4 ready  5 call (of this producer)
+-- KEYS  1 state  2 groups  3 due  4 ready  5 call (of this producer)  6 seen  7 seen_before
 --       then for each section: tasks and ids of its group
 -- ARGV  1 call number, growing from call to call of this producer; '' if it never repeats a call
 --       2 how long the call is remembered, ms
 --       3 wake channel  4 partition number
+--       5 how many tasks and 6 bytes of entries may be pending in this partition, 0 for any number
+--       7 '1' if ids that were flushed lately are not accepted again, else ''
 --       then for each section: group key; limits, four numbers with a space between: grace period
 --       ms, max delay ms, max size, priority; number of tasks n; then n times: id, body
 -- Reply for each section: how many of its tasks were new (an id that waits already in its group
 --       changes nothing), or a string with the error that kept the whole section out: a key of the
---       group holds a foreign type, or its limits or an id are malformed. Other errors keep the
---       whole call out, with nothing written.
+--       group holds a foreign type or record, its limits or an id are malformed, or it would
+--       make too much pending (FULL). Other errors keep the whole call out, with nothing written.
 --
 -- A section is a run of tasks for one group that share their limits. A call that is repeated
 -- because its reply was lost gets its first reply again, and a call that comes after a later
 -- one of the same producer is not carried out: it was given up.
 
 -- @include clock
+-- @include record
+-- @include counts
 -- @include group
 -- @include each
 -- @include entry
+-- @include seen
 -- @include refused
 -- @include wake
 
 local state, groups, due, ready, call = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local seen, seen_before = KEYS[6], KEYS[7]
+local SECTION_KEYS, SECTION_ARGS = 8, 8  -- where the first section begins
 local number = tonumber(ARGV[1])
 if number then
   local remembered = redis.call('GET', call)
@@ -35,12 +42,25 @@ if number then
 end
 redis.call('ZCARD', due)  -- reads that refuse a foreign type before anything is written
 redis.call('ZCARD', ready)
-local wake = tonumber(redis.call('HGET', state, 'wake') or 0)
+local dedupe = ARGV[7] == '1'
+if dedupe then
+  redis.call('SCARD', seen)
+  redis.call('SCARD', seen_before)
+end
+local counts = redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake')
 
 local args = ARGV
 local now = clock()
 local earliest = math.huge  -- when the first of the touched groups is due
-local total = 0
+local total, total_length = 0, 0
+
+-- Backpressure. What is in flight is pending too: it fills Redis until its queue has it.
+local most, most_bytes = tonumber(args[5]), tonumber(args[6])
+local limited = most > 0 or most_bytes > 0
+if most == 0 then most = math.huge end
+if most_bytes == 0 then most_bytes = math.huge end
+local pending = (tonumber(counts[1]) or 0) + (tonumber(counts[2]) or 0)
+local pending_bytes = tonumber(counts[3]) or 0
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local prefix, heads = entry_prefix(now), {}
@@ -65,15 +85,48 @@ local function limits(text)
   return l[1], l[2], l[3], l[4]
 end
 
+local function seen_lately(group, id)
+  if not dedupe then return false end
+  local member = seen_member(group, id)
+  return redis.call('SISMEMBER', seen, member) == 1
+    or redis.call('SISMEMBER', seen_before, member) == 1
+end
+
+-- Returns an error if the n tasks from ARGV[at] on are too many. Those that are known make nothing
+-- fuller.
+local function too_full(group, ids, at, n)
+  local tasks, bytes = pending + total, pending_bytes + total_length
+  for i = at, at + 2 * n - 2, 2 do
+    tasks = tasks + 1
+    bytes = bytes + #prefix + 1 + #args[i] + #args[i + 1]
+  end
+  if tasks <= most and bytes <= most_bytes then return nil end
+  for i = at, at + 2 * n - 2, 2 do
+    local waits = redis.pcall('HEXISTS', ids, args[i])
+    if type(waits) == 'table' then return waits.err end
+    if waits == 1 or seen_lately(group, args[i]) then
+      tasks = tasks - 1
+      bytes = bytes - #prefix - 1 - #args[i] - #args[i + 1]
+    end
+  end
+  if tasks > pending + total and (tasks > most or bytes > most_bytes) then
+    return 'FULL too much is pending'
+  end
+end
+
 -- Adds the section at ARGV[at]; returns how many of its tasks were new, or what kept it out.
 -- Numbers are handed to Redis as text throughout: its own conversion takes longer than the command.
 local function add_section(tasks, ids, at, n)
   local group = args[at]
-  local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  local g, foreign = read_group(groups, group)
+  if foreign then return FOREIGN end
+  g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   local number = g[BASE] + g[CLAIMED] + g[WAITING]
   local grace, delay, size, priority = limits(args[at + 1])
   if not priority or size < 1 then return 'ERR limits: GRACE_MS DELAY_MS SIZE PRIORITY' end
-  local entries = {}
+  local full = limited and too_full(group, ids, at + 3, n)
+  if full then return full end
+  local entries, length = {}, 0
   for i = at + 3, at + 1 + 2 * n, 2 do
     local id = args[i]
     local head = entry_head(id)
@@ -82,9 +135,14 @@ local function add_section(tasks, ids, at, n)
       return 'ERR an id has 1 to 128 bytes'
     end
     -- The first write: what Redis refuses (a foreign type, no memory) it refuses here.
-    local new = redis.pcall('HSETNX', ids, id, string.format('%d', number + #entries))
+    local new = 0
+    if not seen_lately(group, id) then
+      new = redis.pcall('HSETNX', ids, id, string.format('%d', number + #entries))
+    end
     if new == 1 then
-      entries[#entries + 1] = head .. id .. args[i + 1]
+      local entry = head .. id .. args[i + 1]
+      entries[#entries + 1] = entry
+      length = length + #entry
     elseif new ~= 0 then
       return new.err
     end
@@ -109,8 +167,10 @@ local function add_section(tasks, ids, at, n)
   end
   g[LAST], g[GRACE] = now, grace
   g[WAITING] = g[WAITING] + #entries
+  g[BYTES] = g[BYTES] + length
   write_group(groups, group, g)
   total = total + #entries
+  total_length = total_length + length
 
   if g[HELD] > 0 then return #entries end
   local due_ms = due_at(g)
@@ -129,18 +189,19 @@ local function add_section(tasks, ids, at, n)
 end
 
 local reply = {}
-local at = 5
-for section = 1, (#KEYS - 5) / 2 do
+local at = SECTION_ARGS
+for key = SECTION_KEYS, #KEYS, 2 do
   local n = tonumber(args[at + 2])
-  local status = add_section(KEYS[4 + 2 * section], KEYS[5 + 2 * section], at, n)
+  local status = add_section(KEYS[key], KEYS[key + 1], at, n)
   local refused = type(status) == 'string' and total == 0 and refusal_of_all(status)
   if refused then return refused end
-  reply[section] = status
+  reply[#reply + 1] = status
   at = at + 3 + 2 * n
 end
 if total > 0 then
-  redis.call('HINCRBY', state, 'waiting', total)
-  wake_leader(state, ARGV[3], ARGV[4], earliest, wake)
+  add_count(state, 'waiting', total)
+  add_count(state, 'bytes', total_length)
+  wake_leader(state, ARGV[3], ARGV[4], earliest, tonumber(counts[4]) or 0)
 end
 -- Even if nothing was new: what waits now may be gone when the call is repeated.
 if number then

@@ -6,6 +6,8 @@
 
 -- @include clock
 -- @include fence
+-- @include record
+-- @include counts
 -- @include group
 -- @include each
 -- @include batch
@@ -22,8 +24,10 @@ local batch = read_batch(batches, id)
 if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
 local group = batch[GROUP]
 local g = read_group(groups, group)
+if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until they are gone
 if not is_head(g, batch) then return 'ORDER' end
 
+redis.call('LLEN', dead_tasks)  -- refuses a foreign type before anything is written
 redis.call('HSET', dead, id, pack_dead(batch, batch[COUNT], now, ARGV[3], ARGV[4]))
 if batch[COUNT] == g[WAITING] + g[CLAIMED] then
   redis.call('RENAME', tasks, dead_tasks)
@@ -33,6 +37,7 @@ else
 end
 close_batch(batches, claims, id, batch, g)
 write_group(groups, group, g)
-redis.call('HINCRBY', state, 'claimed', -batch[COUNT])
-redis.call('HINCRBY', state, 'dead', batch[COUNT])
+add_count(state, 'claimed', -batch[COUNT])
+add_count(state, 'bytes', -batch[LENGTH])
+add_count(state, 'dead', batch[COUNT])
 return 'OK'

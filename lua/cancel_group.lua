@@ -4,6 +4,8 @@
 -- ARGV  1 group key
 -- Reply how many tasks were cancelled.
 
+-- @include record
+-- @include counts
 -- @include group
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -11,15 +13,16 @@ local group = ARGV[1]
 
 local g = read_group(groups, group)
 if not g or g[WAITING] == 0 then return 0 end
-local cancelled = g[WAITING]
+local cancelled, length = g[WAITING], g[BYTES]
 if g[CLAIMED] == 0 then
   redis.call('UNLINK', tasks)
 else
   redis.call('LTRIM', tasks, 0, g[CLAIMED] - 1)
 end
 redis.call('UNLINK', ids)
-g[WAITING], g[FLUSH] = 0, 0
+g[WAITING], g[FLUSH], g[BYTES] = 0, 0, 0
 write_group(groups, group, g)
 schedule(due, ready, group, g, 0)
-redis.call('HINCRBY', state, 'waiting', -cancelled)
+add_count(state, 'waiting', -cancelled)
+add_count(state, 'bytes', -length)
 return cancelled

@@ -8,6 +8,8 @@
 -- for each of those; and one pass over the list to close the gap.
 
 -- @include clock
+-- @include record
+-- @include counts
 -- @include group
 -- @include each
 -- @include entry
@@ -28,16 +30,19 @@ end
 if place < g[CLAIMED] then return 0 end
 
 local now = clock()
+local length = #redis.call('LINDEX', tasks, place)
 local last_place = g[CLAIMED] + g[WAITING] - 1
 redis.call('LSET', tasks, place, '')  -- no entry is empty, so this marks just the one to remove
 redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')
 redis.call('HDEL', ids, id)
 g[WAITING] = g[WAITING] - 1
+g[BYTES] = math.max(0, g[BYTES] - length)
 refresh_head(tasks, g)
 if g[WAITING] > 0 and place == last_place then
   g[LAST] = entry_arrival(redis.call('LINDEX', tasks, -1))
 end
 write_group(groups, group, g)
 schedule(due, ready, group, g, now)
-redis.call('HINCRBY', state, 'waiting', -1)
+add_count(state, 'waiting', -1)
+add_count(state, 'bytes', -length)
 return 1

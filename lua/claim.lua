@@ -1,40 +1,53 @@
 -- claim: cuts batches from groups that are due, and takes over batches that came back.
 --
--- KEYS  1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready
+-- KEYS  1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready  8 seen  9 seen_before
 --       then for each item: tasks and ids of its group
 -- ARGV  1 fencing token  2 how long the claim lasts, ms  3 partition number
 --       4 at most how many batches  5 about how many tasks  6 about how many bytes at most (one
 --       batch always fits)  7 ms for which a group with unreadable keys is left alone
+--       8 dedupe window, ms: for so long their ids are not accepted again; 0 for none
 --       then for each item: batch id or '', group key, as `poll` named them
 -- Reply for each batch: { batch id, group key, attempt, first claimed at ms, last error,
---       { entry, entry, ... } }; for an item whose keys hold a foreign type:
+--       { entry, entry, ... } }; for an item whose keys hold a foreign type or record:
 --       { '', group key, 0, 0, error, {} }
 --
 -- The tasks stay in the list of their group: a claim only records which of them a batch holds.
 
 -- @include clock
 -- @include fence
+-- @include record
+-- @include counts
 -- @include group
 -- @include each
 -- @include entry
 -- @include batch
+-- @include seen
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local seen, seen_before = KEYS[8], KEYS[9]
+local ITEM_KEYS, ITEM_ARGS = 10, 9  -- where the first item begins
 local now = clock()
 local stale = fence(state, ARGV[1], now)
 if stale then return stale end
+redis.call('HLEN', batches)  -- reads that refuse a foreign type before anything is written
+for _, index in ipairs({ claims, retry, due, ready }) do redis.call('ZCARD', index) end
 local paused = redis.call('HEXISTS', state, 'paused') == 1
 local until_ms = now + tonumber(ARGV[2])
 local partition = ARGV[3]
 local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local leave_ms = tonumber(ARGV[7])
-local reply, records, deadlines = {}, {}, {}
+local leave_ms, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
+if window_ms > 0 then
+  redis.call('SCARD', seen)
+  redis.call('SCARD', seen_before)
+end
+local reply, records, deadlines, flushed = {}, {}, {}, {}
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
+local lost_bytes = 0
 
 -- A batch id sorts by time and is never given twice: the counter grows, and should Redis lose
 -- it, the clock has gone on.
-local sequence = tonumber(redis.call('HGET', state, 'sequence') or 0)
+local sequence = read_count(state, 'sequence')
 local function new_batch_id()
   sequence = sequence + 1
   return string.format('%012x-%s-%08x', now, partition, sequence)
@@ -49,7 +62,7 @@ local function hand_out(id, batch, entries)
   reply[#reply + 1] = { id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], entries }
   batches_left = batches_left - 1
   tasks_left = tasks_left - batch[COUNT]
-  for _, entry in ipairs(entries) do bytes_left = bytes_left - #entry end
+  bytes_left = bytes_left - batch[LENGTH]
 end
 
 local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_left > 0 end
@@ -60,10 +73,33 @@ local function leave_alone(group, error)
   reply[#reply + 1] = { '', group, 0, 0, error, {} }
 end
 
+-- Has `remember` keep the ids of entries that are cut.
+local function note_flushed(group, entries)
+  if window_ms == 0 then return end
+  for _, entry in ipairs(entries) do
+    flushed[#flushed + 1] = seen_member(group, entry_id(entry))
+  end
+end
+
+local function remember()
+  if #flushed == 0 then return end
+  local left = redis.call('PTTL', seen)
+  if left < window_ms then  -- it is a window old, or there is none
+    if left ~= -2 then
+      redis.call('UNLINK', seen_before)
+      redis.call('RENAME', seen, seen_before)
+    end
+    left = 2 * window_ms
+  end
+  each('SADD', seen, flushed)
+  redis.call('PEXPIRE', seen, left)
+end
+
 -- Cuts as many batches from one group as are due and as there is room for.
 local function cut(group, tasks, ids)
   if paused or not has_room() or not redis.call('ZSCORE', ready, group) then return end
-  local g = read_group(groups, group)
+  local g, foreign = read_group(groups, group)
+  if foreign then return leave_alone(group, FOREIGN) end
   if not g or g[HELD] > 0 or g[WAITING] == 0 then
     redis.call('ZREM', ready, group)
     return
@@ -76,11 +112,13 @@ local function cut(group, tasks, ids)
     local entries = redis.pcall('LRANGE', tasks, g[CLAIMED], g[CLAIMED] + count - 1)
     if entries.err then return leave_alone(group, entries.err) end
     if #entries == 0 then  -- the list was removed by a foreign hand: nothing is left to keep
-      taken = taken + g[WAITING]
-      g[WAITING] = 0
+      taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
+      g[WAITING], g[BYTES] = 0, 0
       break
     end
-    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '' }
+    local length = total_bytes(entries)
+    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '', length }
+    note_flushed(group, entries)
     if #entries == g[WAITING] then
       redis.call('UNLINK', ids)
     else
@@ -88,6 +126,7 @@ local function cut(group, tasks, ids)
     end
     g[WAITING] = g[WAITING] - #entries
     g[CLAIMED] = g[CLAIMED] + #entries
+    g[BYTES] = math.max(0, g[BYTES] - length)
     g[FLUSH] = math.max(0, g[FLUSH] - #entries)
     refresh_head(tasks, g)
     taken, claimed = taken + #entries, claimed + #entries
@@ -101,8 +140,8 @@ end
 local function take_over(id, group, tasks)
   if not has_room() then return end
   local batch = read_batch(batches, id)
-  local g = read_group(groups, group)
-  if not batch or not g then
+  local g, foreign = read_group(groups, group)
+  if not batch or not g and not foreign then
     redis.call('ZREM', claims, id)
     redis.call('ZREM', retry, id)
     return
@@ -110,8 +149,11 @@ local function take_over(id, group, tasks)
   local waits = redis.call('ZSCORE', retry, id)
   local at = waits or redis.call('ZSCORE', claims, id)
   if not at or tonumber(at) > now or (paused and waits) then return end
-  local from = batch[START] - g[BASE]
-  local entries = redis.pcall('LRANGE', tasks, from, from + batch[COUNT] - 1)
+  local entries = { err = FOREIGN }
+  if g then
+    local from = batch[START] - g[BASE]
+    entries = redis.pcall('LRANGE', tasks, from, from + batch[COUNT] - 1)
+  end
   if entries.err then
     redis.call('ZADD', waits and retry or claims, now + leave_ms, id)
     reply[#reply + 1] = { '', group, 0, 0, entries.err, {} }
@@ -119,16 +161,16 @@ local function take_over(id, group, tasks)
   end
   if waits then
     redis.call('ZREM', retry, id)
-    g[HELD] = g[HELD] - 1
+    g[HELD] = math.max(0, g[HELD] - 1)
     write_group(groups, group, g)
     schedule(due, ready, group, g, now)
   end
   hand_out(id, batch, entries)
 end
 
-for item = 1, (#KEYS - 7) / 2 do
-  local id, group = ARGV[6 + 2 * item], ARGV[7 + 2 * item]
-  local tasks, ids = KEYS[6 + 2 * item], KEYS[7 + 2 * item]
+for item = 0, (#KEYS - ITEM_KEYS) / 2 do
+  local id, group = ARGV[ITEM_ARGS + 2 * item], ARGV[ITEM_ARGS + 1 + 2 * item]
+  local tasks, ids = KEYS[ITEM_KEYS + 2 * item], KEYS[ITEM_KEYS + 1 + 2 * item]
   if id == '' then cut(group, tasks, ids) else take_over(id, group, tasks) end
 end
 if #records > 0 then
@@ -137,7 +179,9 @@ if #records > 0 then
 end
 if taken > 0 then
   redis.call('HSET', state, 'sequence', sequence)
-  redis.call('HINCRBY', state, 'waiting', -taken)
-  redis.call('HINCRBY', state, 'claimed', claimed)
+  add_count(state, 'waiting', -taken)
+  add_count(state, 'claimed', claimed)
+  if lost_bytes > 0 then add_count(state, 'bytes', -lost_bytes) end
+  remember()
 end
 return reply

@@ -5,6 +5,8 @@
 
 -- @include clock
 -- @include fence
+-- @include record
+-- @include counts
 -- @include group
 -- @include batch
 -- @include refused

@@ -6,6 +6,8 @@
 
 -- @include clock
 -- @include fence
+-- @include record
+-- @include counts
 -- @include group
 -- @include batch
 -- @include refused

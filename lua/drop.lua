@@ -4,6 +4,7 @@
 -- ARGV  1 batch id
 -- Reply number of its tasks, 0 if there is no such dead letter.
 
+-- @include counts
 -- @include dead
 
 local packed = redis.call('HGET', KEYS[2], ARGV[1])
@@ -11,5 +12,5 @@ if not packed then return 0 end
 local count = cmsgpack.unpack(packed)[DEAD_COUNT]
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('UNLINK', KEYS[3])
-redis.call('HINCRBY', KEYS[1], 'dead', -count)
+add_count(KEYS[1], 'dead', -count)
 return count

@@ -5,6 +5,8 @@
 -- Reply how many tasks were told to go.
 
 -- @include clock
+-- @include record
+-- @include counts
 -- @include group
 -- @include flush
 -- @include wake

@@ -5,6 +5,8 @@
 -- Reply { cursor for the next call, '0' when all groups were seen; how many tasks were told to go }
 
 -- @include clock
+-- @include record
+-- @include counts
 -- @include group
 -- @include flush
 -- @include wake

@@ -11,6 +11,7 @@
 
 -- @include clock
 -- @include fence
+-- @include record
 -- @include group
 -- @include batch
 

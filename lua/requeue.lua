@@ -6,8 +6,11 @@
 -- Reply number of its tasks, 0 if there is no such dead letter.
 
 -- @include clock
+-- @include record
+-- @include counts
 -- @include group
 -- @include each
+-- @include entry
 -- @include batch
 -- @include dead
 -- @include wake
@@ -23,8 +26,12 @@ local letter = cmsgpack.unpack(packed)
 local group = letter[DEAD_GROUP]
 local entries = redis.call('LRANGE', dead_tasks, 0, -1)
 local count = #entries
-local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0 }
-redis.call('LLEN', tasks)  -- refuses a foreign type before anything is written
+local g, foreign = read_group(groups, group)
+if foreign then return redis.error_reply(FOREIGN) end
+g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0 }
+redis.call('LLEN', tasks)  -- reads that refuse a foreign type before anything is written
+redis.call('HLEN', batches)
+for _, index in ipairs({ retry, due, ready }) do redis.call('ZCARD', index) end
 
 local reversed = {}
 for i = 1, count do reversed[i] = entries[count + 1 - i] end
@@ -32,14 +39,16 @@ each('LPUSH', tasks, reversed)
 g[BASE] = g[BASE] - count
 g[CLAIMED] = g[CLAIMED] + count
 g[HELD] = g[HELD] + 1
-local batch = { group, g[BASE], count, 0, letter[4], letter[6] }
+local length = total_bytes(entries)
+local batch = { group, g[BASE], count, 0, letter[4], letter[6], length }
 redis.call('HSET', batches, id, cmsgpack.pack(batch))
 redis.call('ZADD', retry, now, id)
 write_group(groups, group, g)
 schedule(due, ready, group, g, now)
 redis.call('HDEL', dead, id)
 redis.call('UNLINK', dead_tasks)
-redis.call('HINCRBY', state, 'claimed', count)
-redis.call('HINCRBY', state, 'dead', -count)
+add_count(state, 'claimed', count)
+add_count(state, 'bytes', length)
+add_count(state, 'dead', -count)
 wake_leader(state, ARGV[2], ARGV[3], now)
 return count

@@ -7,6 +7,7 @@
 
 -- @include clock
 -- @include fence
+-- @include record
 -- @include group
 -- @include batch
 
@@ -15,6 +16,8 @@ local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local now = clock()
 local stale = fence(state, ARGV[1], now)
 if stale then return stale end
+-- Reads that refuse a foreign type before anything is written.
+for _, index in ipairs({ retry, due, ready }) do redis.call('ZCARD', index) end
 
 local reply = {}
 for at = 2, #ARGV, 4 do
@@ -29,9 +32,11 @@ for at = 2, #ARGV, 4 do
     if ARGV[at + 3] ~= '' then batch[ERROR] = ARGV[at + 3] end
     redis.call('HSET', batches, id, cmsgpack.pack(batch))
     local g = read_group(groups, batch[GROUP])
-    g[HELD] = g[HELD] + 1
-    write_group(groups, batch[GROUP], g)
-    schedule(due, ready, batch[GROUP], g, now)
+    if g then
+      g[HELD] = g[HELD] + 1
+      write_group(groups, batch[GROUP], g)
+      schedule(due, ready, batch[GROUP], g, now)
+    end
   end
 end
 return reply

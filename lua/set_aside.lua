@@ -8,6 +8,8 @@
 
 -- @include clock
 -- @include fence
+-- @include record
+-- @include counts
 -- @include group
 -- @include batch
 -- @include dead
@@ -19,16 +21,18 @@ local stale = fence(state, ARGV[1], now)
 if stale then return stale end
 
 local batch = read_batch(batches, ARGV[2])
-if not batch then return 'GONE' end
+local g = batch and read_group(groups, batch[GROUP])
+if not g then return 'GONE' end
 -- Here already, or requeued and in flight: a second one would share its id.
 if redis.call('HEXISTS', dead, ARGV[3]) == 1 or redis.call('HEXISTS', batches, ARGV[3]) == 1 then
   return 'OK'
 end
-local head = batch[START] - read_group(groups, batch[GROUP])[BASE]
+redis.call('LLEN', dead_tasks)  -- refuses a foreign type before anything is written
+local head = batch[START] - g[BASE]
 local count = #ARGV - 4
 redis.call('HSET', dead, ARGV[3], pack_dead(batch, count, now, ARGV[4], ''))
 for i = 5, #ARGV do
   redis.call('RPUSH', dead_tasks, redis.call('LINDEX', tasks, head + tonumber(ARGV[i])))
 end
-redis.call('HINCRBY', state, 'dead', count)
+add_count(state, 'dead', count)
 return 'OK'

@@ -8,15 +8,18 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
+import tenacity
 from redis import Redis, RedisCluster
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import RedisAggError
+from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.background import FlusherThread
 from redisagg.flusher.foreground import run_until_signalled
 from redisagg.namespace import Namespace, group_bytes
 from redisagg.operations import Operation, inspecting, reading, steering
+from redisagg.producer.calls import Terms
+from redisagg.producer.full import patience
 from redisagg.producer.threads import ThreadAdder, ThreadStream
 from redisagg.protocol.keys import SCHEMA
 from redisagg.sinks import Sink, SinkPage
@@ -66,7 +69,10 @@ class Aggregator:
         self._own_client = not isinstance(redis, (Redis, RedisCluster))
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = ThreadAdder(self._keyspace, self._transport, seconds(self._config.linger))
+        self._adder = ThreadAdder(
+            Terms.of(self._keyspace, self._config), self._transport, seconds(self._config.linger)
+        )
+        self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()
@@ -97,12 +103,18 @@ class Aggregator:
         Raises:
             InvalidTask: the task is wrong (`PayloadError`, `TaskTooLarge` and `InvalidGroupKey`
                 are kinds of it); nothing was written.
-            AggregatorFull: Redis is out of memory; nothing was written.
+            AggregatorFull: there was no room within `full_timeout`: `max_pending_tasks` or
+                `max_pending_bytes` is reached, or Redis is out of memory; nothing was written.
         """
         encoded = self._namespace.encoder(task)
         if not self._registered:
             self._register()
-        self._adder.add(encoded)
+        try:
+            self._adder.add(encoded)
+        except AggregatorFull:
+            if not self._full_timeout:
+                raise
+            tenacity.Retrying(**patience(self._full_timeout))(self._adder.add, encoded)
         return task.id
 
     def add_tasks(
@@ -127,8 +139,9 @@ class Aggregator:
 
         Raises:
             InvalidTask: a task is wrong; nothing was written, or of a stream what came before.
-            RedisAggError: some tasks were refused, the first reason; the others were added.
-                Adding all of them again is safe while they wait.
+            RedisAggError: some tasks were refused, the first reason; the others were added, but
+                for those behind an `AggregatorFull` after `full_timeout`. Adding all of them again
+                is safe while they wait.
         """
         encoder = self._namespace.encoder
         if isinstance(tasks, Collection):
@@ -137,7 +150,7 @@ class Aggregator:
         if not self._registered:
             self._register()
         collected: list[str] = []
-        stream = ThreadStream(self._adder, self._keyspace, progress)
+        stream = ThreadStream(self._adder, progress, self._full_timeout)
         try:
             for task in tasks:
                 stream.put(encoder(task))

@@ -8,16 +8,19 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
+import tenacity
 from redis.asyncio import Redis, RedisCluster
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import RedisAggError
+from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.background import flush_until
 from redisagg.flusher.foreground import serve
 from redisagg.namespace import Namespace, group_bytes
 from redisagg.operations import Operation, inspecting, reading, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
+from redisagg.producer.calls import Terms
+from redisagg.producer.full import patience
 from redisagg.protocol.keys import SCHEMA
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
@@ -51,7 +54,10 @@ class AsyncAggregator:
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().asyncio() if self._own_client else redis
         self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = AsyncAdder(self._keyspace, self._transport, seconds(self._config.linger))
+        self._adder = AsyncAdder(
+            Terms.of(self._keyspace, self._config), self._transport, seconds(self._config.linger)
+        )
+        self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -76,7 +82,12 @@ class AsyncAggregator:
         encoded = self._namespace.encoder(task)
         if not self._registered:
             await self._register()
-        await self._adder.add(encoded)
+        try:
+            await self._adder.add(encoded)
+        except AggregatorFull:
+            if not self._full_timeout:
+                raise
+            await tenacity.AsyncRetrying(**patience(self._full_timeout))(self._adder.add, encoded)
         return task.id
 
     async def add_tasks(
@@ -94,7 +105,7 @@ class AsyncAggregator:
         if not self._registered:
             await self._register()
         collected: list[str] = []
-        stream = AsyncStream(self._adder, self._keyspace, progress)
+        stream = AsyncStream(self._adder, progress, self._full_timeout)
         async for task in aiter_of(tasks):
             await stream.put(encoder(task))
             if ids:

@@ -57,6 +57,16 @@ class AggregationConfig:
         linger: how long an add waits for others to share its round trip. 0 for not at all: what
             comes while a call is on the wire shares the next one anyway.
         add_timeout: how long a producer rides out a lost connection before it raises.
+        max_pending_tasks: so many tasks may wait or be in flight, and no more are accepted
+            (`AggregatorFull`); None for any number. A script sees one partition only, so each
+            has an equal share: a few large groups can fill theirs while others have room.
+        max_pending_bytes: likewise for the bytes of packed tasks, with their ids and 7 bytes each.
+        full_timeout: how long an add waits for room before it raises `AggregatorFull`, also if it
+            is Redis that is out of memory; 0 for not at all.
+        dedupe_window: for so long after a task was flushed its id is not accepted again in its
+            group: adding it changes nothing. Remembered for up to twice as long, in some 70 bytes
+            and the lengths of id and group key for each task. 0 for none. Set the same for
+            producers and flushers: flushers remember, producers ask.
         shutdown_timeout: how long `stop` waits for merges in hand.
 
     Raises:
@@ -78,6 +88,10 @@ class AggregationConfig:
     max_task_bytes: int = 1024 * 1024
     linger: Duration = 0.0
     add_timeout: Duration = 30.0
+    max_pending_tasks: int | None = None
+    max_pending_bytes: int | None = None
+    full_timeout: Duration = 0.0
+    dedupe_window: Duration = 0.0
     shutdown_timeout: Duration = 30.0
 
     def __post_init__(self) -> None:
@@ -93,8 +107,9 @@ class AggregationConfig:
         ):
             object.__setattr__(self, name, to_seconds(getattr(self, name), name, InvalidConfig))
         try:
-            if self.linger != 0.0:
-                object.__setattr__(self, "linger", to_seconds(self.linger, "linger", InvalidConfig))
+            for name in ("linger", "full_timeout", "dedupe_window"):
+                if (given := getattr(self, name)) != 0.0:
+                    object.__setattr__(self, name, to_seconds(given, name, InvalidConfig))
             check_size(self.group_max_size, "group_max_size")
         except InvalidTask as error:
             raise InvalidConfig(str(error)) from None
@@ -102,6 +117,9 @@ class AggregationConfig:
         _check_range("concurrency", self.concurrency, 1, 10_000)
         _check_range("max_attempts", self.max_attempts, 1, 1_000_000)
         _check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
+        for name in ("max_pending_tasks", "max_pending_bytes"):
+            if (limit := getattr(self, name)) is not None:
+                _check_range(name, limit, self.partitions, 2**53)  # at least 1 for each
         if seconds(self.lease_time) < 0.1:
             raise InvalidConfig("lease_time is at least 0.1 seconds")
         if self.executor not in ("thread", "process"):

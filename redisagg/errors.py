@@ -51,7 +51,8 @@ class AuthenticationFailed(RedisAggError):
 
 
 class AggregatorFull(RedisAggError):
-    """Nothing more can be added right now; nothing was written. Try again later."""
+    """Nothing more can be added right now; nothing was written. Try again later, or let
+    `full_timeout` do that."""
 
 
 class RedisOutOfMemory(AggregatorFull):

@@ -76,6 +76,8 @@ class PartitionStats:
     """Waiting in groups."""
     in_flight: int
     """Held by batches that are being merged or wait for a retry."""
+    stored_bytes: int
+    """Bytes of those that wait or are in flight, as `max_pending_bytes` counts them."""
     dead: int
     """Among the dead letters."""
     flushed: int
@@ -99,6 +101,7 @@ class Stats:
 
     pending: int
     in_flight: int
+    stored_bytes: int
     dead: int
     flushed: int
     groups: int

@@ -6,10 +6,14 @@ local COUNT    = 3   -- how many tasks it holds
 local ATTEMPTS = 4   -- how often it has been claimed to be merged
 local CREATED  = 5   -- when it was claimed first, ms
 local ERROR    = 6   -- why the last attempt failed, or ''
+local LENGTH   = 7   -- bytes of its entries
 
+-- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
-  local packed = redis.call('HGET', batches, id)
-  return packed and cmsgpack.unpack(packed)
+  local batch = read_record(batches, id, LENGTH)
+  if batch and type(batch[GROUP]) == 'string' and type(batch[LENGTH]) == 'number' then
+    return batch
+  end
 end
 
 -- Batches of one group leave in the order of their tasks, so only the batch at the head may.
@@ -24,10 +28,11 @@ local function close_batch(batches, claims, id, batch, g)
   g[CLAIMED] = g[CLAIMED] - batch[COUNT]
 end
 
--- Takes the batch's tasks off the head of the list.
+-- Takes the batch's tasks off the head of the list. A foreign type in its place stays as it is;
+-- that the leader may trim lists at all has been seen to when it got its lease.
 local function trim_batch(tasks, batch, g)
   if batch[COUNT] == g[WAITING] + g[CLAIMED] then
-    redis.pcall('UNLINK', tasks)
+    redis.pcall('LTRIM', tasks, 1, 0)  -- the whole list, and so the key
   else
     redis.pcall('LTRIM', tasks, batch[COUNT], -1)
   end

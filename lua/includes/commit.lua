@@ -18,13 +18,14 @@ local function commit(enqueue, queue_keys, options, arity, entry_keys)
   if stale then return stale end
 
   local records = {}  -- of the groups touched: each is read and written once
-  local flushed, tasks_flushed = 0, 0
+  local flushed, tasks_flushed, bytes_flushed = 0, 0, 0
 
   local function commit_one(id, key, from, n)
     local batch = read_batch(batches, id)
     if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
     local group = batch[GROUP]
     local g = records[group] or read_group(groups, group)
+    if not g then return FOREIGN end
     if not is_head(g, batch) then return 'ORDER' end
     if n > 0 then
       -- Before everything else: a queue that refuses leaves the batch as it was.
@@ -35,6 +36,7 @@ local function commit(enqueue, queue_keys, options, arity, entry_keys)
     close_batch(batches, claims, id, batch, g)
     records[group] = g
     flushed, tasks_flushed = flushed + 1, tasks_flushed + batch[COUNT]
+    bytes_flushed = bytes_flushed + batch[LENGTH]
     return 'OK'
   end
 
@@ -53,9 +55,10 @@ local function commit(enqueue, queue_keys, options, arity, entry_keys)
     write_group(groups, group, g)
   end
   if flushed > 0 then
-    redis.call('HINCRBY', state, 'claimed', -tasks_flushed)
-    redis.call('HINCRBY', state, 'flushed', flushed)
-    redis.call('HINCRBY', state, 'flushed_tasks', tasks_flushed)
+    add_count(state, 'claimed', -tasks_flushed)
+    add_count(state, 'bytes', -bytes_flushed)
+    add_count(state, 'flushed', flushed)
+    add_count(state, 'flushed_tasks', tasks_flushed)
   end
   return reply
 end

@@ -12,6 +12,12 @@ local function entry_id(entry)
   return string.sub(entry, 8, 7 + (string.byte(entry, 7) or 0))
 end
 
+local function total_bytes(entries)
+  local total = 0
+  for _, entry in ipairs(entries) do total = total + #entry end
+  return total
+end
+
 -- Takes the ids of entries out of the hash of ids that wait.
 local function forget_ids(ids, entries)
   local names = {}

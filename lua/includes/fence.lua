@@ -5,7 +5,7 @@ local function fence(state, token, now)
   if lease[1] ~= token then
     return redis.error_reply('STALE the partition has another leader')
   end
-  if tonumber(lease[2]) <= now then
+  if (tonumber(lease[2]) or 0) <= now then
     return redis.error_reply('STALE the lease has expired')
   end
 end

@@ -11,14 +11,18 @@ local SIZE     = 9   -- smallest max size that a waiting task asked for
 local PRIORITY = 10  -- highest priority that a waiting task asked for
 local FLUSH    = 11  -- how many of the waiting tasks have been told to go at once
 local HELD     = 12  -- batches of this group that wait for a retry and hold it back
+local BYTES    = 13  -- length of all entries that wait
 
 -- The score in `ready` sorts by priority first, then by due time: 2^42 ms is in the year 2109,
 -- and priorities from -1000 to 1000 keep the sum exact in a double.
 local PRIORITY_STEP = 4398046511104
 
+-- The record, nil if there is none, or nil and true for foreign bytes.
 local function read_group(groups, group)
-  local packed = redis.call('HGET', groups, group)
-  return packed and cmsgpack.unpack(packed)
+  local g, foreign = read_record(groups, group, BYTES)
+  if not g then return nil, foreign end
+  if type(g[WAITING]) ~= 'number' or type(g[BYTES]) ~= 'number' then return nil, true end
+  return g
 end
 
 -- When the group is due, ms; 0: now, whatever the time.

@@ -95,6 +95,7 @@ class Leader:
         self._idle_ms = to_ms(idle)
         # A claim outlives the merge; what a dead leader held is freed by its lease, not by this.
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
+        self._dedupe_ms = to_ms(config.dedupe_window)
         self._most_in_hand = max(4 * config.concurrency, 4 * _CLAIM_BATCHES)
         self._in_hand: dict[bytes, Job] = {}
         self._lanes: dict[bytes, deque[Job]] = {}
@@ -197,8 +198,8 @@ class Leader:
         if not items:
             return
         args: list[Any] = [self.token, self._claim_ms, self.partition.label]
-        args += (limit, _CLAIM_TASKS, _CLAIM_BYTES, _LEFT_ALONE_MS)
-        all_keys = list(keys)
+        args += (limit, _CLAIM_TASKS, _CLAIM_BYTES, _LEFT_ALONE_MS, self._dedupe_ms)
+        all_keys = [*keys, self.partition.seen, self.partition.seen_before]
         for batch_id, group in items:
             args += (batch_id, group)
             all_keys += (self.partition.tasks(group), self.partition.ids(group))

@@ -174,7 +174,7 @@ class LeaseKeeper:
 
     async def _acquire(self, partition: PartitionKeys) -> tuple[int, float]:
         """A fencing token; or 0, and the seconds until the lease may be free."""
-        keys = [partition.state, partition.claims]
+        keys = [partition.state, partition.claims, partition.tasks(b"")]
         reply = await self._ask(call("acquire", keys, self._id, self._lease_ms))
         if isinstance(reply, RedisAggError):
             _log.error("partition %d can't be led: %s", partition.number, reply)

@@ -23,7 +23,7 @@ from redisagg.views import BatchState, DeadLetter, GroupState, PartitionStats, S
 T = TypeVar("T")
 
 _SCAN_COUNT = 500
-_COUNTS, _STATS = 10, 13  # in a reply of the script `stats`
+_COUNTS, _STATS = 11, 14  # in a reply of the script `stats`
 _TASKS_A_ROUND = 64  # lists that are read in one round trip
 
 
@@ -164,6 +164,7 @@ def stats(keyspace: Keyspace) -> Operation[Stats]:
     return Stats(
         pending=total(lambda p: p.pending),
         in_flight=total(lambda p: p.in_flight),
+        stored_bytes=total(lambda p: p.stored_bytes),
         dead=total(lambda p: p.dead),
         flushed=total(lambda p: p.flushed),
         groups=total(lambda p: p.groups),
@@ -181,12 +182,13 @@ def _partition_stats(number: int, row: Sequence[Any]) -> PartitionStats:
     if len(row) < _STATS or not all(isinstance(count, int) for count in row[:_COUNTS]):
         # A reply of Lua ends before a count that is no number.
         raise ForeignKey(f"the state of partition {number} holds a count that is no number")
-    waiting, claimed, flushed, flushed_tasks, dead, groups, batches, retry, letters = row[:9]
-    paused, owner, token = row[9:12]
+    waiting, claimed, stored, flushed, flushed_tasks, dead = row[:6]
+    groups, batches, retry, letters, paused, owner, token = row[6:13]
     return PartitionStats(
         partition=number,
         pending=waiting,
         in_flight=claimed,
+        stored_bytes=stored,
         dead=dead,
         flushed=flushed_tasks,
         groups=groups,

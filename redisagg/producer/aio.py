@@ -8,17 +8,20 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeAlias, TypeVar
 
+import tenacity
+
 from redisagg.producer.calls import (
     COMMIT_ROUND_TASKS,
     STREAM_ROUND_TASKS,
     Outcomes,
     Round,
     Tally,
+    Terms,
     W,
 )
+from redisagg.producer.full import patience
 from redisagg.producer.lanes import Lanes
 from redisagg.protocol.entries import EncodedTask
-from redisagg.protocol.keys import Keyspace
 from redisagg.transport.aio import AsyncTransport
 
 T = TypeVar("T")
@@ -39,11 +42,11 @@ class _Queue:
 
     def __init__(
         self,
-        keyspace: Keyspace,
+        terms: Terms,
         exchange: Callable[[Round[_Future]], Awaitable[Outcomes[_Future]]],
         linger: float,
     ) -> None:
-        self._keyspace = keyspace
+        self._terms = terms
         self._exchange = exchange
         self._linger = linger
         self._waiting: deque[tuple[EncodedTask, _Future]] = deque()
@@ -63,7 +66,7 @@ class _Queue:
         if self._linger:
             await asyncio.sleep(self._linger)
         while self._waiting:
-            together: Round[_Future] = Round(self._keyspace, COMMIT_ROUND_TASKS)
+            together: Round[_Future] = Round(self._terms, COMMIT_ROUND_TASKS)
             while self._waiting and not together.full:
                 together.put(*self._waiting.popleft())
             for futures, error in await self._exchange(together):
@@ -83,13 +86,13 @@ class AsyncAdder:
         linger: seconds for which a call waits for company; 0 for none.
     """
 
-    def __init__(self, keyspace: Keyspace, transport: AsyncTransport, linger: float) -> None:
+    def __init__(self, terms: Terms, transport: AsyncTransport, linger: float) -> None:
         self.lanes = Lanes()
-        self._keyspace = keyspace
+        self.terms = terms
         self._transport = transport
         # The partitions of a cluster don't wait for each other: one of its masters may be down.
-        count = len(keyspace.partitions) if transport.clustered else 1
-        self._queues = [_Queue(keyspace, self.exchange, linger) for _ in range(count)]
+        count = len(terms.keyspace.partitions) if transport.clustered else 1
+        self._queues = [_Queue(terms, self.exchange, linger) for _ in range(count)]
         self.add = self._add_by_partition if transport.clustered else self._queues[0].add
         """A future that is done when Redis has acknowledged the task, or refused it."""
 
@@ -103,7 +106,7 @@ class AsyncAdder:
         return together.outcomes(replies)
 
     def _add_by_partition(self, task: EncodedTask) -> _Future:
-        partition, *_ = self._keyspace.place(task[0])
+        partition, *_ = self.terms.keyspace.place(task[0])
         return self._queues[partition.number].add(task)
 
 
@@ -111,34 +114,53 @@ class AsyncStream:
     """As `threads.ThreadStream`, for coroutines."""
 
     def __init__(
-        self, adder: AsyncAdder, keyspace: Keyspace, progress: Callable[[int], object] | None
+        self,
+        adder: AsyncAdder,
+        progress: Callable[[int], object] | None,
+        full_timeout: float,
     ) -> None:
         self._adder = adder
-        self._keyspace = keyspace
-        self._tally = Tally(progress)
-        self._next: Round[None] = Round(keyspace, STREAM_ROUND_TASKS)
-        self._on_wire: asyncio.Task[Outcomes[None]] | None = None
+        self._tally = Tally(progress, waits=full_timeout > 0)
+        self._full_timeout = full_timeout
+        self._next = self._new_round()
+        self._on_wire: asyncio.Task[Outcomes[EncodedTask]] | None = None
 
     async def put(self, task: EncodedTask) -> None:
         """As `ThreadStream.put`."""
-        self._next.put(task, None)
+        self._next.put(task, task)
         if self._next.full:
             await self._settle()
             self._on_wire = asyncio.create_task(self._adder.exchange(self._next))
-            self._next = Round(self._keyspace, STREAM_ROUND_TASKS)
+            self._next = self._new_round()
             await asyncio.sleep(0)  # lets it be sent before the next one is put together
 
     async def finish(self) -> None:
         """As `ThreadStream.finish`."""
         await self._settle()
         if self._next:
-            self._tally.count(await self._adder.exchange(self._next))
+            await self._count(await self._adder.exchange(self._next))
         self._tally.raise_refusal()
 
     async def _settle(self) -> None:
         if self._on_wire is not None:
-            self._tally.count(await self._on_wire)
+            await self._count(await self._on_wire)
             self._on_wire = None
+
+    async def _count(self, outcomes: Outcomes[EncodedTask]) -> None:
+        """As `ThreadStream._count`."""
+        tally = self._tally
+        tally.count(outcomes)
+        if tally.without_room:
+            async for attempt in tenacity.AsyncRetrying(**patience(self._full_timeout)):
+                with attempt:
+                    together = self._new_round()
+                    for task in tally.without_room:
+                        together.put(task, task)
+                    tally.count(await self._adder.exchange(together))
+                    tally.check_room()
+
+    def _new_round(self) -> Round[EncodedTask]:
+        return Round(self._adder.terms, STREAM_ROUND_TASKS)
 
 
 async def aiter_of(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from redisagg.errors import RedisUnavailable
+from redisagg.config import AggregationConfig
+from redisagg.errors import AggregatorFull, RedisUnavailable
 from redisagg.producer.lanes import Lane
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.keys import Keyspace, PartitionKeys
@@ -30,6 +32,25 @@ W = TypeVar("W")
 
 Outcomes: TypeAlias = Iterator[tuple[list[W], "Exception | None"]]
 """Those who wait, with what kept their tasks out or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What each call of a producer says apart from its tasks."""
+
+    keyspace: Keyspace
+    pending_tasks: int
+    """How many tasks may be pending in one partition; 0 for any number."""
+    pending_bytes: int
+    dedupe: bytes
+    """b"1" if ids that were flushed lately are not accepted again."""
+
+    @classmethod
+    def of(cls, keyspace: Keyspace, config: AggregationConfig) -> Terms:
+        """The terms that a configuration asks for; each partition has its share of a limit."""
+        tasks, size = config.max_pending_tasks or 0, config.max_pending_bytes or 0
+        parts = len(keyspace.partitions)
+        return cls(keyspace, tasks // parts, size // parts, b"1" if config.dedupe_window else b"")
 
 
 class _Section(Generic[W]):
@@ -60,12 +81,13 @@ class _Call(Generic[W]):
         self.tasks = 0
         self.bytes = 0
 
-    def request(self, lane: Lane, keyspace: Keyspace) -> Request:
+    def request(self, lane: Lane, terms: Terms) -> Request:
         """The call, as the next one of `lane`."""
         p = self.partition
-        keys = [p.state, p.groups, p.due, p.ready, p.call(lane.id)]
+        keys = [p.state, p.groups, p.due, p.ready, p.call(lane.id), p.seen, p.seen_before]
         number = lane.next_number(p.number)
-        args: list[Any] = [number, _REMEMBERED_MS, keyspace.wake_channel, p.label]
+        args: list[Any] = [number, _REMEMBERED_MS, terms.keyspace.wake_channel, p.label]
+        args += (terms.pending_tasks, terms.pending_bytes, terms.dedupe)
         for section in self.sections:
             keys += (section.tasks_key, section.ids_key)
             args += (section.group, section.limits, len(section.waiters))
@@ -88,12 +110,12 @@ def _error(status: Any) -> Exception | None:
 class Round(Generic[W]):
     """What goes out in one round trip: one call for each partition that has tasks."""
 
-    __slots__ = ("_bytes", "_calls", "_keyspace", "_max_tasks", "_sections", "_tasks", "full")
+    __slots__ = ("_bytes", "_calls", "_max_tasks", "_sections", "_tasks", "_terms", "full")
 
-    def __init__(self, keyspace: Keyspace, max_tasks: int) -> None:
+    def __init__(self, terms: Terms, max_tasks: int) -> None:
         self.full = False
         """Whether nothing more should go in."""
-        self._keyspace = keyspace
+        self._terms = terms
         self._max_tasks = max_tasks
         self._calls: dict[int, _Call[W]] = {}
         self._sections: dict[bytes, _Section[W]] = {}
@@ -124,7 +146,7 @@ class Round(Generic[W]):
             self.full = True
 
     def _open(self, group: bytes, limits: bytes) -> _Section[W]:
-        partition, tasks_key, ids_key = self._keyspace.place(group)
+        partition, tasks_key, ids_key = self._terms.keyspace.place(group)
         its_call = self._calls.get(partition.number)
         if its_call is None:
             its_call = self._calls[partition.number] = _Call(partition)
@@ -138,7 +160,7 @@ class Round(Generic[W]):
 
     def requests(self, lane: Lane) -> list[Request]:
         """The calls, as the next ones of `lane`."""
-        return [each.request(lane, self._keyspace) for each in self._calls.values()]
+        return [each.request(lane, self._terms) for each in self._calls.values()]
 
     def outcomes(self, replies: Iterable[Any]) -> Outcomes[W]:
         """Those who wait, with what kept their tasks out or None."""
@@ -155,28 +177,42 @@ class Tally:
 
     Args:
         progress: called with the number of tasks acknowledged so far.
+        waits: whether tasks for which there is no room are to be tried again.
     """
 
-    def __init__(self, progress: Callable[[int], object] | None) -> None:
+    def __init__(self, progress: Callable[[int], object] | None, *, waits: bool) -> None:
         self._progress = progress
+        self._waits = waits
         self._acknowledged = 0
         self._refusal: Exception | None = None
+        self._full: AggregatorFull | None = None
+        self.without_room: list[EncodedTask] = []
+        """What is to be tried again of the round that was counted last."""
 
-    def count(self, outcomes: Outcomes[None]) -> None:
+    def count(self, outcomes: Outcomes[EncodedTask]) -> None:
         """Counts a round.
 
         Raises:
             RedisUnavailable: the round trip failed; there is no point in going on.
         """
-        for waiters, error in outcomes:
+        self._full, self.without_room = None, []
+        for tasks, error in outcomes:
             if isinstance(error, RedisUnavailable):
                 raise error
             if error is None:
-                self._acknowledged += len(waiters)
+                self._acknowledged += len(tasks)
+            elif self._waits and isinstance(error, AggregatorFull):
+                self._full = error
+                self.without_room += tasks
             else:
                 self._refusal = self._refusal or error
         if self._progress is not None:
             self._progress(self._acknowledged)
+
+    def check_room(self) -> None:
+        """Raises AggregatorFull if there was no room for some tasks of the last round."""
+        if self._full is not None:
+            raise self._full
 
     def raise_refusal(self) -> None:
         """Raises the first refusal, if there was one."""

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import tenacity
+
 from redisagg.errors import RedisUnavailable
 from redisagg.producer.calls import (
     COMMIT_ROUND_TASKS,
@@ -18,11 +20,12 @@ from redisagg.producer.calls import (
     Outcomes,
     Round,
     Tally,
+    Terms,
     W,
 )
+from redisagg.producer.full import patience
 from redisagg.producer.lanes import Lanes
 from redisagg.protocol.entries import EncodedTask
-from redisagg.protocol.keys import Keyspace
 from redisagg.transport.threads import Transport
 
 # Round trips at the same time.
@@ -39,8 +42,8 @@ class _Room:
 
     __slots__ = ("_errors", "_gate", "elected", "sent", "together")
 
-    def __init__(self, keyspace: Keyspace) -> None:
-        self.together: Round[EncodedTask] = Round(keyspace, COMMIT_ROUND_TASKS)
+    def __init__(self, terms: Terms) -> None:
+        self.together: Round[EncodedTask] = Round(terms, COMMIT_ROUND_TASKS)
         self.elected = False
         """Whether somebody is on the way to send what has gathered."""
         self.sent = False
@@ -77,11 +80,11 @@ class _Hall:
 
     def __init__(
         self,
-        keyspace: Keyspace,
+        terms: Terms,
         exchange: Callable[[Round[EncodedTask]], Outcomes[EncodedTask]],
         linger: float,
     ) -> None:
-        self._keyspace = keyspace
+        self._terms = terms
         self._exchange = exchange
         self._linger = linger
         self._forget()
@@ -93,7 +96,7 @@ class _Hall:
         with self._lock:
             room = self._rooms[-1]
             if room.together.full:
-                room = _Room(self._keyspace)
+                room = _Room(self._terms)
                 self._rooms.append(room)
             room.together.put(task, task)
             my_turn = self._elect_sender(room)
@@ -134,7 +137,7 @@ class _Hall:
         with self._lock:
             self._rooms.popleft()  # ours: who comes now waits for the next round trip
             if not self._rooms:
-                self._rooms.append(_Room(self._keyspace))
+                self._rooms.append(_Room(self._terms))
             self._count_on_wire()  # it has grown since it was elected
         outcomes = room.together.failed(RedisUnavailable("the thread that sent was interrupted"))
         try:
@@ -151,7 +154,7 @@ class _Hall:
         # A forked child has none of its parent's threads, and must not wait for them.
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._rooms = deque([_Room(self._keyspace)])
+        self._rooms = deque([_Room(self._terms)])
         self._on_wire: list[_Room] = []
         self._count_on_wire()
 
@@ -166,13 +169,13 @@ class ThreadAdder:
         linger: seconds for which a call waits for company; 0 for none.
     """
 
-    def __init__(self, keyspace: Keyspace, transport: Transport, linger: float) -> None:
+    def __init__(self, terms: Terms, transport: Transport, linger: float) -> None:
         self.lanes = Lanes()
-        self._keyspace = keyspace
+        self.terms = terms
         self._transport = transport
         # The partitions of a cluster don't wait for each other: one of its masters may be down.
-        count = len(keyspace.partitions) if transport.clustered else 1
-        self._halls = [_Hall(keyspace, self.exchange, linger) for _ in range(count)]
+        count = len(terms.keyspace.partitions) if transport.clustered else 1
+        self._halls = [_Hall(terms, self.exchange, linger) for _ in range(count)]
         self.add = self._add_by_partition if transport.clustered else self._halls[0].add
         """Returns when Redis has acknowledged the task.
 
@@ -190,7 +193,7 @@ class ThreadAdder:
         return together.outcomes(replies)
 
     def _add_by_partition(self, task: EncodedTask) -> None:
-        partition, *_ = self._keyspace.place(task[0])
+        partition, *_ = self.terms.keyspace.place(task[0])
         self._halls[partition.number].add(task)
 
 
@@ -199,31 +202,36 @@ class ThreadStream:
 
     Args:
         progress: called with the number of tasks acknowledged so far.
+        full_timeout: seconds for which tasks wait for room.
     """
 
     def __init__(
-        self, adder: ThreadAdder, keyspace: Keyspace, progress: Callable[[int], object] | None
+        self,
+        adder: ThreadAdder,
+        progress: Callable[[int], object] | None,
+        full_timeout: float,
     ) -> None:
         self._adder = adder
-        self._keyspace = keyspace
-        self._tally = Tally(progress)
-        self._next: Round[None] = Round(keyspace, STREAM_ROUND_TASKS)
+        self._tally = Tally(progress, waits=full_timeout > 0)
+        self._full_timeout = full_timeout
+        self._next = self._new_round()
         self._pool: ThreadPoolExecutor | None = None
-        self._on_wire: Future[Outcomes[None]] | None = None
+        self._on_wire: Future[Outcomes[EncodedTask]] | None = None
 
     def put(self, task: EncodedTask) -> None:
         """Takes one more task.
 
         Raises:
             RedisUnavailable: an earlier round trip failed.
+            AggregatorFull: there was no room within `full_timeout`.
         """
-        self._next.put(task, None)
+        self._next.put(task, task)
         if self._next.full:
             self._settle()
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "redisagg-add")
             self._on_wire = self._pool.submit(self._adder.exchange, self._next)
-            self._next = Round(self._keyspace, STREAM_ROUND_TASKS)
+            self._next = self._new_round()
 
     def finish(self) -> None:
         """Sends what is left.
@@ -233,7 +241,7 @@ class ThreadStream:
         """
         self._settle()
         if self._next:
-            self._tally.count(self._adder.exchange(self._next))
+            self._count(self._adder.exchange(self._next))
         self._tally.raise_refusal()
 
     def close(self) -> None:
@@ -243,5 +251,21 @@ class ThreadStream:
 
     def _settle(self) -> None:
         if self._on_wire is not None:
-            self._tally.count(self._on_wire.result())
+            self._count(self._on_wire.result())
             self._on_wire = None
+
+    def _count(self, outcomes: Outcomes[EncodedTask]) -> None:
+        """Counts a round, and waits for room for what found none."""
+        tally = self._tally
+        tally.count(outcomes)
+        if tally.without_room:
+            for attempt in tenacity.Retrying(**patience(self._full_timeout)):
+                with attempt:
+                    together = self._new_round()
+                    for task in tally.without_room:
+                        together.put(task, task)
+                    tally.count(self._adder.exchange(together))
+                    tally.check_room()
+
+    def _new_round(self) -> Round[EncodedTask]:
+        return Round(self._adder.terms, STREAM_ROUND_TASKS)

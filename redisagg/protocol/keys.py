@@ -25,7 +25,7 @@ class PartitionKeys:
         self.label = b"%d" % number
         self.slot = f"{{{name}:{number}}}"
         self._prefix = f"redisagg:{self.slot}:".encode()
-        for part in ("state", "groups", "batches", "claims", "retry", "due", "ready", "dead"):
+        for part in self.__annotations__:
             setattr(self, part, self._prefix + part.encode())
 
     state: bytes
@@ -36,6 +36,8 @@ class PartitionKeys:
     due: bytes
     ready: bytes
     dead: bytes
+    seen: bytes
+    seen_before: bytes
 
     def tasks(self, group: bytes) -> bytes:
         """The list with the tasks of a group."""

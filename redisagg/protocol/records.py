@@ -24,6 +24,7 @@ class GroupRecord(NamedTuple):
     priority: int
     flush: int
     held: int
+    bytes: int
 
     @property
     def due_at(self) -> int:
@@ -42,6 +43,7 @@ class BatchRecord(NamedTuple):
     attempts: int
     created: int
     error: bytes
+    length: int
 
 
 class DeadRecord(NamedTuple):

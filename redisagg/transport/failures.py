@@ -10,6 +10,7 @@ from typing import Any
 import redis.exceptions as rx
 
 from redisagg.errors import (
+    AggregatorFull,
     AuthenticationFailed,
     ForeignKey,
     RedisAggError,
@@ -47,6 +48,7 @@ _STUMBLED = (
 _BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
     ("STALE ", StaleLease, ""),
     ("WRONGTYPE", ForeignKey, "a key of redisagg holds a value of another type: "),
+    ("FULL ", AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
     ("OOM ", RedisOutOfMemory, "Redis has reached its maxmemory: "),
     ("READONLY", RedisReadOnly, "the server is a read-only replica, connect to its primary: "),
     ("NOPERM", AuthenticationFailed, "the user may not do this: "),

@@ -83,14 +83,18 @@ class User:
 
     # --- a little of what producers and flushers do --------------------------------------------
 
-    def add(self, group: bytes, *ids: bytes, size: int = 100, number: Any = "") -> Any:
+    def add(
+        self, group: bytes, *ids: bytes, size: int = 100, number: Any = "", most: int = 0
+    ) -> Any:
         """Adds tasks that are due at once."""
-        keys = [P.state, P.groups, P.due, P.ready, P.call(b"me"), P.tasks(group), P.ids(group)]
-        args = [number, 1000, SPACE.wake_channel, 0, group, b"0 0 %d 0" % size, len(ids)]
+        keys = [P.state, P.groups, P.due, P.ready, P.call(b"me"), P.seen, P.seen_before]
+        keys += (P.tasks(group), P.ids(group))
+        args = [number, 1000, SPACE.wake_channel, 0, most, 0, "1"]
+        args += [group, b"0 0 %d 0" % size, len(ids)]
         return self("add", keys, *args, *(part for each in ids for part in (each, pack(["t", 1]))))
 
     def acquire(self) -> int:
-        token: int = self("acquire", [P.state, P.claims], "me", 60_000)[0]
+        token: int = self("acquire", [P.state, P.claims, P.tasks(b"")], "me", 60_000)[0]
         return token
 
     def claim(self, token: int) -> dict[bytes, bytes]:
@@ -98,8 +102,9 @@ class User:
         _, flat = self("poll", INDEX, token, 100, 1000)
         groups = flat[1::2]
         keys = [key for group in groups for key in (P.tasks(group), P.ids(group))]
-        limits = [60_000, 0, 100, 1000, 1_000_000, 1000]
-        claimed = self("claim", INDEX + keys, token, *limits, *flat)
+        limits = [60_000, 0, 100, 1000, 1_000_000, 1000, 1000]
+        keys = [*INDEX, P.seen, P.seen_before, *keys]
+        claimed = self("claim", keys, token, *limits, *flat)
         return {batch_id: group for batch_id, group, *_ in claimed}
 
     def retry(self, token: int, batch_id: bytes, delay: int = 0) -> None:
@@ -129,6 +134,7 @@ def produce(user: User, admin: User) -> None:
     assert user.add(b"a", b"1", size=2, number=1) == [1]
     assert user.add(b"a", b"2", size=2, number=2) == [1]
     assert user.add(b"a", b"2", size=2, number=2) == [1]
+    assert user.add(b"a", b"2", size=2, number=3, most=2) == [0]
     assert b"128 bytes" in user.add(b"b", b"1", b"")[0]
     user("forget", [P.call(b"me")])
 
@@ -320,7 +326,7 @@ def test_each_right_is_needed_and_named_when_it_is_missing(
 
 
 _UNNAMED = {
-    *(("producer", "+hsetnx"), ("producer", "+rpush")),
+    *(("producer", "+hsetnx"), ("producer", "+rpush"), ("producer", "+hexists")),
     *(("flusher", "+lrange"), ("flusher", "+xadd")),
 }
 """What is refused within a script that goes on: Redis says then which command only since 7.2."""

@@ -81,15 +81,12 @@ TYPES = {
     **dict.fromkeys(("claims", "retry", "due", "ready"), "zset"),
 }
 
-_HALF_WRITTEN = "claim.lua finds out that `batches` is foreign when it has cut a batch already"
 
-
-def _key_cases() -> Iterator[Any]:
+def _key_cases() -> Iterator[tuple[str, str]]:
     for part, right in TYPES.items():
         for kind in WRITE:
             if kind != right and (part in ("state", "due") or kind in ("string", "stream")):
-                broken = pytest.mark.xfail(strict=True, reason=_HALF_WRITTEN)
-                yield pytest.param(part, kind, marks=[broken] if part == "batches" else [])
+                yield part, kind
 
 
 @pytest.mark.parametrize(("part", "kind"), list(_key_cases()))
@@ -164,8 +161,10 @@ NO_RECORDS = {
     "nothing": b"",
     "map": msgpack.packb({"a": 1}),
     "short": _record(1, 2),
-    "texts": _record(*["x"] * 12),
-    "negative": _record(*[-5] * 12),
+    "texts of a group": _record(*["x"] * 13),
+    "texts of a batch": _record(*["x"] * 7),
+    "negative of a group": _record(*[-5] * 13),
+    "negative of a batch": _record(*[-5] * 7),
 }
 
 
@@ -200,10 +199,10 @@ SPOILT: dict[str, Spoil] = {
         for score in ("-inf", "inf", -1)
     },
     "batches: of a group that is not there": _field(
-        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"")
+        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"", 1)
     ),
     "batches: of tasks that are not there": _field(
-        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"")
+        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"", 1)
     ),
     "dead: no record": lambda client: client.hset(P.dead, "bad", "foreign"),
     "dead: short": lambda client: client.hset(P.dead, "bad", _record(1)),
@@ -217,44 +216,15 @@ SPOILT: dict[str, Spoil] = {
     "state: token": lambda client: client.hset(P.state, "token", "x"),
 }
 
-_RECORDS = (
-    "a script that meets foreign bytes in place of a record ends there, for the whole partition"
-)
-_NUMBERS = "so does one that meets no number in the state"
 
-STOPPED = {
-    **{
-        f"groups in {index}: {name}": _RECORDS
-        for index in ("due", "ready")
-        for name in ("text", "map", "texts")
-    },
-    "groups in ready: short": _RECORDS,
-    **{
-        f"batches in {index}: {name}": _RECORDS
-        for index in ("claims", "retry")
-        for name in ("text", "map", "short", "negative")
-    },
-    **{f"state: {name}": _NUMBERS for name in ("wake", "waiting", "sequence", "expires", "token")},
-}
-
-
-def _stopped() -> Iterator[Any]:
-    kinds = (TimeoutError, RedisAggError)
-    for case in SPOILT:
-        marks = []
-        if reason := STOPPED.get(case):
-            marks.append(pytest.mark.xfail(strict=True, reason=reason, raises=kinds))
-        yield pytest.param(case, marks=marks)
-
-
-@pytest.mark.parametrize("case", list(_stopped()))
+@pytest.mark.parametrize("case", SPOILT)
 def test_foreign_bytes_stop_no_other_group(
     aggregator: Aggregator, client: Client, case: str
 ) -> None:
     aggregator.add_task(Task("fuzz", 1, "mine"))
     SPOILT[case](client)
     add_and_await(aggregator, ELSEWHERE)
-    add_and_await(aggregator, NEIGHBOUR, timeout=1 if case in STOPPED else 3)
+    add_and_await(aggregator, NEIGHBOUR)
     look(aggregator)
     add_and_await(aggregator, NEIGHBOUR)
 

@@ -23,10 +23,17 @@ PREFIX = "redisagg:{tests:0}:"
 Section: TypeAlias = tuple[str, str, dict[str, bytes]]
 
 
-def add(client: redis.Redis, *sections: Section, number: object = "") -> Any:
+def add(
+    client: redis.Redis,
+    *sections: Section,
+    number: object = "",
+    most: int = 0,
+    dedupe: str = "",
+) -> Any:
     """Calls the script as a producer by the name of `p` does, with partition 0."""
-    keys = [PREFIX + each for each in ("state", "groups", "due", "ready", "call:p")]
-    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", 0]
+    own = ("state", "groups", "due", "ready", "call:p", "seen", "seen_before")
+    keys = [PREFIX + each for each in own]
+    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", 0, most, 0, dedupe]
     for group, limits, tasks in sections:
         keys += (f"{PREFIX}tasks:{group}", f"{PREFIX}ids:{group}")
         arguments += (group, limits, len(tasks))
@@ -54,6 +61,21 @@ def test_a_repeated_call_gets_its_first_reply_and_a_late_one_is_refused(
     with pytest.raises(redis.ResponseError, match="LATE"):
         add(sync_redis, section("2"), number=6)
     assert add(sync_redis, section("2"), number=8) == [1]
+
+
+def test_a_full_partition_keeps_out_what_is_new(sync_redis: redis.Redis) -> None:
+    assert add(sync_redis, section("1", "2"), most=2) == [2]
+    full, known = add(sync_redis, section("3", group="h"), section("1", "2"), most=2)
+    assert full.startswith(b"FULL ")
+    assert known == 0
+    assert not sync_redis.exists(f"{PREFIX}ids:h")
+
+
+def test_an_id_that_was_flushed_lately_is_not_new(sync_redis: redis.Redis) -> None:
+    sync_redis.sadd(f"{PREFIX}seen", b"\0\1g1")
+    sync_redis.sadd(f"{PREFIX}seen_before", b"\0\1g2")
+    assert add(sync_redis, section("1", "2", "3"), dedupe="1") == [1]
+    assert add(sync_redis, section("1", "2", "3")) == [2]
 
 
 def test_a_call_in_which_nothing_was_new_is_remembered_too(sync_redis: redis.Redis) -> None:

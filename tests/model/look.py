@@ -10,7 +10,7 @@ import redis
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.records import batch_record, dead_record, group_record
 from tests.model.clock import CLOCK_KEY
-from tests.model.model import Group, Partition, raws
+from tests.model.model import Group, Partition, length, raws
 
 Picture: TypeAlias = dict[str, dict[Any, Any]]
 
@@ -23,6 +23,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   local kind, value = redis.call('TYPE', key).ok, nil
   if kind == 'hash' then value = redis.call('HGETALL', key)
   elseif kind == 'zset' then value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  elseif kind == 'set' then value = redis.call('SMEMBERS', key)
   elseif kind == 'list' then value = redis.call('LRANGE', key, 0, -1)
   elseif kind == 'stream' then value = redis.call('XRANGE', key, '-', '+')
   else value = redis.call('GET', key) end
@@ -59,6 +60,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Picture:
         "ids": {},
         "dead tasks": {},
         "calls": {},
+        "seen": {"": set(dump.pop(keys.seen, []))},
         "stray": {},
     }
     for name in ("claims", "retry", "due", "ready"):
@@ -74,7 +76,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Picture:
         elif key.startswith(dead):
             picture["dead tasks"][key[len(dead) :]] = value
         elif key.startswith(calls):
-            picture["calls"][key[len(calls) :]] = msgpack.unpackb(value)
+            picture["calls"][key[len(calls) :]] = msgpack.unpackb(value, raw=True)
         else:
             picture["stray"][key] = value
     # Whether a field is missing or 0 makes no difference to a script.
@@ -107,6 +109,7 @@ def in_model(model: Partition) -> Picture:
         "tasks": {name: flying[name] + raws(group.waiting) for name, group in groups},
         "ids": {name: group.numbers for name, group in groups if group.numbers},
         "dead tasks": {each: raws(letter.entries) for each, letter in model.dead.items()},
+        "seen": {"": model.seen},
         "calls": {producer: list(call) for producer, call in model.calls.items()},
         "stray": {},
         "claims": model.claims,
@@ -121,7 +124,8 @@ def _group(packed: bytes) -> dict[str, int]:
     if fields["waiting"]:
         return fields
     # The rest is about what waits.
-    return {name: fields[name] for name in ("waiting", "claimed", "base", "flush", "held")}
+    places = ("waiting", "claimed", "base", "flush", "held", "bytes")
+    return {name: fields[name] for name in places}
 
 
 def _fields(group: Group, held: int) -> dict[str, int]:
@@ -131,6 +135,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "base": group.base,
         "flush": group.flush,
         "held": held,
+        "bytes": length(group.waiting),
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival

@@ -23,6 +23,7 @@ _START = 1_700_000_000_000
 _LEASE = 1_000
 _LEFT_ALONE = 5_000
 _REMEMBERED = 600_000
+_WINDOW = 3_600_000  # by the real clock, which the scripts' own does not follow
 
 _groups = st.sampled_from([b"a", b"b", b"c"])
 _ids = st.sampled_from([b"1", b"2", b"3", b"4", b"5", b"six", b"7" * 100])
@@ -37,6 +38,12 @@ _limits = st.builds(
 )
 _sections = st.lists(
     st.tuples(_groups, _limits, st.lists(_ids, min_size=1, max_size=6)), min_size=1, max_size=3
+)
+_terms = st.builds(
+    m.Terms,
+    tasks=st.sampled_from([0, 0, 0, 3, 8]),
+    bytes=st.sampled_from([0, 0, 0, 60, 150]),
+    dedupe=st.booleans(),
 )
 _texts = st.sampled_from([b"", b"ValueError: no", b"\xff\x00"])
 _rooms = st.builds(
@@ -60,7 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.model = m.Partition(_START)
         self.numbers = Counter[bytes]()
         """The number of each producer's last call."""
-        self.last_call: dict[bytes, tuple[int, list[m.Section]]] = {}
+        self.last_call: dict[bytes, tuple[int, list[m.Section], m.Terms]] = {}
         self.serial = 0
         self.acknowledged: set[bytes] = set()
         """Bodies of tasks; each is used once."""
@@ -144,7 +151,7 @@ class Machine(RuleBasedStateMachine):
             self._acquire(owner)
 
     def _acquire(self, owner: bytes) -> None:
-        keys = [_KEYS.state, _KEYS.claims]
+        keys = [_KEYS.state, _KEYS.claims, _KEYS.tasks(b"")]
         self.same(lambda: self.model.acquire(owner, _LEASE), "acquire", keys, owner, _LEASE)
 
     def _release(self, token: int) -> None:
@@ -156,10 +163,10 @@ class Machine(RuleBasedStateMachine):
 
     # --- producers ----------------------------------------------------------------------------
 
-    @rule(producer=_producers, drawn=_sections)
-    def add(self, producer: bytes, drawn: Drawn) -> None:
+    @rule(producer=_producers, drawn=_sections, terms=_terms)
+    def add(self, producer: bytes, drawn: Drawn, terms: m.Terms) -> None:
         self.numbers[producer] += 1
-        call = self.numbers[producer], self.sections(drawn)
+        call = self.numbers[producer], self.sections(drawn), terms
         self.last_call[producer] = call
         self._add(producer, *call)
 
@@ -186,16 +193,24 @@ class Machine(RuleBasedStateMachine):
             made.append(m.Section(group, limits, list(zip(ids, bodies, strict=True))))
         return made
 
-    def _add(self, producer: bytes, number: int | None, sections: list[m.Section]) -> None:
+    def _add(
+        self,
+        producer: bytes,
+        number: int | None,
+        sections: list[m.Section],
+        terms: m.Terms = m.Terms(),  # noqa: B008 - a tuple
+    ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready, _KEYS.call(producer)]
+        keys += [_KEYS.seen, _KEYS.seen_before]
         args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, 0]
+        args += [terms.tasks, terms.bytes, "1" if terms.dedupe else ""]
         for group, limits, tasks in sections:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
             args += (group, b"%d %d %d %d" % limits, len(tasks))
             for pair in tasks:
                 args += pair
         known = set(self.waiting())
-        self.same(lambda: self.model.add(producer, number, sections), "add", keys, *args)
+        self.same(lambda: self.model.add(producer, number, sections, terms), "add", keys, *args)
         self.acknowledged |= set(self.waiting()) - known
 
     def waiting(self) -> list[bytes]:
@@ -264,8 +279,10 @@ class Machine(RuleBasedStateMachine):
         self, token: int, lasts: int, room: m.Room, items: list[tuple[bytes, bytes]]
     ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
-        keys += [_KEYS.due, _KEYS.ready]
+        keys += [_KEYS.due, _KEYS.ready, _KEYS.seen, _KEYS.seen_before]
+        dedupe = room.tasks != 3  # most flushers do
         args: list[Any] = [token, lasts, 0, room.batches, room.tasks, room.bytes, _LEFT_ALONE]
+        args.append(_WINDOW if dedupe else 0)
         for batch_id, group in items:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
             args += (batch_id, group)
@@ -283,7 +300,7 @@ class Machine(RuleBasedStateMachine):
                 given.append(batch_id)
                 return batch_id
 
-            return self.model.claim(token, lasts, room, items, new_id)
+            return self.model.claim(token, lasts, room, items, new_id, dedupe=dedupe)
 
         self.same(expected, "claim", keys, *args)
         self.cut += given

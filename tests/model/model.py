@@ -46,6 +46,15 @@ class Entry(NamedTuple):
         return self.arrival.to_bytes(6, "big") + bytes([len(self.id)]) + self.id + self.body
 
 
+class Terms(NamedTuple):
+    """What an `add` says apart from its sections."""
+
+    tasks: int = 0
+    """How many may be pending; 0 for any number."""
+    bytes: int = 0
+    dedupe: bool = False
+
+
 class Section(NamedTuple):
     """A part of an `add`: tasks of one group, as id and body."""
 
@@ -109,6 +118,14 @@ class Group:
             self.deadline = max(self.deadline, self.waiting[0].arrival + self.limits.delay)
 
 
+def length(entries: Iterable[Entry]) -> int:
+    return sum(len(entry.raw) for entry in entries)
+
+
+def seen_member(group: bytes, task_id: bytes) -> bytes:
+    return len(group).to_bytes(2, "big") + group + task_id
+
+
 def in_order(index: dict[bytes, int]) -> list[bytes]:
     """The members of a sorted set."""
     return sorted(index, key=lambda member: (index[member], member))
@@ -134,7 +151,9 @@ class Partition:
         self.due: dict[bytes, int] = {}
         self.ready: dict[bytes, int] = {}
         self.dead: dict[bytes, Letter] = {}
-        self.calls: dict[bytes, tuple[int, list[int]]] = {}
+        self.calls: dict[bytes, tuple[int, list[int | bytes]]] = {}
+        self.seen: set[bytes] = set()
+        """Group and id of what was flushed; the window outlasts a test."""
         self.stream: list[tuple[bytes, ...]] = []
 
     # --- what the scripts share --------------------------------------------------------------
@@ -177,31 +196,51 @@ class Partition:
 
     # --- producers ---------------------------------------------------------------------------
 
-    def add(self, producer: bytes, number: int | None, sections: Iterable[Section]) -> list[int]:
+    def add(
+        self, producer: bytes, number: int | None, sections: Iterable[Section], terms: Terms
+    ) -> list[int | bytes]:
         if number is not None and producer in self.calls:
             last, reply = self.calls[producer]
             if number == last:
                 return reply
             if number < last:
                 raise Refused("LATE a later call was made")
-        reply, earliest = [], math.inf
+        reply: list[int | bytes] = []
+        earliest = math.inf
         for section in sections:
-            added, due = self._add_section(section)
+            if self._too_full(section, terms):
+                reply.append(b"FULL too much is pending")
+                continue
+            added, due = self._add_section(section, dedupe=terms.dedupe)
             reply.append(added)
             earliest = min(earliest, due)
-        if any(reply):
+        if any(isinstance(each, int) and each for each in reply):
             self._wake(earliest)
         if number is not None:
             self.calls[producer] = (number, reply)
         return reply
 
-    def _add_section(self, section: Section) -> tuple[int, float]:
+    def _too_full(self, section: Section, terms: Terms) -> bool:
+        group = self.groups.get(section.group, Group())
+        new = [
+            Entry(0, task_id, body, section.limits)
+            for task_id, body in section.tasks
+            if task_id not in group.numbers
+            and not (terms.dedupe and seen_member(section.group, task_id) in self.seen)
+        ]
+        counts = self.counters()
+        tasks = counts["waiting"] + counts["claimed"] + len(new)
+        size = counts["bytes"] + length(new)
+        return bool(new) and (0 < terms.tasks < tasks or 0 < terms.bytes < size)
+
+    def _add_section(self, section: Section, *, dedupe: bool) -> tuple[int, float]:
         name, limits = section.group, section.limits
         group = self.groups.setdefault(name, Group())
         new = []
         first = group.base + group.claimed + len(group.waiting)
         for task_id, body in section.tasks:
-            if task_id not in group.numbers:
+            known = dedupe and seen_member(name, task_id) in self.seen
+            if task_id not in group.numbers and not known:
                 group.numbers[task_id] = first + len(new)
                 new.append(Entry(self.now, task_id, body, limits))
         if not new:
@@ -293,6 +332,8 @@ class Partition:
         room: Room,
         items: Iterable[tuple[bytes, bytes]],
         new_id: Callable[[], bytes],
+        *,
+        dedupe: bool,
     ) -> list[list[Any]]:
         self._fence(token)
         until = self.now + lasts
@@ -310,7 +351,9 @@ class Partition:
                 if self._take_back(batch_id):
                     hand_out(self.batches[batch_id])
             else:
-                self._cut(name, room, new_id, hand_out)
+                cut = self._cut(name, room, new_id, hand_out)
+                if dedupe:
+                    self.seen |= {seen_member(name, entry.id) for entry in cut}
         for batch in handed:
             self.claims[batch.id] = until
         return [
@@ -334,10 +377,11 @@ class Partition:
         room: Room,
         new_id: Callable[[], bytes],
         hand_out: Callable[[Batch], None],
-    ) -> None:
+    ) -> list[Entry]:
         if self.paused or name not in self.ready:
-            return
+            return []
         group = self.groups[name]
+        cut: list[Entry] = []
         first = True
         while group.waiting and room.left and (first or group.due_at <= self.now):
             first = False
@@ -351,8 +395,10 @@ class Partition:
             group.flight.append(batch)
             self.batches[batch.id] = batch
             self.sequence += 1
+            cut += batch.entries
             hand_out(batch)
         self._schedule(name)
+        return cut
 
     def extend(self, token: int, lasts: int, batch_ids: Iterable[bytes]) -> int:
         self._fence(token)
@@ -500,7 +546,8 @@ class Partition:
         left = max(0, self.expires - self.now)
         state = self.counters()
         return [
-            *(state[name] for name in ("waiting", "claimed", "flushed", "flushed_tasks", "dead")),
+            *(state[name] for name in ("waiting", "claimed", "bytes")),
+            *(state[name] for name in ("flushed", "flushed_tasks", "dead")),
             len(self.groups),
             len(self.batches),
             len(self.retries),
@@ -516,6 +563,10 @@ class Partition:
         return {
             "waiting": sum(len(group.waiting) for group in self.groups.values()),
             "claimed": sum(group.claimed for group in self.groups.values()),
+            "bytes": sum(
+                length(group.waiting) + sum(length(batch.entries) for batch in group.flight)
+                for group in self.groups.values()
+            ),
             "dead": sum(len(letter.entries) for letter in self.dead.values()),
             "flushed": self.flushed,
             "flushed_tasks": self.flushed_tasks,
@@ -530,6 +581,7 @@ class Partition:
                 each.attempts,
                 each.created,
                 each.error,
+                length(each.entries),
             )
             for each in self.batches.values()
         }
@@ -550,7 +602,7 @@ class Room:
     def take(self, entries: list[Entry]) -> None:
         self.batches -= 1
         self.tasks -= len(entries)
-        self.bytes -= sum(len(entry.raw) for entry in entries)
+        self.bytes -= length(entries)
 
 
 def raws(entries: Iterable[Entry]) -> list[bytes]:

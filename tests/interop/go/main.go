@@ -30,10 +30,10 @@ func main() {
 		partition := int(crc32.ChecksumIEEE([]byte(group))) % partitions
 		own := fmt.Sprintf("%s:%d}:", prefix, partition)
 		keys := []string{own + "state", own + "groups", own + "due", own + "ready",
-			own + "call:go", own + "tasks:" + group, own + "ids:" + group}
+			own + "call:go", own + "seen", own + "seen_before", own + "tasks:" + group, own + "ids:" + group}
 		body, _ := msgpack.Marshal([]any{"from-go", map[string]int{"n": n}, map[string]string{"by": "go"}})
 		reply := add.Run(ctx, client, keys, "", 600000, prefix+"}:wake", partition,
-			group, "120000 600000 20 0", 1, fmt.Sprint("go-", n), body)
+			0, 0, "", group, "120000 600000 20 0", 1, fmt.Sprint("go-", n), body)
 		added += reply.Val().([]any)[0].(int64) // panics if the task was refused
 	}
 	fmt.Println(added)

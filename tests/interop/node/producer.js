@@ -22,11 +22,13 @@ let added = 0;
 for (let n = 0; n < Number(count); n++) {
   const group = `g${n % 10}`;
   const partition = crc32(group) % Number(partitions);
-  const names = ["state", "groups", "due", "ready", "call:node", `tasks:${group}`, `ids:${group}`];
+  const own = ["state", "groups", "due", "ready", "call:node", "seen", "seen_before"];
+  const names = [...own, `tasks:${group}`, `ids:${group}`];
   const keys = names.map((each) => `${prefix}:${partition}}:${each}`);
   const body = Buffer.from(encode(["from-node", { n }, { by: "node" }]));
-  const head = ["", "600000", `${prefix}}:wake`, String(partition), group, "120000 600000 20 0"];
-  const [fresh] = await call(add, keys, [...head, "1", `node-${n}`, body]);
+  const head = ["", "600000", `${prefix}}:wake`, String(partition), "0", "0", ""];
+  const section = [group, "120000 600000 20 0", "1", `node-${n}`, body];
+  const [fresh] = await call(add, keys, [...head, ...section]);
   if (typeof fresh === "string") throw new Error(fresh);
   added += fresh;
 }

@@ -1,0 +1,14 @@
+-- The counts in the state. Foreign bytes in place of one count as 0: they must not stop a script, and
+-- less so one that has written already.
+local function read_count(state, field) return tonumber(redis.call('HGET', state, field)) or 0 end
+
+local function add_count(state, field, n)
+  local reply = redis.pcall('HINCRBY', state, field, n)
+  if type(reply) ~= 'table' then return end
+  local value = redis.call('HGET', state, field)
+  if value and not string.find(value, '^-?%d+$') then
+    redis.call('HSET', state, field, math.max(0, n))
+  else
+    redis.call('HINCRBY', state, field, n)  -- refused for another reason, and so again
+  end
+end
