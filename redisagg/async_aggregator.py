@@ -87,7 +87,9 @@ class AsyncAggregator:
         except AggregatorFull:
             if not self._full_timeout:
                 raise
-            await tenacity.AsyncRetrying(**patience(self._full_timeout))(self._adder.add, encoded)
+            async for attempt in tenacity.AsyncRetrying(**patience(self._full_timeout)):
+                with attempt:
+                    await self._adder.add(encoded)
         return task.id
 
     async def add_tasks(

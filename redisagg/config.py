@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,9 @@ def default_aggregator(group: str, tasks: list[Task]) -> Task:
         payload={"group": group, "count": len(tasks), "payloads": [t.payload for t in tasks]},
         group_key=group,
     )
+
+
+_ENTRY_HEAD_BYTES = 7 + 128  # what a stored task has beside its body, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +63,13 @@ class AggregationConfig:
         add_timeout: how long a producer rides out a lost connection before it raises.
         max_pending_tasks: so many tasks may wait or be in flight, and no more are accepted
             (`AggregatorFull`); None for any number. A script sees one partition only, so each
-            has an equal share: a few large groups can fill theirs while others have room.
+            has an equal share: a few large groups can fill theirs while others have room. What
+            waits for its time counts too: allow well more than open groups hold.
         max_pending_bytes: likewise for the bytes of packed tasks, with their ids and 7 bytes each.
         full_timeout: how long an add waits for room before it raises `AggregatorFull`, also if it
             is Redis that is out of memory; 0 for not at all.
         dedupe_window: for so long after a task was flushed its id is not accepted again in its
-            group: adding it changes nothing. Remembered for up to twice as long, in some 70 bytes
+            group: adding it changes nothing. Remembered for up to twice as long, in some 60 bytes
             and the lengths of id and group key for each task. 0 for none. Set the same for
             producers and flushers: flushers remember, producers ask.
         shutdown_timeout: how long `stop` waits for merges in hand.
@@ -120,6 +125,13 @@ class AggregationConfig:
         for name in ("max_pending_tasks", "max_pending_bytes"):
             if (limit := getattr(self, name)) is not None:
                 _check_range(name, limit, self.partitions, 2**53)  # at least 1 for each
+        share = (self.max_pending_bytes or math.inf) // self.partitions
+        if share < self.max_task_bytes + _ENTRY_HEAD_BYTES:
+            raise InvalidConfig(
+                f"each of the {self.partitions} partitions has {share:,.0f} bytes of "
+                f"max_pending_bytes, and one task may have {self.max_task_bytes:,} "
+                "(max_task_bytes): allow more pending bytes, or smaller tasks"
+            )
         if seconds(self.lease_time) < 0.1:
             raise InvalidConfig("lease_time is at least 0.1 seconds")
         if self.executor not in ("thread", "process"):

@@ -44,13 +44,24 @@ class Terms:
     pending_bytes: int
     dedupe: bytes
     """b"1" if ids that were flushed lately are not accepted again."""
+    call_tasks: int
+    """How many tasks a call may carry."""
+    call_bytes: int
 
     @classmethod
     def of(cls, keyspace: Keyspace, config: AggregationConfig) -> Terms:
         """The terms that a configuration asks for; each partition has its share of a limit."""
-        tasks, size = config.max_pending_tasks or 0, config.max_pending_bytes or 0
-        parts = len(keyspace.partitions)
-        return cls(keyspace, tasks // parts, size // parts, b"1" if config.dedupe_window else b"")
+        tasks = (config.max_pending_tasks or 0) // len(keyspace.partitions)
+        size = (config.max_pending_bytes or 0) // len(keyspace.partitions)
+        # What is kept out is so as a whole: small calls find room where a large one never would.
+        return cls(
+            keyspace,
+            tasks,
+            size,
+            b"1" if config.dedupe_window else b"",
+            max(1, min(MAX_CALL_TASKS, tasks // 4)) if tasks else MAX_CALL_TASKS,
+            min(MAX_CALL_BYTES, size // 4) if size else MAX_CALL_BYTES,
+        )
 
 
 class _Section(Generic[W]):
@@ -110,12 +121,17 @@ def _error(status: Any) -> Exception | None:
 class Round(Generic[W]):
     """What goes out in one round trip: one call for each partition that has tasks."""
 
-    __slots__ = ("_bytes", "_calls", "_max_tasks", "_sections", "_tasks", "_terms", "full")
+    __slots__ = (
+        *("_bytes", "_call_bytes", "_call_tasks", "_calls", "_max_tasks"),
+        *("_sections", "_tasks", "_terms", "full"),
+    )
 
     def __init__(self, terms: Terms, max_tasks: int) -> None:
         self.full = False
         """Whether nothing more should go in."""
         self._terms = terms
+        self._call_tasks = terms.call_tasks
+        self._call_bytes = terms.call_bytes
         self._max_tasks = max_tasks
         self._calls: dict[int, _Call[W]] = {}
         self._sections: dict[bytes, _Section[W]] = {}
@@ -140,8 +156,8 @@ class Round(Generic[W]):
         if (
             self._tasks >= self._max_tasks
             or self._bytes >= MAX_ROUND_BYTES
-            or its_call.tasks >= MAX_CALL_TASKS
-            or its_call.bytes >= MAX_CALL_BYTES
+            or its_call.tasks >= self._call_tasks
+            or its_call.bytes >= self._call_bytes
         ):
             self.full = True
 

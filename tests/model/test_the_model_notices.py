@@ -15,13 +15,16 @@ _FAILING = settings(SETTINGS, phases=[Phase.generate], print_blob=False)
 
 _BROKEN = {
     "the token of a lease": ("includes/fence", "lease[1] ~= token", "false"),
-    "the end of a lease": ("includes/fence", "tonumber(lease[2]) <= now", "false"),
+    "the end of a lease": ("includes/fence", "(tonumber(lease[2]) or 0) <= now", "false"),
     "the order of batches": ("includes/commit", "not is_head(g, batch)", "false"),
     "ids that wait already": ("add", "if new == 1 then", "if new == 1 or new == 0 then"),
     "calls made before": ("add", "if last[1] == number then return last[2] end", ""),
     "calls that were given up": ("add", "if last[1] > number then", "if false then"),
     "the max size": ("claim", "math.min(g[WAITING], g[SIZE])", "g[WAITING]"),
     "the max delay": ("add", "math.min(g[DEADLINE], now + delay)", "now + delay"),
+    "what is pending": ("add", "if full then return full end", ""),
+    "ids that were flushed": ("claim", "  remember()\n", ""),
+    "bytes of a batch": ("includes/commit", "+ batch[LENGTH]", "+ 0"),
     "claims of an earlier leader": ("acquire", "'WEIGHTS', 0", "'WEIGHTS', 1"),
 }
 
