@@ -157,7 +157,8 @@ local function add_section(tasks, ids, at, n)
   end
 
   local was_full = g[WAITING] > 0 and g[WAITING] >= g[SIZE]
-  if g[WAITING] == 0 then
+  local was_due = g[WAITING] > 0 and due_at(g)
+  if not was_due then
     g[FIRST], g[DEADLINE], g[DELAY], g[SIZE], g[PRIORITY] = now, now + delay, delay, size, priority
   else
     g[DEADLINE] = math.min(g[DEADLINE], now + delay)
@@ -175,9 +176,12 @@ local function add_section(tasks, ids, at, n)
   if g[HELD] > 0 then return #entries end
   local due_ms = due_at(g)
   if due_ms > 0 then
-    -- A group that is in `ready` already stays due; the claim takes it out of both.
-    redis.call('ZADD', due, string.format('%d', due_ms), group)
-    earliest = math.min(earliest, due_ms)
+    -- What `due` says may be too early, never too late: a task that only moves the time back
+    -- leaves it as it is, and `poll` puts it right. A group in `ready` stays there.
+    if not was_due or due_ms < was_due then
+      redis.call('ZADD', due, string.format('%d', due_ms), group)
+      earliest = math.min(earliest, due_ms)
+    end
   else
     redis.call('ZADD', ready, 'LT', ready_score(g), group)
     if not was_full then

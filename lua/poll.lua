@@ -7,13 +7,15 @@
 --       or its retry is due. An item without is a group with a batch to be cut.
 --       0 ms: there is more now. -1: the namespace is paused.
 --
--- Cost: O(log n) for each group that has become due; nothing for those that have not.
+-- Cost: O(log n) for each group that has become due, or would have but for the tasks that came
+-- since; nothing for the others.
 
 -- @include clock
 -- @include fence
 -- @include record
 -- @include group
 -- @include batch
+-- @include each
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
@@ -58,13 +60,20 @@ local next_at = math.min(returned(claims), returned(retry))
 local head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
 if head[1] and tonumber(head[2]) <= now then
   local names = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, PROMOTE)
+  local done, later = {}, {}
   for _, group in ipairs(names) do
     local g = read_group(groups, group)
-    if g and g[WAITING] > 0 and g[HELD] == 0 then
-      redis.call('ZADD', ready, 'LT', ready_score(g), group)
+    local at = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
+    if at and at > now then  -- tasks have come since the index was told
+      later[#later + 1] = at
+      later[#later + 1] = group
+    else
+      if at then redis.call('ZADD', ready, 'LT', ready_score(g), group) end
+      done[#done + 1] = group
     end
   end
-  redis.call('ZREM', due, unpack(names))
+  each('ZREM', due, done)
+  each('ZADD', due, later)
   head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
 end
 local next_due = tonumber(head[2]) or math.huge

@@ -579,3 +579,4 @@ class Machine(RuleBasedStateMachine):
                 assert name in self.model.due or name in self.model.ready
                 latest = min(entry.arrival + entry.limits.delay for entry in group.waiting)
                 assert group.due_at <= latest
+                assert self.model.due.get(name, 0) <= max(group.due_at, self.model.now)

@@ -247,6 +247,7 @@ class Partition:
             self._tidy(name)
             return 0, math.inf
         was_full = bool(group.waiting) and len(group.waiting) >= group.limits.size
+        was_due = group.due_at if group.waiting else None
         deadline = self.now + limits.delay
         if group.waiting:
             old = group.limits
@@ -264,6 +265,8 @@ class Partition:
             return len(new), math.inf
         if group.due_at > 0:
             # What is in `ready` stays there: once due, a group stays due.
+            if was_due is not None and was_due <= group.due_at:
+                return len(new), math.inf  # the index may be early; `poll` looks again
             self.due[name] = group.due_at
             return len(new), group.due_at
         self.ready[name] = min(self.ready.get(name, group.score), group.score)
@@ -314,6 +317,9 @@ class Partition:
             for member in members[len(back) : len(back) + 1]:
                 next_at = min(next_at, index[member])
         for name in [name for name, at in self.due.items() if at <= self.now]:
+            if self.groups[name].due_at > self.now:
+                self.due[name] = self.groups[name].due_at
+                continue
             score = self.groups[name].score
             self.ready[name] = min(self.ready.get(name, score), score)
             del self.due[name]
