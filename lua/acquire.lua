@@ -9,11 +9,14 @@
 -- refused. Its claims are void, so all of them can be taken over at once.
 
 -- @include clock
+-- @include schema
 -- @include counts
 -- @include refused
 
 local state, claims, nothing = KEYS[1], KEYS[2], KEYS[3]
 local now = clock()
+local newer = refuse_schema(redis.call('HGET', state, 'schema'))
+if newer then return newer end
 local expires = read_count(state, 'expires')
 -- Its own lease is granted anew: it asks only for what it does not lead, so the reply to an earlier
 -- call was lost, and nobody knows that token.

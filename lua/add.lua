@@ -19,6 +19,7 @@
 -- one of the same producer is not carried out: it was given up.
 
 -- @include clock
+-- @include schema
 -- @include record
 -- @include counts
 -- @include group
@@ -47,7 +48,9 @@ if dedupe then
   redis.call('SCARD', seen)
   redis.call('SCARD', seen_before)
 end
-local counts = redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake')
+local counts = redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema')
+local newer = refuse_schema(counts[5])
+if newer then return newer end
 
 local args = ARGV
 local now = clock()

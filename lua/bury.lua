@@ -5,6 +5,7 @@
 -- Reply 'OK', 'GONE' or 'ORDER', as in includes/commit.lua
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

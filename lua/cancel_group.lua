@@ -4,6 +4,7 @@
 -- ARGV  1 group key
 -- Reply how many tasks were cancelled.
 
+-- @include schema
 -- @include record
 -- @include counts
 -- @include group
@@ -11,6 +12,8 @@
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group = ARGV[1]
 
+local newer = refuse_schema(redis.call('HGET', state, 'schema'))
+if newer then return newer end
 local g = read_group(groups, group)
 if not g or g[WAITING] == 0 then return 0 end
 local cancelled, length = g[WAITING], g[BYTES]

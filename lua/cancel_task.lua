@@ -8,6 +8,7 @@
 -- for each of those; and one pass over the list to close the gap.
 
 -- @include clock
+-- @include schema
 -- @include record
 -- @include counts
 -- @include group
@@ -17,6 +18,8 @@
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, id = ARGV[1], ARGV[2]
 
+local newer = refuse_schema(redis.call('HGET', state, 'schema'))
+if newer then return newer end
 local number = redis.call('HGET', ids, id)
 if not number then return 0 end
 local g = read_group(groups, group)

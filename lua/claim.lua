@@ -14,6 +14,7 @@
 -- The tasks stay in the list of their group: a claim only records which of them a batch holds.
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

@@ -4,6 +4,7 @@
 -- KEYS, ARGV, reply: see includes/commit.lua, with no key and no option of a sink; n is 0.
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

@@ -5,6 +5,7 @@
 -- Keys and arguments of an entry: see includes/asynq.lua
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

@@ -5,6 +5,7 @@
 -- Argument of an entry: the element.
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

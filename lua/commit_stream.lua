@@ -6,6 +6,7 @@
 -- Arguments of an entry: 6 times field, value.
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

@@ -5,6 +5,7 @@
 -- Reply 1
 
 -- @include clock
+-- @include schema
 -- @include fence
 
 local now = clock()

@@ -5,12 +5,15 @@
 -- Reply how many tasks were told to go.
 
 -- @include clock
+-- @include schema
 -- @include record
 -- @include counts
 -- @include group
 -- @include flush
 -- @include wake
 
+local newer = refuse_schema(redis.call('HGET', KEYS[1], 'schema'))
+if newer then return newer end
 local now = clock()
 local told = 0
 for i = 3, #ARGV do

@@ -5,12 +5,15 @@
 -- Reply { cursor for the next call, '0' when all groups were seen; how many tasks were told to go }
 
 -- @include clock
+-- @include schema
 -- @include record
 -- @include counts
 -- @include group
 -- @include flush
 -- @include wake
 
+local newer = refuse_schema(redis.call('HGET', KEYS[1], 'schema'))
+if newer then return newer end
 local now = clock()
 local told = 0
 local page = redis.call('HSCAN', KEYS[2], ARGV[3], 'COUNT', ARGV[4])

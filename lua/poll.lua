@@ -11,6 +11,7 @@
 -- since; nothing for the others.
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include group

@@ -5,6 +5,7 @@
 -- Reply 1. A lease that ran out is not prolonged: it has to be acquired again, with a new token.
 
 -- @include clock
+-- @include schema
 -- @include fence
 
 local now = clock()

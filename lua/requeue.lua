@@ -6,6 +6,7 @@
 -- Reply number of its tasks, 0 if there is no such dead letter.
 
 -- @include clock
+-- @include schema
 -- @include record
 -- @include counts
 -- @include group
@@ -20,6 +21,8 @@ local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], 
 local id = ARGV[1]
 local now = clock()
 
+local newer = refuse_schema(redis.call('HGET', state, 'schema'))
+if newer then return newer end
 local packed = redis.call('HGET', dead, id)
 if not packed then return 0 end
 local letter = cmsgpack.unpack(packed)

@@ -6,6 +6,7 @@
 -- Reply for each batch: 1, or 0 if it was not claimed.
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include group

@@ -7,6 +7,7 @@
 -- Reply 'OK' or 'GONE'
 
 -- @include clock
+-- @include schema
 -- @include fence
 -- @include record
 -- @include counts

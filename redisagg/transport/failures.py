@@ -13,6 +13,7 @@ from redisagg.errors import (
     AggregatorFull,
     AuthenticationFailed,
     ForeignKey,
+    NamespaceMismatch,
     RedisAggError,
     RedisOutOfMemory,
     RedisReadOnly,
@@ -47,6 +48,7 @@ _STUMBLED = (
 # An error raised inside a script carries its code at the start or, before Redis 7, further on.
 _BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
     ("STALE ", StaleLease, ""),
+    ("SCHEMA ", NamespaceMismatch, "use the version of redisagg that the other nodes use: "),
     ("WRONGTYPE", ForeignKey, "a key of redisagg holds a value of another type: "),
     ("FULL ", AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
     ("OOM ", RedisOutOfMemory, "Redis has reached its maxmemory: "),

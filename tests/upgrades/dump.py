@@ -1,0 +1,168 @@
+"""Writes what a namespace of the present key schema looks like in Redis: ``schema-N.json``.
+
+``python -m tests.upgrades.dump`` makes one with something in every place that a schema has. Run it
+when a schema is released, and never again for that schema: the file is what users have.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+import uuid
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from redisagg import AggregationConfig, Aggregator, Task
+from redisagg.embedded import EmbeddedRedis
+from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.protocol.scripts import call
+from redisagg.sinks import CallableSink
+from redisagg.transport.threads import Transport
+from tests.servers import wait_until
+
+NAME, PARTITIONS = "upgrades", 2
+FOLDER = Path(__file__).parent
+
+
+def path(schema: int) -> Path:
+    """Where the dump of a schema is."""
+    return FOLDER / f"schema-{schema}.json"
+
+
+def settings(**changes: Any) -> AggregationConfig:
+    """What the dump was made with, but for `changes`."""
+    given: dict[str, Any] = {
+        "partitions": PARTITIONS,
+        "group_grace_period": 600,
+        "group_max_delay": 600,
+        "dedupe_window": 3600,
+        "max_pending_tasks": 10_000,
+        "max_attempts": 1,
+    }
+    return AggregationConfig(**{**given, **changes})
+
+
+def tasks() -> dict[str, list[Task]]:
+    """What is added, by group; ids are fixed, so that a test knows them."""
+
+    def task(group: str, n: int, payload: Any, **fields: Any) -> Task:
+        return Task("kind", payload, group, f"{group}-{n}", **fields)
+
+    moment = datetime.datetime(2026, 11, 24, 4, 5, 6, 789, tzinfo=datetime.timezone.utc)
+    return {
+        "plain": [task("plain", n, {"n": n}) for n in range(5)],
+        "rich": [
+            task("rich", 0, moment, headers={"a": "ä"}, priority=7),
+            task("rich", 1, uuid.UUID(int=5), grace_period=2, max_delay=3, max_size=50),
+            task("rich", 2, [Decimal("1.50"), {1, 2}, b"\0\xff", None, -(2**40), "🙂"]),
+            task("rich", 3, datetime.date(2026, 11, 24), options={"queue": "low"}),
+        ],
+        "full": [task("full", n, n, max_size=3) for n in range(7)],
+        "retry": [task("retry", n, n, max_size=2) for n in range(3)],
+        "dead": [task("dead", n, n, max_size=2) for n in range(2)],
+        "claimed": [task("claimed", n, n, max_size=2) for n in range(2)],
+        "flushed": [task("flushed", n, n, max_size=2) for n in range(2)],
+    }
+
+
+def furnish(url: str) -> None:
+    """Brings a namespace into a state that has everything."""
+    given = tasks()
+
+    def deliver(task: Task, batch_id: str) -> None:
+        if task.group_key in ("retry", "dead"):
+            raise ConnectionError("the queue is down")
+
+    def flush(*groups: str, **changes: Any) -> None:
+        config = settings(retry_delay=3600, retry_max_delay=3600, **changes)
+        with Aggregator(NAME, url, config=config, sink=CallableSink(deliver)) as aggregator:
+            for group in groups:
+                aggregator.add_tasks(given[group])
+            failed = aggregator.stats
+            wait_until(
+                lambda: all(not _at_work(aggregator, group) for group in groups), what="flushed"
+            )
+            assert failed().batches_in_flight == failed().batches_in_retry
+
+    flush("flushed", "dead")
+    flush("retry", max_attempts=5)
+    aggregator = Aggregator(NAME, url, config=settings())
+    for group in ("plain", "rich", "full", "claimed"):
+        aggregator.add_tasks(given[group])
+    aggregator.flush("rich")
+    _claim(url, b"claimed")
+    # A flusher that dies says nothing; neither does a producer: its last call is remembered.
+
+
+def _at_work(aggregator: Aggregator, group: str) -> bool:
+    state = aggregator.get_group(group)
+    return state is not None and not state.held
+
+
+def _claim(url: str, group: bytes) -> None:
+    """Claims a full group as a flusher does that dies then."""
+    transport = Transport(redis.Redis.from_url(url), 1)
+    p = Keyspace(NAME, PARTITIONS).partition_of(group)
+    lease = call("acquire", [p.state, p.claims, p.tasks(b"")], b"dead", 1000)
+    [[token, _]] = transport.exchange([lease])
+    keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready, p.seen, p.seen_before]
+    keys += (p.tasks(group), p.ids(group))
+    args = (token, 60_000, p.label, 1, 100, 100_000, 1000, 3_600_000, b"", group)
+    [claimed] = transport.exchange([call("claim", keys, *args)])
+    assert len(claimed) == 1
+
+
+def read(client: Any) -> dict[str, Any]:
+    """All keys with what they hold, as JSON can have it."""
+    return {key.hex(): _value(client, key) for key in sorted(client.keys())}
+
+
+def _value(client: Any, key: bytes) -> dict[str, Any]:
+    kind = client.type(key).decode()
+    if kind == "hash":
+        value: Any = {field.hex(): data.hex() for field, data in client.hgetall(key).items()}
+    elif kind == "zset":
+        value = {
+            member.hex(): score for member, score in client.zrange(key, 0, -1, withscores=True)
+        }
+    elif kind == "list":
+        value = [data.hex() for data in client.lrange(key, 0, -1)]
+    elif kind == "set":
+        value = sorted(data.hex() for data in client.smembers(key))
+    else:
+        value = client.get(key).hex()
+    return {"type": kind, "value": value}
+
+
+def write(client: Any, keys: dict[str, Any]) -> None:
+    """The reverse of `read`."""
+    unhex = bytes.fromhex
+    for name, held in keys.items():
+        key, value = unhex(name), held["value"]
+        if held["type"] == "hash":
+            client.hset(key, mapping={unhex(field): unhex(data) for field, data in value.items()})
+        elif held["type"] == "zset":
+            client.zadd(key, {unhex(member): score for member, score in value.items()})
+        elif held["type"] == "list":
+            client.rpush(key, *map(unhex, value))
+        elif held["type"] == "set":
+            client.sadd(key, *map(unhex, value))
+        else:
+            client.set(key, unhex(value))
+
+
+def main() -> None:
+    """Makes the dump of the present schema."""
+    with EmbeddedRedis() as server:
+        furnish(server.url)
+        time.sleep(0.1)
+        with redis.Redis.from_url(server.url) as client:
+            path(SCHEMA).write_text(json.dumps(read(client), indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
