@@ -5,8 +5,7 @@ local function read_count(state, field) return tonumber(redis.call('HGET', state
 local function add_count(state, field, n)
   local reply = redis.pcall('HINCRBY', state, field, n)
   if type(reply) ~= 'table' then return end
-  local value = redis.call('HMGET', state, field)[1]
-  if value and not string.find(value, '^-?%d+$') then
+  if string.find(reply.err, 'not an integer', 1, true) then
     redis.call('HSET', state, field, math.max(0, n))
   else
     redis.call('HINCRBY', state, field, n)  -- refused for another reason, and so again
