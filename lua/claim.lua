@@ -6,9 +6,9 @@
 --       4 at most how many batches  5 about how many tasks  6 about how many bytes at most (one
 --       batch always fits)  7 ms for which a group with unreadable keys is left alone
 --       then for each item: batch id or '', group key, as `poll` named them
--- Reply for each batch: { batch id, group key, attempt, first claimed at ms, last error,
---       { entry, entry, ... } }; for an item whose keys hold a foreign type:
---       { '', group key, 0, 0, error, {} }
+-- Reply for each batch: { batch id, group key, attempt, first claimed at ms, last error, what it was
+--       merged to or '', { entry, entry, ... } }; for an item whose keys hold a foreign type:
+--       { '', group key, 0, 0, error, '', {} }
 --
 -- The tasks stay in the list of their group: a claim only records which of them a batch holds.
 
@@ -46,9 +46,12 @@ local function hand_out(id, batch, entries)
   records[#records + 1] = cmsgpack.pack(batch)
   deadlines[#deadlines + 1] = until_ms
   deadlines[#deadlines + 1] = id
-  reply[#reply + 1] = { id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], entries }
+  reply[#reply + 1] = {
+    id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], batch[MERGED], entries,
+  }
   batches_left = batches_left - 1
   tasks_left = tasks_left - batch[COUNT]
+  bytes_left = bytes_left - #batch[MERGED]
   for _, entry in ipairs(entries) do bytes_left = bytes_left - #entry end
 end
 
@@ -57,7 +60,7 @@ local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_l
 local function leave_alone(group, error)
   redis.call('ZREM', ready, group)
   redis.call('ZADD', due, now + leave_ms, group)
-  reply[#reply + 1] = { '', group, 0, 0, error, {} }
+  reply[#reply + 1] = { '', group, 0, 0, error, '', {} }
 end
 
 -- Cuts as many batches from one group as are due and as there is room for.
@@ -80,7 +83,7 @@ local function cut(group, tasks, ids)
       g[WAITING] = 0
       break
     end
-    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '' }
+    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '', 0, '' }
     if #entries == g[WAITING] then
       redis.call('UNLINK', ids)
     else
@@ -110,11 +113,16 @@ local function take_over(id, group, tasks)
   local waits = redis.call('ZSCORE', retry, id)
   local at = waits or redis.call('ZSCORE', claims, id)
   if not at or tonumber(at) > now or (paused and waits) then return end
+  -- One that was due before the first of its group was put back once more must not overtake it.
+  if waits and g[UNTIL] > now and not is_head(g, batch) then
+    redis.call('ZADD', retry, g[UNTIL], id)
+    return
+  end
   local from = batch[START] - g[BASE]
   local entries = redis.pcall('LRANGE', tasks, from, from + batch[COUNT] - 1)
   if entries.err then
     redis.call('ZADD', waits and retry or claims, now + leave_ms, id)
-    reply[#reply + 1] = { '', group, 0, 0, entries.err, {} }
+    reply[#reply + 1] = { '', group, 0, 0, entries.err, '', {} }
     return
   end
   if waits then

@@ -3,9 +3,11 @@
 local GROUP    = 1   -- the group key
 local START    = 2   -- absolute number of its first task
 local COUNT    = 3   -- how many tasks it holds
-local ATTEMPTS = 4   -- how often it has been claimed to be merged
+local ATTEMPTS = 4   -- how often it has been claimed to be merged or, since it is, to be enqueued
 local CREATED  = 5   -- when it was claimed first, ms
 local ERROR    = 6   -- why the last attempt failed, or ''
+local BYTES    = 7   -- 0
+local MERGED   = 8   -- what the merge returned, as the flusher packed it, or '' until it has
 
 local function read_batch(batches, id)
   local packed = redis.call('HGET', batches, id)

@@ -11,6 +11,7 @@ local SIZE     = 9   -- smallest max size that a waiting task asked for
 local PRIORITY = 10  -- highest priority that a waiting task asked for
 local FLUSH    = 11  -- how many of the waiting tasks have been told to go at once
 local HELD     = 12  -- batches of this group that wait for a retry and hold it back
+local UNTIL    = 13  -- until when a retry holds back all its batches but the first, ms
 
 -- The score in `ready` sorts by priority first, then by due time: 2^42 ms is in the year 2109,
 -- and priorities from -1000 to 1000 keep the sum exact in a double.

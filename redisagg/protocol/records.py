@@ -24,6 +24,7 @@ class GroupRecord(NamedTuple):
     priority: int
     flush: int
     held: int
+    until: int
 
     @property
     def due_at(self) -> int:
@@ -42,6 +43,8 @@ class BatchRecord(NamedTuple):
     attempts: int
     created: int
     error: bytes
+    size_bytes: int
+    merged: bytes
 
 
 class DeadRecord(NamedTuple):

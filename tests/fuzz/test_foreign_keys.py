@@ -200,10 +200,10 @@ SPOILT: dict[str, Spoil] = {
         for score in ("-inf", "inf", -1)
     },
     "batches: of a group that is not there": _field(
-        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"")
+        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"", 0, b"")
     ),
     "batches: of tasks that are not there": _field(
-        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"")
+        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"", 0, b"")
     ),
     "dead: no record": lambda client: client.hset(P.dead, "bad", "foreign"),
     "dead: short": lambda client: client.hset(P.dead, "bad", _record(1)),

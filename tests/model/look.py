@@ -121,7 +121,7 @@ def _group(packed: bytes) -> dict[str, int]:
     if fields["waiting"]:
         return fields
     # The rest is about what waits.
-    return {name: fields[name] for name in ("waiting", "claimed", "base", "flush", "held")}
+    return {name: fields[name] for name in ("waiting", "claimed", "base", "flush", "held", "until")}
 
 
 def _fields(group: Group, held: int) -> dict[str, int]:
@@ -131,6 +131,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "base": group.base,
         "flush": group.flush,
         "held": held,
+        "until": group.until,
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival

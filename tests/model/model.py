@@ -62,6 +62,18 @@ class Batch:
     created: int
     attempts: int = 0
     error: bytes = b""
+    merged: bytes = b""
+
+
+class Retry(NamedTuple):
+    """A batch that is given back."""
+
+    batch_id: bytes
+    delay: int | None
+    """None: it is not, only what it was merged to is stored."""
+    counts: int
+    error: bytes
+    merged: bytes
 
 
 @dataclass
@@ -83,6 +95,8 @@ class Group:
     deadline: int = 0
     limits: Limits = _NONE
     flush: int = 0
+    until: int = 0
+    """Until then, no batch but the first is taken back from its retry."""
 
     @property
     def claimed(self) -> int:
@@ -301,7 +315,7 @@ class Partition:
         def hand_out(batch: Batch) -> None:
             batch.attempts += 1
             handed.append(batch)
-            room.take(batch.entries)
+            room.take(batch)
 
         for batch_id, name in items:
             if not room.left:
@@ -314,7 +328,10 @@ class Partition:
         for batch in handed:
             self.claims[batch.id] = until
         return [
-            [each.id, each.group, each.attempts, each.created, each.error, raws(each.entries)]
+            [
+                *(each.id, each.group, each.attempts, each.created, each.error, each.merged),
+                raws(each.entries),
+            ]
             for each in handed
         ]
 
@@ -324,8 +341,13 @@ class Partition:
         if at > self.now or (self.paused and waits is not None):
             return False
         if waits is not None:
+            batch = self.batches[batch_id]
+            group = self.groups[batch.group]
+            if group.until > self.now and group.flight[0] is not batch:
+                self.retries[batch_id] = group.until
+                return False
             del self.retries[batch_id]
-            self._schedule(self.batches[batch_id].group)
+            self._schedule(batch.group)
         return True
 
     def _cut(
@@ -417,20 +439,29 @@ class Partition:
             self.dead[letter_id] = self._letter(batch, entries, error, b"")
         return b"OK"
 
-    def retry(self, token: int, batches: Iterable[tuple[bytes, int, int, bytes]]) -> list[int]:
+    def retry(self, token: int, batches: Iterable[Retry]) -> list[int]:
         self._fence(token)
         reply = []
-        for batch_id, delay, counts, error in batches:
+        for batch_id, delay, counts, error, merged in batches:
             reply.append(int(batch_id in self.claims))
             if batch_id in self.claims:
-                del self.claims[batch_id]
-                self.retries[batch_id] = self.now + delay
                 batch = self.batches[batch_id]
-                if not counts:
-                    batch.attempts = max(0, batch.attempts - 1)
-                batch.error = error or batch.error
-                self._schedule(batch.group)
+                if merged and not batch.merged:
+                    batch.attempts = 1
+                batch.merged = merged or batch.merged
+                if delay is not None:
+                    self._put_back(batch, delay, counts, error)
         return reply
+
+    def _put_back(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
+        del self.claims[batch.id]
+        self.retries[batch.id] = self.now + delay
+        group = self.groups[batch.group]
+        group.until = max(group.until, self.now + delay)
+        if not counts:
+            batch.attempts = max(0, batch.attempts - 1)
+        batch.error = error or batch.error
+        self._schedule(batch.group)
 
     # --- operators ---------------------------------------------------------------------------
 
@@ -530,6 +561,8 @@ class Partition:
                 each.attempts,
                 each.created,
                 each.error,
+                0,
+                each.merged,
             )
             for each in self.batches.values()
         }
@@ -547,10 +580,10 @@ class Room:
     def left(self) -> bool:
         return self.batches > 0 and self.tasks > 0 and self.bytes > 0
 
-    def take(self, entries: list[Entry]) -> None:
+    def take(self, batch: Batch) -> None:
         self.batches -= 1
-        self.tasks -= len(entries)
-        self.bytes -= sum(len(entry.raw) for entry in entries)
+        self.tasks -= len(batch.entries)
+        self.bytes -= sum(len(entry.raw) for entry in batch.entries) + len(batch.merged)
 
 
 def raws(entries: Iterable[Entry]) -> list[bytes]:
