@@ -69,7 +69,7 @@ end
 -- Numbers are handed to Redis as text throughout: its own conversion takes longer than the command.
 local function add_section(tasks, ids, at, n)
   local group = args[at]
-  local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   local number = g[BASE] + g[CLAIMED] + g[WAITING]
   local grace, delay, size, priority = limits(args[at + 1])
   if not priority or size < 1 then return 'ERR limits: GRACE_MS DELAY_MS SIZE PRIORITY' end

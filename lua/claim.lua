@@ -29,6 +29,7 @@ local until_ms = now + tonumber(ARGV[2])
 local partition = ARGV[3]
 local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local leave_ms = tonumber(ARGV[7])
+local BEHIND_MS = 50  -- how soon a batch is looked at again that has to let others go first
 local reply, records, deadlines = {}, {}, {}
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
 
@@ -113,9 +114,9 @@ local function take_over(id, group, tasks)
   local waits = redis.call('ZSCORE', retry, id)
   local at = waits or redis.call('ZSCORE', claims, id)
   if not at or tonumber(at) > now or (paused and waits) then return end
-  -- One that was due before the first of its group was put back once more must not overtake it.
-  if waits and g[UNTIL] > now and not is_head(g, batch) then
-    redis.call('ZADD', retry, g[UNTIL], id)
+  -- It may be due before one that has been put back once more, and must not overtake it.
+  if is_behind_held(g, batch) then
+    redis.call('ZADD', waits and retry or claims, math.max(g[UNTIL], now + BEHIND_MS), id)
     return
   end
   local from = batch[START] - g[BASE]
@@ -127,7 +128,7 @@ local function take_over(id, group, tasks)
   end
   if waits then
     redis.call('ZREM', retry, id)
-    g[HELD] = g[HELD] - 1
+    let_go(g, batch)
     write_group(groups, group, g)
     schedule(due, ready, group, g, now)
   end

@@ -23,7 +23,7 @@ local letter = cmsgpack.unpack(packed)
 local group = letter[DEAD_GROUP]
 local entries = redis.call('LRANGE', dead_tasks, 0, -1)
 local count = #entries
-local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0 }
+local g = read_group(groups, group) or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0 }
 redis.call('LLEN', tasks)  -- refuses a foreign type before anything is written
 
 local reversed = {}
@@ -31,8 +31,8 @@ for i = 1, count do reversed[i] = entries[count + 1 - i] end
 each('LPUSH', tasks, reversed)
 g[BASE] = g[BASE] - count
 g[CLAIMED] = g[CLAIMED] + count
-g[HELD] = g[HELD] + 1
 local batch = { group, g[BASE], count, 0, letter[4], letter[6], 0, '' }  -- it merges anew
+hold(g, batch, now)
 redis.call('HSET', batches, id, cmsgpack.pack(batch))
 redis.call('ZADD', retry, now, id)
 write_group(groups, group, g)

@@ -37,8 +37,7 @@ for at = 2, #ARGV, 5 do
       if ARGV[at + 2] == '0' then batch[ATTEMPTS] = math.max(0, batch[ATTEMPTS] - 1) end
       if ARGV[at + 3] ~= '' then batch[ERROR] = ARGV[at + 3] end
       local g = read_group(groups, batch[GROUP])
-      g[HELD] = g[HELD] + 1
-      g[UNTIL] = math.max(g[UNTIL], now + tonumber(delay))
+      hold(g, batch, now + tonumber(delay))
       write_group(groups, batch[GROUP], g)
       schedule(due, ready, batch[GROUP], g, now)
     end

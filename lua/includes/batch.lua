@@ -17,6 +17,24 @@ end
 -- Batches of one group leave in the order of their tasks, so only the batch at the head may.
 local function is_head(g, batch) return batch[START] == g[BASE] end
 
+-- Marks the group of a batch that waits for a retry.
+local function hold(g, batch, until_ms)
+  if g[HELD] == 0 or batch[START] < g[HELD_AT] then g[HELD_AT] = batch[START] end
+  g[HELD] = g[HELD] + 1
+  g[UNTIL] = math.max(g[UNTIL], until_ms)
+end
+
+-- The opposite. What is next in the group is held too, or one before it will be, or it leaves.
+local function let_go(g, batch)
+  g[HELD] = g[HELD] - 1
+  g[HELD_AT] = batch[START] + batch[COUNT]
+end
+
+-- Whether one before it in its group waits for a retry.
+local function is_behind_held(g, batch)
+  return g[HELD] > 0 and batch[START] > g[HELD_AT] and not is_head(g, batch)
+end
+
 -- Forgets a batch that is at the head of its group; the caller has dealt with its tasks in the
 -- list and writes the group's record.
 local function close_batch(batches, claims, id, batch, g)

@@ -515,13 +515,13 @@ class Leader:
             await self._bury(failed)
             self._queue.extendleft(reversed(failed.followers))
         else:
-            lane = self._lanes.get(failed.job.group, ())
-            # What is being merged is not merged once more: its outcome goes back with it.
-            if [job for job in lane if not job.give_up() and job.outcome is None]:
-                self._unsettled[failed.job.group] = failed
-                return
             # Not while a claim is under way: it may bring more that has to wait.
             async with self._claiming:
+                lane = self._lanes.get(failed.job.group, ())
+                # What is being merged is not merged once more: its outcome goes back with it.
+                if [job for job in lane if not job.give_up() and job.outcome is None]:
+                    self._unsettled[failed.job.group] = failed
+                    return
                 await self._wait_with(failed)
         self._blocked.discard(failed.job.group)
         self._advance(failed.job.group)

@@ -24,6 +24,7 @@ class GroupRecord(NamedTuple):
     priority: int
     flush: int
     held: int
+    held_at: int
     until: int
 
     @property

@@ -121,7 +121,10 @@ def _group(packed: bytes) -> dict[str, int]:
     if fields["waiting"]:
         return fields
     # The rest is about what waits.
-    return {name: fields[name] for name in ("waiting", "claimed", "base", "flush", "held", "until")}
+    return {
+        name: fields[name]
+        for name in ("waiting", "claimed", "base", "flush", "held", "held_at", "until")
+    }
 
 
 def _fields(group: Group, held: int) -> dict[str, int]:
@@ -131,6 +134,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "base": group.base,
         "flush": group.flush,
         "held": held,
+        "held_at": group.held_at,
         "until": group.until,
     }
     if group.waiting:

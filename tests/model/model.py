@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from redisagg.protocol.records import BatchRecord, DeadRecord
 
 PRIORITY_STEP = 2**42
+BEHIND = 50  # ms
 
 
 class Refused(Exception):
@@ -95,8 +96,10 @@ class Group:
     deadline: int = 0
     limits: Limits = _NONE
     flush: int = 0
+    held_at: int = 0
+    """The place of the first batch that waits for a retry, or of one before it."""
     until: int = 0
-    """Until then, no batch but the first is taken back from its retry."""
+    """When the last one may be taken back."""
 
     @property
     def claimed(self) -> int:
@@ -340,13 +343,16 @@ class Partition:
         at = self.claims.get(batch_id, math.inf) if waits is None else waits
         if at > self.now or (self.paused and waits is not None):
             return False
+        batch = self.batches[batch_id]
+        group = self.groups[batch.group]
+        start = group.start(batch)
+        if self.held(batch.group) and start > group.held_at and group.flight[0] is not batch:
+            index = self.claims if waits is None else self.retries
+            index[batch_id] = max(group.until, self.now + BEHIND)
+            return False
         if waits is not None:
-            batch = self.batches[batch_id]
-            group = self.groups[batch.group]
-            if group.until > self.now and group.flight[0] is not batch:
-                self.retries[batch_id] = group.until
-                return False
             del self.retries[batch_id]
+            group.held_at = start + len(batch.entries)
             self._schedule(batch.group)
         return True
 
@@ -455,13 +461,18 @@ class Partition:
 
     def _put_back(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
         del self.claims[batch.id]
-        self.retries[batch.id] = self.now + delay
-        group = self.groups[batch.group]
-        group.until = max(group.until, self.now + delay)
+        self._hold(batch, self.now + delay)
         if not counts:
             batch.attempts = max(0, batch.attempts - 1)
         batch.error = error or batch.error
         self._schedule(batch.group)
+
+    def _hold(self, batch: Batch, until: int) -> None:
+        group = self.groups[batch.group]
+        start = group.start(batch)
+        group.held_at = min(group.held_at, start) if self.held(batch.group) else start
+        group.until = max(group.until, until)
+        self.retries[batch.id] = until
 
     # --- operators ---------------------------------------------------------------------------
 
@@ -475,7 +486,7 @@ class Partition:
         group.flight.insert(0, batch)
         group.base -= len(batch.entries)
         self.batches[letter_id] = batch
-        self.retries[letter_id] = self.now
+        self._hold(batch, self.now)
         self._schedule(record.group)
         self._wake(self.now)
         return len(batch.entries)

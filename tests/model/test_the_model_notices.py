@@ -22,6 +22,9 @@ _BROKEN = {
     "calls that were given up": ("add", "if last[1] > number then", "if false then"),
     "the max size": ("claim", "math.min(g[WAITING], g[SIZE])", "g[WAITING]"),
     "the max delay": ("add", "math.min(g[DEADLINE], now + delay)", "now + delay"),
+    "batches that wait for a retry": ("claim", "if is_behind_held(g, batch) then", "if false then"),
+    "what was merged": ("retry", "batch[MERGED] = merged", ""),
+    "attempts of the sink": ("retry", "batch[ATTEMPTS] = 1", "batch[ATTEMPTS] = batch[ATTEMPTS]"),
     "claims of an earlier leader": ("acquire", "'WEIGHTS', 0", "'WEIGHTS', 1"),
 }
 
