@@ -22,6 +22,9 @@ _FAILURES = 5
 _PROBES = 8
 """So many batches are let through when a breaker is half open."""
 
+_EARLIER = -1
+"""For a batch that was let through by a state that is over."""
+
 _SHORTEST_WAIT = 0.01
 """Seconds; `retry_delay` may be 0, which must not become a busy loop."""
 
@@ -65,6 +68,11 @@ class Breaker:
         self._probes = 0  # how many more may be sent
 
     @property
+    def times_opened(self) -> int:
+        """How often it has opened since it was closed last."""
+        return self._opened
+
+    @property
     def state(self) -> State:
         """What it is now: an open one becomes half open by the clock."""
         if self._state is not State.CLOSED and self._clock() >= self._until:
@@ -88,13 +96,20 @@ class Breaker:
         """Takes back what was reserved and found nothing to be claimed."""
         self._claims += unused
 
-    def admit(self) -> int | None:
-        """Lets a batch through: returns a number to give with its result. Or None: not now."""
+    def admit(self, *, reserved: bool = False) -> int | None:
+        """Lets a batch through: returns a number to give with its result. Or None: not now.
+
+        Args:
+            reserved: whether it was claimed by `reserve`; it is let through whatever happened
+                since. A failure then makes nothing worse, and a success closes the breaker.
+        """
         state = self.state
         if state is State.HALF_OPEN and self._probes > 0:
             self._probes -= 1
             return self._period
-        return self._period if state is State.CLOSED else None
+        if state is State.CLOSED:
+            return self._period
+        return _EARLIER if reserved else None
 
     def succeeded(self) -> None:
         """A batch arrived, whenever it was let through: the sink works."""

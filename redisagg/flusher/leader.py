@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ _CLAIM_BYTES = 2 * 1024 * 1024
 
 # How many batches are claimed at once to try a sink that was down.
 _PROBES = 2
+
+# So often one of them is a batch that was never tried; more and more seldom from then on, since
+# each is one more that is merged and stored.
+_FRESH_PROBES = 4
 
 # What one commit may carry, likewise.
 _COMMIT_BATCHES = 64
@@ -227,7 +232,7 @@ class Leader:
     def _give_way(self) -> None:
         """Gives back what is not merged yet, since there is no sink for it."""
         for group, lane in list(self._lanes.items()):
-            if not lane or group in self._blocked or lane[0].outcome is not None:
+            if not lane or group in self._blocked or lane[0].outcome or lane[0].probing:
                 continue
             if lane[0].give_up():
                 pause = min(breaker.pause() for breaker in self._met.values())
@@ -243,10 +248,10 @@ class Leader:
                 )
                 items = list(zip(flat[::2], flat[1::2], strict=True))
                 if probe is not None:
-                    items, limit = self._chosen(items, probe.left)
+                    items, limit = self._chosen(items, probe)
                     probe.left -= limit
                 if items:
-                    await self._claim(keys, items, limit)
+                    await self._claim(keys, items, limit, probing=probe is not None)
                     return 0
                 return int(next_ms)
             except RedisUnavailable:
@@ -258,20 +263,28 @@ class Leader:
                 await self._ask(call("recall", [p.state, p.claims], *args))
 
     def _chosen(
-        self, items: list[tuple[bytes, bytes]], most: int
+        self, items: list[tuple[bytes, bytes]], probe: _Probe
     ) -> tuple[list[tuple[bytes, bytes]], int]:
         """What to claim to try a sink, and how many batches that may be.
 
-        A batch that was never tried first, else those with a payload that the sink does not take
-        could keep it from being found to work.
+        Now and then one that was never tried: those that were may all have something in them that
+        the sink does not take, and would keep it from being found to work.
         """
         held = [item for item in items if item[0] in self._in_hand]
         fresh = [item for item in items if not item[0]]
         returned = [item for item in items if item[0] and item[0] not in self._in_hand]
-        chosen = [*fresh[:1], *returned, *fresh[1:]][:most]
+        at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
+        chosen = [*fresh[:at_first], *returned, *fresh[at_first:]][: probe.left]
         return held + chosen, len(chosen)
 
-    async def _claim(self, keys: list[bytes], items: list[tuple[bytes, bytes]], limit: int) -> None:
+    async def _claim(
+        self,
+        keys: list[bytes],
+        items: list[tuple[bytes, bytes]],
+        limit: int,
+        *,
+        probing: bool,
+    ) -> None:
         held = [batch_id for batch_id, _ in items if batch_id in self._in_hand]
         if held:  # slow merges: their claims ran out although they are still in hand
             p = self.partition
@@ -291,6 +304,7 @@ class Leader:
                 _log.error("group %r can't be claimed: %r", group[:64], error)
                 continue
             job = Job(batch_id, group, attempt, merged, entries, self._slot, self._merged)
+            job.probing = probing
             self._take(job)
             if group in self._unsettled:
                 job.abandoned = True  # it goes back with those that are behind the failed one
@@ -354,7 +368,7 @@ class Leader:
         """Delivers a merged task; returns why that failed, if it did."""
         sink = self._deliveries.sink_of(batch.task)
         breaker = self._breaker_of(sink)
-        admitted = breaker.admit()
+        admitted = breaker.admit(reserved=job.probing)
         if admitted is None:
             return Failure("", "", breaker.pause())
         try:
@@ -441,7 +455,7 @@ class Leader:
                 commit = commit or mine
                 if not mine.goes_with(commit):
                     break
-                admission = self._breaker_for(mine).admit()
+                admission = self._breaker_for(mine).admit(reserved=item.probing)
                 if admission is None:
                     break
                 admitted = admission

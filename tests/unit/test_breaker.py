@@ -126,6 +126,19 @@ def test_probes_whose_result_never_comes_are_replaced(s: Setting) -> None:
     assert s.breaker.reserve(99) == 8
 
 
+def test_what_was_claimed_as_a_probe_is_let_through_whatever_other_probes_found(s: Setting) -> None:
+    s.fail(*"abcde")
+    s.clock.now += 10
+    assert s.fail("a") == [False]
+    assert s.breaker.admit() is None
+    admitted = s.breaker.admit(reserved=True)
+    assert admitted is not None
+    assert not s.breaker.failed(b"b", admitted)
+    assert s.breaker.times_opened == 2
+    s.clock.now += 20
+    assert s.breaker.state is State.HALF_OPEN
+
+
 def test_the_pause_lasts_until_others_are_let_through(s: Setting) -> None:
     s.fail(*"abcde")
     s.clock.now += 4

@@ -105,6 +105,8 @@ class Job:
     done: Callable[[Job], None]
     """Called on the loop when there is an outcome."""
     outcome: Outcome | None = None
+    probing: bool = False
+    """Whether it was claimed to find out if a sink that was down works again."""
     delivering: bool = False
     """Whether its outcome is being delivered."""
     abandoned: bool = False
