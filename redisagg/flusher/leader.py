@@ -200,15 +200,15 @@ class Leader:
         keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
         while not self._finishing:
             self._look.clear()
+            states = {breaker.state for breaker in self._met.values()}
+            if states == {State.OPEN}:
+                self._give_way()
             room = self._most_in_hand - len(self._in_hand)
             if room <= 0:
                 await self._look.wait()
                 continue
-            states = {breaker.state for breaker in self._met.values()}
             probe: _Probe | None = None
             if states and State.CLOSED not in states:
-                if State.HALF_OPEN not in states:
-                    self._give_way()
                 probe = self._reserve()
                 if probe is None:
                     pause = min(breaker.pause() for breaker in self._met.values())
