@@ -172,7 +172,7 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
             claimed = client.evalsha(load("claim").sha, len(keys), *keys, *args)
             keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, b"bare-out"]
             args = [token, ""]
-            for batch_id, group, _, _, _, entries in claimed:
+            for batch_id, group, *_, entries in claimed:
                 keys.append(p.tasks(group))
                 entry = ("batch_id", batch_id, "type", "m", "group", group)
                 args += (batch_id, 12, *entry, "count", 1, "payload", b"1", "headers", b"\x80")

@@ -123,7 +123,7 @@ local function add_section(tasks, ids, at, n)
   local group = args[at]
   local g, foreign = read_group(groups, group)
   if foreign then return FOREIGN end
-  g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
   local number = g[BASE] + g[CLAIMED] + g[WAITING]
   local grace, delay, size, priority = limits(args[at + 1])
   if not priority or size < 1 then return 'ERR limits: GRACE_MS DELAY_MS SIZE PRIORITY' end

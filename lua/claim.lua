@@ -7,9 +7,9 @@
 --       batch always fits)  7 ms for which a group with unreadable keys is left alone
 --       8 dedupe window, ms: for so long their ids are not accepted again; 0 for none
 --       then for each item: batch id or '', group key, as `poll` named them
--- Reply for each batch: { batch id, group key, attempt, first claimed at ms, last error,
---       { entry, entry, ... } }; for an item whose keys hold a foreign type or record:
---       { '', group key, 0, 0, error, {} }
+-- Reply for each batch: { batch id, group key, attempt, first claimed at ms, last error, what it was
+--       merged to or '', { entry, entry, ... } }; for an item whose keys hold a foreign type or
+--       record: { '', group key, 0, 0, error, '', {} }
 --
 -- The tasks stay in the list of their group: a claim only records which of them a batch holds.
 
@@ -38,6 +38,7 @@ local until_ms = now + tonumber(ARGV[2])
 local partition = ARGV[3]
 local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local leave_ms, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
+local BEHIND_MS = 50  -- how soon a batch is looked at again that has to let others go first
 if window_ms > 0 then
   redis.call('SCARD', seen)
   redis.call('SCARD', seen_before)
@@ -60,10 +61,12 @@ local function hand_out(id, batch, entries)
   records[#records + 1] = cmsgpack.pack(batch)
   deadlines[#deadlines + 1] = until_ms
   deadlines[#deadlines + 1] = id
-  reply[#reply + 1] = { id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], entries }
+  reply[#reply + 1] = {
+    id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], batch[MERGED], entries,
+  }
   batches_left = batches_left - 1
   tasks_left = tasks_left - batch[COUNT]
-  bytes_left = bytes_left - batch[LENGTH]
+  bytes_left = bytes_left - batch[LENGTH] - #batch[MERGED]
 end
 
 local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_left > 0 end
@@ -71,7 +74,7 @@ local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_l
 local function leave_alone(group, error)
   redis.call('ZREM', ready, group)
   redis.call('ZADD', due, now + leave_ms, group)
-  reply[#reply + 1] = { '', group, 0, 0, error, {} }
+  reply[#reply + 1] = { '', group, 0, 0, error, '', {} }
 end
 
 -- Has `remember` keep the ids of entries that are cut.
@@ -118,7 +121,7 @@ local function cut(group, tasks, ids)
       break
     end
     local length = total_bytes(entries)
-    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '', length }
+    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '', length, '' }
     note_flushed(group, entries)
     if #entries == g[WAITING] then
       redis.call('UNLINK', ids)
@@ -152,17 +155,22 @@ local function take_over(id, group, tasks)
   if not at or tonumber(at) > now or (paused and waits) then return end
   local entries = { err = FOREIGN }
   if g then
+    -- It may be due before one that has been put back once more, and must not overtake it.
+    if is_behind_held(g, batch) then
+      redis.call('ZADD', waits and retry or claims, math.max(g[UNTIL], now + BEHIND_MS), id)
+      return
+    end
     local from = batch[START] - g[BASE]
     entries = redis.pcall('LRANGE', tasks, from, from + batch[COUNT] - 1)
   end
   if entries.err then
     redis.call('ZADD', waits and retry or claims, now + leave_ms, id)
-    reply[#reply + 1] = { '', group, 0, 0, entries.err, {} }
+    reply[#reply + 1] = { '', group, 0, 0, entries.err, '', {} }
     return
   end
   if waits then
     redis.call('ZREM', retry, id)
-    g[HELD] = math.max(0, g[HELD] - 1)
+    let_go(g, batch)
     write_group(groups, group, g)
     schedule(due, ready, group, g, now)
   end

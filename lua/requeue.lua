@@ -31,7 +31,7 @@ local entries = redis.call('LRANGE', dead_tasks, 0, -1)
 local count = #entries
 local g, foreign = read_group(groups, group)
 if foreign then return redis.error_reply(FOREIGN) end
-g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0 }
+g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 }
 redis.call('LLEN', tasks)  -- reads that refuse a foreign type before anything is written
 redis.call('HLEN', batches)
 for _, index in ipairs({ retry, due, ready }) do redis.call('ZCARD', index) end
@@ -41,9 +41,9 @@ for i = 1, count do reversed[i] = entries[count + 1 - i] end
 each('LPUSH', tasks, reversed)
 g[BASE] = g[BASE] - count
 g[CLAIMED] = g[CLAIMED] + count
-g[HELD] = g[HELD] + 1
 local length = total_bytes(entries)
-local batch = { group, g[BASE], count, 0, letter[4], letter[6], length }
+local batch = { group, g[BASE], count, 0, letter[4], letter[6], length, '' }  -- it merges anew
+hold(g, batch, now)
 redis.call('HSET', batches, id, cmsgpack.pack(batch))
 redis.call('ZADD', retry, now, id)
 write_group(groups, group, g)

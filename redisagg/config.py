@@ -52,8 +52,11 @@ class AggregationConfig:
             are heavy on the CPU; it and the sink have to be importable then (pickle).
         merge_timeout: a merge that takes longer has failed. A thread can't be stopped: a plain
             function should end by itself.
-        max_attempts: so many times a batch is tried before it goes to the dead letters.
-        retry_delay: before the second attempt; doubled for each further one, with jitter.
+        max_attempts: so many times a batch is merged, and so many times what came of it is handed
+            to the sink, before it goes to the dead letters. Attempts do not count while the sink
+            fails for all batches.
+        retry_delay: before the second attempt; doubled for each further one, with jitter. Also how
+            long a sink that fails for all batches is left alone at first.
         retry_max_delay: no wait between two attempts is longer.
         lease_time: how long a flusher leads a partition without renewing. What a dead one leaves
             behind is taken over after at most so long.

@@ -11,7 +11,9 @@ local SIZE     = 9   -- smallest max size that a waiting task asked for
 local PRIORITY = 10  -- highest priority that a waiting task asked for
 local FLUSH    = 11  -- how many of the waiting tasks have been told to go at once
 local HELD     = 12  -- batches of this group that wait for a retry and hold it back
-local BYTES    = 13  -- length of all entries that wait
+local HELD_AT  = 13  -- absolute number of the first task that they hold, or of one before it
+local UNTIL    = 14  -- when the last of them may be claimed again, ms
+local BYTES    = 15  -- length of all entries that wait
 
 -- The score in `ready` sorts by priority first, then by due time: 2^42 ms is in the year 2109,
 -- and priorities from -1000 to 1000 keep the sum exact in a double.

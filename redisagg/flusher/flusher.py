@@ -7,9 +7,12 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from functools import partial
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
+from redisagg.flusher.backoff import break_delay
+from redisagg.flusher.breaker import Breakers
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.merging import make_merger
@@ -54,6 +57,12 @@ class Flusher:
         merger = make_merger(self.config, router)
         deliveries = Deliveries(router, SinkContext(self.keyspace, transport))
 
+        def all_look() -> None:
+            for leader in leaders.values():
+                leader.look()
+
+        breakers = Breakers(partial(break_delay, self.config), all_look)
+
         def make_leader(partition: PartitionKeys, token: int) -> Leader:
             return Leader(
                 keyspace=self.keyspace,
@@ -63,6 +72,7 @@ class Flusher:
                 transport=transport,
                 merger=merger,
                 deliveries=deliveries,
+                breakers=breakers,
                 idle=seconds(self.config.lease_time),
             )
 
@@ -79,8 +89,7 @@ class Flusher:
             if message is None or not message.isdigit():
                 keeper.look()
             if message is None:
-                for leader in leaders.values():
-                    leader.look()
+                all_look()
             elif message.isdigit() and int(message) in leaders:
                 leaders[int(message)].look()
 

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
-from redisagg.errors import RedisAggError, RedisUnavailable, StaleLease
+from redisagg.errors import InvalidTask, RedisAggError, RedisUnavailable, StaleLease
 from redisagg.flusher.backoff import retry_delay
+from redisagg.flusher.breaker import Breaker, Breakers, State
 from redisagg.flusher.merging.base import Commit, Failure, Job, Merger, Outcome
 from redisagg.flusher.waiting import end, wait_for_event
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
+from redisagg.sinks.base import Batch, DeliverySink, ScriptSink
 from redisagg.sinks.routing import Deliveries
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.failures import refusal
@@ -34,6 +37,13 @@ _log = logging.getLogger("redisagg")
 _CLAIM_BATCHES = 64
 _CLAIM_TASKS = 2_000
 _CLAIM_BYTES = 2 * 1024 * 1024
+
+# How many batches are claimed at once to try a sink that was down.
+_PROBES = 2
+
+# So often one of them is a batch that was never tried; more and more seldom from then on, since
+# each is one more that is merged and stored.
+_FRESH_PROBES = 4
 
 # What one commit may carry, likewise.
 _COMMIT_BATCHES = 64
@@ -50,7 +60,7 @@ _ORDER_WAIT = 0.2
 
 
 # For a batch of which nothing is enqueued by the commit.
-_NOTHING = Commit("commit", (), ())
+_NOTHING = Commit("", "commit", (), ())
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +72,28 @@ class _Failed:
     followers: list[Job] = field(default_factory=list)
     """Jobs behind it that have left their lane."""
 
+    @property
+    def counts(self) -> bool:
+        """Whether the batch may be to blame."""
+        return self.failure.pause is None
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt it was: of those to merge it, or of those to enqueue it."""
+        merged_now = not self.job.merged and self.job.outcome and self.job.outcome.merged
+        return 1 if merged_now else self.job.attempt
+
+
+@dataclass(slots=True)
+class _Probe:
+    """The right to claim a few batches, to find out whether a sink works again."""
+
+    breaker: Breaker
+    left: int
+
+    def end(self) -> None:
+        self.breaker.unreserve(self.left)
+
 
 class Leader:
     """The leader of one partition.
@@ -69,7 +101,7 @@ class Leader:
     Args:
         partition: which one.
         token: the fencing token of the lease.
-        merger, deliveries: the ones that all leaders of a flusher share.
+        merger, deliveries, breakers: the ones that all leaders of a flusher share.
         idle: longest sleep between two looks, seconds; news come sooner.
     """
 
@@ -83,15 +115,18 @@ class Leader:
         transport: AsyncTransport,
         merger: Merger,
         deliveries: Deliveries,
+        breakers: Breakers,
         idle: float,
     ) -> None:
         self.partition = partition
         self.token = token
         self._merger = merger
         self._deliveries = deliveries
+        self._breakers = breakers
         self._keyspace = keyspace
         self._config = config
         self._transport = transport
+        self._slot = partition.slot if transport.clustered else None
         self._idle_ms = to_ms(idle)
         # A claim outlives the merge; what a dead leader held is freed by its lease, not by this.
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
@@ -103,6 +138,13 @@ class Leader:
         self._delivering: set[asyncio.Task[None]] = set()
         self._blocked: set[bytes] = set()
         """Groups with a failed job that waits in the queue: those behind it must not overtake."""
+        self._unsettled: dict[bytes, _Failed] = {}
+        """By group, failed jobs behind which merges are under way."""
+        self._met: dict[Hashable, Breaker] = {}
+        """The breakers of the sinks that batches of this partition go to, as far as known."""
+        only = deliveries.router.only()
+        if only is not None:
+            self._breaker_of(only)
         self._claiming = asyncio.Lock()
         self._finishing = False
         self._look = asyncio.Event()  # something may be due, or there is room again
@@ -159,26 +201,58 @@ class Leader:
         keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
         while not self._finishing:
             self._look.clear()
+            states = {breaker.state for breaker in self._met.values()}
+            if states == {State.OPEN}:
+                self._give_way()
             room = self._most_in_hand - len(self._in_hand)
             if room <= 0:
                 await self._look.wait()
                 continue
+            probe: _Probe | None = None
+            if states and State.CLOSED not in states:
+                probe = self._reserve()
+                if probe is None:
+                    pause = min(breaker.pause() for breaker in self._met.values())
+                    await wait_for_event(self._look, pause)
+                    continue
             async with self._claiming:
-                next_ms = await self._claim_due(keys, min(room, _CLAIM_BATCHES))
+                next_ms = await self._claim_due(keys, min(room, _CLAIM_BATCHES), probe)
+            if probe is not None:
+                probe.end()
             if next_ms != 0:
                 sleep_ms = self._idle_ms if next_ms < 0 else next_ms
                 await wait_for_event(self._look, sleep_ms / 1000)
 
-    async def _claim_due(self, keys: list[bytes], limit: int) -> int:
+    def _reserve(self) -> _Probe | None:
+        """The right to claim a few batches for a sink that was down; None if there is none now."""
+        for breaker in self._met.values():
+            if granted := breaker.reserve(_PROBES):
+                return _Probe(breaker, granted)
+        return None
+
+    def _give_way(self) -> None:
+        """Gives back what is not merged yet, since there is no sink for it."""
+        for group, lane in list(self._lanes.items()):
+            if not lane or group in self._blocked or lane[0].outcome or lane[0].probing:
+                continue
+            if lane[0].give_up():
+                pause = min(breaker.pause() for breaker in self._met.values())
+                self._fail(lane.popleft(), Failure("", "", pause))
+
+    async def _claim_due(self, keys: list[bytes], limit: int, probe: _Probe | None) -> int:
         """Takes what is due into hand; returns the ms until more is, as `poll` does."""
+        polled = limit if probe is None else self._most_in_hand + _CLAIM_BATCHES
         while True:
             try:
                 next_ms, flat = await self._ask(
-                    call("poll", keys, self.token, limit, self._idle_ms)
+                    call("poll", keys, self.token, polled, self._idle_ms)
                 )
                 items = list(zip(flat[::2], flat[1::2], strict=True))
+                if probe is not None:
+                    items, limit = self._chosen(items, probe)
+                    probe.left -= limit
                 if items:
-                    await self._claim(keys, items, limit)
+                    await self._claim(keys, items, limit, probing=probe is not None)
                     return 0
                 return int(next_ms)
             except RedisUnavailable:
@@ -189,7 +263,29 @@ class Leader:
                 args = (self.token, self._claim_ms, *self._in_hand)
                 await self._ask(call("recall", [p.state, p.claims], *args))
 
-    async def _claim(self, keys: list[bytes], items: list[tuple[bytes, bytes]], limit: int) -> None:
+    def _chosen(
+        self, items: list[tuple[bytes, bytes]], probe: _Probe
+    ) -> tuple[list[tuple[bytes, bytes]], int]:
+        """What to claim to try a sink, and how many batches that may be.
+
+        Now and then one that was never tried: those that were may all have something in them that
+        the sink does not take, and would keep it from being found to work.
+        """
+        held = [item for item in items if item[0] in self._in_hand]
+        fresh = [item for item in items if not item[0]]
+        returned = [item for item in items if item[0] and item[0] not in self._in_hand]
+        at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
+        chosen = [*fresh[:at_first], *returned, *fresh[at_first:]][: probe.left]
+        return held + chosen, len(chosen)
+
+    async def _claim(
+        self,
+        keys: list[bytes],
+        items: list[tuple[bytes, bytes]],
+        limit: int,
+        *,
+        probing: bool,
+    ) -> None:
         held = [batch_id for batch_id, _ in items if batch_id in self._in_hand]
         if held:  # slow merges: their claims ran out although they are still in hand
             p = self.partition
@@ -204,14 +300,16 @@ class Leader:
             args += (batch_id, group)
             all_keys += (self.partition.tasks(group), self.partition.ids(group))
         claimed = await self._ask(call("claim", all_keys, *args), once=True)
-        slot = self.partition.slot if self._transport.clustered else None
-        for batch_id, group, attempt, _created, error, entries in claimed:
+        for batch_id, group, attempt, _created, error, merged, entries in claimed:
             if not batch_id:
                 _log.error("group %r can't be claimed: %r", group[:64], error)
                 continue
-            job = Job(batch_id, group, attempt, entries, slot, self._merged)
+            job = Job(batch_id, group, attempt, merged, entries, self._slot, self._merged)
+            job.probing = probing
             self._take(job)
-            if attempt <= self._config.max_attempts:
+            if group in self._unsettled:
+                job.abandoned = True  # it goes back with those that are behind the failed one
+            elif attempt <= self._config.max_attempts:
                 self._merger.submit(job)
             else:  # none of them came to an end, else it would be among the dead letters
                 why = error.decode(errors="replace") or "its flusher died each time"
@@ -225,7 +323,9 @@ class Leader:
     # --- what becomes of a merged batch -----------------------------------------------------
 
     def _merged(self, job: Job) -> None:
-        if job.batch_id in self._in_hand:
+        if failed := self._unsettled.pop(job.group, None):
+            self._enqueue(failed)
+        elif job.batch_id in self._in_hand:
             self._advance(job.group)
 
     def _advance(self, group: bytes) -> None:
@@ -233,15 +333,14 @@ class Leader:
         if group in self._blocked:
             return
         lane = self._lanes.get(group)
-        while lane and (outcome := lane[0].outcome):
+        while lane and (outcome := lane[0].outcome) and not lane[0].delivering:
             job = lane[0]
             if outcome.failure is not None:
                 lane.popleft()
-                self._blocked.add(group)
-                self._enqueue(_Failed(job, outcome.failure))
+                self._fail(job, outcome.failure)
                 return
             if outcome.deliveries:
-                job.outcome = None  # the lane goes on when it has been delivered
+                job.delivering = True  # the lane goes on when it has been delivered
                 delivery = asyncio.create_task(self._deliver(job, outcome))
                 self._delivering.add(delivery)
                 delivery.add_done_callback(self._delivering.discard)
@@ -253,17 +352,58 @@ class Leader:
 
     async def _deliver(self, job: Job, outcome: Outcome) -> None:
         try:
-            for batch in outcome.deliveries:
-                await self._deliveries.deliver(batch)
-        except BaseException as error:  # a sink may end in CancelledError or SystemExit too
+            while outcome.deliveries and outcome.failure is None:
+                batch = outcome.deliveries[0]
+                outcome.failure = await self._deliver_one(job, batch)
+                if outcome.failure is None:  # should one behind it fail, it is not sent again
+                    del outcome.deliveries[0], outcome.merged[batch.batch_id]
+        except BaseException as error:
             if job.abandoned:
                 raise  # it is this delivery that was cancelled
-            outcome = Outcome(Failure.of(error))
-        else:
-            outcome.deliveries = []
+            outcome.failure = Failure.of(error)
         if not job.abandoned:
-            job.outcome = outcome
+            job.delivering = False
             self._advance(job.group)
+
+    async def _deliver_one(self, job: Job, batch: Batch) -> Failure | None:
+        """Delivers a merged task; returns why that failed, if it did."""
+        sink = self._deliveries.sink_of(batch.task)
+        breaker = self._breaker_of(sink)
+        admitted = breaker.admit(reserved=job.probing)
+        if admitted is None:
+            return Failure("", "", breaker.pause())
+        try:
+            await self._deliveries.deliver(sink, batch)
+        except InvalidTask:  # it says nothing about the queue
+            raise
+        except BaseException as error:  # a sink may end in CancelledError or SystemExit too
+            if job.abandoned:
+                raise
+            counts = breaker.failed(job.batch_id, admitted)
+            return Failure.of(error, None if counts else breaker.pause())
+        breaker.succeeded()
+        return None
+
+    def _fail(self, job: Job, failure: Failure) -> None:
+        """Puts a job into the queue that has failed at the front of its group."""
+        self._blocked.add(job.group)
+        self._enqueue(_Failed(job, failure))
+
+    # --- breakers --------------------------------------------------------------------------
+
+    def _breaker_of(self, sink: ScriptSink | DeliverySink) -> Breaker:
+        if isinstance(sink, DeliverySink):
+            return self._met_breaker(id(sink), type(sink).__name__)
+        return self._breaker_for(Commit.into(sink, self._slot))
+
+    def _breaker_for(self, commit: Commit) -> Breaker:
+        return self._met_breaker(commit.queue, commit.sink)
+
+    def _met_breaker(self, key: Hashable, name: str) -> Breaker:
+        breaker = self._met.get(key)
+        if breaker is None:
+            breaker = self._met[key] = self._breakers.of(key, name)
+        return breaker
 
     def _enqueue(self, item: Job | _Failed) -> None:
         self._queue.append(item)
@@ -288,13 +428,26 @@ class Leader:
                     self._queue.popleft()
                     await self._settle_failure(head)
                 else:
-                    await self._commit(self._next_commit())
+                    await self._commit_next(head)
 
-    def _next_commit(self) -> list[Job]:
-        """The jobs at the head of the queue that fit into one call: all for one queue."""
+    async def _commit_next(self, head: Job) -> None:
+        jobs, admitted = self._next_commit()
+        if jobs:
+            await self._commit(jobs, admitted)
+            return
+        commit = _outcome(head).commit
+        assert commit is not None  # else there was no breaker to keep it out
+        failure = Failure("", "", self._breaker_for(commit).pause())
+        await self._settle_failure(self._failed_in_queue(head, failure))
+
+    def _next_commit(self) -> tuple[list[Job], int]:
+        """The jobs at the head of the queue that fit into one call: all for one queue.
+
+        There are none if that queue is down. With them, the number that its breaker gave.
+        """
         jobs: list[Job] = []
         commit: Commit | None = None
-        size = 0
+        size, admitted = 0, 0
         for item in self._queue:
             if isinstance(item, _Failed) or len(jobs) == _COMMIT_BATCHES or size > _COMMIT_BYTES:
                 break
@@ -303,11 +456,15 @@ class Leader:
                 commit = commit or mine
                 if not mine.goes_with(commit):
                     break
+                admission = self._breaker_for(mine).admit(reserved=item.probing)
+                if admission is None:
+                    break
+                admitted = admission
                 size += sum(map(len, mine.arguments))
             jobs.append(item)
-        return jobs
+        return jobs, admitted
 
-    async def _commit(self, jobs: list[Job]) -> None:
+    async def _commit(self, jobs: list[Job], admitted: int) -> None:
         for job in jobs:
             if undecodable := _outcome(job).undecodable:
                 await self._set_aside(job, undecodable)
@@ -315,22 +472,33 @@ class Leader:
         replies = await self._ask(self._commit_request(jobs))
         refused: dict[bytes, _Failed] = {}  # by group
         for job, reply in zip(jobs, replies, strict=True):
+            commit = _outcome(job).commit
             if reply in (b"OK", b"GONE"):  # gone: the reply to an earlier commit was lost
                 self._queue.remove(job)
                 self._forget([job])
+                if commit is not None and reply == b"OK":
+                    self._breaker_for(commit).succeeded()
             elif reply != b"ORDER":
+                assert commit is not None  # else there was nothing to refuse
                 error = refusal(reply.decode(errors="replace"))
-                refused[job.group] = _Failed(job, Failure.of(error))
-                self._blocked.add(job.group)
-                self._queue.remove(job)
-            elif job.group in refused:
-                refused[job.group].followers.append(job)
-                self._queue.remove(job)
-            else:
+                breaker = self._breaker_for(commit)
+                counts = breaker.failed(job.batch_id, admitted)
+                failure = Failure.of(error, None if counts else breaker.pause())
+                refused[job.group] = self._failed_in_queue(job, failure)
+            elif job.group not in refused:  # else it is behind the refused one
                 self._queue.remove(job)
                 await self._give_back([job], _ORDER_WAIT)
         for failed in refused.values():
             await self._settle_failure(failed)
+
+    def _failed_in_queue(self, job: Job, failure: Failure) -> _Failed:
+        """Takes a job that failed out of the queue, and all behind it in its group."""
+        self._blocked.add(job.group)
+        mine = [each for each in self._queue if isinstance(each, Job) and each.group == job.group]
+        behind = mine[mine.index(job) + 1 :]
+        taken = {id(each) for each in (job, *behind)}
+        self._queue = deque(each for each in self._queue if id(each) not in taken)
+        return _Failed(job, failure, behind)
 
     def _commit_request(self, jobs: list[Job]) -> Request:
         p = self.partition
@@ -358,18 +526,23 @@ class Leader:
 
     async def _settle_failure(self, failed: _Failed) -> None:
         """Buries a failed job or gives it back; those behind it may go on then, or wait with it."""
-        if failed.job.attempt >= self._config.max_attempts:
-            await self._bury(failed.job, failed.failure)
+        if failed.counts and failed.attempt >= self._config.max_attempts:
+            await self._bury(failed)
             self._queue.extendleft(reversed(failed.followers))
         else:
             # Not while a claim is under way: it may bring more that has to wait.
             async with self._claiming:
+                lane = self._lanes.get(failed.job.group, ())
+                # What is being merged is not merged once more: its outcome goes back with it.
+                if [job for job in lane if not job.give_up() and job.outcome is None]:
+                    self._unsettled[failed.job.group] = failed
+                    return
                 await self._wait_with(failed)
         self._blocked.discard(failed.job.group)
         self._advance(failed.job.group)
 
-    async def _bury(self, job: Job, failure: Failure) -> None:
-        p = self.partition
+    async def _bury(self, failed: _Failed) -> None:
+        p, job, failure = self.partition, failed.job, failed.failure
         keys = [p.state, p.groups, p.batches, p.claims, p.dead]
         keys += (p.tasks(job.group), p.dead_tasks(job.batch_id))
         reply = await self._ask(
@@ -389,7 +562,7 @@ class Leader:
             "batch %s of group %r is among the dead letters after %d attempts: %s",
             job.batch_id.decode(),
             job.group[:64],
-            job.attempt,
+            failed.attempt,
             failure.error,
         )
         self._forget([job])
@@ -401,18 +574,19 @@ class Leader:
         followers = [*failed.followers, *lane]
         for follower in followers:
             follower.abandoned = True
-        delay = retry_delay(self._config, job.attempt)
-        _log.warning(
-            "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
-            job.batch_id.decode(),
-            job.group[:64],
-            job.attempt,
-            self._config.max_attempts,
-            delay,
-            failure.error,
-        )
-        args: list[Any] = [job.batch_id, to_ms(delay), 1, _bytes(failure.error)]
-        await self._retry([job, *followers], args, delay)
+        delay = failure.pause
+        if delay is None:
+            delay = retry_delay(self._config, failed.attempt)
+            _log.warning(
+                "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
+                job.batch_id.decode(),
+                job.group[:64],
+                failed.attempt,
+                self._config.max_attempts,
+                delay,
+                failure.error,
+            )
+        await self._retry([job, *followers], delay, failure)
 
     async def _give_back(self, jobs: list[Job], delay: float) -> None:
         """Returns jobs that did not fail, to be claimed again."""
@@ -421,13 +595,32 @@ class Leader:
             lane = self._lanes.get(job.group)
             if lane and job in lane:
                 lane.remove(job)
-        await self._retry(jobs, [], delay)
+        await self._retry(jobs, delay)
 
-    async def _retry(self, jobs: list[Job], args: list[Any], delay: float) -> None:
+    async def _retry(self, jobs: list[Job], delay: float, failure: Failure | None = None) -> None:
+        """Gives jobs back with what they were merged to.
+
+        Args:
+            failure: of the first of them.
+        """
         p = self.partition
-        for job in jobs[len(args) // 4 :]:
-            args += (job.batch_id, to_ms(delay), 0, b"")
         keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
+        merged = [_news(job) for job in jobs]
+        # They all go back in one step, so that their group stays in order; what is too much for
+        # that goes ahead.
+        if sum(map(len, merged)) > _COMMIT_BYTES:
+            ahead: list[Any] = []
+            for job, packed in zip(jobs, merged, strict=True):
+                ahead += (job.batch_id, "", 0, b"", packed)
+                if sum(map(len, ahead[4::5])) > _COMMIT_BYTES or job is jobs[-1]:
+                    await self._ask(call("retry", keys, self.token, *ahead))
+                    ahead = []
+            merged = [b"" for _ in jobs]
+        args: list[Any] = []
+        for job, packed in zip(jobs, merged, strict=True):
+            args += (job.batch_id, to_ms(delay), 0, b"", packed)
+        if failure is not None:
+            args[2:4] = int(failure.pause is None), _bytes(failure.error)
         await self._ask(call("retry", keys, self.token, *args))
         self._forget(jobs)
 
@@ -449,6 +642,12 @@ def _outcome(job: Job) -> Outcome:
     """The outcome of a job that is in the queue, and so has one."""
     assert job.outcome is not None
     return job.outcome
+
+
+def _news(job: Job) -> bytes:
+    """What a job was merged to, if Redis does not have it."""
+    packed = job.outcome.packed() if job.outcome else b""
+    return b"" if packed == job.merged else packed
 
 
 def _name(request: Request) -> str:

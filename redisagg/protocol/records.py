@@ -24,6 +24,8 @@ class GroupRecord(NamedTuple):
     priority: int
     flush: int
     held: int
+    held_at: int
+    until: int
     bytes: int
 
     @property
@@ -44,6 +46,7 @@ class BatchRecord(NamedTuple):
     created: int
     error: bytes
     length: int
+    merged: bytes
 
 
 class DeadRecord(NamedTuple):

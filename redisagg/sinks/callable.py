@@ -19,6 +19,9 @@ class CallableSink(DeliverySink):
     did its work, the call is made again with the same batch id: have the queue refuse an id that
     it has seen. Batches of one group come one after the other, in order.
 
+    When a call is made again because `fn` raised, the payload is as `redisagg.payload.to_builtin`
+    returns it: a dict for a dataclass, a list for a tuple.
+
     Args:
         fn: plain or `async`; a plain one runs in a thread.
 

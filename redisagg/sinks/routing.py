@@ -36,6 +36,13 @@ class Router:
         sink = self.sink if isinstance(self.sink, Sink) else self.sink(task)
         if not isinstance(sink, Sink):
             raise SinkError(f"the sink function returned {type(sink).__name__}; return a Sink")
+        return self._resolved(sink)
+
+    def only(self) -> ScriptSink | DeliverySink | None:
+        """The sink of all merged tasks, or None if a function says which."""
+        return self._resolved(self.sink) if isinstance(self.sink, Sink) else None
+
+    def _resolved(self, sink: Sink) -> ScriptSink | DeliverySink:
         resolved = sink.resolve(clustered=self.clustered)
         if not isinstance(resolved, ScriptSink | DeliverySink):
             raise SinkError(f"{type(resolved).__name__} is neither a ScriptSink nor a DeliverySink")
@@ -60,11 +67,19 @@ class Deliveries:
     _opened: list[DeliverySink] = field(default_factory=list)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def deliver(self, batch: Batch) -> None:
-        """Delivers one merged task; raises whatever the sink raises."""
-        sink = self.router.sink_of(batch.task)
+    def sink_of(self, task: Task) -> DeliverySink:
+        """The sink that takes a merged task which no script enqueues.
+
+        Raises:
+            SinkError: there is none now, although there was when the task was merged.
+        """
+        sink = self.router.sink_of(task)
         if not isinstance(sink, DeliverySink):
             raise SinkError("the sink function gave two sinks for one task; it has to give one")
+        return sink
+
+    async def deliver(self, sink: DeliverySink, batch: Batch) -> None:
+        """Delivers one merged task; raises whatever the sink raises."""
         if sink not in self._opened:
             async with self._opening:
                 if sink not in self._opened:  # by another delivery, while this one waited

@@ -108,7 +108,7 @@ class User:
         return {batch_id: group for batch_id, group, *_ in claimed}
 
     def retry(self, token: int, batch_id: bytes, delay: int = 0) -> None:
-        self("retry", INDEX, token, batch_id, delay, 1, "error")
+        self("retry", INDEX, token, batch_id, delay, 1, "error", "merged")
 
     def bury(self, token: int, batch_id: bytes, group: bytes) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.dead]

@@ -161,10 +161,10 @@ NO_RECORDS = {
     "nothing": b"",
     "map": msgpack.packb({"a": 1}),
     "short": _record(1, 2),
-    "texts of a group": _record(*["x"] * 13),
-    "texts of a batch": _record(*["x"] * 7),
-    "negative of a group": _record(*[-5] * 13),
-    "negative of a batch": _record(*[-5] * 7),
+    "texts of a group": _record(*["x"] * 15),
+    "texts of a batch": _record(*["x"] * 8),
+    "negative of a group": _record(*[-5] * 15),
+    "negative of a batch": _record(*[-5] * 8),
 }
 
 
@@ -199,10 +199,10 @@ SPOILT: dict[str, Spoil] = {
         for score in ("-inf", "inf", -1)
     },
     "batches: of a group that is not there": _field(
-        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"", 1)
+        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"", 1, b"")
     ),
     "batches: of tasks that are not there": _field(
-        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"", 1)
+        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"", 1, b"")
     ),
     "dead: no record": lambda client: client.hset(P.dead, "bad", "foreign"),
     "dead: short": lambda client: client.hset(P.dead, "bad", _record(1)),

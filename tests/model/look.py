@@ -124,7 +124,7 @@ def _group(packed: bytes) -> dict[str, int]:
     if fields["waiting"]:
         return fields
     # The rest is about what waits.
-    places = ("waiting", "claimed", "base", "flush", "held", "bytes")
+    places = ("waiting", "claimed", "base", "flush", "held", "held_at", "until", "bytes")
     return {name: fields[name] for name in places}
 
 
@@ -135,6 +135,8 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "base": group.base,
         "flush": group.flush,
         "held": held,
+        "held_at": group.held_at,
+        "until": group.until,
         "bytes": length(group.waiting),
     }
     if group.waiting:

@@ -46,6 +46,7 @@ _terms = st.builds(
     dedupe=st.booleans(),
 )
 _texts = st.sampled_from([b"", b"ValueError: no", b"\xff\x00"])
+_merged = st.sampled_from([b"", b"", b"\x92\x90\x00", b"m" * 50])
 _rooms = st.builds(
     m.Room, st.integers(1, 4), st.sampled_from([1, 3, 99]), st.sampled_from([1, 40, 9999, 9999])
 )
@@ -380,15 +381,24 @@ class Machine(RuleBasedStateMachine):
         left.append(place)
 
     @precondition(in_flight)
-    @rule(data=st.data(), delay=_spans, counts=st.integers(0, 1), error=_texts)
-    def retry(self, data: st.DataObject, delay: int, counts: int, error: bytes) -> None:
+    @rule(
+        data=st.data(),
+        delay=st.one_of(_spans, _spans, st.none()),
+        counts=st.integers(0, 1),
+        error=_texts,
+        merged=_merged,
+    )
+    def retry(
+        self, data: st.DataObject, delay: int | None, counts: int, error: bytes, merged: bytes
+    ) -> None:
         batch_ids = self.some_batches(data, 3)
-        self._retry(self.model.token, [(each, delay, counts, error) for each in batch_ids])
+        retries = [m.Retry(each, delay, counts, error, merged) for each in batch_ids]
+        self._retry(self.model.token, retries)
 
-    def _retry(self, token: int, batches: list[tuple[bytes, int, int, bytes]]) -> None:
+    def _retry(self, token: int, batches: list[m.Retry]) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
         keys += [_KEYS.due, _KEYS.ready]
-        args = [part for batch in batches for part in batch]
+        args = [b"" if part is None else part for batch in batches for part in batch]
         self.same(lambda: self.model.retry(token, batches), "retry", keys, token, *args)
 
     @precondition(in_flight)
@@ -456,7 +466,7 @@ class Machine(RuleBasedStateMachine):
         elif what == "commit":
             self._commit(token, [(each, 1) for each in batch_ids])
         elif what == "retry":
-            self._retry(token, [(each, 10, 1, b"e") for each in batch_ids])
+            self._retry(token, [m.Retry(each, 10, 1, b"e", b"m") for each in batch_ids])
         elif what == "release":
             if token != self.model.token:  # one whose lease ran out may release it
                 self._release(token)

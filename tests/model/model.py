@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from redisagg.protocol.records import BatchRecord, DeadRecord
 
 PRIORITY_STEP = 2**42
+BEHIND = 50  # ms
 
 
 class Refused(Exception):
@@ -71,6 +72,18 @@ class Batch:
     created: int
     attempts: int = 0
     error: bytes = b""
+    merged: bytes = b""
+
+
+class Retry(NamedTuple):
+    """A batch that is given back."""
+
+    batch_id: bytes
+    delay: int | None
+    """None: it is not, only what it was merged to is stored."""
+    counts: int
+    error: bytes
+    merged: bytes
 
 
 @dataclass
@@ -92,6 +105,10 @@ class Group:
     deadline: int = 0
     limits: Limits = _NONE
     flush: int = 0
+    held_at: int = 0
+    """The place of the first batch that waits for a retry, or of one before it."""
+    until: int = 0
+    """When the last one may be taken back."""
 
     @property
     def claimed(self) -> int:
@@ -348,7 +365,7 @@ class Partition:
         def hand_out(batch: Batch) -> None:
             batch.attempts += 1
             handed.append(batch)
-            room.take(batch.entries)
+            room.take(batch)
 
         for batch_id, name in items:
             if not room.left:
@@ -363,7 +380,10 @@ class Partition:
         for batch in handed:
             self.claims[batch.id] = until
         return [
-            [each.id, each.group, each.attempts, each.created, each.error, raws(each.entries)]
+            [
+                *(each.id, each.group, each.attempts, each.created, each.error, each.merged),
+                raws(each.entries),
+            ]
             for each in handed
         ]
 
@@ -372,9 +392,17 @@ class Partition:
         at = self.claims.get(batch_id, math.inf) if waits is None else waits
         if at > self.now or (self.paused and waits is not None):
             return False
+        batch = self.batches[batch_id]
+        group = self.groups[batch.group]
+        start = group.start(batch)
+        if self.held(batch.group) and start > group.held_at and group.flight[0] is not batch:
+            index = self.claims if waits is None else self.retries
+            index[batch_id] = max(group.until, self.now + BEHIND)
+            return False
         if waits is not None:
             del self.retries[batch_id]
-            self._schedule(self.batches[batch_id].group)
+            group.held_at = start + len(batch.entries)
+            self._schedule(batch.group)
         return True
 
     def _cut(
@@ -469,20 +497,34 @@ class Partition:
             self.dead[letter_id] = self._letter(batch, entries, error, b"")
         return b"OK"
 
-    def retry(self, token: int, batches: Iterable[tuple[bytes, int, int, bytes]]) -> list[int]:
+    def retry(self, token: int, batches: Iterable[Retry]) -> list[int]:
         self._fence(token)
         reply = []
-        for batch_id, delay, counts, error in batches:
+        for batch_id, delay, counts, error, merged in batches:
             reply.append(int(batch_id in self.claims))
             if batch_id in self.claims:
-                del self.claims[batch_id]
-                self.retries[batch_id] = self.now + delay
                 batch = self.batches[batch_id]
-                if not counts:
-                    batch.attempts = max(0, batch.attempts - 1)
-                batch.error = error or batch.error
-                self._schedule(batch.group)
+                if merged and not batch.merged:
+                    batch.attempts = 1
+                batch.merged = merged or batch.merged
+                if delay is not None:
+                    self._put_back(batch, delay, counts, error)
         return reply
+
+    def _put_back(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
+        del self.claims[batch.id]
+        self._hold(batch, self.now + delay)
+        if not counts:
+            batch.attempts = max(0, batch.attempts - 1)
+        batch.error = error or batch.error
+        self._schedule(batch.group)
+
+    def _hold(self, batch: Batch, until: int) -> None:
+        group = self.groups[batch.group]
+        start = group.start(batch)
+        group.held_at = min(group.held_at, start) if self.held(batch.group) else start
+        group.until = max(group.until, until)
+        self.retries[batch.id] = until
 
     # --- operators ---------------------------------------------------------------------------
 
@@ -496,7 +538,7 @@ class Partition:
         group.flight.insert(0, batch)
         group.base -= len(batch.entries)
         self.batches[letter_id] = batch
-        self.retries[letter_id] = self.now
+        self._hold(batch, self.now)
         self._schedule(record.group)
         self._wake(self.now)
         return len(batch.entries)
@@ -588,6 +630,7 @@ class Partition:
                 each.created,
                 each.error,
                 length(each.entries),
+                each.merged,
             )
             for each in self.batches.values()
         }
@@ -605,10 +648,10 @@ class Room:
     def left(self) -> bool:
         return self.batches > 0 and self.tasks > 0 and self.bytes > 0
 
-    def take(self, entries: list[Entry]) -> None:
+    def take(self, batch: Batch) -> None:
         self.batches -= 1
-        self.tasks -= len(entries)
-        self.bytes -= length(entries)
+        self.tasks -= len(batch.entries)
+        self.bytes -= length(batch.entries) + len(batch.merged)
 
 
 def raws(entries: Iterable[Entry]) -> list[bytes]:

@@ -25,6 +25,9 @@ _BROKEN = {
     "what is pending": ("add", "if full then return full end", ""),
     "ids that were flushed": ("claim", "  remember()\n", ""),
     "bytes of a batch": ("includes/commit", "+ batch[LENGTH]", "+ 0"),
+    "batches that wait for a retry": ("claim", "if is_behind_held(g, batch) then", "if false then"),
+    "what was merged": ("retry", "batch[MERGED] = merged", ""),
+    "attempts of the sink": ("retry", "batch[ATTEMPTS] = 1", "batch[ATTEMPTS] = 2"),
     "claims of an earlier leader": ("acquire", "'WEIGHTS', 0", "'WEIGHTS', 1"),
 }
 

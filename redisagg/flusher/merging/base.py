@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import MergeError, MergeTimeout, SinkError, UndecodableTask
+from redisagg.flusher.merging.merged import pack_batch, pack_merged, unpack_merged
 from redisagg.flusher.merging.tracing import linked
 from redisagg.protocol.entries import decode
-from redisagg.sinks.base import Batch, DeliverySink
+from redisagg.sinks.base import Batch, DeliverySink, ScriptSink
 from redisagg.sinks.routing import Router
 from redisagg.task import Task
 
@@ -24,23 +26,38 @@ class Failure:
 
     error: str
     traceback: str
+    pause: float | None = None
+    """If the batch is not to blame, and the attempt does not count: seconds until the next."""
 
     @classmethod
-    def of(cls, error: BaseException) -> Failure:
+    def of(cls, error: BaseException, pause: float | None = None) -> Failure:
         """The failure that an exception means."""
         text = "".join(traceback.format_exception(error))
-        return cls(f"{type(error).__name__}: {error}", text)
+        return cls(f"{type(error).__name__}: {error}", text, pause)
 
 
 @dataclass(slots=True)
 class Commit:
     """Merged tasks as a commit script takes them, for one batch."""
 
+    sink: str
+    """The name of the sink's class."""
     script: str
     queue_keys: Sequence[bytes]
     options: Sequence[Any]
     entry_keys: list[bytes] = field(default_factory=list)
     arguments: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def into(cls, sink: ScriptSink, slot: str | None) -> Commit:
+        """An empty one, for a partition with this hash tag (None off a cluster)."""
+        name = type(sink).__name__
+        return cls(name, sink.script, sink.commit_keys(slot), sink.options())
+
+    @property
+    def queue(self) -> Hashable:
+        """Stands for the queue, in whatever process the sink was asked."""
+        return self.script, *self.queue_keys
 
     def goes_with(self, other: Commit) -> bool:
         """Whether both go into the same queue, and so into the same call."""
@@ -59,6 +76,18 @@ class Outcome:
     """What is delivered before the commit."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """Places of entries that are no tasks, and what is wrong with them."""
+    merged: dict[str, bytes] = field(default_factory=dict)
+    """By batch id, what the merge function returned and is still to be enqueued; packed. If there
+    is any, a failure is one of the sink."""
+
+    def packed(self) -> bytes:
+        """What is to be kept of it in Redis, so that nothing is merged again; empty if nothing."""
+        return pack_merged(self.undecodable, self.merged.values()) if self.merged else b""
+
+
+_beginning = threading.Lock()
+"""A merge that begins and one that is given up must not pass each other. One lock for all jobs is
+held too briefly to matter."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,19 +97,40 @@ class Job:
     batch_id: bytes
     group: bytes
     attempt: int
+    merged: bytes
+    """What it was merged to by an earlier attempt, as `Outcome.packed` had it, or empty."""
     entries: Sequence[bytes]
     slot: str | None
     """The hash tag of its partition on a cluster, else None."""
     done: Callable[[Job], None]
     """Called on the loop when there is an outcome."""
     outcome: Outcome | None = None
+    probing: bool = False
+    """Whether it was claimed to find out if a sink that was down works again."""
+    delivering: bool = False
+    """Whether its outcome is being delivered."""
     abandoned: bool = False
     """Whether nobody waits for it any more."""
+    begun: bool = False
+    """Whether a merge is or was at work on it."""
+
+    def begin(self) -> bool:
+        """Called by a merger before it merges: whether it shall."""
+        with _beginning:
+            self.begun = not self.abandoned
+            return self.begun
+
+    def give_up(self) -> bool:
+        """Abandons it unless its merge has begun; returns whether it is abandoned."""
+        with _beginning:
+            self.abandoned = self.abandoned or not self.begun
+            return self.abandoned
 
     def end(self, outcome: Outcome) -> None:
         """Takes the outcome and tells who waits for it; on the loop."""
-        self.outcome = outcome
-        self.done(self)
+        if not self.abandoned:
+            self.outcome = outcome
+            self.done(self)
 
 
 class Merger(ABC):
@@ -106,10 +156,25 @@ class Merger(ABC):
         return Outcome(Failure.of(error))
 
 
-def prepare(job: Job, outcome: Outcome) -> tuple[str, list[Task]]:
-    """The arguments for the merge function; what can't be decoded goes into the outcome."""
+_Routed: TypeAlias = tuple[ScriptSink | DeliverySink, Batch]
+
+
+def prepare(job: Job, outcome: Outcome, router: Router) -> tuple[str, list[Task]]:
+    """The arguments for the merge function; what can't be decoded goes into the outcome.
+
+    No tasks if it is not to be called, since an earlier attempt has merged them: then all that is
+    left to do is in the outcome.
+
+    Raises:
+        ForeignKey: what is stored in place of the merged tasks is not ours.
+    """
     group = job.group.decode("utf-8", "replace")
     tasks: list[Task] = []
+    if job.merged:
+        outcome.undecodable, merged = unpack_merged(job.merged)
+        outcome.merged = {batch.batch_id: packed for batch, packed in merged}
+        _hand_over(job, outcome, ((router.sink_of(batch.task), batch) for batch, _ in merged))
+        return group, tasks
     for place, entry in enumerate(job.entries):
         try:
             tasks.append(decode(entry, group))
@@ -127,16 +192,25 @@ def settle(job: Job, outcome: Outcome, router: Router, tasks: Sequence[Task], me
 
     Raises:
         MergeError: it is something else.
-        PayloadError: the sink can't write its payload.
+        PayloadError: its payload can't be packed, or the sink can't write it.
         SinkError: no sink, or two different queues in Redis, for the tasks of one batch.
     """
+    routed: list[_Routed] = []
     for batch in _batches(job, tasks, merged):
         sink = router.sink_of(batch.task)
-        batch = _inheriting(batch, sink.inherits, tasks)
+        routed.append((sink, _inheriting(batch, sink.inherits, tasks)))
+    outcome.merged = {batch.batch_id: pack_batch(batch) for _, batch in routed}
+    # From here on it is not the merge that fails.
+    _hand_over(job, outcome, routed)
+
+
+def _hand_over(job: Job, outcome: Outcome, routed: Iterable[_Routed]) -> None:
+    """Puts merged tasks into the outcome in the form in which their sinks take them."""
+    for sink, batch in routed:
         if isinstance(sink, DeliverySink):
             outcome.deliveries.append(batch)
             continue
-        commit = Commit(sink.script, sink.commit_keys(job.slot), sink.options())
+        commit = Commit.into(sink, job.slot)
         if outcome.commit is None:
             outcome.commit = commit
         elif not outcome.commit.goes_with(commit):

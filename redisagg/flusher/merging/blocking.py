@@ -16,7 +16,7 @@ def merge(function: GroupAggregator, router: Router, job: Job) -> Outcome:
     """Merges a job; whatever goes wrong is in the outcome."""
     outcome = Outcome()
     try:
-        group, tasks = prepare(job, outcome)
+        group, tasks = prepare(job, outcome, router)
         if tasks:
             merged: Any = function(group, tasks)
             if inspect.isawaitable(merged):  # a plain function that returns a coroutine

@@ -29,13 +29,13 @@ class LoopMerger(Merger):
 
     async def _work(self, job: Job) -> None:
         async with self._slots:
-            outcome = Outcome() if job.abandoned else await self._merge(job)
+            outcome = await self._merge(job) if job.begin() else Outcome()
         job.end(outcome)
 
     async def _merge(self, job: Job) -> Outcome:
         outcome = Outcome()
         try:
-            group, tasks = prepare(job, outcome)
+            group, tasks = prepare(job, outcome, self.router)
             if tasks:
                 merging: Any = asyncio.ensure_future(self.function(group, tasks))  # type: ignore[arg-type]
                 if not await self._ends(merging):

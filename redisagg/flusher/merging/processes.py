@@ -87,7 +87,7 @@ class ProcessMerger(Merger):
         async with self._slots:
             pool = self._pool
             try:
-                outcome = Outcome() if job.abandoned else await self._merge(pool, job)
+                outcome = await self._merge(pool, job) if job.begin() else Outcome()
             except BrokenProcessPool:
                 if self._pool is pool:  # the first to notice
                     self._pool = self._new_pool(self._workers)

@@ -68,7 +68,7 @@ class ThreadMerger(Merger):
         me = threading.get_ident()
         while (job := self._queue.get()) is not None:
             running = self._running[me] = _Running(job, time.monotonic())
-            outcome = Outcome() if job.abandoned else merge(self.function, self.router, job)
+            outcome = merge(self.function, self.router, job) if job.begin() else Outcome()
             if self._running.pop(me, None) is not running:
                 return  # timed out: another thread has taken this one's place
             self._end(job, outcome)

@@ -1,0 +1,172 @@
+"""Circuit breakers: a sink that is down is left alone for a while, and no batch is to blame for it.
+
+A breaker is closed as long as its sink works. It opens when `_FAILURES` different batches have
+failed there in a row, so one batch alone, whatever is in it, never opens it. After a wait it is
+half open: a few batches are let through, and the first result decides whether it closes or opens
+again, for longer.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Hashable
+from enum import Enum
+
+_log = logging.getLogger("redisagg")
+
+_FAILURES = 5
+"""So many different batches have to fail in a row."""
+
+_PROBES = 8
+"""So many batches are let through when a breaker is half open."""
+
+_EARLIER = -1
+"""For a batch that was let through by a state that is over."""
+
+_SHORTEST_WAIT = 0.01
+"""Seconds; `retry_delay` may be 0, which must not become a busy loop."""
+
+
+class State(Enum):
+    """What a breaker lets through."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half open"
+
+
+class Breaker:
+    """The breaker of one sink, for all leaders of a flusher; on their event loop.
+
+    Args:
+        name: of the sink, for the log.
+        delay: seconds to wait after the sink was found down for so many times in a row.
+        changed: called when it has opened or closed.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        delay: Callable[[int], float],
+        changed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._delay = delay
+        self._changed = changed
+        self._clock = clock
+        self._state = State.CLOSED
+        self._failed: set[bytes] = set()  # while closed: batches, since the last success
+        self._opened = 0  # how often in a row
+        self._period = 0  # grows with each change of state
+        self._wait = 0.0
+        self._until = 0.0  # when it is half open, or lets further batches through
+        self._claims = 0  # how many more may be claimed for it while it is half open
+        self._probes = 0  # how many more may be sent
+
+    @property
+    def times_opened(self) -> int:
+        """How often it has opened since it was closed last."""
+        return self._opened
+
+    @property
+    def state(self) -> State:
+        """What it is now: an open one becomes half open by the clock."""
+        if self._state is not State.CLOSED and self._clock() >= self._until:
+            if self._state is State.OPEN:
+                self._enter(State.HALF_OPEN)
+                _log.info("%s is tried again", self.name)
+            # Again if the last ones gave no result within the wait: their leader may be gone.
+            self._claims = self._probes = _PROBES
+            self._until = self._clock() + self._wait
+        return self._state
+
+    def reserve(self, wanted: int) -> int:
+        """How many of the `wanted` batches may be claimed for this sink while it is half open."""
+        if self.state is not State.HALF_OPEN:
+            return 0
+        granted = min(wanted, self._claims)
+        self._claims -= granted
+        return granted
+
+    def unreserve(self, unused: int) -> None:
+        """Takes back what was reserved and found nothing to be claimed."""
+        self._claims += unused
+
+    def admit(self, *, reserved: bool = False) -> int | None:
+        """Lets a batch through: returns a number to give with its result. Or None: not now.
+
+        Args:
+            reserved: whether it was claimed by `reserve`; it is let through whatever happened
+                since. A failure then makes nothing worse, and a success closes the breaker.
+        """
+        state = self.state
+        if state is State.HALF_OPEN and self._probes > 0:
+            self._probes -= 1
+            return self._period
+        if state is State.CLOSED:
+            return self._period
+        return _EARLIER if reserved else None
+
+    def succeeded(self) -> None:
+        """A batch arrived, whenever it was let through: the sink works."""
+        self._failed.clear()
+        if self._state is not State.CLOSED:
+            self._opened = 0
+            self._enter(State.CLOSED)
+            _log.warning("%s works again", self.name)
+            self._changed()
+
+    def failed(self, batch_id: bytes, admitted: int) -> bool:
+        """A batch failed that was let through; returns whether the batch may be to blame."""
+        if admitted != self._period:  # it was under way when the state changed
+            return self._state is State.CLOSED
+        if self._state is State.CLOSED:
+            self._failed.add(batch_id)
+            if len(self._failed) < _FAILURES:
+                return True
+        self._open()
+        return False
+
+    def pause(self) -> float:
+        """Seconds until it lets batches through that it does not now; with jitter."""
+        left = max(self._until - self._clock(), 0) if self.state is not State.CLOSED else 0
+        return left + random.uniform(0.1, 1) * max(self._wait / 4, _SHORTEST_WAIT)
+
+    def _open(self) -> None:
+        self._opened += 1
+        self._failed.clear()
+        self._wait = max(self._delay(self._opened), _SHORTEST_WAIT)
+        self._until = self._clock() + self._wait
+        self._enter(State.OPEN)
+        _log.warning(
+            "%s fails for all batches; nothing is sent to it for %.1f s", self.name, self._wait
+        )
+        self._changed()
+
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self._period += 1
+
+
+class Breakers:
+    """A breaker for each sink of a flusher.
+
+    Args:
+        delay, changed: as in `Breaker`.
+    """
+
+    def __init__(self, delay: Callable[[int], float], changed: Callable[[], None]) -> None:
+        self._delay = delay
+        self._changed = changed
+        self._all: dict[Hashable, Breaker] = {}
+
+    def of(self, key: Hashable, name: str) -> Breaker:
+        """The breaker of the sink with this key and the name of its class."""
+        breaker = self._all.get(key)
+        if breaker is None:
+            breaker = self._all[key] = Breaker(name, self._delay, self._changed)
+        return breaker
