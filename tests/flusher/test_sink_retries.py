@@ -362,6 +362,36 @@ def test_a_queue_of_a_foreign_type_stops_the_merges_too(
     assert set(merge.calls.values()) == {1}
 
 
+def test_what_is_claimed_but_not_merged_when_a_sink_goes_down_goes_back_unmerged(
+    make: Make,
+) -> None:
+    counting, sink = Counting(), Failing()
+    sink.down = True
+
+    def slow(group: str, tasks: list[Task]) -> Task:
+        time.sleep(0.05)
+        return counting(group, tasks)
+
+    agg = make(
+        sink=sink,
+        group_aggregator=slow,
+        group_max_size=1,
+        max_attempts=2,
+        concurrency=8,
+        retry_delay=1,
+        retry_max_delay=2,
+    )
+    agg.add_tasks(Task("test", n, f"g{n}") for n in range(400))
+    with agg:
+        time.sleep(3)
+        assert sum(counting.calls.values()) < 100  # time enough for all that was claimed
+        sink.down = False
+        assert agg.wait_until_idle(30)
+        assert agg.stats().dead == 0
+    assert sorted(sink.payloads()) == list(range(400))
+    assert set(counting.calls.values()) == {1}
+
+
 def test_one_poisonous_batch_is_buried_while_the_others_flow(make: Make) -> None:
     merge, sink = Counting(), Failing()
     sink.poison = {"poison"}
