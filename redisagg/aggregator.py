@@ -66,7 +66,12 @@ class Aggregator:
         self._own_client = not isinstance(redis, (Redis, RedisCluster))
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = ThreadAdder(self._keyspace, self._transport, seconds(self._config.linger))
+        self._adder = ThreadAdder(
+            self._keyspace,
+            self._transport,
+            seconds(self._config.linger),
+            self._namespace.durability,
+        )
         self._registered = False
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()

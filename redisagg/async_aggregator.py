@@ -51,7 +51,12 @@ class AsyncAggregator:
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().asyncio() if self._own_client else redis
         self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = AsyncAdder(self._keyspace, self._transport, seconds(self._config.linger))
+        self._adder = AsyncAdder(
+            self._keyspace,
+            self._transport,
+            seconds(self._config.linger),
+            self._namespace.durability,
+        )
         self._registered = False
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
