@@ -16,7 +16,7 @@ import redis
 from redisagg import Aggregator, RedisAggError, Task
 from redisagg.embedded import HOST, EmbeddedRedis
 from redisagg.errors import InvalidConfig, NotReplicated, TooFewReplicas
-from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.keys import Keyspace, PartitionKeys
 from tests.both import Make
 from tests.proxy import proxying
 from tests.servers import ClusterTopology, SentinelTopology, discover, wait_until
@@ -347,6 +347,27 @@ def test_a_failover_loses_nothing_that_all_replicas_had(
     assert set(acknowledged) <= set(found)
 
 
+def test_a_primary_that_has_lost_its_replicas_is_left(
+    make: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
+) -> None:
+    """For some seconds after a failover an old primary takes writes still, and nobody tells its
+    clients. Too few replicas are a reason to ask the Sentinels again."""
+    old = sentinel.primary
+    places = ",".join(f"{host}:{port}" for host, port in sentinel_addresses)
+    url = f"redis+sentinel://{places}/{sentinel.service_name}"
+    agg = make(url=url, min_replicas=1, add_timeout=20, replica_timeout=0.2)
+    agg.add_task(Task("test", "before", "a"))
+    ask(sentinel.watchers[0], "SENTINEL FAILOVER", sentinel.service_name)
+    new = sentinel.wait_for_failover(old)
+    wait_until(
+        lambda: info(new, "replication")["connected_slaves"] == 1, what="the other one follows"
+    )
+    agg.add_task(Task("test", 1, "a"))
+    assert info(old, "replication")["role"] == "master"  # as yet
+    with new.client() as client:
+        assert client.llen(_partition(agg, "a").tasks(b"a").decode()) == 2
+
+
 # --- Redis Cluster -------------------------------------------------------------------------------
 
 
@@ -414,8 +435,12 @@ def test_a_cluster_whose_replica_does_not_answer(make: Make, clustered: ClusterT
 
 def _owner(cluster: ClusterTopology, agg: Aggregator, group: str) -> int:
     """The port of the master that has the partition of a group."""
+    return cluster.master_of(_partition(agg, group).state.decode()).port
+
+
+def _partition(agg: Aggregator, group: str) -> PartitionKeys:
     partition, *_ = _keyspace(agg).place(group.encode())
-    return cluster.master_of(partition.state.decode()).port
+    return partition
 
 
 def _keyspace(agg: Aggregator) -> Keyspace:
