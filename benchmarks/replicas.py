@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from urllib.parse import urlsplit
 
 from benchmarks import adds
@@ -43,12 +44,12 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     for count in range(_REPLICAS + 1):
         config = replace(NEVER_FULL, min_replicas=count)
         contenders |= {
-            f"lone, {count} replicas": lambda c=config: adds.lone(url, n(5_000), c),
-            f"32 threads, {count} replicas": lambda c=config: adds.threads(url, n(20_000), 32, c),
-            f"256 coroutines, {count} replicas": lambda c=config: adds.coroutines(
-                url, n(40_000), 256, c
+            f"lone, {count} replicas": partial(adds.lone, url, n(5_000), config),
+            f"32 threads, {count} replicas": partial(adds.threads, url, n(20_000), 32, config),
+            f"256 coroutines, {count} replicas": partial(
+                adds.coroutines, url, n(40_000), 256, config
             ),
-            f"add_tasks, {count} replicas": lambda c=config: adds.bulk(url, n(80_000), c),
+            f"add_tasks, {count} replicas": partial(adds.bulk, url, n(80_000), config),
         }
     with _replicas(url):
         series = take_turns("adds that wait for replicas", "adds/s", contenders, turns)

@@ -17,6 +17,10 @@ from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
 
 
+# By how much a server may overdo a timeout, seconds: it looks at the time ten times a second.
+_COARSE = 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """One aggregator's settings, checked."""
@@ -65,7 +69,8 @@ class Namespace:
         """Redis for callers, who wait for `add_timeout` at most."""
         patience = _answer_within(self.config.add_timeout)
         if self.config.waits_for_replicas:
-            patience += seconds(self.config.replica_timeout)  # no sign of a dead connection
+            # Silence for so long is no sign of a dead connection.
+            patience += seconds(self.config.replica_timeout) + _COARSE
         return self.endpoint.answering_within(patience)
 
     def flusher_endpoint(self) -> Endpoint:
@@ -105,10 +110,10 @@ def _check_patience(endpoint: Endpoint, config: AggregationConfig) -> None:
     timeout = endpoint.options.get("socket_timeout")
     if config.waits_for_replicas and timeout is not None:
         waits = seconds(config.replica_timeout)
-        if float(timeout) <= waits:
+        if float(timeout) <= waits + _COARSE:
             raise InvalidConfig(
                 f"the socket_timeout of the Redis URL or client, {timeout} seconds, must be longer "
-                f"than replica_timeout, {waits:g} seconds"
+                f"than replica_timeout, {waits:g} seconds, by more than {_COARSE:g}"
             )
 
 
