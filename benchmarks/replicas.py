@@ -27,10 +27,10 @@ def _replicas(url: str) -> Iterator[None]:
             with replica.client() as client:
                 client.execute_command("REPLICAOF", primary.hostname, primary.port)
         with client_of(url) as client:
-            while client.info("replication")["connected_slaves"] < _REPLICAS:
-                time.sleep(0.1)
+            client.config_set("repl-diskless-sync-delay", 0)
             client.set("bench-probe", 1)
-            client.wait(_REPLICAS, 0)
+            while client.wait(_REPLICAS, 100) < _REPLICAS:
+                time.sleep(0.1)
         yield
 
 

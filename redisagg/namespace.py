@@ -16,7 +16,6 @@ from redisagg.task import GroupKey, group_key_text
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
 
-
 # By how much a server may overdo a timeout, seconds: it looks at the time ten times a second.
 _COARSE = 0.2
 
