@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import adds, drain, idle, latency, memory, report, scaling, soak
+from benchmarks import adds, drain, idle, latency, memory, replicas, report, scaling, soak
 from benchmarks.measure import Check, Series
 from benchmarks.processes import Machine
 from redisagg.embedded import EmbeddedRedis
@@ -19,6 +19,7 @@ _PARTS = {
     "idle": idle.measure,
     "memory": memory.measure,
     "scaling": scaling.measure,
+    "replicas": replicas.measure,
 }
 
 

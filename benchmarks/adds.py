@@ -9,23 +9,23 @@ import time
 from benchmarks import asynq_side, bare
 from benchmarks.measure import Check, Series, ratio_check, take_turns
 from benchmarks.workload import NEVER_FULL, PAYLOAD, empty, group_of, tasks
-from redisagg import Aggregator, AsyncAggregator, Task
+from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Task
 
 
-def lone(url: str, count: int) -> float:
+def lone(url: str, count: int, config: AggregationConfig = NEVER_FULL) -> float:
     """`Aggregator.add_task`, one at a time."""
     empty(url)
-    with_flusher = Aggregator("bench", url, config=NEVER_FULL)
+    with_flusher = Aggregator("bench", url, config=config)
     start = time.perf_counter()
     for task in tasks(count):
         with_flusher.add_task(task)
     return count / (time.perf_counter() - start)
 
 
-def threads(url: str, count: int, number: int) -> float:
+def threads(url: str, count: int, number: int, config: AggregationConfig = NEVER_FULL) -> float:
     """`Aggregator.add_task` from threads."""
     empty(url)
-    aggregator = Aggregator("bench", url, config=NEVER_FULL)
+    aggregator = Aggregator("bench", url, config=config)
     aggregator.stats()
 
     def work(first: int) -> None:
@@ -41,14 +41,14 @@ def threads(url: str, count: int, number: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def coroutines(url: str, count: int, number: int) -> float:
+def coroutines(url: str, count: int, number: int, config: AggregationConfig = NEVER_FULL) -> float:
     """`AsyncAggregator.add_task` from coroutines."""
     empty(url)
-    return asyncio.run(_coroutines(url, count, number))
+    return asyncio.run(_coroutines(url, count, number, config))
 
 
-async def _coroutines(url: str, count: int, number: int) -> float:
-    aggregator = AsyncAggregator("bench", url, config=NEVER_FULL)
+async def _coroutines(url: str, count: int, number: int, config: AggregationConfig) -> float:
+    aggregator = AsyncAggregator("bench", url, config=config)
     await aggregator.stats()
 
     async def work(first: int) -> None:
@@ -62,10 +62,10 @@ async def _coroutines(url: str, count: int, number: int) -> float:
     return count / took
 
 
-def bulk(url: str, count: int) -> float:
+def bulk(url: str, count: int, config: AggregationConfig = NEVER_FULL) -> float:
     """`Aggregator.add_tasks`."""
     empty(url)
-    aggregator = Aggregator("bench", url, config=NEVER_FULL)
+    aggregator = Aggregator("bench", url, config=config)
     aggregator.stats()
     start = time.perf_counter()
     aggregator.add_tasks(tasks(count), ids=False)

@@ -37,7 +37,11 @@ if number then
   local remembered = redis.call('GET', call)
   if remembered then
     local last = cmsgpack.unpack(remembered)
-    if last[1] == number then return last[2] end
+    if last[1] == number then
+      -- A write that changes nothing: WAIT on this connection is to cover what the first call wrote.
+      redis.call('PEXPIRE', call, ARGV[2])
+      return last[2]
+    end
     if last[1] > number then return redis.error_reply('LATE a later call was made') end
   end
 end

@@ -70,7 +70,10 @@ class Aggregator:
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
         self._adder = ThreadAdder(
-            Terms.of(self._keyspace, self._config), self._transport, seconds(self._config.linger)
+            Terms.of(self._keyspace, self._config),
+            self._transport,
+            seconds(self._config.linger),
+            self._namespace.durability,
         )
         self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False

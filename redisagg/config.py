@@ -75,6 +75,12 @@ class AggregationConfig:
             group: adding it changes nothing. Remembered for up to twice as long, in some 60 bytes
             and the lengths of id and group key for each task. 0 for none. Set the same for
             producers and flushers: flushers remember, producers ask.
+        min_replicas: an add returns only when so many replicas have what it wrote (WAIT), so that
+            a failover to one of them loses nothing; see docs/replication.md.
+        wait_for_fsync: an add returns only when the server and `min_replicas` replicas have it on
+            disk (WAITAOF); needs Redis 7.2 with ``appendonly yes``.
+        replica_timeout: how long one attempt waits for either. Adds try again until `add_timeout`
+            and then raise `NotReplicated`.
         shutdown_timeout: how long `stop` waits for merges in hand.
 
     Raises:
@@ -100,6 +106,9 @@ class AggregationConfig:
     max_pending_bytes: int | None = None
     full_timeout: Duration = 0.0
     dedupe_window: Duration = 0.0
+    min_replicas: int = 0
+    wait_for_fsync: bool = False
+    replica_timeout: Duration = 1.0
     shutdown_timeout: Duration = 30.0
 
     def __post_init__(self) -> None:
@@ -111,6 +120,7 @@ class AggregationConfig:
             "retry_max_delay",
             "lease_time",
             "add_timeout",
+            "replica_timeout",
             "shutdown_timeout",
         ):
             object.__setattr__(self, name, to_seconds(getattr(self, name), name, InvalidConfig))
@@ -124,6 +134,7 @@ class AggregationConfig:
         _check_range("partitions", self.partitions, 1, 4096)
         _check_range("concurrency", self.concurrency, 1, 10_000)
         _check_range("max_attempts", self.max_attempts, 1, 1_000_000)
+        _check_range("min_replicas", self.min_replicas, 0, 1_000)
         _check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
         for name in ("max_pending_tasks", "max_pending_bytes"):
             if (limit := getattr(self, name)) is not None:
@@ -137,10 +148,19 @@ class AggregationConfig:
             )
         if seconds(self.lease_time) < 0.1:
             raise InvalidConfig("lease_time is at least 0.1 seconds")
+        if not isinstance(self.wait_for_fsync, bool):
+            raise InvalidConfig(f"wait_for_fsync is True or False, not {self.wait_for_fsync!r}")
+        if self.waits_for_replicas and seconds(self.replica_timeout) > seconds(self.add_timeout):
+            raise InvalidConfig("replica_timeout is at most add_timeout")
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor is 'thread' or 'process', not {self.executor!r}")
         if not callable(self.group_aggregator):
             raise InvalidConfig("group_aggregator is a function of (group, tasks)")
+
+    @property
+    def waits_for_replicas(self) -> bool:
+        """Whether adds wait for more than the primary's reply."""
+        return self.min_replicas > 0 or self.wait_for_fsync
 
 
 def _check_range(name: str, value: object, least: int, most: int) -> None:

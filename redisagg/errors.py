@@ -45,6 +45,23 @@ class RedisUnavailable(RedisAggError, TimeoutError):
     """
 
 
+class NotReplicated(RedisUnavailable):
+    """Fewer replicas than `min_replicas` acknowledged within the timeout, or, with
+    `wait_for_fsync`, it is not on disk yet.
+
+    The tasks are on the primary, and are flushed if it lives. Calling again with the same `Task` is
+    safe while it still waits.
+    """
+
+
+class TooFewReplicas(RedisUnavailable):
+    """The server takes no writes, since fewer replicas follow it than its `min-replicas-to-write`.
+
+    Nothing was written by the last attempt; one before it whose reply was lost may have been
+    carried out.
+    """
+
+
 class AuthenticationFailed(RedisAggError):
     """Redis refused the user name, the password or the right to run a command; or one side does
     not trust the certificate of the other."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from redisagg.config import AggregationConfig
-from redisagg.durations import Duration, seconds
+from redisagg.durations import Duration, seconds, to_ms
 from redisagg.errors import InvalidConfig, NamespaceMismatch
 from redisagg.flusher.merging.processes import check_handed_over
 from redisagg.protocol.entries import Encoder
@@ -13,7 +13,11 @@ from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.sinks import Sink, StreamSink, sink_from_url
 from redisagg.sinks.routing import Route, check_sink
 from redisagg.task import GroupKey, group_key_text
+from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
+
+# By how much a server may overdo a timeout, seconds: it looks at the time ten times a second.
+_COARSE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,9 @@ class Namespace:
         if config.executor == "process":
             check_handed_over(config.group_aggregator, sink)
         keyspace = Keyspace(name, config.partitions)
-        return cls(keyspace, config, check_sink(sink), endpoint_of(redis), Encoder(config))
+        endpoint = endpoint_of(redis)
+        _check_patience(endpoint, config)
+        return cls(keyspace, config, check_sink(sink), endpoint, Encoder(config))
 
     def with_concurrency(self, concurrency: int | None) -> Namespace:
         """The same with another number of merges at the same time, if one is given."""
@@ -60,11 +66,23 @@ class Namespace:
 
     def producer_endpoint(self) -> Endpoint:
         """Redis for callers, who wait for `add_timeout` at most."""
-        return self.endpoint.answering_within(_answer_within(self.config.add_timeout))
+        patience = _answer_within(self.config.add_timeout)
+        if self.config.waits_for_replicas:
+            # Silence for so long is no sign of a dead connection.
+            patience += seconds(self.config.replica_timeout) + _COARSE
+        return self.endpoint.answering_within(patience)
 
     def flusher_endpoint(self) -> Endpoint:
         """Redis for flushers, who would lose their leases with a connection that is dead."""
         return self.endpoint.answering_within(_answer_within(self.config.lease_time))
+
+    @property
+    def durability(self) -> Durability | None:
+        """What adds wait for besides the primary's reply; None for nothing."""
+        config = self.config
+        if not config.waits_for_replicas:
+            return None
+        return Durability(config.min_replicas, config.wait_for_fsync, to_ms(config.replica_timeout))
 
     def check_registered(self, found: tuple[int, int]) -> None:
         """Compares what is recorded in Redis with what this aggregator was told.
@@ -83,6 +101,18 @@ class Namespace:
             raise NamespaceMismatch(
                 f"the namespace {name!r} was created with {partitions} partitions, not "
                 f"{self.config.partitions}; set partitions={partitions}, or use another name"
+            )
+
+
+def _check_patience(endpoint: Endpoint, config: AggregationConfig) -> None:
+    """Raises `InvalidConfig` if connections are given up while the server waits for replicas."""
+    timeout = endpoint.options.get("socket_timeout")
+    if config.waits_for_replicas and timeout is not None:
+        waits = seconds(config.replica_timeout)
+        if float(timeout) <= waits + _COARSE:
+            raise InvalidConfig(
+                f"the socket_timeout of the Redis URL or client, {timeout} seconds, must be longer "
+                f"than replica_timeout, {waits:g} seconds, by more than {_COARSE:g}"
             )
 
 

@@ -23,6 +23,7 @@ from redisagg.producer.full import patience
 from redisagg.producer.lanes import Lanes
 from redisagg.protocol.entries import EncodedTask
 from redisagg.transport.aio import AsyncTransport
+from redisagg.transport.durability import Durability
 
 T = TypeVar("T")
 
@@ -84,12 +85,20 @@ class AsyncAdder:
 
     Args:
         linger: seconds for which a call waits for company; 0 for none.
+        durability: what an add waits for besides the primary's reply.
     """
 
-    def __init__(self, terms: Terms, transport: AsyncTransport, linger: float) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        transport: AsyncTransport,
+        linger: float,
+        durability: Durability | None,
+    ) -> None:
         self.lanes = Lanes()
         self.terms = terms
         self._transport = transport
+        self._durability = durability
         # The partitions of a cluster don't wait for each other: one of its masters may be down.
         count = len(terms.keyspace.partitions) if transport.clustered else 1
         self._queues = [_Queue(terms, self.exchange, linger) for _ in range(count)]
@@ -100,7 +109,9 @@ class AsyncAdder:
         """Sends a round and tells what became of it; raises nothing."""
         with self.lanes.take() as lane:
             try:
-                replies = await self._transport.exchange(together.requests(lane))
+                replies = await self._transport.exchange(
+                    together.requests(lane), durability=self._durability
+                )
             except Exception as error:
                 return together.failed(error)
         return together.outcomes(replies)

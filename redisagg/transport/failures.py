@@ -18,6 +18,7 @@ from redisagg.errors import (
     RedisOutOfMemory,
     RedisReadOnly,
     StaleLease,
+    TooFewReplicas,
     UnexpectedReply,
 )
 from redisagg.protocol.scripts import Request, find
@@ -33,7 +34,7 @@ _TRANSIENT = (
     rx.RedisClusterException,  # no node of the cluster answers
     rx.TryAgainError,
     rx.MasterDownError,
-    OSError,
+    OSError,  # TimeoutError is one, and so is our own NotReplicated
 )
 
 _FOREIGN = "a key of redisagg holds what redisagg did not write: "
@@ -51,6 +52,7 @@ _BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
     ("SCHEMA ", NamespaceMismatch, "use the version of redisagg that the other nodes use: "),
     ("WRONGTYPE", ForeignKey, "a key of redisagg holds a value of another type: "),
     ("FULL ", AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
+    ("NOREPLICAS", TooFewReplicas, "the server takes no writes: "),
     ("OOM ", RedisOutOfMemory, "Redis has reached its maxmemory: "),
     ("READONLY", RedisReadOnly, "the server is a read-only replica, connect to its primary: "),
     ("NOPERM", AuthenticationFailed, "the user may not do this: "),
@@ -75,10 +77,15 @@ _BY_CLASS: list[tuple[type[Exception], str]] = [
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same command may succeed later, when a connection or a primary is back."""
+    """Whether the same command may succeed later, when a connection or a server is back."""
     if isinstance(error, _REFUSED) or _is_about_certificates(error):
         return False
-    return isinstance(error, _TRANSIENT)
+    return isinstance(error, _TRANSIENT) or _lacks_replicas(error)
+
+
+def _lacks_replicas(error: BaseException) -> bool:
+    """Whether the server takes no writes until more replicas follow it."""
+    return isinstance(error, rx.ResponseError) and "NOREPLICAS" in str(error)
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:

@@ -54,10 +54,11 @@ def expired(timeout: float | None, since: float) -> bool:
 
 def give_up(error: BaseException, timeout: float | None) -> Exception:
     """What the caller gets for the last error."""
-    if is_transient(error):
+    known = ours(error)
+    if is_transient(error) and not isinstance(known, RedisUnavailable):
         within = "" if timeout is None else f" within {timeout:g} seconds"
         return RedisUnavailable(f"Redis could not be reached{within}: {error}")
-    return ours(error)
+    return known
 
 
 _last_logged = -math.inf
@@ -71,4 +72,4 @@ def _log_wait(state: tenacity.RetryCallState) -> None:
         _last_logged = now
         error = state.outcome.exception() if state.outcome else None
         wait = state.next_action.sleep if state.next_action else 0
-        _log.warning("Redis is not answering (%s); next attempt in %.2f s", error, wait)
+        _log.warning("Redis does not acknowledge (%s); next attempt in %.2f s", error, wait)

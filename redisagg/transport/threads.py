@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from redisagg.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
+from redisagg.transport.durability import NO_NODE, Durability, by_node, is_astray, try_again
 from redisagg.transport.failures import check_role, is_transient
 from redisagg.transport.rounds import RAW, Command, pack, round_trip
 
@@ -54,53 +55,70 @@ class Transport:
             result: T = stop.value
             return result
 
-    def exchange(self, requests: Sequence[Request], *, once: bool = False) -> list[Any]:
+    def exchange(
+        self,
+        requests: Sequence[Request],
+        *,
+        once: bool = False,
+        durability: Durability | None = None,
+    ) -> list[Any]:
         """One round trip; a request that Redis refused has one of our errors for its reply.
 
         Args:
             requests: what to send.
             once: whether to raise at the first lost connection.
+            durability: what else to wait for; for calls of scripts that may be repeated.
 
         Raises:
-            RedisUnavailable: no answer came within the timeout.
+            RedisUnavailable: no answer came within the timeout, or, as `NotReplicated`, not enough
+                replicas acknowledged.
             AuthenticationFailed: Redis refused the connection.
         """
         since = time.monotonic()
         try:
-            return self._exchange(requests)
+            return self._exchange(requests, durability)
         except Exception as error:
             if once or not is_transient(error) or retrying.expired(self._timeout, since):
                 raise retrying.give_up(error, self._timeout) from error
         retryer = tenacity.Retrying(**retrying.options(self._timeout, since))
         try:
-            return retryer(self._exchange, requests)
+            return retryer(self._exchange, requests, durability)
         except Exception as error:
             raise retrying.give_up(error, self._timeout) from error
 
-    def _exchange(self, requests: Sequence[Request]) -> list[Any]:
+    def _exchange(self, requests: Sequence[Request], durability: Durability | None) -> list[Any]:
         steps = round_trip(requests)
         try:
             commands = next(steps)
             while True:
-                commands = steps.send(self._send(commands))
+                commands = steps.send(self._send(commands, durability))
         except StopIteration as stop:
             replies: list[Any] = stop.value
             return replies
 
-    def _send(self, commands: list[Command]) -> list[Any]:
-        if isinstance(self.client, RedisCluster):
+    def _send(self, commands: list[Command], durability: Durability | None) -> list[Any]:
+        if not isinstance(self.client, RedisCluster):
+            return self._send_together(self.client.connection_pool, commands, durability)
+        if durability is None:
             return [self._send_routed(command) for command in commands]
-        return self._send_together(self.client.connection_pool, commands)
+        return self._send_to_nodes(self.client, commands, durability)
 
-    def _send_together(self, pool: ConnectionPool, commands: list[Command]) -> list[Any]:
+    def _send_together(
+        self, pool: ConnectionPool, commands: list[Command], durability: Durability | None
+    ) -> list[Any]:
         """Sends all commands at once, and reads all replies, on one connection of the pool."""
+        if durability is not None:
+            commands = [*commands, durability.command]
         connection = pool.get_connection()
         try:
             try:
                 connection.send_packed_command(pack(commands, connection))
-                return [self._read(connection) for _ in commands]
+                replies = [self._read(connection) for _ in commands]
+                return replies if durability is None else durability.settle(replies)
             except BaseException:
-                connection.disconnect()  # replies may be on their way still
+                # Replies may be on their way still. Or there are too few replicas, since Sentinels
+                # have given them another primary: then the next connection goes there.
+                connection.disconnect()
                 raise
         finally:
             pool.release(connection)
@@ -112,6 +130,28 @@ class Transport:
         except ResponseError as error:
             check_role(error, connection)
             return error
+
+    def _send_to_nodes(
+        self, client: RedisCluster, commands: list[Command], durability: Durability
+    ) -> list[Any]:
+        """Sends to each node what it has the slots for, and what is to be waited for behind it.
+
+        The cluster client gives each command any connection, so it can't be left to that.
+        """
+        replies: list[Any] = [NO_NODE] * len(commands)
+        for node, numbers in by_node(commands, client.get_node_from_key).items():
+            try:
+                pool = client.get_redis_connection(node).connection_pool
+                of_node = self._send_together(pool, [commands[i] for i in numbers], durability)
+            except Exception as error:
+                of_node = [error] * len(numbers)
+            for i, reply in zip(numbers, of_node, strict=True):
+                replies[i] = reply
+        for i, reply in enumerate(replies):
+            if is_astray(reply):
+                self._send_routed(commands[i])  # the client finds the node, and remembers it
+                replies[i] = try_again(reply)
+        return replies
 
     def _send_routed(self, command: Command) -> Any:
         """Leaves it to the cluster client to find the node; its pipelines take no scripts."""

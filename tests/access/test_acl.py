@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError
 
 from redisagg import Aggregator, Task
 from redisagg.embedded import EmbeddedRedis
-from redisagg.errors import AuthenticationFailed
+from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
 from redisagg.operations import Operation, inspecting, reading, steering
 from redisagg.payload import pack
@@ -442,6 +442,19 @@ def test_all_roles_together(server: EmbeddedRedis, admin: User, kind: str) -> No
         for aggregator in as_role.values():
             aggregator.close()
     assert refused(admin) == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_producer_that_waits_for_replicas_needs_one_right_more(
+    server: EmbeddedRedis, admin: User, kind: str
+) -> None:
+    config = quick_config(min_replicas=1, add_timeout=0.5, replica_timeout=0.1)
+    with making(kind) as make:
+        for rights, error in (([], AuthenticationFailed), (["+wait"], NotReplicated)):
+            allow(admin, "producer", [*ROLES["producer"], *rights])
+            producer = make(NAME, url_of(server, "producer"), config=config)
+            with pytest.raises(error, match=r"\(WAIT,|0 of 1 replicas"):
+                producer.add_task(Task("t", 1, "g"))
 
 
 def test_a_flusher_without_a_right_says_so_and_goes_on_when_it_has_it(

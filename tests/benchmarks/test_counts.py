@@ -30,9 +30,9 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for transport in (threads.Transport, aio.AsyncTransport):
         real: Any = transport.exchange
 
-        def counting(self: Any, requests: Any, *, once: bool = False, real: Any = real) -> Any:
+        def counting(self: Any, requests: Any, *, real: Any = real, **options: Any) -> Any:
             found.append(len(requests))
-            return real(self, requests, once=once)
+            return real(self, requests, **options)
 
         monkeypatch.setattr(transport, "exchange", counting)
     return found

@@ -146,7 +146,8 @@ def _misplaced(
     for offer in history.offers:
         if offer.outcome == "acknowledged" and offer.task not in places:
             at = offer.ended_at or offer.offered_at
-            kind = Kind.LOST_IN_WINDOW if _may_be_lost(history, at) else Kind.LOST
+            excused = not history.durable and _may_be_lost(history, at)
+            kind = Kind.LOST_IN_WINDOW if excused else Kind.LOST
             yield Finding(kind, f"{offer.task} of group {offer.group}, acknowledged at {at:.3f}")
     for batch in there:
         for task in batch.tasks:

@@ -88,6 +88,9 @@ class History:
     waiting: list[Batch] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
     lossy: list[Window] = field(default_factory=list)
+    durable: bool = False
+    """Whether adds made sure of their tasks, so that those windows excuse no lost task. They still
+    excuse a lost lease."""
     exactly_once: bool = True
     """False for a sink that is delivered to at least once, with the same batch id."""
 

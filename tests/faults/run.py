@@ -128,7 +128,8 @@ def observing(plan: Plan, topology: Topology) -> Iterator[Aggregator]:
 def _history(plan: Plan, topology: Topology, folder: Path) -> History:
     """All that the journals and the servers tell."""
     history = History(LIMITS, exactly_once=topology.sink is None)
-    history.lossy = [] if plan.durable else topology.lossy
+    history.lossy = topology.lossy
+    history.durable = plan.durable
     delivered: list[Batch] = []
     for path in sorted(folder.glob("*.journal")):
         history.offers += read_offers(read_journal(path))

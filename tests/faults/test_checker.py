@@ -304,11 +304,23 @@ def test_what_was_acknowledged_when_redis_may_lose_it_is_counted_apart() -> None
     assert check(history).counts == {Kind.LOST: 1}
 
 
+def test_adds_that_made_sure_have_no_excuse() -> None:
+    history = simulated(2)
+    [gone] = history.enqueued.pop(first_of(history, 1)).tasks
+    offer = next(offer for offer in history.offers if offer.task == gone)
+    assert offer.ended_at is not None
+    history.lossy = [Window(offer.ended_at - 0.001, offer.ended_at + 0.001)]
+    history.durable = True
+    assert check(history).counts == {Kind.LOST: 1}
+
+
 def test_a_lease_that_redis_may_have_lost_proves_nothing() -> None:
     history = simulated(2)
     enqueue_with_a_lost_lease(history)
     lost = history.leases[-1].at
     history.lossy = [Window(lost - 0.1, lost + 0.1)]
+    assert check(history).violations == 0
+    history.durable = True  # that is about adds
     assert check(history).violations == 0
 
 
