@@ -94,7 +94,8 @@ class Aggregator:
     # --- adding ----------------------------------------------------------------------------
 
     def add_task(self, task: Task) -> str:
-        """Adds a task to its group; when this returns, Redis has it.
+        """Adds a task to its group; when this returns, Redis has it, and so have its replicas if
+        that is configured.
 
         Returns:
             The id of the task.
@@ -103,6 +104,7 @@ class Aggregator:
             InvalidTask: the task is wrong (`PayloadError`, `TaskTooLarge` and `InvalidGroupKey`
                 are kinds of it); nothing was written.
             AggregatorFull: Redis is out of memory; nothing was written.
+            NotReplicated: with `min_replicas`: too few replicas have it; the primary has.
         """
         encoded = self._namespace.encoder(task)
         if not self._registered:
