@@ -98,7 +98,8 @@ class Aggregator:
     # --- adding ----------------------------------------------------------------------------
 
     def add_task(self, task: Task) -> str:
-        """Adds a task to its group; when this returns, Redis has it.
+        """Adds a task to its group; when this returns, Redis has it, and so have its replicas if
+        that is configured.
 
         Returns:
             The id of the task.
@@ -108,6 +109,7 @@ class Aggregator:
                 are kinds of it); nothing was written.
             AggregatorFull: there was no room within `full_timeout`: `max_pending_tasks` or
                 `max_pending_bytes` is reached, or Redis is out of memory; nothing was written.
+            NotReplicated: with `min_replicas`: too few replicas have it; the primary has.
         """
         encoded = self._namespace.encoder(task)
         if not self._registered:
