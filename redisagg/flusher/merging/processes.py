@@ -111,7 +111,11 @@ class ProcessMerger(Merger):
         Raises:
             BrokenProcessPool: a worker has died.
         """
-        merging = asyncio.wrap_future(pool.submit(_merge, replace(job, done=_nothing)))
+        try:
+            submitted = pool.submit(_merge, replace(job, done=_nothing))
+        except RuntimeError as error:  # another merge had it killed, and nobody has noticed yet
+            raise BrokenProcessPool from error
+        merging = asyncio.wrap_future(submitted)
         try:
             return await asyncio.wait_for(merging, self.timeout)
         except asyncio.TimeoutError:  # the built-in one only since Python 3.11
