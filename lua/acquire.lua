@@ -45,11 +45,9 @@ end
 if redis.call('ZCARD', claims) > 0 then
   redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
 end
-local token = redis.pcall('HINCRBY', state, 'token', 1)
-if type(token) == 'table' then  -- foreign bytes: the time is above every token that there was
-  token = now
-  redis.call('HSET', state, 'token', string.format('%.0f', token))
-end
-redis.call('HSET', state, 'owner', ARGV[1], 'wake', 0,
+-- The time is in it for the sake of a replica that became the primary and has not heard of the last
+-- lease: counting alone would give its token to another leader.
+local token = math.max(read_count(state, 'token') + 1, now)
+redis.call('HSET', state, 'owner', ARGV[1], 'wake', 0, 'token', string.format('%.0f', token),
   'expires', string.format('%.0f', now + tonumber(ARGV[2])))
 return { token, 0 }

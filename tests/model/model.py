@@ -301,7 +301,7 @@ class Partition:
         if self.expires > self.now and self.owner != owner:
             return [0, self.expires - self.now]
         self.claims = dict.fromkeys(self.claims, 0)
-        self.token += 1
+        self.token = max(self.token + 1, self.now)
         self.owner, self.expires, self.wake = owner, self.now + lease, 0
         return [self.token, 0]
 

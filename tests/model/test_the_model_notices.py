@@ -18,7 +18,7 @@ _BROKEN = {
     "the end of a lease": ("includes/fence", "(tonumber(lease[2]) or 0) <= now", "false"),
     "the order of batches": ("includes/commit", "not is_head(g, batch)", "false"),
     "ids that wait already": ("add", "if new == 1 then", "if new == 1 or new == 0 then"),
-    "calls made before": ("add", "if last[1] == number then return last[2] end", ""),
+    "calls made before": ("add", "if last[1] == number then", "if false then"),
     "calls that were given up": ("add", "if last[1] > number then", "if false then"),
     "the max size": ("claim", "math.min(g[WAITING], g[SIZE])", "g[WAITING]"),
     "the max delay": ("add", "math.min(g[DEADLINE], now + delay)", "now + delay"),
