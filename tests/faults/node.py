@@ -16,7 +16,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, ForeignKey, InvalidTask, RedisReadOnly
 from redisagg.flusher import flusher as flusher_module
 from redisagg.flusher.leader import Leader
-from redisagg.sinks import CallableSink, Sink
+from redisagg.sinks import Batch, CallableSink, Sink, StreamSink
 from tests import worker
 from tests.both import making
 from tests.faults import scripts
@@ -186,9 +186,24 @@ def _troubled_merge(url: str, settings: dict[str, Any], trouble: _Trouble) -> Gr
             os._exit(70)
         merged = inner(group, tasks)
         assert isinstance(merged, Task)
-        return replace(merged, payload={**merged.payload, "by": settings["name"]})
+        return merged
 
     return merge
+
+
+class _SigningStream(StreamSink):
+    """Says who enqueues, which need not be who merged: what a merge came to may be kept."""
+
+    def __init__(self, name: str, by: str) -> None:
+        super().__init__(name)
+        self._by = by
+
+    def arguments(self, batch: Batch) -> Sequence[bytes]:
+        return super().arguments(replace(batch, task=_signed(batch.task, self._by)))
+
+
+def _signed(merged: Task, by: str) -> Task:
+    return replace(merged, payload={**merged.payload, "by": by})
 
 
 def _delivering(settings: dict[str, Any], journal: Journal, trouble: _Trouble) -> Sink:
@@ -200,7 +215,8 @@ def _delivering(settings: dict[str, Any], journal: Journal, trouble: _Trouble) -
             raise ConnectionError("a sink that fails")
         if trouble.strikes("sink hung"):
             time.sleep(patience * 2)
-        journal.write("delivered", true_time(), batch_id, task.group_key, task.payload)
+        signed = _signed(task, settings["name"])
+        journal.write("delivered", true_time(), batch_id, signed.group_key, signed.payload)
         if trouble.strikes("sink dropped the reply"):
             raise ConnectionError("a sink whose reply is lost")
 
@@ -229,6 +245,8 @@ def flusher(url: str, settings: dict[str, Any]) -> None:
     sink = settings.get("sink")
     if sink == "delivery":
         sink = _delivering(settings, journal, trouble)
+    elif sink is None:
+        sink = _SigningStream(f"{NAME}-batches", settings["name"])
     config = _config(settings, group_aggregator=_troubled_merge(url, settings, trouble))
     worker.run_flusher(settings["kind"], url, config=config, sink=sink)
 
