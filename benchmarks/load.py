@@ -51,7 +51,8 @@ def _produce(url: str, rate: float) -> None:
     number = 0
     while True:
         due = int((time.perf_counter() - start) * rate)
-        batch = [Task("t", PAYLOAD, f"g{n % GROUPS}") for n in range(number, due)]
-        aggregator.add_tasks(batch, ids=False)
+        # A stream, so that a late burst does not show as memory.
+        burst = (Task("t", PAYLOAD, f"g{n % GROUPS}") for n in range(number, due))
+        aggregator.add_tasks(burst, ids=False)
         number = due
         time.sleep(0.01)

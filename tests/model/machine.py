@@ -395,6 +395,20 @@ class Machine(RuleBasedStateMachine):
         retries = [m.Retry(each, delay, counts, error, merged) for each in batch_ids]
         self._retry(self.model.token, retries)
 
+    @precondition(in_flight)
+    @rule(data=st.data())
+    def retry_again(self, data: st.DataObject) -> None:
+        """Of batches that were put back together, the first is once more; the others are due."""
+        groups = [each for each in self.model.groups.values() if len(each.flight) > 1]
+        if not groups:
+            return
+        batches = data.draw(st.sampled_from(groups)).flight
+        items = [(batch.id, batch.group) for batch in batches]
+        self._retry(self.model.token, [m.Retry(each, 0, 1, b"", b"") for each, _ in items])
+        self._claim(self.model.token, 900, m.Room(1, 99, 9999), items)
+        self._retry(self.model.token, [m.Retry(items[0][0], 400, 1, b"", b"")])
+        self._claim(self.model.token, 900, m.Room(9, 99, 9999), items)
+
     def _retry(self, token: int, batches: list[m.Retry]) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
         keys += [_KEYS.due, _KEYS.ready]
