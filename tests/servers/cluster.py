@@ -99,9 +99,17 @@ class ClusterTopology:
         source_id, target_id = ask(source, "CLUSTER MYID"), ask(target, "CLUSTER MYID")
         ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", source_id)
         ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", target_id)
-        while names := ask(source, "CLUSTER GETKEYSINSLOT", slot, 100):
+
+        def moved() -> bool:
+            names = ask(source, "CLUSTER GETKEYSINSLOT", slot, 100)
             move = ("MIGRATE", HOST, target.port, "", 0, MIGRATE_TIMEOUT_MS, "KEYS", *names)
-            ask(source, *move)
+            if names:
+                ask(source, *move)
+            return not names
+
+        # Until it is done: a slot that is left half moved, as when the target is out of memory for
+        # a while, serves nobody.
+        wait_until(moved, what=f"all keys of slot {slot} are at {target}")
         # The target first: a source that has handed over sends clients there.
         for node in (target, source, *(set(self.masters) - {source, target})):
             ask(node, "CLUSTER SETSLOT", slot, "NODE", target_id)
