@@ -14,6 +14,7 @@ import redis.asyncio
 
 from benchmarks.workload import GROUPS, PAYLOAD, group_of
 from redisagg.ids import new_id
+from redisagg.producer.calls import STREAM_ROUND_TASKS
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import load
 
@@ -79,7 +80,7 @@ def pushes(url: str, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def bulk_adds(url: str, count: int, batch: int = 2_000) -> float:
+def bulk_adds(url: str, count: int, batch: int = STREAM_ROUND_TASKS) -> float:
     """Adds/s in pipelines of as many tasks as a round trip of `add_tasks` has."""
     client = _client(url)
     start = time.perf_counter()

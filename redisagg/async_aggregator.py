@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
 from redis.asyncio import Redis, RedisCluster
@@ -62,6 +63,7 @@ class AsyncAggregator:
         )
         self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False
+        self._registering: asyncio.Task[Any] | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
 
@@ -111,11 +113,14 @@ class AsyncAggregator:
             await self._register()
         collected: list[str] = []
         stream = AsyncStream(self._adder, progress, self._full_timeout)
-        async for task in aiter_of(tasks):
-            await stream.put(encoder(task))
-            if ids:
-                collected.append(task.id)
-        await stream.finish()
+        try:
+            async for task in aiter_of(tasks):
+                await stream.put(encoder(task))
+                if ids:
+                    collected.append(task.id)
+            await stream.finish()
+        finally:
+            await stream.close()
         return collected
 
     async def start(self) -> None:
@@ -233,9 +238,15 @@ class AsyncAggregator:
         await self.close()
 
     async def _register(self) -> None:
-        self._namespace.check_registered(
-            await self._transport.run(steering.register(self._keyspace, SCHEMA))
-        )
+        if self._registering is None or self._registering.done():
+            self._registering = asyncio.create_task(
+                self._transport.run(steering.register(self._keyspace, SCHEMA))
+            )
+        try:  # who comes meanwhile shares the round trip; any of them may be cancelled
+            registered = await asyncio.shield(self._registering)
+        except RedisAggError as error:
+            raise copy.copy(error) from error.__cause__  # each caller gets its own
+        self._namespace.check_registered(registered)
         self._registered = True
 
     async def _run(self, operation: Operation[T]) -> T:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import tenacity
 
@@ -32,6 +32,10 @@ _Future: TypeAlias = "asyncio.Future[None]"
 # While Redis works on one round trip, the next one is put together.
 _SENDERS = 2
 
+# From how many tasks on they are sent in two halves, so that Redis and we needn't wait for each
+# other. Of fewer, each would make a call of its own, which costs Redis as much as one for three.
+_ENOUGH_FOR_TWO = 16
+
 
 class _Queue:
     """Tasks that share round trips, and those who wait for them.
@@ -52,32 +56,56 @@ class _Queue:
         self._linger = linger
         self._waiting: deque[tuple[EncodedTask, _Future]] = deque()
         self._senders: set[asyncio.Task[None]] = set()
+        self._on_wire = 0
 
     def add(self, task: EncodedTask) -> _Future:
         """As `AsyncAdder.add`."""
         future: _Future = asyncio.get_running_loop().create_future()
         self._waiting.append((task, future))
         if len(self._senders) < _SENDERS:
-            sender = asyncio.create_task(self._send_waiting())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+            self._senders.add(asyncio.create_task(self._send_waiting()))
         return future
 
     async def _send_waiting(self) -> None:
-        if self._linger:
-            await asyncio.sleep(self._linger)
-        while self._waiting:
-            together: Round[_Future] = Round(self._terms, COMMIT_ROUND_TASKS)
-            while self._waiting and not together.full:
-                together.put(*self._waiting.popleft())
-            for futures, error in await self._exchange(together):
-                for future in futures:
-                    if future.done():  # its caller was cancelled
-                        continue
-                    if error is None:
-                        future.set_result(None)
-                    else:
-                        future.set_exception(copy.copy(error))  # each caller gets its own
+        try:
+            if self._linger:
+                await asyncio.sleep(self._linger)
+            while self._waiting:
+                self._tell(await self._send(self._gather()))
+        finally:
+            # At once: by a callback it would come only after those who were told have added their
+            # next tasks, and nobody would send these.
+            self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    def _gather(self) -> Round[_Future]:
+        """What is to go out now."""
+        many = len(self._waiting)
+        if many >= _ENOUGH_FOR_TWO and not self._on_wire:
+            # The other sender takes the rest. From then on the two halves take turns: the callers
+            # of one go on while Redis works on the other.
+            many = many // 2
+        together: Round[_Future] = Round(self._terms, COMMIT_ROUND_TASKS)
+        while len(together) < many and not together.full:
+            together.put(*self._waiting.popleft())
+        return together
+
+    async def _send(self, together: Round[_Future]) -> Outcomes[_Future]:
+        self._on_wire += 1
+        try:
+            return await self._exchange(together)
+        finally:
+            self._on_wire -= 1
+
+    @staticmethod
+    def _tell(outcomes: Outcomes[_Future]) -> None:
+        for futures, error in outcomes:
+            for future in futures:
+                if future.done():  # its caller was cancelled
+                    continue
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(copy.copy(error))  # each caller gets its own
 
 
 class AsyncAdder:
@@ -107,13 +135,15 @@ class AsyncAdder:
 
     async def exchange(self, together: Round[W]) -> Outcomes[W]:
         """Sends a round and tells what became of it; raises nothing."""
-        with self.lanes.take() as lane:
-            try:
-                replies = await self._transport.exchange(
-                    together.requests(lane), durability=self._durability
-                )
-            except Exception as error:
-                return together.failed(error)
+        lane = self.lanes.take()
+        try:
+            replies = await self._transport.exchange(
+                together.requests(lane), durability=self._durability
+            )
+        except Exception as error:
+            return together.failed(error)
+        finally:
+            self.lanes.give_back(lane)
         return together.outcomes(replies)
 
     def _add_by_partition(self, task: EncodedTask) -> _Future:
@@ -152,10 +182,15 @@ class AsyncStream:
             await self._count(await self._adder.exchange(self._next))
         self._tally.raise_refusal()
 
-    async def _settle(self) -> None:
+    async def close(self) -> None:
+        """As `ThreadStream.close`."""
         if self._on_wire is not None:
-            await self._count(await self._on_wire)
-            self._on_wire = None
+            await self._on_wire
+
+    async def _settle(self) -> None:
+        on_wire, self._on_wire = self._on_wire, None
+        if on_wire is not None:
+            await self._count(await on_wire)
 
     async def _count(self, outcomes: Outcomes[EncodedTask]) -> None:
         """As `ThreadStream._count`."""

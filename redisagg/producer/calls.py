@@ -21,7 +21,7 @@ MAX_CALL_BYTES = 512 * 1024
 # What one round trip may carry, over all partitions. Small ones let a group commit overlap with
 # Redis' work on the one before; a stream has nobody waiting, and large ones cost less a task.
 COMMIT_ROUND_TASKS = 500
-STREAM_ROUND_TASKS = 2_000
+STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
 # How long a call is remembered for a repetition whose first reply was lost, ms.

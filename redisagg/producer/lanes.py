@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Lane:
@@ -35,22 +33,21 @@ class Lanes:
         self._free: list[Lane] = []
         self._pid = os.getpid()
 
-    @contextmanager
-    def take(self) -> Iterator[Lane]:
-        """A lane for the caller alone, within the `with` block."""
+    def take(self) -> Lane:
+        """A lane for the caller alone, until it gives it back."""
         if self._pid != os.getpid():
             self._forget()
         with self._lock:
             if self._free:
-                lane = self._free.pop()
-            else:
-                lane = Lane()
-                self._all.append(lane)
-        try:
-            yield lane
-        finally:
-            with self._lock:
-                self._free.append(lane)
+                return self._free.pop()
+            lane = Lane()
+            self._all.append(lane)
+            return lane
+
+    def give_back(self, lane: Lane) -> None:
+        """Lets others have the lane."""
+        with self._lock:
+            self._free.append(lane)
 
     def drain(self) -> list[Lane]:
         """Gives up all lanes and returns them; later calls take new ones."""

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import tenacity
 
@@ -194,14 +193,23 @@ class ThreadAdder:
 
     def exchange(self, together: Round[W]) -> Outcomes[W]:
         """Sends a round and tells what became of it; raises nothing."""
-        with self.lanes.take() as lane:
+        return self.begin(together)()
+
+    def begin(self, together: Round[W]) -> Callable[[], Outcomes[W]]:
+        """The first half of `exchange`: sends the round. What it returns, to be called once, is
+        the other half."""
+        lane = self.lanes.take()
+        replies = self._transport.begin(together.requests(lane), durability=self._durability)
+
+        def finish() -> Outcomes[W]:
             try:
-                replies = self._transport.exchange(
-                    together.requests(lane), durability=self._durability
-                )
+                return together.outcomes(replies())
             except Exception as error:
                 return together.failed(error)
-        return together.outcomes(replies)
+            finally:
+                self.lanes.give_back(lane)
+
+        return finish
 
     def _add_by_partition(self, task: EncodedTask) -> None:
         partition, *_ = self.terms.keyspace.place(task[0])
@@ -226,8 +234,7 @@ class ThreadStream:
         self._tally = Tally(progress, waits=full_timeout > 0)
         self._full_timeout = full_timeout
         self._next = self._new_round()
-        self._pool: ThreadPoolExecutor | None = None
-        self._on_wire: Future[Outcomes[EncodedTask]] | None = None
+        self._on_wire: Callable[[], Outcomes[EncodedTask]] | None = None
 
     def put(self, task: EncodedTask) -> None:
         """Takes one more task.
@@ -239,9 +246,7 @@ class ThreadStream:
         self._next.put(task, task)
         if self._next.full:
             self._settle()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(1, "redisagg-add")
-            self._on_wire = self._pool.submit(self._adder.exchange, self._next)
+            self._on_wire = self._adder.begin(self._next)
             self._next = self._new_round()
 
     def finish(self) -> None:
@@ -256,14 +261,15 @@ class ThreadStream:
         self._tally.raise_refusal()
 
     def close(self) -> None:
-        """Gives up the thread."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        """Waits for what is on the wire, whatever becomes of it."""
+        on_wire, self._on_wire = self._on_wire, None
+        if on_wire is not None:
+            on_wire()
 
     def _settle(self) -> None:
-        if self._on_wire is not None:
-            self._count(self._on_wire.result())
-            self._on_wire = None
+        on_wire, self._on_wire = self._on_wire, None
+        if on_wire is not None:
+            self._count(on_wire())
 
     def _count(self, outcomes: Outcomes[EncodedTask]) -> None:
         """Counts a round, and waits for room for what found none."""

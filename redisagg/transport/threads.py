@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import tenacity
 from redis import ConnectionPool, Redis, RedisCluster
@@ -18,6 +19,9 @@ from redisagg.transport.failures import check_role, is_transient
 from redisagg.transport.rounds import RAW, Command, pack, round_trip
 
 T = TypeVar("T")
+
+Replies: TypeAlias = "Callable[[], list[Any]]"
+"""The second half of a round trip: waits for the replies."""
 
 
 class Transport:
@@ -74,62 +78,58 @@ class Transport:
                 replicas acknowledged.
             AuthenticationFailed: Redis refused the connection.
         """
+        return self.begin(requests, once=once, durability=durability)()
+
+    def begin(
+        self,
+        requests: Sequence[Request],
+        *,
+        once: bool = False,
+        durability: Durability | None = None,
+    ) -> Replies:
+        """The first half of `exchange`: sends the requests, and raises nothing.
+
+        What it returns is the other half, to be called once. The caller may do other things before
+        that while Redis is at work, but on a cluster nothing is sent until then.
+        """
         since = time.monotonic()
-        try:
-            return self._exchange(requests, durability)
-        except Exception as error:
-            if once or not is_transient(error) or retrying.expired(self._timeout, since):
-                raise retrying.give_up(error, self._timeout) from error
-        retryer = tenacity.Retrying(**retrying.options(self._timeout, since))
-        try:
-            return retryer(self._exchange, requests, durability)
-        except Exception as error:
-            raise retrying.give_up(error, self._timeout) from error
+        attempt = self._attempt(requests, durability)
 
-    def _exchange(self, requests: Sequence[Request], durability: Durability | None) -> list[Any]:
-        steps = round_trip(requests)
-        try:
-            commands = next(steps)
-            while True:
-                commands = steps.send(self._send(commands, durability))
-        except StopIteration as stop:
-            replies: list[Any] = stop.value
-            return replies
-
-    def _send(self, commands: list[Command], durability: Durability | None) -> list[Any]:
-        if not isinstance(self.client, RedisCluster):
-            return self._send_together(self.client.connection_pool, commands, durability)
-        if durability is None:
-            return [self._send_routed(command) for command in commands]
-        return self._send_to_nodes(self.client, commands, durability)
-
-    def _send_together(
-        self, pool: ConnectionPool, commands: list[Command], durability: Durability | None
-    ) -> list[Any]:
-        """Sends all commands at once, and reads all replies, on one connection of the pool."""
-        if durability is not None:
-            commands = [*commands, durability.command]
-        connection = pool.get_connection()
-        try:
+        def finish() -> list[Any]:
             try:
-                connection.send_packed_command(pack(commands, connection))
-                replies = [self._read(connection) for _ in commands]
-                return replies if durability is None else durability.settle(replies)
-            except BaseException:
-                # Replies may be on their way still. Or there are too few replicas, since Sentinels
-                # have given them another primary: then the next connection goes there.
-                connection.disconnect()
-                raise
-        finally:
-            pool.release(connection)
+                return attempt()
+            except Exception as error:
+                if once or not is_transient(error) or retrying.expired(self._timeout, since):
+                    raise retrying.give_up(error, self._timeout) from error
+            retryer = tenacity.Retrying(**retrying.options(self._timeout, since))
+            try:
+                return retryer(lambda: self._attempt(requests, durability)())
+            except Exception as error:
+                raise retrying.give_up(error, self._timeout) from error
 
-    @staticmethod
-    def _read(connection: Any) -> Any:
-        try:
-            return connection.read_response(disable_decoding=True)
-        except ResponseError as error:
-            check_role(error, connection)
-            return error
+        return finish
+
+    def _attempt(self, requests: Sequence[Request], durability: Durability | None) -> Replies:
+        steps = round_trip(requests)
+        replies = self._send(next(steps), durability)
+
+        def finish() -> list[Any]:
+            try:
+                commands = steps.send(replies())
+                while True:
+                    commands = steps.send(self._send(commands, durability)())
+            except StopIteration as stop:
+                final: list[Any] = stop.value
+                return final
+
+        return finish
+
+    def _send(self, commands: list[Command], durability: Durability | None) -> Replies:
+        if not isinstance(self.client, RedisCluster):
+            return _send_together(self.client.connection_pool, commands, durability)
+        if durability is None:
+            return lambda: [self._send_routed(command) for command in commands]
+        return partial(self._send_to_nodes, self.client, commands, durability)
 
     def _send_to_nodes(
         self, client: RedisCluster, commands: list[Command], durability: Durability
@@ -142,7 +142,7 @@ class Transport:
         for node, numbers in by_node(commands, client.get_node_from_key).items():
             try:
                 pool = client.get_redis_connection(node).connection_pool
-                of_node = self._send_together(pool, [commands[i] for i in numbers], durability)
+                of_node = _send_together(pool, [commands[i] for i in numbers], durability)()
             except Exception as error:
                 of_node = [error] * len(numbers)
             for i, reply in zip(numbers, of_node, strict=True):
@@ -159,3 +159,53 @@ class Transport:
             return self.client.execute_command(*command, **RAW)  # type: ignore[no-untyped-call]
         except Exception as error:
             return error
+
+
+def _send_together(
+    pool: ConnectionPool, commands: list[Command], durability: Durability | None
+) -> Replies:
+    """Sends all commands at once on one connection of the pool; raises nothing.
+
+    Returns:
+        What reads all replies and gives the connection back, or raises what happened.
+    """
+    if durability is not None:
+        commands = [*commands, durability.command]
+    try:
+        connection = pool.get_connection()
+    except Exception as error:
+        return partial(_raise, error)
+    try:
+        connection.send_packed_command(pack(commands, connection))
+    except BaseException as error:
+        connection.disconnect()
+        pool.release(connection)
+        if not isinstance(error, Exception):
+            raise
+        return partial(_raise, error)
+
+    def finish() -> list[Any]:
+        try:
+            replies = [_read(connection) for _ in commands]
+            return replies if durability is None else durability.settle(replies)
+        except BaseException:
+            # Replies may be on their way still. Or there are too few replicas, since Sentinels
+            # have given them another primary: then the next connection goes there.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+    return finish
+
+
+def _read(connection: Any) -> Any:
+    try:
+        return connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        check_role(error, connection)
+        return error
+
+
+def _raise(error: Exception) -> list[Any]:
+    raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import statistics
 import sys
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import redis
 
 from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Task
+from redisagg.producer.aio import AsyncAdder
+from redisagg.producer.calls import Round
 from redisagg.transport import aio, threads
 
 _NEVER_FULL = AggregationConfig(group_max_size=1_000_000)
@@ -27,14 +30,14 @@ def _commands(client: redis.Redis) -> int:
 def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of calls in each round trip."""
     found: list[int] = []
-    for transport in (threads.Transport, aio.AsyncTransport):
-        real: Any = transport.exchange
+    for transport, name in ((threads.Transport, "begin"), (aio.AsyncTransport, "exchange")):
+        real: Any = getattr(transport, name)
 
         def counting(self: Any, requests: Any, *, real: Any = real, **options: Any) -> Any:
             found.append(len(requests))
             return real(self, requests, **options)
 
-        monkeypatch.setattr(transport, "exchange", counting)
+        monkeypatch.setattr(transport, name, counting)
     return found
 
 
@@ -58,8 +61,43 @@ async def test_coroutines_share_round_trips(
     sync_redis.config_resetstat()
     await asyncio.gather(*(aggregator.add_task(Task("t", n, f"g{n % 10}")) for n in range(256)))
     await aggregator.close()
-    assert len(rounds) <= 3  # one for all tasks, one for those of a straggler, one to close
-    assert _commands(sync_redis) <= 256 * 2.5 + 16 * 10
+    assert len(rounds) <= 4  # two for all tasks, one for those of a straggler, one to close
+    assert _commands(sync_redis) <= 256 * 2.5 + 2 * 16 * 10
+
+
+async def test_coroutines_go_on_while_redis_works(
+    sync_redis: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 coroutines in turns: half of them on their way, half adding their next task."""
+    real = AsyncAdder.exchange
+    on_wire = 0
+    found: list[tuple[int, int]] = []  # how many tasks, and how many round trips were under way
+
+    async def watched(self: AsyncAdder, together: Round[Any]) -> Any:
+        nonlocal on_wire
+        found.append((len(together), on_wire))
+        on_wire += 1
+        outcomes = await real(self, together)
+        on_wire -= 1
+        return outcomes
+
+    monkeypatch.setattr(AsyncAdder, "exchange", watched)
+
+    async def add(number: int) -> None:
+        for n in range(40):
+            await aggregator.add_task(Task("t", n, f"g{number}"))
+
+    aggregator = AsyncAggregator("a", redis_url, config=_NEVER_FULL)
+    sync_redis.config_resetstat()
+    await asyncio.gather(*map(add, range(256)))
+    await aggregator.close()
+    stats: Any = sync_redis.info("stats")
+    assert stats["total_connections_received"] <= 2  # at its first use too
+    sizes = [size for size, _ in found]
+    assert sum(sizes) == 256 * 40
+    assert statistics.median(sizes) <= 160
+    assert sum(under_way == 1 for _, under_way in found) >= len(found) * 0.7
+    assert max(under_way for _, under_way in found) == 1
 
 
 def test_a_stream_of_tasks(sync_redis: redis.Redis, redis_url: str, rounds: list[int]) -> None:

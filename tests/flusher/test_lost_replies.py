@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
 from redisagg import Aggregator, Task
+from redisagg.producer.calls import MAX_CALL_TASKS, STREAM_ROUND_TASKS
 from redisagg.sinks import CallableSink
 from tests.both import Make
 from tests.proxy import Proxy
@@ -108,6 +110,51 @@ def test_adds_that_shared_a_lost_round_trip_are_each_added_once(make: Make, prox
         direct.flush_all()
         assert direct.wait_until_idle(5)
     assert sorted(map(str, payloads(enqueued(direct)))) == sorted(["before", *map(str, range(20))])
+
+
+def test_a_stream_gets_over_lost_replies_in_order(make: Make, proxy: Proxy) -> None:
+    agg = make(url=proxy.url, group_max_size=100_000)
+    agg.add_task(Task("test", "before", "z"))
+    many = 3 * STREAM_ROUND_TASKS
+
+    def tasks() -> Iterator[Task]:
+        for n in range(many):
+            if n % STREAM_ROUND_TASKS == 100:  # while the round before is on its way, or before
+                losses.append(proxy.lose_reply("add"))
+            yield Task("test", n, f"g{n % 10}")
+
+    losses: list[Any] = []
+    agg.add_tasks(tasks(), ids=False)
+    for loss in losses:
+        loss.wait(5)
+    assert agg.stats().pending == 1 + many
+    for group in range(10):
+        state = agg.get_group(f"g{group}")
+        assert state is not None
+        assert state.tasks is not None
+        found = [stored.task.payload for stored in state.tasks if stored.task]
+        assert found == list(range(group, many, 10))
+
+
+def test_a_stream_that_raises_leaves_nothing_on_its_way(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    def connections() -> set[str]:
+        return {client["id"] for client in sync_redis.client_list()}
+
+    agg = make(group_max_size=100_000)
+    assert agg.stats().pending == 0
+    before = connections()
+
+    def tasks() -> Iterator[Task]:
+        yield from (Task("test", n, "a") for n in range(MAX_CALL_TASKS + 1))
+        raise RuntimeError("no more")
+
+    for more in (1, 2):
+        with pytest.raises(RuntimeError, match="no more"):
+            agg.add_tasks(tasks())
+        assert agg.stats().pending == more * MAX_CALL_TASKS  # a call was full, and went out
+    assert connections() == before  # they can be used again
 
 
 def test_what_else_was_asked_for_can_be_repeated(make: Make, proxy: Proxy) -> None:
