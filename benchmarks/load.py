@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import Random
 
 from benchmarks.processes import flushers, wait_for_leaders
 from benchmarks.workload import GROUPS, PAYLOAD, empty, flusher_config, tasks
@@ -47,12 +48,14 @@ def producer(url: str, rate: float) -> Iterator[int]:
 def _produce(url: str, rate: float) -> None:
     """In bursts of 10 ms. A burst that was late is made up for."""
     aggregator = Aggregator("bench", url, config=flusher_config(SIZE))
+    # In turn, all groups would be full at the same moment, ten times the load that is asked for.
+    groups = Random(1)
     start = time.perf_counter()
     number = 0
     while True:
         due = int((time.perf_counter() - start) * rate)
         # A stream, so that a late burst does not show as memory.
-        burst = (Task("t", PAYLOAD, f"g{n % GROUPS}") for n in range(number, due))
+        burst = (Task("t", PAYLOAD, f"g{groups.randrange(GROUPS)}") for _ in range(number, due))
         aggregator.add_tasks(burst, ids=False)
         number = due
         time.sleep(0.01)
