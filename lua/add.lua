@@ -20,6 +20,7 @@
 
 -- @include clock
 -- @include schema
+-- @include expect
 -- @include record
 -- @include counts
 -- @include group
@@ -45,13 +46,9 @@ if number then
     if last[1] > number then return redis.error_reply('LATE a later call was made') end
   end
 end
-redis.call('ZCARD', due)  -- reads that refuse a foreign type before anything is written
-redis.call('ZCARD', ready)
+expect('ZCARD', { due, ready })
 local dedupe = ARGV[7] == '1'
-if dedupe then
-  redis.call('SCARD', seen)
-  redis.call('SCARD', seen_before)
-end
+if dedupe then expect('SCARD', { seen, seen_before }) end
 local counts = redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema')
 local newer = refuse_schema(counts[5])
 if newer then return newer end
@@ -127,7 +124,7 @@ local function add_section(tasks, ids, at, n)
   local group = args[at]
   local g, foreign = read_group(groups, group)
   if foreign then return FOREIGN end
-  g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  g = g or new_group()
   local number = g[BASE] + g[CLAIMED] + g[WAITING]
   local grace, delay, size, priority = limits(args[at + 1])
   if not priority or size < 1 then return 'ERR limits: GRACE_MS DELAY_MS SIZE PRIORITY' end

@@ -7,6 +7,7 @@
 -- @include clock
 -- @include schema
 -- @include fence
+-- @include expect
 -- @include record
 -- @include counts
 -- @include group
@@ -28,7 +29,7 @@ local g = read_group(groups, group)
 if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until they are gone
 if not is_head(g, batch) then return 'ORDER' end
 
-redis.call('LLEN', dead_tasks)  -- refuses a foreign type before anything is written
+expect('LLEN', { dead_tasks })
 redis.call('HSET', dead, id, pack_dead(batch, batch[COUNT], now, ARGV[3], ARGV[4]))
 if batch[COUNT] == g[WAITING] + g[CLAIMED] then
   redis.call('RENAME', tasks, dead_tasks)

@@ -16,6 +16,7 @@
 -- @include clock
 -- @include schema
 -- @include fence
+-- @include expect
 -- @include record
 -- @include counts
 -- @include group
@@ -31,18 +32,15 @@ local ITEM_KEYS, ITEM_ARGS = 10, 9  -- where the first item begins
 local now = clock()
 local stale = fence(state, ARGV[1], now)
 if stale then return stale end
-redis.call('HLEN', batches)  -- reads that refuse a foreign type before anything is written
-for _, index in ipairs({ claims, retry, due, ready }) do redis.call('ZCARD', index) end
+expect('HLEN', { batches })
+expect('ZCARD', { claims, retry, due, ready })
 local paused = redis.call('HEXISTS', state, 'paused') == 1
 local until_ms = now + tonumber(ARGV[2])
 local partition = ARGV[3]
 local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local leave_ms, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
 local BEHIND_MS = 50  -- how soon a batch is looked at again that has to let others go first
-if window_ms > 0 then
-  redis.call('SCARD', seen)
-  redis.call('SCARD', seen_before)
-end
+if window_ms > 0 then expect('SCARD', { seen, seen_before }) end
 local reply, records, deadlines, flushed = {}, {}, {}, {}
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
 local lost_bytes = 0

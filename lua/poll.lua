@@ -63,9 +63,10 @@ if head[1] and tonumber(head[2]) <= now then
   local names = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, PROMOTE)
   local done, later = {}, {}
   for _, group in ipairs(names) do
-    local g = read_group(groups, group)
+    local g, foreign = read_group(groups, group)
     local at = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
-    if at and at > now then  -- tasks have come since the index was told
+    if foreign then at = now + sleep end  -- perhaps its record is put right by then
+    if at and at > now then  -- or tasks have come since the index was told
       later[#later + 1] = at
       later[#later + 1] = group
     else

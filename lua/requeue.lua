@@ -7,6 +7,7 @@
 
 -- @include clock
 -- @include schema
+-- @include expect
 -- @include record
 -- @include counts
 -- @include group
@@ -31,10 +32,10 @@ local entries = redis.call('LRANGE', dead_tasks, 0, -1)
 local count = #entries
 local g, foreign = read_group(groups, group)
 if foreign then return redis.error_reply(FOREIGN) end
-g = g or { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 }
-redis.call('LLEN', tasks)  -- reads that refuse a foreign type before anything is written
-redis.call('HLEN', batches)
-for _, index in ipairs({ retry, due, ready }) do redis.call('ZCARD', index) end
+g = g or new_group()
+expect('LLEN', { tasks })
+expect('HLEN', { batches })
+expect('ZCARD', { retry, due, ready })
 
 local reversed = {}
 for i = 1, count do reversed[i] = entries[count + 1 - i] end

@@ -10,6 +10,7 @@
 -- @include clock
 -- @include schema
 -- @include fence
+-- @include expect
 -- @include record
 -- @include group
 -- @include batch
@@ -19,8 +20,7 @@ local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local now = clock()
 local stale = fence(state, ARGV[1], now)
 if stale then return stale end
--- Reads that refuse a foreign type before anything is written.
-for _, index in ipairs({ retry, due, ready }) do redis.call('ZCARD', index) end
+expect('ZCARD', { retry, due, ready })
 
 local reply = {}
 for at = 2, #ARGV, 5 do

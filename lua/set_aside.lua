@@ -9,6 +9,7 @@
 -- @include clock
 -- @include schema
 -- @include fence
+-- @include expect
 -- @include record
 -- @include counts
 -- @include group
@@ -28,7 +29,7 @@ if not g then return 'GONE' end
 if redis.call('HEXISTS', dead, ARGV[3]) == 1 or redis.call('HEXISTS', batches, ARGV[3]) == 1 then
   return 'OK'
 end
-redis.call('LLEN', dead_tasks)  -- refuses a foreign type before anything is written
+expect('LLEN', { dead_tasks })
 local head = batch[START] - g[BASE]
 local count = #ARGV - 4
 redis.call('HSET', dead, ARGV[3], pack_dead(batch, count, now, ARGV[4], ''))

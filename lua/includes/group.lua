@@ -19,6 +19,9 @@ local BYTES    = 15  -- length of all entries that wait
 -- and priorities from -1000 to 1000 keep the sum exact in a double.
 local PRIORITY_STEP = 4398046511104
 
+-- The record of a group that has no task yet.
+local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 } end
+
 -- The record, nil if there is none, or nil and true for foreign bytes.
 local function read_group(groups, group)
   local g, foreign = read_record(groups, group, BYTES)

@@ -239,3 +239,20 @@ def test_foreign_bytes_are_an_error_of_ours_or_passed_over(
     look(aggregator)
     with contextlib.suppress(RedisAggError):
         aggregator.close()
+
+
+def test_a_group_goes_on_when_its_record_is_put_right(
+    aggregator: Aggregator, client: Client
+) -> None:
+    """Though no task comes that would have it looked at."""
+    aggregator.add_task(Task("fuzz", 1, "mine", grace_period=0.3))
+    record = client.hget(P.groups, "mine")
+    client.hset(P.groups, "mine", b"foreign")
+    add_and_await(aggregator, NEIGHBOUR)
+    wait_until(
+        lambda: (client.zscore(P.due, "mine") or 0) > client.time()[0] * 1000 + 1000,
+        what="it was due",
+    )
+    client.hset(P.groups, "mine", record)
+    assert aggregator.wait_until_idle(4)
+    assert payloads([batch for batch in enqueued(aggregator) if batch.group == "mine"]) == [1]
