@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from redisagg import Aggregator, Task
@@ -70,10 +71,14 @@ def test_groups_and_payloads_of_every_shape_come_through(
 
 
 @settings(SETTINGS, max_examples=300)
+@example(math.inf)
 @given(shapes.payloads)
 def test_a_payload_comes_back_as_documented(payload: Any) -> None:
     assert unpack(pack(payload)) == shapes.as_stored(payload)
-    assert isinstance(to_json(payload), str)
+    try:
+        assert isinstance(to_json(payload), str)
+    except PayloadError as error:
+        assert "float" in str(error)  # noqa: PT017 - JSON knows no infinity; most have a form
 
 
 @settings(SETTINGS, max_examples=1000)
