@@ -65,7 +65,6 @@ class Flusher:
 
         def make_leader(partition: PartitionKeys, token: int) -> Leader:
             return Leader(
-                keyspace=self.keyspace,
                 partition=partition,
                 token=token,
                 config=self.config,

@@ -18,25 +18,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.config import AggregationConfig
-from redisagg.durations import seconds, to_ms
+from redisagg.durations import seconds
 from redisagg.errors import InvalidTask, RedisAggError, RedisUnavailable, StaleLease
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.breaker import Breaker, Breakers, State
+from redisagg.flusher.calls import MAX_CLAIM_BATCHES, DueItem, LeaderCalls, Returned
 from redisagg.flusher.merging.base import Commit, Failure, Job, Merger, Outcome
 from redisagg.flusher.waiting import end, wait_for_event
-from redisagg.protocol.keys import Keyspace, PartitionKeys
-from redisagg.protocol.scripts import Request, call
+from redisagg.protocol.keys import PartitionKeys
+from redisagg.protocol.scripts import Request
 from redisagg.sinks.base import Batch, DeliverySink, ScriptSink
 from redisagg.sinks.routing import Deliveries
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.failures import refusal
 
 _log = logging.getLogger("redisagg")
-
-# What one claim may bring, so that it keeps Redis busy for a few milliseconds at most.
-_CLAIM_BATCHES = 64
-_CLAIM_TASKS = 2_000
-_CLAIM_BYTES = 2 * 1024 * 1024
 
 # How many batches are claimed at once to try a sink that was down.
 _PROBES = 2
@@ -45,22 +41,15 @@ _PROBES = 2
 # each is one more that is merged and stored.
 _FRESH_PROBES = 4
 
-# What one commit may carry, likewise.
+# What one commit may carry, so that it keeps Redis busy for a few milliseconds at most.
 _COMMIT_BATCHES = 64
 _COMMIT_BYTES = 1024 * 1024
-
-# How long a group is left alone whose keys hold a foreign type, ms.
-_LEFT_ALONE_MS = 30_000
 
 # Between two attempts at something that Redis refuses for a reason that may go away, seconds.
 _REFUSED_WAIT = 0.5
 
 # How soon a batch that came out of order is looked at again, seconds.
 _ORDER_WAIT = 0.2
-
-
-# For a batch of which nothing is enqueued by the commit.
-_NOTHING = Commit("", "commit", (), ())
 
 
 @dataclass(slots=True, eq=False)
@@ -108,7 +97,6 @@ class Leader:
     def __init__(
         self,
         *,
-        keyspace: Keyspace,
         partition: PartitionKeys,
         token: int,
         config: AggregationConfig,
@@ -123,15 +111,12 @@ class Leader:
         self._merger = merger
         self._deliveries = deliveries
         self._breakers = breakers
-        self._keyspace = keyspace
         self._config = config
         self._transport = transport
         self._slot = partition.slot if transport.clustered else None
-        self._idle_ms = to_ms(idle)
-        # A claim outlives the merge; what a dead leader held is freed by its lease, not by this.
-        self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
-        self._dedupe_ms = to_ms(config.dedupe_window)
-        self._most_in_hand = max(4 * config.concurrency, 4 * _CLAIM_BATCHES)
+        self._idle = idle
+        self._calls = LeaderCalls(partition, token, config, idle)
+        self._most_in_hand = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
         self._in_hand: dict[bytes, Job] = {}
         self._lanes: dict[bytes, deque[Job]] = {}
         self._queue: deque[Job | _Failed] = deque()
@@ -197,8 +182,6 @@ class Leader:
     # --- claiming --------------------------------------------------------------------------
 
     async def _claim_all(self) -> None:
-        p = self.partition
-        keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
         while not self._finishing:
             self._look.clear()
             states = {breaker.state for breaker in self._met.values()}
@@ -216,12 +199,12 @@ class Leader:
                     await wait_for_event(self._look, pause)
                     continue
             async with self._claiming:
-                next_ms = await self._claim_due(keys, min(room, _CLAIM_BATCHES), probe)
+                next_ms = await self._claim_due(min(room, MAX_CLAIM_BATCHES), probe)
             if probe is not None:
                 probe.end()
             if next_ms != 0:
-                sleep_ms = self._idle_ms if next_ms < 0 else next_ms
-                await wait_for_event(self._look, sleep_ms / 1000)
+                sleep = self._idle if next_ms < 0 else next_ms / 1000
+                await wait_for_event(self._look, sleep)
 
     def _reserve(self) -> _Probe | None:
         """The right to claim a few batches for a sink that was down; None if there is none now."""
@@ -239,67 +222,51 @@ class Leader:
                 pause = min(breaker.pause() for breaker in self._met.values())
                 self._fail(lane.popleft(), Failure("", "", pause))
 
-    async def _claim_due(self, keys: list[bytes], limit: int, probe: _Probe | None) -> int:
+    async def _claim_due(self, limit: int, probe: _Probe | None) -> int:
         """Takes what is due into hand; returns the ms until more is, as `poll` does."""
-        polled = limit if probe is None else self._most_in_hand + _CLAIM_BATCHES
+        polled = limit if probe is None else self._most_in_hand + MAX_CLAIM_BATCHES
         while True:
             try:
-                next_ms, flat = await self._ask(
-                    call("poll", keys, self.token, polled, self._idle_ms)
-                )
-                items = list(zip(flat[::2], flat[1::2], strict=True))
+                next_ms, flat = await self._ask(self._calls.poll(polled))
+                items = list(map(DueItem, flat[::2], flat[1::2]))
                 if probe is not None:
                     items, limit = self._chosen(items, probe)
                     probe.left -= limit
                 if items:
-                    await self._claim(keys, items, limit, probing=probe is not None)
+                    await self._claim(items, limit, probing=probe is not None)
                     return 0
                 return int(next_ms)
             except RedisUnavailable:
                 # Whether batches were claimed is unknown: all but those in hand are free again,
                 # and named first by the next poll.
-                p = self.partition
-                _log.warning("the reply to a claim was lost in partition %d", p.number)
-                args = (self.token, self._claim_ms, *self._in_hand)
-                await self._ask(call("recall", [p.state, p.claims], *args))
+                _log.warning("the reply to a claim was lost in partition %d", self.partition.number)
+                await self._ask(self._calls.recall(self._in_hand))
 
-    def _chosen(
-        self, items: list[tuple[bytes, bytes]], probe: _Probe
-    ) -> tuple[list[tuple[bytes, bytes]], int]:
+    def _chosen(self, items: list[DueItem], probe: _Probe) -> tuple[list[DueItem], int]:
         """What to claim to try a sink, and how many batches that may be.
 
         Now and then one that was never tried: those that were may all have something in them that
         the sink does not take, and would keep it from being found to work.
         """
-        held = [item for item in items if item[0] in self._in_hand]
-        fresh = [item for item in items if not item[0]]
-        returned = [item for item in items if item[0] and item[0] not in self._in_hand]
+        held, came_back = self._apart(items)
+        fresh = [item for item in came_back if not item.batch_id]
+        returned = [item for item in came_back if item.batch_id]
         at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
         chosen = [*fresh[:at_first], *returned, *fresh[at_first:]][: probe.left]
         return held + chosen, len(chosen)
 
-    async def _claim(
-        self,
-        keys: list[bytes],
-        items: list[tuple[bytes, bytes]],
-        limit: int,
-        *,
-        probing: bool,
-    ) -> None:
-        held = [batch_id for batch_id, _ in items if batch_id in self._in_hand]
+    def _apart(self, items: list[DueItem]) -> tuple[list[DueItem], list[DueItem]]:
+        """Those that are in hand, and those that are not."""
+        held = [item for item in items if item.batch_id in self._in_hand]
+        return held, [item for item in items if item.batch_id not in self._in_hand]
+
+    async def _claim(self, items: list[DueItem], limit: int, *, probing: bool) -> None:
+        held, items = self._apart(items)
         if held:  # slow merges: their claims ran out although they are still in hand
-            p = self.partition
-            await self._ask(call("extend", [p.state, p.claims], self.token, self._claim_ms, *held))
-            items = [item for item in items if item[0] not in self._in_hand]
+            await self._ask(self._calls.extend(item.batch_id for item in held))
         if not items:
             return
-        args: list[Any] = [self.token, self._claim_ms, self.partition.label]
-        args += (limit, _CLAIM_TASKS, _CLAIM_BYTES, _LEFT_ALONE_MS, self._dedupe_ms)
-        all_keys = [*keys, self.partition.seen, self.partition.seen_before]
-        for batch_id, group in items:
-            args += (batch_id, group)
-            all_keys += (self.partition.tasks(group), self.partition.ids(group))
-        claimed = await self._ask(call("claim", all_keys, *args), once=True)
+        claimed = await self._ask(self._calls.claim(items, limit), once=True)
         for batch_id, group, attempt, _created, error, merged, entries in claimed:
             if not batch_id:
                 _log.error("group %r can't be claimed: %r", group[:64], error)
@@ -469,7 +436,8 @@ class Leader:
             if undecodable := _outcome(job).undecodable:
                 await self._set_aside(job, undecodable)
                 undecodable.clear()
-        replies = await self._ask(self._commit_request(jobs))
+        batches = [(job.batch_id, job.group, _outcome(job).commit) for job in jobs]
+        replies = await self._ask(self._calls.commit(batches))
         refused: dict[bytes, _Failed] = {}  # by group
         for job, reply in zip(jobs, replies, strict=True):
             commit = _outcome(job).commit
@@ -500,29 +468,11 @@ class Leader:
         self._queue = deque(each for each in self._queue if id(each) not in taken)
         return _Failed(job, failure, behind)
 
-    def _commit_request(self, jobs: list[Job]) -> Request:
-        p = self.partition
-        keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready]
-        args: list[Any] = [self.token]
-        commits = [_outcome(job).commit or _NOTHING for job in jobs]
-        common = next((each for each in commits if each is not _NOTHING), _NOTHING)
-        keys += common.queue_keys
-        args += common.options
-        for job, commit in zip(jobs, commits, strict=True):
-            keys += (p.tasks(job.group), *commit.entry_keys)
-            args += (job.batch_id, len(commit.arguments), *commit.arguments)
-        return call(common.script, keys, *args)
-
     async def _set_aside(self, job: Job, undecodable: list[tuple[int, str]]) -> None:
-        p = self.partition
-        letter = job.batch_id + b"-undecodable"
-        keys = [p.state, p.groups, p.batches, p.dead, p.tasks(job.group), p.dead_tasks(letter)]
         places = [place for place, _ in undecodable]
         error = f"{len(places)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
         _log.error("group %r: %s", job.group[:64], error)
-        await self._ask(
-            call("set_aside", keys, self.token, job.batch_id, letter, error.encode(), *places)
-        )
+        await self._ask(self._calls.set_aside(job.batch_id, job.group, places, error))
 
     async def _settle_failure(self, failed: _Failed) -> None:
         """Buries a failed job or gives it back; those behind it may go on then, or wait with it."""
@@ -542,19 +492,8 @@ class Leader:
         self._advance(failed.job.group)
 
     async def _bury(self, failed: _Failed) -> None:
-        p, job, failure = self.partition, failed.job, failed.failure
-        keys = [p.state, p.groups, p.batches, p.claims, p.dead]
-        keys += (p.tasks(job.group), p.dead_tasks(job.batch_id))
-        reply = await self._ask(
-            call(
-                "bury",
-                keys,
-                self.token,
-                job.batch_id,
-                _bytes(failure.error),
-                _bytes(failure.traceback),
-            )
-        )
+        job, failure = failed.job, failed.failure
+        reply = await self._ask(self._calls.bury(job.batch_id, job.group, failure))
         if reply == b"ORDER":
             await self._give_back([job], _ORDER_WAIT)
             return
@@ -603,25 +542,20 @@ class Leader:
         Args:
             failure: of the first of them.
         """
-        p = self.partition
-        keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
-        merged = [_news(job) for job in jobs]
+        returned = [Returned(job.batch_id, delay, _news(job)) for job in jobs]
         # They all go back in one step, so that their group stays in order; what is too much for
         # that goes ahead.
-        if sum(map(len, merged)) > _COMMIT_BYTES:
-            ahead: list[Any] = []
-            for job, packed in zip(jobs, merged, strict=True):
-                ahead += (job.batch_id, "", 0, b"", packed)
-                if sum(map(len, ahead[4::5])) > _COMMIT_BYTES or job is jobs[-1]:
-                    await self._ask(call("retry", keys, self.token, *ahead))
+        if sum(len(each.merged) for each in returned) > _COMMIT_BYTES:
+            ahead: list[Returned] = []
+            for each in returned:
+                ahead.append(each._replace(delay=None))
+                if sum(len(each.merged) for each in ahead) > _COMMIT_BYTES or each is returned[-1]:
+                    await self._ask(self._calls.retry(ahead))
                     ahead = []
-            merged = [b"" for _ in jobs]
-        args: list[Any] = []
-        for job, packed in zip(jobs, merged, strict=True):
-            args += (job.batch_id, to_ms(delay), 0, b"", packed)
+            returned = [each._replace(merged=b"") for each in returned]
         if failure is not None:
-            args[2:4] = int(failure.pause is None), _bytes(failure.error)
-        await self._ask(call("retry", keys, self.token, *args))
+            returned[0] = returned[0]._replace(failure=failure)
+        await self._ask(self._calls.retry(returned))
         self._forget(jobs)
 
     # --- talking to Redis -------------------------------------------------------------------
@@ -652,7 +586,3 @@ def _news(job: Job) -> bytes:
 
 def _name(request: Request) -> str:
     return request.script.name if request.script else "a command"
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
