@@ -280,8 +280,9 @@ def test_undecodable_tasks_are_set_aside_once_although_the_sink_fails_first(
     assert sink.payloads() == [0, 2]
 
 
-def test_much_that_was_merged_goes_back_in_order(make: Make) -> None:
-    """More than one call carries: 20 batches of 200 KB behind one that fails."""
+@pytest.mark.parametrize("fails", [2, 3])
+def test_much_that_was_merged_goes_back_in_order(make: Make, fails: int) -> None:
+    """More than one call carries: 20 batches of 200 KB behind one that fails, or is buried."""
     merge, sink = Counting(), Failing()
 
     def large(group: str, tasks: list[Task]) -> Task:
@@ -292,15 +293,23 @@ def test_much_that_was_merged_goes_back_in_order(make: Make) -> None:
         sink.tried[batch_id] += 1
         if task.payload[0] == 0:
             time.sleep(0.5)  # until all are merged
-            if sink.tried[batch_id] < 3:
+            if sink.tried[batch_id] <= fails:
                 raise ConnectionError("for now")
         sink.delivered.append(Batch(batch_id, "a", 1, task))
 
-    agg = make(sink=CallableSink(deliver), group_aggregator=large, group_max_size=1, partitions=1)
+    agg = make(
+        sink=CallableSink(deliver),
+        group_aggregator=large,
+        group_max_size=1,
+        partitions=1,
+        max_attempts=3,
+    )
     with agg:
         agg.add_tasks(numbered("a", 20))
         assert agg.wait_until_idle(20)
-    assert sink.payloads() == list(range(20))
+        buried = agg.stats().dead
+    assert buried == int(fails == 3)
+    assert sink.payloads() == list(range(buried, 20))
     assert merge.calls == {("a", n): 1 for n in range(20)}
 
 
