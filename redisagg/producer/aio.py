@@ -12,12 +12,12 @@ import tenacity
 
 from redisagg.producer.calls import (
     COMMIT_ROUND_TASKS,
-    STREAM_ROUND_TASKS,
     Outcomes,
     Round,
     Tally,
     Terms,
     W,
+    stream_round,
 )
 from redisagg.producer.full import patience
 from redisagg.producer.lanes import Lanes
@@ -163,7 +163,7 @@ class AsyncStream:
         self._adder = adder
         self._tally = Tally(progress, waits=full_timeout > 0)
         self._full_timeout = full_timeout
-        self._next = self._new_round()
+        self._next = stream_round(self._adder.terms)
         self._on_wire: asyncio.Task[Outcomes[EncodedTask]] | None = None
 
     async def put(self, task: EncodedTask) -> None:
@@ -172,7 +172,7 @@ class AsyncStream:
         if self._next.full:
             await self._settle()
             self._on_wire = asyncio.create_task(self._adder.exchange(self._next))
-            self._next = self._new_round()
+            self._next = stream_round(self._adder.terms)
             await asyncio.sleep(0)  # lets it be sent before the next one is put together
 
     async def finish(self) -> None:
@@ -199,14 +199,9 @@ class AsyncStream:
         if tally.without_room:
             async for attempt in tenacity.AsyncRetrying(**patience(self._full_timeout)):
                 with attempt:
-                    together = self._new_round()
-                    for task in tally.without_room:
-                        together.put(task, task)
+                    together = stream_round(self._adder.terms, tally.without_room)
                     tally.count(await self._adder.exchange(together))
                     tally.check_room()
-
-    def _new_round(self) -> Round[EncodedTask]:
-        return Round(self._adder.terms, STREAM_ROUND_TASKS)
 
 
 async def aiter_of(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

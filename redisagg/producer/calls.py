@@ -188,6 +188,14 @@ class Round(Generic[W]):
         return self.outcomes([error] * len(self._calls))
 
 
+def stream_round(terms: Terms, tasks: Iterable[EncodedTask] = ()) -> Round[EncodedTask]:
+    """A round of a stream, with these tasks in it."""
+    together: Round[EncodedTask] = Round(terms, STREAM_ROUND_TASKS)
+    for task in tasks:
+        together.put(task, task)
+    return together
+
+
 class Tally:
     """Counts what became of a stream of tasks.
 

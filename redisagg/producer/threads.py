@@ -15,12 +15,12 @@ import tenacity
 from redisagg.errors import RedisUnavailable
 from redisagg.producer.calls import (
     COMMIT_ROUND_TASKS,
-    STREAM_ROUND_TASKS,
     Outcomes,
     Round,
     Tally,
     Terms,
     W,
+    stream_round,
 )
 from redisagg.producer.full import patience
 from redisagg.producer.lanes import Lanes
@@ -233,7 +233,7 @@ class ThreadStream:
         self._adder = adder
         self._tally = Tally(progress, waits=full_timeout > 0)
         self._full_timeout = full_timeout
-        self._next = self._new_round()
+        self._next = stream_round(self._adder.terms)
         self._on_wire: Callable[[], Outcomes[EncodedTask]] | None = None
 
     def put(self, task: EncodedTask) -> None:
@@ -247,7 +247,7 @@ class ThreadStream:
         if self._next.full:
             self._settle()
             self._on_wire = self._adder.begin(self._next)
-            self._next = self._new_round()
+            self._next = stream_round(self._adder.terms)
 
     def finish(self) -> None:
         """Sends what is left.
@@ -278,11 +278,6 @@ class ThreadStream:
         if tally.without_room:
             for attempt in tenacity.Retrying(**patience(self._full_timeout)):
                 with attempt:
-                    together = self._new_round()
-                    for task in tally.without_room:
-                        together.put(task, task)
+                    together = stream_round(self._adder.terms, tally.without_room)
                     tally.count(self._adder.exchange(together))
                     tally.check_room()
-
-    def _new_round(self) -> Round[EncodedTask]:
-        return Round(self._adder.terms, STREAM_ROUND_TASKS)
