@@ -26,6 +26,7 @@ from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, ForeignKey, InvalidTask, RedisReadOnly
 from redisagg.flusher import flusher as flusher_module
 from redisagg.flusher.leader import Leader
+from redisagg.producer import aio, calls
 from redisagg.sinks import Batch, CallableSink, Sink, StreamSink
 from tests import worker
 from tests.both import making
@@ -98,12 +99,19 @@ def _outcome(error: RedisAggError, tasks: int) -> Outcome:
     return "refused" if nothing_written and tasks == 1 else "unknown"
 
 
+def _cut_rounds_small() -> None:
+    """So that a little load makes streams of several round trips, and two at the same time."""
+    calls.STREAM_ROUND_TASKS = 4
+    aio._ENOUGH_FOR_TWO = 2
+
+
 def producer(url: str, settings: dict[str, Any]) -> None:
     """Offers tasks until it is told to stop, in some threads that each make one call at a time.
 
     Settings: ``threads``; ``calls_per_second`` of each thread; ``tasks_per_call``: at most.
     """
     journal = _prepare(settings)
+    _cut_rounds_small()
     pause = 1 / settings["calls_per_second"]
     groups = list(LIMITS)
     with making(settings["kind"]) as maker:
