@@ -92,10 +92,12 @@ class Transport:
         What it returns is the other half, to be called once. The caller may do other things before
         that while Redis is at work, but on a cluster nothing is sent until then.
         """
-        since = time.monotonic()
+        began = time.monotonic()
         attempt = self._attempt(requests, durability)
+        sending = time.monotonic() - began
 
         def finish() -> list[Any]:
+            since = time.monotonic() - sending  # what the caller did meanwhile is not our delay
             try:
                 return attempt()
             except Exception as error:

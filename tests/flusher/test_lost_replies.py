@@ -157,6 +157,23 @@ def test_a_stream_that_raises_leaves_nothing_on_its_way(
     assert connections() == before  # they can be used again
 
 
+def test_a_slow_stream_gets_over_a_loss_that_was_long_ago(
+    make_one_kind: Make, proxy: Proxy
+) -> None:
+    agg = make_one_kind(url=proxy.url, group_max_size=100_000, add_timeout=1)
+    agg.add_task(Task("test", "before", "z"))
+
+    def tasks() -> Iterator[Task]:
+        loss = proxy.lose_reply("add")
+        yield from (Task("test", n, "a") for n in range(MAX_CALL_TASKS))
+        loss.wait()
+        time.sleep(1.5)
+        yield Task("test", "last", "a")
+
+    agg.add_tasks(tasks())
+    assert agg.stats().pending == 1 + MAX_CALL_TASKS + 1
+
+
 def test_what_else_was_asked_for_can_be_repeated(make: Make, proxy: Proxy) -> None:
     far, direct = make(url=proxy.url), make()
     ids = direct.add_tasks([*numbered("a", 3), *numbered("b", 2)])
