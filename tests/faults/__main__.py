@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import time
+import traceback
 
 from tests.faults.report import findings, table
 from tests.faults.run import Plan, Result, run
@@ -46,6 +47,7 @@ def main() -> int:
     seconds = arguments.minutes * 60 / len(names)
     print(f"seed {seed}: {seconds:.0f} s of faults on each of {', '.join(names)}", flush=True)
     results: list[Result] = []
+    broken: list[str] = []
     for name in names:
         plan = Plan(
             topology=TOPOLOGIES[name],
@@ -57,7 +59,12 @@ def main() -> int:
             server=select(wanted) if wanted else None,
         )
         since = time.monotonic()
-        results.append(result := run(plan))
+        try:
+            results.append(result := run(plan))
+        except Exception:  # the others are to be run and told of all the same
+            traceback.print_exc()
+            broken.append(name)
+            continue
         took = time.monotonic() - since
         struck, tasks = result.faults.total(), result.verdict.offered
         print(f"{name}: {struck} faults, {tasks:,} tasks in {took:.0f} s", flush=True)
@@ -66,7 +73,9 @@ def main() -> int:
     for result in results:
         print(f"- {result.plan.topology.promise}")
     print(f"\nMade by python -m tests.faults {' '.join(sys.argv[1:])} (seed {seed})")
-    return 1 if any(result.verdict.violations for result in results) else 0
+    for name in broken:
+        print(f"The run on {name} did not come to its end.")
+    return 1 if broken or any(result.verdict.violations for result in results) else 0
 
 
 if __name__ == "__main__":

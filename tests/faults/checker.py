@@ -145,10 +145,12 @@ def _misplaced(
             yield Finding(Kind.DUPLICATED, f"{task} in {', '.join(batches)}")
     for offer in history.offers:
         if offer.outcome == "acknowledged" and offer.task not in places:
-            at = offer.ended_at or offer.offered_at
-            excused = not history.durable and _may_be_lost(history, at)
+            # A call of many tasks has the first of them acknowledged long before it returns.
+            ended_at = offer.ended_at or offer.offered_at
+            excused = not history.durable and _may_be_lost(history, offer.offered_at, ended_at)
             kind = Kind.LOST_IN_WINDOW if excused else Kind.LOST
-            yield Finding(kind, f"{offer.task} of group {offer.group}, acknowledged at {at:.3f}")
+            when = f"offered at {offer.offered_at:.3f}, acknowledged by {ended_at:.3f}"
+            yield Finding(kind, f"{offer.task} of group {offer.group}, {when}")
     for batch in there:
         for task in batch.tasks:
             offer = offers.get(task)
@@ -239,12 +241,12 @@ def _stale(enqueued: Sequence[Batch], history: History) -> Iterator[Finding]:
         for lease in leases.get(batch.partition, ()):
             if lease.flusher == batch.by and lease.at <= at + _ROUNDING:
                 break
-            if lease.at < at - _ROUNDING and not _may_be_lost(history, lease.at):
+            if lease.at < at - _ROUNDING and not _may_be_lost(history, lease.at, lease.at):
                 what = f"batch {batch.batch_id} by {batch.by}, {at - lease.at:.3f} s after"
                 yield Finding(Kind.STALE, f"{what} {lease.flusher} held token {lease.token}")
                 break
 
 
-def _may_be_lost(history: History, at: float) -> bool:
-    """Whether Redis may lose what it acknowledged just then."""
-    return any(window.start <= at <= window.end for window in history.lossy)
+def _may_be_lost(history: History, since: float, until: float) -> bool:
+    """Whether Redis may lose what it acknowledged between these two times."""
+    return any(window.start <= until and since <= window.end for window in history.lossy)

@@ -300,8 +300,14 @@ def test_what_was_acknowledged_when_redis_may_lose_it_is_counted_apart() -> None
     verdict = check(history)
     assert verdict.counts == {Kind.LOST_IN_WINDOW: 1}
     assert verdict.violations == 0
-    history.lossy = [Window(offer.ended_at + 0.001, offer.ended_at + 9)]
-    assert check(history).counts == {Kind.LOST: 1}
+    history.lossy = [Window(offer.offered_at - 9, offer.offered_at + 0.0001)]
+    assert check(history).counts == {Kind.LOST_IN_WINDOW: 1}  # the first of many in one call
+    for start, end in (
+        (offer.ended_at + 0.001, offer.ended_at + 9),
+        (offer.offered_at - 9, offer.offered_at - 0.001),
+    ):
+        history.lossy = [Window(start, end)]
+        assert check(history).counts == {Kind.LOST: 1}
 
 
 def test_adds_that_made_sure_have_no_excuse() -> None:
