@@ -132,7 +132,9 @@ class Aggregator:
         """Adds many tasks in few round trips, in order.
 
         A collection (a list, a tuple) is checked as a whole before anything is written. Any other
-        iterable is a stream: its tasks are checked and written as they come.
+        iterable is a stream: its tasks are checked and written as they come. Until it ends it holds
+        one connection of the client, off a cluster; should it read from Redis by the same client,
+        that needs a second one.
 
         Args:
             progress: called now and then with the number of tasks acknowledged so far.
