@@ -29,7 +29,8 @@ def measure(url: str, turns: int, minutes: float, checks: list[Check]) -> list[S
             end = time.monotonic() + minutes * 60
             while time.monotonic() < end:
                 time.sleep(min(5.0, minutes * 3))
-                client.xtrim("bench-batches", maxlen=1_000)  # the consumer
+                # The consumer. An approximate trim would take away 10,000 entries at most.
+                client.xtrim("bench-batches", maxlen=1_000, approximate=False)
                 sample = {
                     "Redis": client.info("memory")["used_memory"],
                     "flusher": resident_bytes(flusher),
