@@ -22,7 +22,7 @@ def ours(
         start = time.perf_counter()
         aggregator.resume()
         while aggregator.stats().flushed < count:
-            time.sleep(0.005)
+            time.sleep(0.02)  # each look asks 16 partitions: every 5 ms it took 8% of the speed
         return count / (time.perf_counter() - start)
 
 
