@@ -7,7 +7,7 @@ import copy
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tenacity
 from redis.asyncio import Redis, RedisCluster
@@ -63,7 +63,7 @@ class AsyncAggregator:
         )
         self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False
-        self._registering: asyncio.Task[Any] | None = None
+        self._registering: asyncio.Task[tuple[int, int]] | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
 

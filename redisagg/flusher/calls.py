@@ -16,6 +16,10 @@ MAX_CLAIM_BATCHES = 64
 _CLAIM_TASKS = 2_000
 _CLAIM_BYTES = 2 * 1024 * 1024
 
+# What one commit may carry, likewise.
+MAX_COMMIT_BATCHES = 64
+MAX_COMMIT_BYTES = 1024 * 1024
+
 # How long a group is left alone whose keys hold a foreign type, ms.
 _LEFT_ALONE_MS = 30_000
 

@@ -22,7 +22,14 @@ from redisagg.durations import seconds
 from redisagg.errors import InvalidTask, RedisAggError, RedisUnavailable, StaleLease
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.breaker import Breaker, Breakers, State
-from redisagg.flusher.calls import MAX_CLAIM_BATCHES, DueItem, LeaderCalls, Returned
+from redisagg.flusher.calls import (
+    MAX_CLAIM_BATCHES,
+    MAX_COMMIT_BATCHES,
+    MAX_COMMIT_BYTES,
+    DueItem,
+    LeaderCalls,
+    Returned,
+)
 from redisagg.flusher.merging.base import Commit, Failure, Job, Merger, Outcome
 from redisagg.flusher.waiting import end, wait_for_event
 from redisagg.protocol.keys import PartitionKeys
@@ -40,10 +47,6 @@ _PROBES = 2
 # So often one of them is a batch that was never tried; more and more seldom from then on, since
 # each is one more that is merged and stored.
 _FRESH_PROBES = 4
-
-# What one commit may carry, so that it keeps Redis busy for a few milliseconds at most.
-_COMMIT_BATCHES = 64
-_COMMIT_BYTES = 1024 * 1024
 
 # Between two attempts at something that Redis refuses for a reason that may go away, seconds.
 _REFUSED_WAIT = 0.5
@@ -248,9 +251,9 @@ class Leader:
         Now and then one that was never tried: those that were may all have something in them that
         the sink does not take, and would keep it from being found to work.
         """
-        held, came_back = self._apart(items)
-        fresh = [item for item in came_back if not item.batch_id]
-        returned = [item for item in came_back if item.batch_id]
+        held, others = self._apart(items)
+        fresh = [item for item in others if not item.batch_id]
+        returned = [item for item in others if item.batch_id]
         at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
         chosen = [*fresh[:at_first], *returned, *fresh[at_first:]][: probe.left]
         return held + chosen, len(chosen)
@@ -416,7 +419,8 @@ class Leader:
         commit: Commit | None = None
         size, admitted = 0, 0
         for item in self._queue:
-            if isinstance(item, _Failed) or len(jobs) == _COMMIT_BATCHES or size > _COMMIT_BYTES:
+            full = len(jobs) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES
+            if full or isinstance(item, _Failed):
                 break
             mine = _outcome(item).commit
             if mine is not None:
@@ -545,11 +549,12 @@ class Leader:
         returned = [Returned(job.batch_id, delay, _news(job)) for job in jobs]
         # They all go back in one step, so that their group stays in order; what is too much for
         # that goes ahead.
-        if sum(len(each.merged) for each in returned) > _COMMIT_BYTES:
+        if sum(len(each.merged) for each in returned) > MAX_COMMIT_BYTES:
             ahead: list[Returned] = []
             for each in returned:
                 ahead.append(each._replace(delay=None))
-                if sum(len(each.merged) for each in ahead) > _COMMIT_BYTES or each is returned[-1]:
+                size = sum(len(gone.merged) for gone in ahead)
+                if size > MAX_COMMIT_BYTES or each is returned[-1]:
                     await self._ask(self._calls.retry(ahead))
                     ahead = []
             returned = [each._replace(merged=b"") for each in returned]

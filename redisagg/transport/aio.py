@@ -26,7 +26,7 @@ class AsyncTransport:
     """Runs operations on an asyncio client; the counterpart of `threads.Transport`.
 
     Args:
-        client: the caller's, or one that `redisagg.transport.clients` made.
+        client: the caller's, or one that an `Endpoint` made.
         timeout: seconds for which lost connections are ridden out; None for ever.
     """
 

@@ -28,7 +28,7 @@ class Transport:
     """Runs operations on a blocking client.
 
     Args:
-        client: the caller's, or one that `redisagg.transport.clients` made.
+        client: the caller's, or one that an `Endpoint` made.
         timeout: seconds for which lost connections are ridden out.
     """
 
@@ -116,10 +116,10 @@ class Transport:
         replies = self._send(next(steps), durability)
 
         def finish() -> list[Any]:
+            received = replies()
             try:
-                commands = steps.send(replies())
                 while True:
-                    commands = steps.send(self._send(commands, durability)())
+                    received = self._send(steps.send(received), durability)()
             except StopIteration as stop:
                 final: list[Any] = stop.value
                 return final

@@ -18,6 +18,7 @@ from redisagg.protocol.keys import Keyspace
 from tests.faults.history import Window
 from tests.faults.workload import CONFIG, NAME
 from tests.servers import ClusterTopology, SentinelTopology
+from tests.servers.polling import ask
 
 # With appendfsync everysec the server holds back its write() while an fsync is under way, for up to
 # two seconds, and answers all the same.
@@ -242,7 +243,7 @@ class Sharded(Topology):
         target = chance.choice([node for node in self._topology.masters if node is not source])
         # A target that is told to be full would end the move half way, and this one waits for it
         # before that fault is taken back.
-        target.client().config_set("maxmemory", 0)
+        ask(target, "CONFIG", "SET", "maxmemory", 0)
         self._topology.migrate(slot, target)
 
 
