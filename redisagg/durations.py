@@ -34,5 +34,5 @@ def seconds(value: Duration) -> float:
 
 
 def to_ms(value: Duration) -> int:
-    """A duration that was checked before, as whole milliseconds, at least 1."""
-    return max(1, round(seconds(value) * 1000))
+    """A duration that was checked before, as whole milliseconds; 0 only for none at all."""
+    return max(1, round(seconds(value) * 1000)) if value else 0
