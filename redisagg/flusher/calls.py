@@ -35,6 +35,20 @@ class DueItem(NamedTuple):
     group: bytes
 
 
+class Due(NamedTuple):
+    """What `poll` found."""
+
+    wait_ms: int
+    """Until there is more; 0 if there is now, less while the namespace is paused."""
+    items: list[DueItem]
+
+    @classmethod
+    def of(cls, reply: Any) -> Due:
+        """From the script's reply."""
+        wait_ms, flat = reply
+        return cls(int(wait_ms), list(map(DueItem, flat[::2], flat[1::2])))
+
+
 class Returned(NamedTuple):
     """A batch that is given back, to be claimed again later."""
 

@@ -26,6 +26,7 @@ from redisagg.flusher.calls import (
     MAX_CLAIM_BATCHES,
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
+    Due,
     DueItem,
     LeaderCalls,
     Returned,
@@ -185,6 +186,7 @@ class Leader:
     # --- claiming --------------------------------------------------------------------------
 
     async def _claim_all(self) -> None:
+        due: Due | None = None  # what to claim next, if the last claim has told
         while not self._finishing:
             self._look.clear()
             states = {breaker.state for breaker in self._met.values()}
@@ -202,12 +204,13 @@ class Leader:
                     await wait_for_event(self._look, pause)
                     continue
             async with self._claiming:
-                next_ms = await self._claim_due(min(room, MAX_CLAIM_BATCHES), probe)
+                due = await self._claim_due(due, min(room, MAX_CLAIM_BATCHES), probe)
             if probe is not None:
                 probe.end()
-            if next_ms != 0:
-                sleep = self._idle if next_ms < 0 else next_ms / 1000
+            if due is not None and due.wait_ms != 0:
+                sleep = self._idle if due.wait_ms < 0 else due.wait_ms / 1000
                 await wait_for_event(self._look, sleep)
+                due = None
 
     def _reserve(self) -> _Probe | None:
         """The right to claim a few batches for a sink that was down; None if there is none now."""
@@ -225,25 +228,27 @@ class Leader:
                 pause = min(breaker.pause() for breaker in self._met.values())
                 self._fail(lane.popleft(), Failure("", "", pause))
 
-    async def _claim_due(self, limit: int, probe: _Probe | None) -> int:
-        """Takes what is due into hand; returns the ms until more is, as `poll` does."""
-        polled = limit if probe is None else self._most_in_hand + MAX_CLAIM_BATCHES
+    async def _claim_due(self, due: Due | None, limit: int, probe: _Probe | None) -> Due | None:
+        """Takes what is due into hand; returns what is due then, None if it has to be asked for."""
+        polled = limit
+        if probe is not None:
+            due, polled = None, self._most_in_hand + MAX_CLAIM_BATCHES
         while True:
             try:
-                next_ms, flat = await self._ask(self._calls.poll(polled))
-                items = list(map(DueItem, flat[::2], flat[1::2]))
+                due = due or Due.of(await self._ask(self._calls.poll(polled)))
+                items = due.items
                 if probe is not None:
                     items, limit = self._chosen(items, probe)
                     probe.left -= limit
                 if items:
-                    await self._claim(items, limit, probing=probe is not None)
-                    return 0
-                return int(next_ms)
+                    return await self._claim(items, limit, probing=probe is not None)
+                return due if due.wait_ms != 0 else None
             except RedisUnavailable:
                 # Whether batches were claimed is unknown: all but those in hand are free again,
                 # and named first by the next poll.
                 _log.warning("the reply to a claim was lost in partition %d", self.partition.number)
                 await self._ask(self._calls.recall(self._in_hand))
+                due = None
 
     def _chosen(self, items: list[DueItem], probe: _Probe) -> tuple[list[DueItem], int]:
         """What to claim to try a sink, and how many batches that may be.
@@ -263,13 +268,16 @@ class Leader:
         held = [item for item in items if item.batch_id in self._in_hand]
         return held, [item for item in items if item.batch_id not in self._in_hand]
 
-    async def _claim(self, items: list[DueItem], limit: int, *, probing: bool) -> None:
+    async def _claim(self, items: list[DueItem], limit: int, *, probing: bool) -> Due | None:
         held, items = self._apart(items)
         if held:  # slow merges: their claims ran out although they are still in hand
             await self._ask(self._calls.extend(item.batch_id for item in held))
         if not items:
-            return
-        claimed = await self._ask(self._calls.claim(items, limit), once=True)
+            return None
+        # With the poll that comes after it, so that the next claim is on its way before the merges
+        # of this one keep the interpreter busy.
+        requests = [self._calls.claim(items, limit), self._calls.poll(MAX_CLAIM_BATCHES)]
+        claimed, due = await self._ask_together(requests, once=True)
         for batch_id, group, attempt, _created, error, merged, entries in claimed:
             if not batch_id:
                 _log.error("group %r can't be claimed: %r", group[:64], error)
@@ -284,6 +292,7 @@ class Leader:
             else:  # none of them came to an end, else it would be among the dead letters
                 why = error.decode(errors="replace") or "its flusher died each time"
                 job.end(Outcome(Failure(why, "")))
+        return None if isinstance(due, RedisAggError) else Due.of(due)
 
     def _take(self, job: Job) -> None:
         self._in_hand[job.batch_id] = job
@@ -565,15 +574,22 @@ class Leader:
 
     # --- talking to Redis -------------------------------------------------------------------
 
-    async def _ask(self, request: Request, *, once: bool = False) -> Any:
+    async def _ask(self, request: Request) -> Any:
         """The reply to a request; waits as long as Redis refuses for reasons that may go away."""
+        [reply] = await self._ask_together([request])
+        return reply
+
+    async def _ask_together(self, requests: Sequence[Request], *, once: bool = False) -> list[Any]:
+        """As `_ask`, for requests in one round trip; it is the first that must not be refused."""
         while True:
-            [reply] = await self._transport.exchange([request], once=once)
-            if not isinstance(reply, RedisAggError):
-                return reply
-            if isinstance(reply, StaleLease):
-                raise reply
-            _log.error("partition %d: %s failed: %s", self.partition.number, _name(request), reply)
+            replies = await self._transport.exchange(requests, once=once)
+            refused = replies[0]
+            if not isinstance(refused, RedisAggError):
+                return replies
+            if isinstance(refused, StaleLease):
+                raise refused
+            name = _name(requests[0])
+            _log.error("partition %d: %s failed: %s", self.partition.number, name, refused)
             await asyncio.sleep(_REFUSED_WAIT)
 
 
