@@ -162,7 +162,13 @@ class Task:
         headers = {} if headers is _NOTHING else _checked_headers(headers)
         options = {} if options is _NOTHING else _checked_options(options)
         limits = (priority, grace_period, max_delay, max_size)
-        _fill(self, type, payload, group_key, id, headers, options, limits)
+        if self.__class__ is Task:
+            object.__setattr__(self, "__class__", _Open)
+            _fill(self, type, payload, group_key, id, headers, options, limits)
+        else:  # a subclass, which may have other slots
+            given = (type, payload, group_key, id, headers, options, *limits)
+            for name, value in zip(_Open.__slots__, given, strict=True):
+                object.__setattr__(self, name, value)
 
 
 class _Open:
@@ -172,7 +178,7 @@ class _Open:
 
 
 def _fill(
-    task: Task,
+    opened: Any,
     type_: str,
     payload: Any,
     group_key: GroupKey,
@@ -181,19 +187,12 @@ def _fill(
     options: Mapping[str, Any],
     limits: tuple[int, Duration | None, Duration | None, int | None],
 ) -> None:
-    """Sets the fields of a task that has none yet.
+    """Sets the fields of an `_Open`, which is a task from then on.
 
     A frozen dataclass does so by ten calls of `object.__setattr__`, which take longer than all the
     rest that a producer does for a task; plain stores take a fifth of that, and the class of an
     object may be exchanged for one with the same slots.
     """
-    if task.__class__ is not Task:  # a subclass, which may have other slots
-        given = (type_, payload, group_key, task_id, headers, options)
-        for name, value in zip(_Open.__slots__, given + limits, strict=True):
-            object.__setattr__(task, name, value)
-        return
-    object.__setattr__(task, "__class__", _Open)
-    opened: Any = task
     opened.type = type_
     opened.payload = payload
     opened.group_key = group_key
@@ -236,6 +235,7 @@ def restored(type_: str, payload: Any, group_key: str, task_id: str) -> Task:
     """
     if type(type_) is not str:
         raise InvalidTask("the type of a task is a str")
-    task = object.__new__(Task)
-    _fill(task, type_, payload, group_key, task_id, {}, {}, _NO_LIMITS)
+    opened: Any = _Open()
+    _fill(opened, type_, payload, group_key, task_id, {}, {}, _NO_LIMITS)
+    task: Task = opened
     return task

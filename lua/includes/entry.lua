@@ -8,20 +8,22 @@ local function entry_arrival(entry)
   return arrival
 end
 
-local function entry_id(entry)
-  return string.sub(entry, 8, 7 + (string.byte(entry, 7) or 0))
-end
+local sub, byte = string.sub, string.byte
+local function entry_id(entry) return sub(entry, 8, 7 + (byte(entry, 7) or 0)) end
 
 local function total_bytes(entries)
   local total = 0
-  for _, entry in ipairs(entries) do total = total + #entry end
+  for i = 1, #entries do total = total + #entries[i] end
   return total
 end
 
 -- Takes the ids of entries out of the hash of ids that wait.
 local function forget_ids(ids, entries)
   local names = {}
-  for i, entry in ipairs(entries) do names[i] = entry_id(entry) end
+  for i = 1, #entries do
+    local entry = entries[i]
+    names[i] = sub(entry, 8, 7 + (byte(entry, 7) or 0))
+  end
   each('HDEL', ids, names)
 end
 
