@@ -65,14 +65,18 @@ class Terms:
 
 
 class _Section(Generic[W]):
-    """A run of tasks for one group with the same limits."""
+    """A run of tasks for one group with the same limits.
 
-    __slots__ = ("call", "group", "ids_key", "limits", "members", "tasks_key", "waiters")
+    It names its partition and not its call: of two objects that hold each other, with all that
+    they hold, Python's garbage collector has to rid us, which takes as long as sending them.
+    """
+
+    __slots__ = ("group", "ids_key", "limits", "members", "partition", "tasks_key", "waiters")
 
     def __init__(
-        self, call: _Call[W], group: bytes, tasks_key: bytes, ids_key: bytes, limits: bytes
+        self, partition: int, group: bytes, tasks_key: bytes, ids_key: bytes, limits: bytes
     ) -> None:
-        self.call = call
+        self.partition = partition
         self.group = group
         self.tasks_key = tasks_key
         self.ids_key = ids_key
@@ -148,7 +152,7 @@ class Round(Generic[W]):
         section.members += (task_id, body)
         section.waiters.append(waiter)
         size = len(body)
-        its_call = section.call
+        its_call = self._calls[section.partition]
         its_call.tasks += 1
         its_call.bytes += size
         self._tasks += 1
@@ -166,7 +170,7 @@ class Round(Generic[W]):
         its_call = self._calls.get(partition.number)
         if its_call is None:
             its_call = self._calls[partition.number] = _Call(partition)
-        section = _Section(its_call, group, tasks_key, ids_key, limits)
+        section: _Section[W] = _Section(partition.number, group, tasks_key, ids_key, limits)
         self._sections[group] = section
         its_call.sections.append(section)
         return section
