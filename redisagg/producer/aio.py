@@ -54,14 +54,16 @@ class _Queue:
         self._terms = terms
         self._exchange = exchange
         self._linger = linger
-        self._waiting: deque[tuple[EncodedTask, _Future]] = deque()
+        self._tasks: deque[EncodedTask] = deque()
+        self._futures: deque[_Future] = deque()  # of these tasks
         self._senders: set[asyncio.Task[None]] = set()
         self._on_wire = 0
 
     def add(self, task: EncodedTask) -> _Future:
         """As `AsyncAdder.add`."""
         future: _Future = asyncio.get_running_loop().create_future()
-        self._waiting.append((task, future))
+        self._tasks.append(task)
+        self._futures.append(future)
         if len(self._senders) < _SENDERS:
             self._senders.add(asyncio.create_task(self._send_waiting()))
         return future
@@ -70,7 +72,7 @@ class _Queue:
         try:
             if self._linger:
                 await asyncio.sleep(self._linger)
-            while self._waiting:
+            while self._tasks:
                 self._tell(await self._send(self._gather()))
         finally:
             # At once: by a callback it would come only after those who were told have added their
@@ -79,14 +81,14 @@ class _Queue:
 
     def _gather(self) -> Round[_Future]:
         """What is to go out now."""
-        many = len(self._waiting)
+        many = len(self._tasks)
         if many >= _ENOUGH_FOR_TWO and not self._on_wire:
             # The other sender takes the rest. From then on the two halves take turns: the callers
             # of one go on while Redis works on the other.
             many = many // 2
         together: Round[_Future] = Round(self._terms, COMMIT_ROUND_TASKS)
         while len(together) < many and not together.full:
-            together.put(*self._waiting.popleft())
+            together.put(self._tasks.popleft(), self._futures.popleft())
         return together
 
     async def _send(self, together: Round[_Future]) -> Outcomes[_Future]:

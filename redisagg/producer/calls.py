@@ -64,56 +64,64 @@ class Terms:
         )
 
 
-class _Section(Generic[W]):
-    """A run of tasks for one group with the same limits.
+class _Call(Generic[W]):
+    """What one call of `add` carries: sections, which are runs of tasks for one group.
 
-    It names its partition and not its call: of two objects that hold each other, with all that
-    they hold, Python's garbage collector has to rid us, which takes as long as sending them.
+    Each task adds as few objects as possible, and none that holds what holds it: with thousands of
+    coroutines at a time Python's garbage collector takes longer over them than we do.
     """
 
-    __slots__ = ("group", "ids_key", "limits", "members", "partition", "tasks_key", "waiters")
-
-    def __init__(
-        self, partition: int, group: bytes, tasks_key: bytes, ids_key: bytes, limits: bytes
-    ) -> None:
-        self.partition = partition
-        self.group = group
-        self.tasks_key = tasks_key
-        self.ids_key = ids_key
-        self.limits = limits
-        self.members: list[bytes] = []
-        self.waiters: list[W] = []
-
-
-class _Call(Generic[W]):
-    """The sections for one call of `add`: all in one partition."""
-
-    __slots__ = ("bytes", "partition", "sections", "tasks")
+    __slots__ = ("bytes", "group_keys", "open", "partition", "places", "sections", "waiters")
 
     def __init__(self, partition: PartitionKeys) -> None:
         self.partition = partition
-        self.sections: list[_Section[W]] = []
-        self.tasks = 0
+        self.sections: list[list[Any]] = []
+        """Each as it is in ARGV: group, limits, number of tasks, and of each task id and body."""
+        self.open: dict[bytes, int] = {}
+        """By group, the place of the section that takes its tasks."""
+        self.group_keys: list[bytes] = []
+        self.waiters: list[W] = []
+        self.places: list[int] = []
+        """For each of those who wait, the place of the section with its task."""
         self.bytes = 0
+
+    def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
+        """Puts a task into the section of its group."""
+        group, task_id, body, limits = task
+        place = self.open.get(group, -1)
+        if place < 0 or self.sections[place][1] != limits:
+            place = self.open[group] = len(self.sections)
+            self.sections.append([group, limits, 0])
+            self.group_keys += (tasks_key, ids_key)
+        section = self.sections[place]
+        section[2] += 1
+        section += (task_id, body)
+        self.waiters.append(waiter)
+        self.places.append(place)
+        self.bytes += len(body)
 
     def request(self, lane: Lane, terms: Terms) -> Request:
         """The call, as the next one of `lane`."""
         p = self.partition
         keys = [p.state, p.groups, p.due, p.ready, p.call(lane.id), p.seen, p.seen_before]
+        keys += self.group_keys
         number = lane.next_number(p.number)
         args: list[Any] = [number, _REMEMBERED_MS, terms.keyspace.wake_channel, p.label]
         args += (terms.pending_tasks, terms.pending_bytes, terms.dedupe)
         for section in self.sections:
-            keys += (section.tasks_key, section.ids_key)
-            args += (section.group, section.limits, len(section.waiters))
-            args += section.members
+            args += section
         return call("add", keys, *args)
 
     def outcomes(self, reply: Any) -> Outcomes[W]:
         """Those who wait, with what kept their tasks out or None."""
-        for i, section in enumerate(self.sections):
-            status = reply if isinstance(reply, Exception) else reply[i]
-            yield section.waiters, _error(status)
+        if isinstance(reply, Exception):
+            yield self.waiters, reply
+        elif all(type(status) is int for status in reply):
+            yield self.waiters, None
+        else:
+            errors = list(map(_error, reply))
+            for waiter, place in zip(self.waiters, self.places, strict=True):
+                yield [waiter], errors[place]
 
 
 def _error(status: Any) -> Exception | None:
@@ -126,54 +134,38 @@ class Round(Generic[W]):
     """What goes out in one round trip: one call for each partition that has tasks."""
 
     __slots__ = (
-        *("_bytes", "_call_bytes", "_call_tasks", "_calls", "_max_tasks"),
-        *("_sections", "_tasks", "_terms", "full"),
+        *("_bytes", "_call_bytes", "_call_tasks", "_calls", "_max_tasks", "_place"),
+        *("_tasks", "_terms", "full"),
     )
 
     def __init__(self, terms: Terms, max_tasks: int) -> None:
         self.full = False
         """Whether nothing more should go in."""
         self._terms = terms
+        self._place = terms.keyspace.place
         self._call_tasks = terms.call_tasks
         self._call_bytes = terms.call_bytes
         self._max_tasks = max_tasks
         self._calls: dict[int, _Call[W]] = {}
-        self._sections: dict[bytes, _Section[W]] = {}
-        """By group, the section that is still open."""
         self._tasks = 0
         self._bytes = 0
 
     def put(self, task: EncodedTask, waiter: W) -> None:
-        """Puts a task in. Every task comes through here: most find their section."""
-        group, task_id, body, limits = task
-        section = self._sections.get(group)
-        if section is None or section.limits != limits:
-            section = self._open(group, limits)
-        section.members += (task_id, body)
-        section.waiters.append(waiter)
-        size = len(body)
-        its_call = self._calls[section.partition]
-        its_call.tasks += 1
-        its_call.bytes += size
-        self._tasks += 1
-        self._bytes += size
-        if (
-            self._tasks >= self._max_tasks
-            or self._bytes >= MAX_ROUND_BYTES
-            or its_call.tasks >= self._call_tasks
-            or its_call.bytes >= self._call_bytes
-        ):
-            self.full = True
-
-    def _open(self, group: bytes, limits: bytes) -> _Section[W]:
-        partition, tasks_key, ids_key = self._terms.keyspace.place(group)
+        """Puts a task in."""
+        partition, tasks_key, ids_key = self._place(task.group)
         its_call = self._calls.get(partition.number)
         if its_call is None:
             its_call = self._calls[partition.number] = _Call(partition)
-        section: _Section[W] = _Section(partition.number, group, tasks_key, ids_key, limits)
-        self._sections[group] = section
-        its_call.sections.append(section)
-        return section
+        its_call.put(task, waiter, tasks_key, ids_key)
+        self._tasks += 1
+        self._bytes += len(task.body)
+        if (
+            self._tasks >= self._max_tasks
+            or self._bytes >= MAX_ROUND_BYTES
+            or len(its_call.waiters) >= self._call_tasks
+            or its_call.bytes >= self._call_bytes
+        ):
+            self.full = True
 
     def __len__(self) -> int:
         return self._tasks

@@ -100,6 +100,25 @@ async def test_coroutines_go_on_while_redis_works(
     assert max(under_way for _, under_way in found) == 1
 
 
+async def test_a_group_commit_leaves_nothing_to_the_garbage_collector(redis_url: str) -> None:
+    """With thousands of coroutines it took a third of the time."""
+    aggregator = AsyncAggregator("a", redis_url, config=_NEVER_FULL)
+
+    async def add(number: int) -> None:
+        for n in range(10):
+            await aggregator.add_task(Task("t", n, f"g{number}"))
+
+    await asyncio.gather(*map(add, range(256)))
+    gc.collect()
+    gc.disable()
+    try:
+        await asyncio.gather(*map(add, range(256)))
+        assert gc.collect() <= 100  # of 2,560 adds
+    finally:
+        gc.enable()
+    await aggregator.close()
+
+
 def test_a_stream_of_tasks(sync_redis: redis.Redis, redis_url: str, rounds: list[int]) -> None:
     aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
     aggregator.stats()
@@ -134,6 +153,30 @@ def test_a_batch_through_the_flusher(sync_redis: redis.Redis, redis_url: str) ->
         commands = _commands(sync_redis)
     # 200 batches: poll 2, claim 8, commit 10 for each, and what the waiting above asks.
     assert commands / 200 <= 25
+
+
+def test_a_claim_brings_the_poll_for_the_next(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next claim waits for the interpreter until the merges of this one have ended."""
+    real = aio.AsyncTransport.exchange
+    found: list[tuple[str, ...]] = []
+
+    async def watched(self: Any, requests: Any, **options: Any) -> Any:
+        found.append(tuple(each.script.name if each.script else "" for each in requests))
+        return await real(self, requests, **options)
+
+    monkeypatch.setattr(aio.AsyncTransport, "exchange", watched)
+    config = AggregationConfig(group_max_size=10, partitions=1)
+    aggregator = Aggregator("a", redis_url, config=config)
+    aggregator.add_tasks((Task("t", n, f"g{n // 10}") for n in range(20_000)), ids=False)
+    with aggregator:
+        assert aggregator.wait_until_idle(20)
+    claims = [each for each in found if "claim" in each]
+    assert len(claims) >= 2_000 / 64
+    assert set(claims) == {("claim", "poll")}
+    # Alone at the beginning, and whenever there was no room for more batches in hand.
+    assert found.count(("poll",)) <= len(claims) / 2
 
 
 @pytest.mark.parametrize("length", [0, 100, 200])
