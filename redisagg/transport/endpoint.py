@@ -40,6 +40,10 @@ _CARRIED_OVER = {
 }
 """What a blocking and an asyncio connection both understand."""
 
+_ANY_NUMBER = 2**31
+"""Of connections. redis-py 8 refuses the 101st of a pool. What we do bounds them: a flusher has at
+most two for each partition that it leads, a producer two and one for each other call under way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -65,14 +69,14 @@ class Endpoint:
         if self.cluster:
             nodes = [ClusterNode(host, port) for host, port in self.cluster]
             try:
-                return redis.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self.options)
+                return redis.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self._arguments)
             except Exception as error:
                 raise give_up(error, None) from error
         if self.service:
             sentinel = Sentinel([])
             sentinel.sentinels = [redis.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
             client: redis.Redis = sentinel.master_for(
-                self.service, retry=retry, ssl=self.tls, **self.options
+                self.service, retry=retry, ssl=self.tls, **self._arguments
             )
             return client
         return redis.Redis.from_pool(self._pool(redis, retry))
@@ -82,12 +86,12 @@ class Endpoint:
         retry = AsyncRetry(NoBackoff(), 0)
         if self.cluster:
             nodes = [aio_cluster.ClusterNode(host, port) for host, port in self.cluster]
-            return aio.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self.options)
+            return aio.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self._arguments)
         if self.service:
             sentinel = aio_sentinel.Sentinel([])
             sentinel.sentinels = [aio.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
             client: aio.Redis = sentinel.master_for(
-                self.service, retry=retry, ssl=self.tls, **self.options
+                self.service, retry=retry, ssl=self.tls, **self._arguments
             )
             return client
         return aio.Redis.from_pool(self._pool(aio, retry))
@@ -102,6 +106,11 @@ class Endpoint:
         host, port = node
         return Endpoint({**self.options, "host": host, "port": port}, self.tls)
 
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """For a pool of connections, or for a client that has pools."""
+        return {**self.options, "max_connections": _ANY_NUMBER}
+
     def _pool(self, flavour: Any, retry: Any) -> Any:
         if "path" in self.options:
             kind = flavour.UnixDomainSocketConnection
@@ -109,7 +118,7 @@ class Endpoint:
             kind = flavour.SSLConnection
         else:
             kind = flavour.Connection
-        return flavour.ConnectionPool(connection_class=kind, retry=retry, **self.options)
+        return flavour.ConnectionPool(connection_class=kind, retry=retry, **self._arguments)
 
 
 def endpoint_of(source: AnyClient) -> Endpoint:
