@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 
 import pytest
 import redis
 
 from redisagg import Aggregator, AsyncAggregator, Task
+from redisagg.transport import retrying
 from tests.flusher.test_cluster import url_of as cluster_url_of
 from tests.flusher.test_sentinel import url_of as sentinel_url_of
 from tests.support import quick_config
 
 CALLS = 150
+
+
+@pytest.fixture(autouse=True)
+def each_test_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a lost connection: in production once a second is enough."""
+    monkeypatch.setattr(retrying, "_last_logged", -math.inf)
 
 
 @pytest.fixture(params=["one Redis", "sentinel", "cluster"])
