@@ -13,7 +13,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.backoff import break_delay
 from redisagg.flusher.breaker import Breakers
-from redisagg.flusher.leader import Leader
+from redisagg.flusher.leading import Leader
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.merging import make_merger
 from redisagg.flusher.waiting import end

@@ -25,7 +25,7 @@ from redisagg import RedisAggError, Task
 from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, ForeignKey, InvalidTask, RedisReadOnly
 from redisagg.flusher import flusher as flusher_module
-from redisagg.flusher.leader import Leader
+from redisagg.flusher.leading import Leader
 from redisagg.producer import aio, calls
 from redisagg.sinks import Batch, CallableSink, Sink, StreamSink
 from tests import worker

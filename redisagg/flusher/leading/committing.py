@@ -1,0 +1,134 @@
+"""Enqueues merged batches, many in one call."""
+
+from __future__ import annotations
+
+import logging
+
+from redisagg.flusher.leading.asking import Asker
+from redisagg.flusher.leading.calls import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTES
+from redisagg.flusher.leading.hand import Hand
+from redisagg.flusher.leading.known_sinks import KnownSinks
+from redisagg.flusher.leading.lanes import Lanes
+from redisagg.flusher.leading.queue import CommitQueue, Failed
+from redisagg.flusher.leading.settling import Settler
+from redisagg.flusher.merging.base import Commit, Failure, Job, Outcome
+from redisagg.transport.failures import refusal
+
+_log = logging.getLogger("redisagg")
+
+
+class Committer:
+    """Works off the queue of one leader."""
+
+    def __init__(
+        self,
+        *,
+        redis: Asker,
+        hand: Hand,
+        lanes: Lanes,
+        queue: CommitQueue,
+        sinks: KnownSinks,
+        settler: Settler,
+    ) -> None:
+        self._redis = redis
+        self._hand = hand
+        self._lanes = lanes
+        self._queue = queue
+        self._sinks = sinks
+        self._settler = settler
+
+    async def run(self) -> None:
+        """Commits until it is cancelled.
+
+        Raises:
+            StaleLease: the partition has another leader.
+        """
+        while True:
+            await self._queue.wait()
+            while (head := self._queue.head) is not None:
+                if isinstance(head, Failed):
+                    self._queue.remove(head)
+                    await self._settler.settle(head)
+                else:
+                    await self._commit_next(head)
+
+    async def _commit_next(self, head: Job) -> None:
+        jobs, admitted = self._next_commit()
+        if jobs:
+            await self._commit(jobs, admitted)
+            return
+        commit = _outcome(head).commit
+        assert commit is not None  # else there was no breaker to keep it out
+        failure = Failure("", "", self._sinks.breaker_for(commit).pause())
+        await self._settler.settle(self._failed(head, failure))
+
+    def _next_commit(self) -> tuple[list[Job], int]:
+        """The jobs at the head of the queue that fit into one call: all for one queue.
+
+        There are none if that queue is down. With them, the number that its breaker gave.
+        """
+        jobs: list[Job] = []
+        commit: Commit | None = None
+        size, admitted = 0, 0
+        for item in self._queue:
+            full = len(jobs) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES
+            if full or isinstance(item, Failed):
+                break
+            mine = _outcome(item).commit
+            if mine is not None:
+                commit = commit or mine
+                if not mine.goes_with(commit):
+                    break
+                admission = self._sinks.breaker_for(mine).admit(reserved=item.probing)
+                if admission is None:
+                    break
+                admitted = admission
+                size += sum(map(len, mine.arguments))
+            jobs.append(item)
+        return jobs, admitted
+
+    async def _commit(self, jobs: list[Job], admitted: int) -> None:
+        for job in jobs:
+            if undecodable := _outcome(job).undecodable:
+                await self._set_aside(job, undecodable)
+                undecodable.clear()
+        batches = [(job.batch_id, job.group, _outcome(job).commit) for job in jobs]
+        replies = await self._redis.ask(self._redis.calls.commit(batches))
+        refused: dict[bytes, Failed] = {}  # by group
+        for job, reply in zip(jobs, replies, strict=True):
+            commit = _outcome(job).commit
+            if reply in (b"OK", b"GONE"):  # gone: the reply to an earlier commit was lost
+                self._queue.remove(job)
+                self._hand.forget([job])
+                if commit is not None and reply == b"OK":
+                    self._sinks.breaker_for(commit).succeeded()
+            elif reply != b"ORDER":
+                assert commit is not None  # else there was nothing to refuse
+                error = refusal(reply.decode(errors="replace"))
+                breaker = self._sinks.breaker_for(commit)
+                counts = breaker.failed(job.batch_id, admitted)
+                failure = Failure.of(error, None if counts else breaker.pause())
+                refused[job.group] = self._failed(job, failure)
+            elif job.group not in refused:  # else it is behind the refused one
+                self._queue.remove(job)
+                await self._settler.put_off(job)
+        for failed in refused.values():
+            await self._settler.settle(failed)
+
+    def _failed(self, job: Job, failure: Failure) -> Failed:
+        """Takes a job that failed out of the queue, and all behind it in its group."""
+        self._lanes.block(job.group)
+        return self._queue.take_out(job, failure)
+
+    async def _set_aside(self, job: Job, undecodable: list[tuple[int, str]]) -> None:
+        places = [place for place, _ in undecodable]
+        error = f"{len(places)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
+        _log.error("group %r: %s", job.group[:64], error)
+        calls = self._redis.calls
+        await self._redis.ask(calls.set_aside(job.batch_id, job.group, places, error))
+
+
+def _outcome(job: Job) -> Outcome:
+    """The outcome of a job that is in the queue, and so has one."""
+    assert job.outcome is not None
+    return job.outcome

@@ -1,0 +1,137 @@
+"""What becomes of batches that were not enqueued: claimed again later, or the dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from redisagg.config import AggregationConfig
+from redisagg.flusher.backoff import retry_delay
+from redisagg.flusher.leading.asking import Asker
+from redisagg.flusher.leading.calls import MAX_COMMIT_BYTES, Returned
+from redisagg.flusher.leading.hand import Hand
+from redisagg.flusher.leading.lanes import Lanes
+from redisagg.flusher.leading.queue import CommitQueue, Failed
+from redisagg.flusher.merging.base import Failure, Job
+
+_log = logging.getLogger("redisagg")
+
+# How soon a batch that came out of order is looked at again, seconds.
+_ORDER_WAIT = 0.2
+
+
+class Settler:
+    """Gives batches of one leader back, or buries them.
+
+    Args:
+        claiming: held while a claim is under way.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: AggregationConfig,
+        redis: Asker,
+        hand: Hand,
+        lanes: Lanes,
+        queue: CommitQueue,
+        claiming: asyncio.Lock,
+    ) -> None:
+        self._config = config
+        self._redis = redis
+        self._hand = hand
+        self._lanes = lanes
+        self._queue = queue
+        self._claiming = claiming
+
+    async def settle(self, failed: Failed) -> None:
+        """Buries a failed job or gives it back; those behind it may go on then, or wait with it."""
+        if failed.counts and failed.attempt >= self._config.max_attempts:
+            await self._bury(failed)
+            self._queue.put_first(failed.followers)
+        else:
+            # Not while a claim is under way: it may bring more that has to wait.
+            async with self._claiming:
+                if self._lanes.unsettled(failed):
+                    return
+                await self._wait_with(failed)
+        self._lanes.unblock(failed.job.group)
+
+    async def give_back(self, jobs: Sequence[Job], delay: float) -> None:
+        """Returns jobs that did not fail, to be claimed again in `delay` seconds."""
+        for job in jobs:
+            job.abandoned = True
+            self._lanes.leave(job)
+        await self._retry(jobs, delay)
+
+    async def put_off(self, job: Job) -> None:
+        """Returns a job that came before an older one of its group."""
+        await self.give_back([job], _ORDER_WAIT)
+
+    async def _bury(self, failed: Failed) -> None:
+        job, failure = failed.job, failed.failure
+        reply = await self._redis.ask(self._redis.calls.bury(job.batch_id, job.group, failure))
+        if reply == b"ORDER":
+            await self.put_off(job)
+            return
+        _log.error(
+            "batch %s of group %r is among the dead letters after %d attempts: %s",
+            job.batch_id.decode(),
+            job.group[:64],
+            failed.attempt,
+            failure.error,
+        )
+        self._hand.forget([job])
+
+    async def _wait_with(self, failed: Failed) -> None:
+        """Gives a failed job back, and all behind it in its group, to be claimed again later."""
+        job, failure = failed.job, failed.failure
+        followers = [*failed.followers, *self._lanes.close(job.group)]
+        for follower in followers:
+            follower.abandoned = True
+        delay = failure.pause
+        if delay is None:
+            delay = retry_delay(self._config, failed.attempt)
+            _log.warning(
+                "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
+                job.batch_id.decode(),
+                job.group[:64],
+                failed.attempt,
+                self._config.max_attempts,
+                delay,
+                failure.error,
+            )
+        await self._retry([job, *followers], delay, failure)
+
+    async def _retry(
+        self, jobs: Sequence[Job], delay: float, failure: Failure | None = None
+    ) -> None:
+        """Gives jobs back with what they were merged to.
+
+        Args:
+            failure: of the first of them.
+        """
+        calls = self._redis.calls
+        returned = [Returned(job.batch_id, delay, _news(job)) for job in jobs]
+        # They all go back in one step, so that their group stays in order; what is too much for
+        # that goes ahead.
+        if sum(len(each.merged) for each in returned) > MAX_COMMIT_BYTES:
+            ahead: list[Returned] = []
+            for each in returned:
+                ahead.append(each._replace(delay=None))
+                size = sum(len(gone.merged) for gone in ahead)
+                if size > MAX_COMMIT_BYTES or each is returned[-1]:
+                    await self._redis.ask(calls.retry(ahead))
+                    ahead = []
+            returned = [each._replace(merged=b"") for each in returned]
+        if failure is not None:
+            returned[0] = returned[0]._replace(failure=failure)
+        await self._redis.ask(calls.retry(returned))
+        self._hand.forget(jobs)
+
+
+def _news(job: Job) -> bytes:
+    """What a job was merged to, if Redis does not have it."""
+    packed = job.outcome.packed() if job.outcome else b""
+    return b"" if packed == job.merged else packed
