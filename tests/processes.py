@@ -7,10 +7,11 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.child_log import ChildLog
 
 _ROOT = Path(__file__).parents[1]
 
@@ -21,12 +22,12 @@ class WorkerProcess:
     module = "tests.worker"
 
     def __init__(self, role: str, url: str, **settings: Any) -> None:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `end`
+        self._log = ChildLog()
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, role, url, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=self._log.file,
             cwd=_ROOT,
             text=True,
         )
@@ -45,8 +46,7 @@ class WorkerProcess:
     @property
     def log(self) -> str:
         """What it has logged so far."""
-        self._log.flush()
-        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
+        return self._log.read()
 
     def say(self, line: str) -> None:
         """Sends a line to its standard input."""

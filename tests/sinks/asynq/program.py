@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.child_log import ChildLog
 from tests.servers import wait_until
 
 SOURCE = Path(__file__).parent / "go"
@@ -22,9 +22,9 @@ class GoProcess:
     def __init__(self, program: Path, arguments: Sequence[str]) -> None:
         self.lines: list[Any] = []
         """What it printed so far, without the greeting."""
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `end`
+        self._log = ChildLog()
         self._process = subprocess.Popen(
-            [str(program), *arguments], stdout=subprocess.PIPE, stderr=self._log, text=True
+            [str(program), *arguments], stdout=subprocess.PIPE, stderr=self._log.file, text=True
         )
         assert self._process.stdout is not None
         assert json.loads(self._process.stdout.readline() or "null") == "ready", self.log
@@ -34,7 +34,6 @@ class GoProcess:
     @property
     def log(self) -> str:
         """What it has logged so far."""
-        self._log.seek(0)
         return self._log.read()
 
     def await_lines(self, count: int, timeout: float = 20) -> list[Any]:
