@@ -104,7 +104,7 @@ class Claimer:
         """Gives back what is not merged yet, since there is no sink for it."""
         for job in self._lanes.fronts():
             if not job.outcome and not job.probing and job.give_up():
-                self._lanes.fail(job, Failure("", "", self._sinks.pause()))
+                self._lanes.fail(job, Failure.of_sink_down(self._sinks.pause()))
 
     async def _claim_due(self, due: Due | None, limit: int, probe: Probe | None) -> Due | None:
         """Takes what is due into hand; returns what is due then, None if it has to be asked for."""

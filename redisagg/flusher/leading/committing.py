@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from redisagg.flusher.leading.asking import Asker
 from redisagg.flusher.leading.calls import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTES
 from redisagg.flusher.leading.hand import Hand
-from redisagg.flusher.leading.known_sinks import KnownSinks
+from redisagg.flusher.leading.known_sinks import KnownSinks, failure_at
 from redisagg.flusher.leading.lanes import Lanes
 from redisagg.flusher.leading.queue import CommitQueue, Failed
 from redisagg.flusher.leading.settling import Settler
@@ -17,25 +18,16 @@ from redisagg.transport.failures import refusal
 _log = logging.getLogger("redisagg")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Committer:
     """Works off the queue of one leader."""
 
-    def __init__(
-        self,
-        *,
-        redis: Asker,
-        hand: Hand,
-        lanes: Lanes,
-        queue: CommitQueue,
-        sinks: KnownSinks,
-        settler: Settler,
-    ) -> None:
-        self._redis = redis
-        self._hand = hand
-        self._lanes = lanes
-        self._queue = queue
-        self._sinks = sinks
-        self._settler = settler
+    redis: Asker
+    hand: Hand
+    lanes: Lanes
+    queue: CommitQueue
+    sinks: KnownSinks
+    settler: Settler
 
     async def run(self) -> None:
         """Commits until it is cancelled.
@@ -44,11 +36,11 @@ class Committer:
             StaleLease: the partition has another leader.
         """
         while True:
-            await self._queue.wait()
-            while (head := self._queue.head) is not None:
+            await self.queue.wait()
+            while (head := self.queue.head) is not None:
                 if isinstance(head, Failed):
-                    self._queue.remove(head)
-                    await self._settler.settle(head)
+                    self.queue.remove(head)
+                    await self.settler.settle(head)
                 else:
                     await self._commit_next(head)
 
@@ -59,8 +51,8 @@ class Committer:
             return
         commit = _outcome(head).commit
         assert commit is not None  # else there was no breaker to keep it out
-        failure = Failure("", "", self._sinks.breaker_for(commit).pause())
-        await self._settler.settle(self._failed(head, failure))
+        failure = Failure.of_sink_down(self.sinks.breaker_for(commit).pause())
+        await self.settler.settle(self._failed(head, failure))
 
     def _next_commit(self) -> tuple[list[Job], int]:
         """The jobs at the head of the queue that fit into one call: all for one queue.
@@ -70,7 +62,7 @@ class Committer:
         jobs: list[Job] = []
         commit: Commit | None = None
         size, admitted = 0, 0
-        for item in self._queue:
+        for item in self.queue:
             full = len(jobs) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES
             if full or isinstance(item, Failed):
                 break
@@ -79,7 +71,7 @@ class Committer:
                 commit = commit or mine
                 if not mine.goes_with(commit):
                     break
-                admission = self._sinks.breaker_for(mine).admit(reserved=item.probing)
+                admission = self.sinks.breaker_for(mine).admit(reserved=item.probing)
                 if admission is None:
                     break
                 admitted = admission
@@ -93,39 +85,38 @@ class Committer:
                 await self._set_aside(job, undecodable)
                 undecodable.clear()
         batches = [(job.batch_id, job.group, _outcome(job).commit) for job in jobs]
-        replies = await self._redis.ask(self._redis.calls.commit(batches))
+        replies = await self.redis.ask(self.redis.calls.commit(batches))
         refused: dict[bytes, Failed] = {}  # by group
         for job, reply in zip(jobs, replies, strict=True):
             commit = _outcome(job).commit
             if reply in (b"OK", b"GONE"):  # gone: the reply to an earlier commit was lost
-                self._queue.remove(job)
-                self._hand.forget([job])
+                self.queue.remove(job)
+                self.hand.forget([job])
                 if commit is not None and reply == b"OK":
-                    self._sinks.breaker_for(commit).succeeded()
+                    self.sinks.breaker_for(commit).succeeded()
             elif reply != b"ORDER":
                 assert commit is not None  # else there was nothing to refuse
                 error = refusal(reply.decode(errors="replace"))
-                breaker = self._sinks.breaker_for(commit)
-                counts = breaker.failed(job.batch_id, admitted)
-                failure = Failure.of(error, None if counts else breaker.pause())
+                breaker = self.sinks.breaker_for(commit)
+                failure = failure_at(breaker, job.batch_id, admitted, error)
                 refused[job.group] = self._failed(job, failure)
             elif job.group not in refused:  # else it is behind the refused one
-                self._queue.remove(job)
-                await self._settler.put_off(job)
+                self.queue.remove(job)
+                await self.settler.put_off(job)
         for failed in refused.values():
-            await self._settler.settle(failed)
+            await self.settler.settle(failed)
 
     def _failed(self, job: Job, failure: Failure) -> Failed:
         """Takes a job that failed out of the queue, and all behind it in its group."""
-        self._lanes.block(job.group)
-        return self._queue.take_out(job, failure)
+        self.lanes.block(job.group)
+        return self.queue.take_out(job, failure)
 
     async def _set_aside(self, job: Job, undecodable: list[tuple[int, str]]) -> None:
         places = [place for place, _ in undecodable]
         error = f"{len(places)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
         _log.error("group %r: %s", job.group[:64], error)
-        calls = self._redis.calls
-        await self._redis.ask(calls.set_aside(job.batch_id, job.group, places, error))
+        calls = self.redis.calls
+        await self.redis.ask(calls.set_aside(job.batch_id, job.group, places, error))
 
 
 def _outcome(job: Job) -> Outcome:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from redisagg.errors import InvalidTask
-from redisagg.flusher.leading.known_sinks import KnownSinks
+from redisagg.flusher.leading.known_sinks import KnownSinks, failure_at
 from redisagg.flusher.merging.base import Failure, Job, Outcome
 from redisagg.sinks.base import Batch
 from redisagg.sinks.routing import Deliveries
@@ -58,7 +58,7 @@ class Deliverer:
         breaker = self._sinks.breaker_of(sink)
         admitted = breaker.admit(reserved=job.probing)
         if admitted is None:
-            return Failure("", "", breaker.pause())
+            return Failure.of_sink_down(breaker.pause())
         try:
             await self._deliveries.deliver(sink, batch)
         except InvalidTask:  # it says nothing about the queue
@@ -66,7 +66,6 @@ class Deliverer:
         except BaseException as error:  # a sink may end in CancelledError or SystemExit too
             if job.abandoned:
                 raise
-            counts = breaker.failed(job.batch_id, admitted)
-            return Failure.of(error, None if counts else breaker.pause())
+            return failure_at(breaker, job.batch_id, admitted, error)
         breaker.succeeded()
         return None

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from redisagg.flusher.breaker import Breaker, Breakers, State
-from redisagg.flusher.merging.base import Commit
+from redisagg.flusher.merging.base import Commit, Failure
 from redisagg.sinks.base import DeliverySink, ScriptSink
 
 # How many batches are claimed at once to try a sink that was down.
@@ -23,6 +23,16 @@ class Probe:
     def end(self) -> None:
         """Gives back what was not made use of."""
         self.breaker.unreserve(self.left)
+
+
+def failure_at(breaker: Breaker, batch_id: bytes, admitted: int, error: BaseException) -> Failure:
+    """What the failure of a batch at a sink means, once the sink's breaker has heard of it.
+
+    Args:
+        admitted: the number with which the breaker let the batch through.
+    """
+    counts = breaker.failed(batch_id, admitted)
+    return Failure.of(error, None if counts else breaker.pause())
 
 
 class KnownSinks:

@@ -71,11 +71,12 @@ class Lanes:
         self._blocked.discard(group)
         self.advance(group)
 
-    def unsettled(self, failed: Failed) -> bool:
-        """Whether merges are under way behind a failed job; what has not begun is given up.
+    def postpone(self, failed: Failed) -> bool:
+        """Puts a failed job off if merges are under way behind it; returns whether there are.
 
-        If there are any, it comes into the queue once more when the next of them has ended: what
-        is being merged is not merged a second time, its outcome goes back with the failed job.
+        It comes into the queue once more when the next of them has ended: what is being merged is
+        not merged a second time, its outcome goes back with the failed job. What has not begun is
+        given up.
         """
         lane = self._lanes.get(failed.job.group, ())
         under_way = [job for job in lane if not job.give_up() and job.outcome is None]

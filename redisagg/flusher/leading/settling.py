@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from redisagg.config import AggregationConfig
 from redisagg.flusher.backoff import retry_delay
@@ -21,48 +22,36 @@ _log = logging.getLogger("redisagg")
 _ORDER_WAIT = 0.2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settler:
-    """Gives batches of one leader back, or buries them.
+    """Gives batches of one leader back, or buries them."""
 
-    Args:
-        claiming: held while a claim is under way.
-    """
-
-    def __init__(
-        self,
-        *,
-        config: AggregationConfig,
-        redis: Asker,
-        hand: Hand,
-        lanes: Lanes,
-        queue: CommitQueue,
-        claiming: asyncio.Lock,
-    ) -> None:
-        self._config = config
-        self._redis = redis
-        self._hand = hand
-        self._lanes = lanes
-        self._queue = queue
-        self._claiming = claiming
+    config: AggregationConfig
+    redis: Asker
+    hand: Hand
+    lanes: Lanes
+    queue: CommitQueue
+    claiming: asyncio.Lock
+    """Held while a claim is under way."""
 
     async def settle(self, failed: Failed) -> None:
         """Buries a failed job or gives it back; those behind it may go on then, or wait with it."""
-        if failed.counts and failed.attempt >= self._config.max_attempts:
+        if failed.counts and failed.attempt >= self.config.max_attempts:
             await self._bury(failed)
-            self._queue.put_first(failed.followers)
+            self.queue.put_first(failed.followers)
         else:
             # Not while a claim is under way: it may bring more that has to wait.
-            async with self._claiming:
-                if self._lanes.unsettled(failed):
+            async with self.claiming:
+                if self.lanes.postpone(failed):
                     return
                 await self._wait_with(failed)
-        self._lanes.unblock(failed.job.group)
+        self.lanes.unblock(failed.job.group)
 
     async def give_back(self, jobs: Sequence[Job], delay: float) -> None:
         """Returns jobs that did not fail, to be claimed again in `delay` seconds."""
         for job in jobs:
             job.abandoned = True
-            self._lanes.leave(job)
+            self.lanes.leave(job)
         await self._retry(jobs, delay)
 
     async def put_off(self, job: Job) -> None:
@@ -71,7 +60,7 @@ class Settler:
 
     async def _bury(self, failed: Failed) -> None:
         job, failure = failed.job, failed.failure
-        reply = await self._redis.ask(self._redis.calls.bury(job.batch_id, job.group, failure))
+        reply = await self.redis.ask(self.redis.calls.bury(job.batch_id, job.group, failure))
         if reply == b"ORDER":
             await self.put_off(job)
             return
@@ -82,23 +71,23 @@ class Settler:
             failed.attempt,
             failure.error,
         )
-        self._hand.forget([job])
+        self.hand.forget([job])
 
     async def _wait_with(self, failed: Failed) -> None:
         """Gives a failed job back, and all behind it in its group, to be claimed again later."""
         job, failure = failed.job, failed.failure
-        followers = [*failed.followers, *self._lanes.close(job.group)]
+        followers = [*failed.followers, *self.lanes.close(job.group)]
         for follower in followers:
             follower.abandoned = True
         delay = failure.pause
         if delay is None:
-            delay = retry_delay(self._config, failed.attempt)
+            delay = retry_delay(self.config, failed.attempt)
             _log.warning(
                 "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
                 job.batch_id.decode(),
                 job.group[:64],
                 failed.attempt,
-                self._config.max_attempts,
+                self.config.max_attempts,
                 delay,
                 failure.error,
             )
@@ -112,7 +101,7 @@ class Settler:
         Args:
             failure: of the first of them.
         """
-        calls = self._redis.calls
+        calls = self.redis.calls
         returned = [Returned(job.batch_id, delay, _news(job)) for job in jobs]
         # They all go back in one step, so that their group stays in order; what is too much for
         # that goes ahead.
@@ -122,13 +111,13 @@ class Settler:
                 ahead.append(each._replace(delay=None))
                 size = sum(len(gone.merged) for gone in ahead)
                 if size > MAX_COMMIT_BYTES or each is returned[-1]:
-                    await self._redis.ask(calls.retry(ahead))
+                    await self.redis.ask(calls.retry(ahead))
                     ahead = []
             returned = [each._replace(merged=b"") for each in returned]
         if failure is not None:
             returned[0] = returned[0]._replace(failure=failure)
-        await self._redis.ask(calls.retry(returned))
-        self._hand.forget(jobs)
+        await self.redis.ask(calls.retry(returned))
+        self.hand.forget(jobs)
 
 
 def _news(job: Job) -> bytes:

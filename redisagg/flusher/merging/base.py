@@ -35,6 +35,11 @@ class Failure:
         text = "".join(traceback.format_exception(error))
         return cls(f"{type(error).__name__}: {error}", text, pause)
 
+    @classmethod
+    def of_sink_down(cls, pause: float) -> Failure:
+        """Nothing was tried, since the sink is down: seconds until it may be."""
+        return cls("", "", pause)
+
 
 @dataclass(slots=True)
 class Commit:
