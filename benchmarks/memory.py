@@ -16,7 +16,16 @@ _COUNT = 20_000
 # A node of a Redis list holds 8 KB, unless redis.conf says otherwise: of 1,000-byte payloads seven,
 # and the rest is waste. The name is the one before Redis 7, which later ones still know.
 _NODE_SIZE = "list-max-ziplist-size"
-_NODES = {"": -2, ", nodes of 32 KB": -4}
+_NODES_OF_8_KB, _NODES_OF_32_KB = -2, -4
+
+# Length of the payload, size of the nodes, and how the tables call that.
+_CASES = (
+    (0, _NODES_OF_8_KB, ""),
+    (100, _NODES_OF_8_KB, ""),
+    (200, _NODES_OF_8_KB, ""),
+    (1_000, _NODES_OF_8_KB, ""),
+    (1_000, _NODES_OF_32_KB, ", nodes of 32 KB"),
+)
 
 
 def ours(url: str, size: int, payload: bytes) -> float:
@@ -47,18 +56,14 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     series = Series("memory over the packed payload", "bytes/task")
     client: Any = client_of(url)
     for size in (1, 100, 1_000):
-        for length in (0, 100, 200, 1_000):
-            for nodes, setting in _NODES.items():
-                if nodes and length < 1_000:
-                    continue  # no waste that larger nodes would save
-                client.config_set(_NODE_SIZE, setting)
-                value = ours(url, size, b"x" * length)
-                client.config_set(_NODE_SIZE, _NODES[""])
-                name = f"redisagg, {length:,} bytes in groups of {size:,}{nodes}"
-                series.values[name] = [value]
-                if size == 100:
-                    what = f"bytes over a payload of {length:,}, groups of 100{nodes}"
-                    checks.append(Check(what, "<= 110", f"{value:.0f}", value <= 110))
+        for length, nodes, remark in _CASES:
+            client.config_set(_NODE_SIZE, nodes)
+            value = ours(url, size, b"x" * length)
+            series.values[f"redisagg, {length:,} bytes in groups of {size:,}{remark}"] = [value]
+            if size == 100:
+                what = f"bytes over a payload of {length:,}, groups of 100{remark}"
+                checks.append(Check(what, "<= 110", f"{value:.0f}", value <= 110))
+        client.config_set(_NODE_SIZE, _NODES_OF_8_KB)
         other = asynq(url, size)
         if other is not None:
             series.values[f"Asynq, 200 bytes in groups of {size:,}"] = [other]
