@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import adds, drain, idle, latency, memory, replicas, report, scaling, soak
 from benchmarks.measure import Check, Series
 from benchmarks.processes import Machine
-from redisagg.embedded import EmbeddedRedis
+from redisagg.testing.embedded import EmbeddedRedis
 
 _PARTS = {
     "adds": adds.measure,

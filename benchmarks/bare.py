@@ -14,7 +14,7 @@ import redis.asyncio
 
 from benchmarks.workload import GROUPS, PAYLOAD, group_of
 from redisagg.ids import new_id
-from redisagg.producer.calls import STREAM_ROUND_TASKS
+from redisagg.producer.rounds import STREAM_ROUND_TASKS
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import load
 

@@ -10,7 +10,7 @@ from benchmarks.processes import flushers, wait_for_leaders
 from benchmarks.workload import empty, fill
 
 
-def ours(
+def translate_error(
     url: str, count: int, size: int, *, hot: bool = False, number: int = 1, partitions: int = 16
 ) -> float:
     """Flusher processes: from the moment they may claim until nothing is left."""
@@ -47,11 +47,13 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
         n = max(size * 10, int(count * scale))
         n -= n % size
         contenders = {
-            "redisagg": lambda n=n, size=size: ours(url, n, size),
+            "redisagg": lambda n=n, size=size: translate_error(url, n, size),
             "bare scripts": lambda n=n, size=size: bare_scripts(url, n, size),
         }
         if size == 100:
-            contenders["redisagg, one hot group"] = lambda n=n: ours(url, n, 100, hot=True)
+            contenders["redisagg, one hot group"] = lambda n=n: translate_error(
+                url, n, 100, hot=True
+            )
             contenders["Asynq"] = lambda: asynq(url, 20_000, 100)
         if size > 1:  # it hands over no batches of one
             contenders["celery-batches"] = lambda size=size: celery_batches_side.drain(

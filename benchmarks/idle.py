@@ -31,7 +31,9 @@ def _watch(client: Any, pid: int, seconds: float) -> tuple[float, float, float]:
     return commands / seconds, server_cpu / seconds, own_cpu / seconds
 
 
-def ours(url: str, groups: int, seconds: float) -> tuple[tuple[float, float, float], float]:
+def translate_error(
+    url: str, groups: int, seconds: float
+) -> tuple[tuple[float, float, float], float]:
     """An idle flusher with so many open groups; the median of ms in which another is flushed."""
     client: Any = client_of(url)
     client.flushall()
@@ -68,7 +70,7 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     own_cpu = Series("idle flusher, its own CPU", "% of a core")
     latency = Series("latency of a full group beside open ones, p50", "ms")
     for groups in (1_000, 50_000, int(1_000_000 * min(1.0, scale))):
-        mine, filled = ours(url, groups, seconds)
+        mine, filled = translate_error(url, groups, seconds)
         latency.values[f"redisagg, {groups:,} groups"] = [filled]
         contenders = {"redisagg": mine}
         if groups <= 50_000:

@@ -21,7 +21,7 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def ours(url: str, rounds: int, load: float = 0.0) -> list[float]:
+def translate_error(url: str, rounds: int, load: float = 0.0) -> list[float]:
     """Milliseconds for each group filled, while another process adds `load` tasks per second."""
     empty(url)
     aggregator = Aggregator("bench", url, config=flusher_config(SIZE))
@@ -65,8 +65,8 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     """Idle, at half of the maximum load, and Asynq."""
     rounds = max(100, int(1_000 * scale))
     series = Series("latency of a full group", "ms")
-    idle = ours(url, rounds)
-    half = ours(url, rounds // 2, load=maximum(url) / 2)
+    idle = translate_error(url, rounds)
+    half = translate_error(url, rounds // 2, load=maximum(url) / 2)
     asynq = asynq_side.run(url, "latency", n=6) or []
     for name, values in (("idle", idle), ("half load", half), ("Asynq", asynq)):
         if values:

@@ -28,7 +28,7 @@ _CASES = (
 )
 
 
-def ours(url: str, size: int, payload: bytes) -> float:
+def translate_error(url: str, size: int, payload: bytes) -> float:
     """Bytes over the packed payload, in groups of `size`."""
     client: Any = client_of(url)
     client.flushall()
@@ -58,7 +58,7 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     for size in (1, 100, 1_000):
         for length, nodes, remark in _CASES:
             client.config_set(_NODE_SIZE, nodes)
-            value = ours(url, size, b"x" * length)
+            value = translate_error(url, size, b"x" * length)
             series.values[f"redisagg, {length:,} bytes in groups of {size:,}{remark}"] = [value]
             if size == 100:
                 what = f"bytes over a payload of {length:,}, groups of 100{remark}"

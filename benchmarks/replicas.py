@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from benchmarks import adds
 from benchmarks.measure import Check, Contender, Series, take_turns
 from benchmarks.workload import NEVER_FULL, client_of
-from redisagg.embedded import EmbeddedRedis
+from redisagg.testing.embedded import EmbeddedRedis
 
 _REPLICAS = 2
 

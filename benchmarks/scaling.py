@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.adds import coroutines
-from benchmarks.drain import ours
+from benchmarks.drain import translate_error
 from benchmarks.measure import Check, Series, take_turns
-from tests.servers import ClusterTopology
+from tests.support.servers import ClusterTopology
 
 
 def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
@@ -14,14 +14,17 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     by_flushers = take_turns(
         "drain by flushers, groups of 10",
         "tasks/s",
-        {f"{n} flushers": (lambda n=n: ours(url, count, 10, number=n)) for n in (1, 2, 4)},
+        {
+            f"{n} flushers": (lambda n=n: translate_error(url, count, 10, number=n))
+            for n in (1, 2, 4)
+        },
         turns,
     )
     by_partitions = take_turns(
         "drain by partitions, groups of 100",
         "tasks/s",
         {
-            f"{n} partitions": (lambda n=n: ours(url, count, 100, partitions=n))
+            f"{n} partitions": (lambda n=n: translate_error(url, count, 100, partitions=n))
             for n in (1, 4, 16, 64)
         },
         turns,
@@ -37,7 +40,7 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
             )
             for what, do in (
                 ("adds by 256 coroutines", lambda where: coroutines(where, count // 4, 256)),
-                ("drain of groups of 100", lambda where: ours(where, count, 100)),
+                ("drain of groups of 100", lambda where: translate_error(where, count, 100)),
             )
         )
     return [by_flushers, by_partitions, cluster_adds, cluster_drain]

@@ -1,7 +1,6 @@
 """Turns many small tasks into few large ones, on Redis, across any number of machines."""
 
-from redisagg.aggregator import Aggregator
-from redisagg.async_aggregator import AsyncAggregator
+from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config, default_aggregator
 from redisagg.errors import RedisAggError
 from redisagg.task import Task, group_key_text

@@ -80,7 +80,7 @@ class RedisReadOnly(RedisAggError):
     """The server is a read-only replica; nothing was written. Connect to the primary."""
 
 
-class ForeignKey(RedisAggError):
+class KeyConflict(RedisAggError):
     """A key that belongs to redisagg holds what redisagg did not write, such as a value of another
     type; nothing was written to it."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, replace
 
-from redisagg.config import AggregationConfig
+from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration, seconds, to_ms
 from redisagg.errors import InvalidConfig, NamespaceMismatch
-from redisagg.flusher.merging.processes import check_handed_over
 from redisagg.protocol.entries import Encoder
 from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.protocol.operations import Operation, ask
+from redisagg.protocol.scripts import call
 from redisagg.sinks import Sink, StreamSink, sink_from_url
 from redisagg.sinks.routing import Route, check_sink
 from redisagg.task import GroupKey, group_key_text
@@ -52,7 +54,7 @@ class Namespace:
         elif isinstance(sink, str):
             sink = sink_from_url(sink)
         if config.executor == "process":
-            check_handed_over(config.group_aggregator, sink)
+            _check_pickles(config.group_aggregator, sink)
         keyspace = Keyspace(name, config.partitions)
         endpoint = endpoint_of(redis)
         _check_patience(endpoint, config)
@@ -84,13 +86,16 @@ class Namespace:
             return None
         return Durability(config.min_replicas, config.wait_for_fsync, to_ms(config.replica_timeout))
 
-    def check_registered(self, found: tuple[int, int]) -> None:
-        """Compares what is recorded in Redis with what this aggregator was told.
+    def register(self) -> Operation[None]:
+        """Records the namespace at its first use, and compares what is recorded with the settings.
 
         Raises:
             NamespaceMismatch: they differ.
         """
-        schema, partitions = found
+        found = yield from ask(
+            call("register", [self.keyspace.meta], SCHEMA, len(self.keyspace.partitions))
+        )
+        schema, partitions = map(int, found)
         name = self.keyspace.name
         if schema != SCHEMA:
             raise NamespaceMismatch(
@@ -102,6 +107,17 @@ class Namespace:
                 f"the namespace {name!r} was created with {partitions} partitions, not "
                 f"{self.config.partitions}; set partitions={partitions}, or use another name"
             )
+
+
+def _check_pickles(function: GroupAggregator, sink: Sink | Route) -> None:
+    """Raises `InvalidConfig` unless worker processes can be given both."""
+    try:
+        pickle.dumps((function, sink))
+    except Exception as error:  # whatever the objects themselves raise
+        raise InvalidConfig(
+            "executor='process' hands the merge function and the sink to other processes by "
+            f"pickle, so both have to be importable: {error}"
+        ) from error
 
 
 def _check_patience(endpoint: Endpoint, config: AggregationConfig) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from redisagg.embedded import EmbeddedRedis, find_server, server_version
 from redisagg.errors import EmbeddedServerError
-from tests.servers import ClusterTopology, SentinelTopology, select
-from tests.servers.polling import ask
+from redisagg.testing.embedded import EmbeddedRedis, find_server, server_version
+from tests.support.servers import ClusterTopology, SentinelTopology, select
+from tests.support.servers.polling import ask
 
 
 def _binary() -> Path:
@@ -33,6 +33,9 @@ def pytest_report_header() -> str:
         return f"redis server: {'.'.join(map(str, server_version(binary)))} ({binary})"
     except (EmbeddedServerError, LookupError) as error:
         return f"redis server: {error}"
+
+
+pytest_plugins = ["tests.support.fixtures", "tests.support.cli"]
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ from rich.table import Table
 from redisagg.aggregator import Aggregator
 from redisagg.cli.output import print_json, print_table, stderr
 from redisagg.config import AggregationConfig, default_aggregator
-from redisagg.embedded import EmbeddedRedis
 from redisagg.errors import RedisUnavailable
 from redisagg.task import Task
+from redisagg.testing.embedded import EmbeddedRedis
 
 _NAME = "demo"
 _SINK = "stream://demo-batches"

@@ -11,7 +11,7 @@ from redisagg.aggregator import Aggregator
 from redisagg.config import AggregationConfig
 from redisagg.sinks import Sink
 from redisagg.transport.endpoint import close, endpoint_of
-from redisagg.transport.failures import is_transient, ours
+from redisagg.transport.failures import is_transient, translate_error
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,7 +93,7 @@ def recorded_partitions(name: str, redis_url: str) -> int | None:
     except Exception as error:
         if is_transient(error):
             raise click.ClickException(f"Redis can't be reached: {error}") from error
-        raise ours(error) from error
+        raise translate_error(error) from error
     finally:
         close(client)
     return int(recorded) if recorded else None

@@ -12,7 +12,7 @@ import click
 from rich.logging import RichHandler
 
 from redisagg.aggregator import Aggregator
-from redisagg.async_aggregator import AsyncAggregator
+from redisagg.aggregator.aio import AsyncAggregator
 from redisagg.cli.options import limit_options, open_aggregator, partitions_option, redis_option
 from redisagg.cli.output import printable, stderr
 

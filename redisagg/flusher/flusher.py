@@ -13,11 +13,11 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.backoff import break_delay
 from redisagg.flusher.breaker import Breakers
-from redisagg.flusher.leading import Leader
+from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
+from redisagg.flusher.listener import Wakeups
 from redisagg.flusher.merging import make_merger
 from redisagg.flusher.waiting import end
-from redisagg.flusher.wakeups import Wakeups
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.sinks.base import Sink, SinkContext
 from redisagg.sinks.routing import Deliveries, Route, Router

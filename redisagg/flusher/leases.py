@@ -19,7 +19,7 @@ from typing import Any
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.errors import RedisAggError, StaleLease
-from redisagg.flusher.leading import Leader
+from redisagg.flusher.leader import Leader
 from redisagg.flusher.waiting import end, wait_for_event
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call

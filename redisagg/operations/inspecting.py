@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from redisagg.errors import ForeignKey
-from redisagg.operations import Operation, ask, ask_all
+from redisagg.errors import KeyConflict
 from redisagg.protocol.entries import StoredTask, look_at
 from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import (
     GroupRecord,
     batch_record,
@@ -181,7 +181,7 @@ def stats(keyspace: Keyspace) -> Operation[Stats]:
 def _partition_stats(number: int, row: Sequence[Any]) -> PartitionStats:
     if len(row) < _STATS or not all(isinstance(count, int) for count in row[:_COUNTS]):
         # A reply of Lua ends before a count that is no number.
-        raise ForeignKey(f"the state of partition {number} holds a count that is no number")
+        raise KeyConflict(f"the state of partition {number} holds a count that is no number")
     waiting, claimed, stored, flushed, flushed_tasks, dead = row[:6]
     groups, batches, retry, letters, paused, owner, token = row[6:13]
     return PartitionStats(

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from redisagg.errors import UnknownBatch
-from redisagg.operations import Operation, ask, ask_all
 from redisagg.operations.inspecting import find_dead
-from redisagg.producer.lanes import Lane
 from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import dead_record
 from redisagg.protocol.scripts import call, command
 
 _GROUPS_A_CALL = 500
-
-
-def register(keyspace: Keyspace, schema: int) -> Operation[tuple[int, int]]:
-    """Records the namespace at its first use; returns schema version and partitions in force."""
-    schema_found, partitions = yield from ask(
-        call("register", [keyspace.meta], schema, len(keyspace.partitions))
-    )
-    return int(schema_found), int(partitions)
-
-
-def forget(keyspace: Keyspace, lanes: Sequence[Lane]) -> Operation[None]:
-    """Takes back what Redis remembers of a producer's calls."""
-    calls: dict[int, list[bytes]] = {}
-    for lane in lanes:
-        for number in lane.partitions:
-            calls.setdefault(number, []).append(keyspace.partitions[number].call(lane.id))
-    yield from ask_all([call("forget", keys) for keys in calls.values()])
 
 
 def flush(keyspace: Keyspace, group: bytes) -> Operation[int]:
@@ -87,7 +67,7 @@ def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
     )
 
 
-def requeue(keyspace: Keyspace, batch_id: str) -> Operation[int]:
+def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     """Gives a dead letter another life as the same batch; returns how many tasks it has.
 
     Raises:
@@ -114,7 +94,7 @@ def requeue(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     return count
 
 
-def drop(keyspace: Keyspace, batch_id: str) -> Operation[int]:
+def drop_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     """Deletes a dead letter with its tasks; returns how many they were.
 
     Raises:

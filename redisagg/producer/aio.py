@@ -10,7 +10,8 @@ from typing import TypeAlias, TypeVar, cast
 
 import tenacity
 
-from redisagg.producer.calls import (
+from redisagg.producer.room import patience
+from redisagg.producer.rounds import (
     COMMIT_ROUND_TASKS,
     Outcomes,
     Round,
@@ -19,8 +20,7 @@ from redisagg.producer.calls import (
     W,
     stream_round,
 )
-from redisagg.producer.full import patience
-from redisagg.producer.lanes import Lanes
+from redisagg.producer.sequences import Lanes
 from redisagg.protocol.entries import EncodedTask
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.durability import Durability

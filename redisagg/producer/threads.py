@@ -13,7 +13,8 @@ from collections.abc import Callable
 import tenacity
 
 from redisagg.errors import RedisUnavailable
-from redisagg.producer.calls import (
+from redisagg.producer.room import patience
+from redisagg.producer.rounds import (
     COMMIT_ROUND_TASKS,
     Outcomes,
     Round,
@@ -22,8 +23,7 @@ from redisagg.producer.calls import (
     W,
     stream_round,
 )
-from redisagg.producer.full import patience
-from redisagg.producer.lanes import Lanes
+from redisagg.producer.sequences import Lanes
 from redisagg.protocol.entries import EncodedTask
 from redisagg.transport.durability import Durability
 from redisagg.transport.threads import Transport

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import msgpack
 
-from redisagg.errors import ForeignKey
+from redisagg.errors import KeyConflict
 
 
 class GroupRecord(NamedTuple):
@@ -62,17 +62,17 @@ class DeadRecord(NamedTuple):
 
 
 def group_record(packed: bytes, name: bytes = b"") -> GroupRecord:
-    """Decodes a value of the hash `groups`; raises `ForeignKey` for what is none."""
+    """Decodes a value of the hash `groups`; raises `KeyConflict` for what is none."""
     return _decoded(GroupRecord, packed, name)
 
 
 def batch_record(packed: bytes, name: bytes = b"") -> BatchRecord:
-    """Decodes a value of the hash `batches`; raises `ForeignKey` for what is none."""
+    """Decodes a value of the hash `batches`; raises `KeyConflict` for what is none."""
     return _decoded(BatchRecord, packed, name)
 
 
 def dead_record(packed: bytes, name: bytes = b"") -> DeadRecord:
-    """Decodes a value of the hash `dead`; raises `ForeignKey` for what is none."""
+    """Decodes a value of the hash `dead`; raises `KeyConflict` for what is none."""
     return _decoded(DeadRecord, packed, name)
 
 
@@ -93,7 +93,7 @@ def _decoded(kind: type[R], packed: bytes, name: bytes) -> R:
     return record
 
 
-def _foreign(kind: type[Any], packed: bytes, name: bytes) -> ForeignKey:
-    return ForeignKey(
+def _foreign(kind: type[Any], packed: bytes, name: bytes) -> KeyConflict:
+    return KeyConflict(
         f"a key of redisagg holds {packed[:64]!r} in place of the {kind.__name__} of {name!r}"
     )

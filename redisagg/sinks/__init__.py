@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from redisagg.sinks.base import (
-    Batch,
     BlockingSink,
     DeliverySink,
     EnqueuedBatch,
+    MergedTask,
     ReadableSink,
     ScriptSink,
     Sink,
@@ -14,17 +14,17 @@ from redisagg.sinks.base import (
     SinkPage,
 )
 from redisagg.sinks.callable import CallableSink
-from redisagg.sinks.list import ListSink
-from redisagg.sinks.stream import StreamSink
+from redisagg.sinks.redis.list import ListSink
+from redisagg.sinks.redis.stream import StreamSink
 from redisagg.sinks.urls import SinkUrl, sink_from_url
 
 __all__ = [
-    "Batch",
     "BlockingSink",
     "CallableSink",
     "DeliverySink",
     "EnqueuedBatch",
     "ListSink",
+    "MergedTask",
     "ReadableSink",
     "ScriptSink",
     "Sink",

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 from redisagg.errors import InvalidConfig
-from redisagg.operations import Operation
 from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.operations import Operation
 from redisagg.task import Task
 from redisagg.transport.aio import AsyncTransport
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class MergedTask:
     """A merged task with the batch it was made from, as a sink gets it."""
 
     batch_id: str
@@ -118,12 +118,12 @@ class ScriptSink(Sink, ABC):
         """The arguments of the commit script that hold for all batches."""
         return ()
 
-    def entry_keys(self, batch: Batch) -> Sequence[bytes]:
+    def entry_keys(self, batch: MergedTask) -> Sequence[bytes]:
         """The keys that the commit script needs for one merged task."""
         return ()
 
     @abstractmethod
-    def arguments(self, batch: Batch) -> Sequence[bytes]:
+    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
         """The arguments of the commit script for one merged task: what is enqueued.
 
         Raises:
@@ -149,18 +149,18 @@ class DeliverySink(Sink, ABC):
         """Called by a flusher that ends, if it called `open`."""
 
     @abstractmethod
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         """Enqueues the merged task; raises if that failed, and it will be tried again."""
 
 
 class BlockingSink(DeliverySink):
     """A `DeliverySink` for a blocking library: deliveries are made in threads."""
 
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         await asyncio.to_thread(self.deliver_blocking, batch)
 
     @abstractmethod
-    def deliver_blocking(self, batch: Batch) -> None:
+    def deliver_blocking(self, batch: MergedTask) -> None:
         """As `deliver`, in a thread; several may run at the same time."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redisagg.errors import InvalidConfig
-from redisagg.sinks.base import Batch, DeliverySink
+from redisagg.sinks.base import DeliverySink, MergedTask
 from redisagg.task import Task
 
 
@@ -34,7 +34,7 @@ class CallableSink(DeliverySink):
             raise InvalidConfig(f"CallableSink takes a function, not {type(fn).__name__}")
         self._fn = fn
 
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         if inspect.iscoroutinefunction(self._fn):
             result: Any = self._fn(batch.task, batch.batch_id)
         else:

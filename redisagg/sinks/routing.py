@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from redisagg.errors import InvalidConfig, SinkError
-from redisagg.sinks.base import Batch, DeliverySink, ScriptSink, Sink, SinkContext
+from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink, SinkContext
 from redisagg.task import Task
 
 Route: TypeAlias = Callable[[Task], Sink]
@@ -78,7 +78,7 @@ class Deliveries:
             raise SinkError("the sink function gave two sinks for one task; it has to give one")
         return sink
 
-    async def deliver(self, sink: DeliverySink, batch: Batch) -> None:
+    async def deliver(self, sink: DeliverySink, batch: MergedTask) -> None:
         """Delivers one merged task; raises whatever the sink raises."""
         if sink not in self._opened:
             async with self._opening:

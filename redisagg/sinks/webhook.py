@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_json
-from redisagg.sinks.base import Batch, DeliverySink, SinkContext
+from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.urls import SinkUrl, require
 from redisagg.task import Task
 
@@ -151,7 +151,7 @@ class WebhookSink(DeliverySink):
         await self._client.aclose()
         self._client = self._slots = None
 
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         assert self._slots is not None
         made = event(batch, self._source)
         body = to_json(made).encode()
@@ -195,7 +195,7 @@ class WebhookSink(DeliverySink):
         }
 
 
-def event(batch: Batch, source: str) -> dict[str, Any]:
+def event(batch: MergedTask, source: str) -> dict[str, Any]:
     """The CloudEvent for a merged task: the same for the same batch, whenever it is made.
 
     Raises:

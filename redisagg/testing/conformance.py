@@ -20,13 +20,13 @@ from typing import Any, ClassVar, TypeVar
 
 from redisagg.aggregator import Aggregator
 from redisagg.config import AggregationConfig
-from redisagg.embedded import EmbeddedRedis
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.protocol.keys import Keyspace
-from redisagg.sinks.base import Batch, DeliverySink, ScriptSink, Sink, SinkContext
+from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink, SinkContext
 from redisagg.sinks.urls import sink_from_url
 from redisagg.task import Task
+from redisagg.testing.embedded import EmbeddedRedis
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import aclose, endpoint_of
 
@@ -103,7 +103,7 @@ class SinkConformance:
         """A Redis for the tests, which add keys of their own to it and clear nothing.
 
         By default a private server, which ends with the process; raises `EmbeddedServerError` if
-        there is no binary for it, see `redisagg.embedded.find_server`.
+        there is no binary for it, see `redisagg.testing.embedded.find_server`.
         """
         return _server().url
 
@@ -154,7 +154,9 @@ class SinkConformance:
     def test_what_has_no_form_is_refused(self) -> None:
         """Catches a sink that enqueues something else than a payload that it can't write."""
         self.prepare()
-        batch = Batch("B1", "a", 1, Task("x", object(), "a"))  # a flusher would not come so far
+        batch = MergedTask(
+            "B1", "a", 1, Task("x", object(), "a")
+        )  # a flusher would not come so far
 
         async def deliver() -> None:
             async with self._opened() as sink:
@@ -349,10 +351,10 @@ def _idle(agg: Aggregator) -> None:
     assert agg.wait_until_idle(_TIMEOUT), f"batches are left: {agg.get_batches()}"
 
 
-def _batch(number: int, suffix: str = "") -> Batch:
+def _batch(number: int, suffix: str = "") -> MergedTask:
     """A batch whose id has the form that real ones have."""
     batch_id = f"{0x18F00000000 + number:012x}-7-{number:08x}{suffix}"
-    return Batch(batch_id, "group", 1, Task("x", {"of": batch_id}, "group"))
+    return MergedTask(batch_id, "group", 1, Task("x", {"of": batch_id}, "group"))
 
 
 async def _soon(work: Awaitable[T]) -> T:

@@ -12,10 +12,10 @@ from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.exceptions import ResponseError
 
-from redisagg.operations import Operation
+from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
-from redisagg.transport.durability import NO_NODE, Durability, by_node, is_astray, try_again
+from redisagg.transport.durability import NO_NODE, Durability, by_node, is_redirect, try_again
 from redisagg.transport.failures import check_role, is_transient
 from redisagg.transport.rounds import RAW, Command, pack, round_trip
 
@@ -148,7 +148,9 @@ class AsyncTransport:
         await client.initialize()
         nodes = by_node(commands, client.get_node_from_key)
         await asyncio.gather(*(send(*each) for each in nodes.items()))
-        await asyncio.gather(*(find_node(i) for i, reply in enumerate(replies) if is_astray(reply)))
+        await asyncio.gather(
+            *(find_node(i) for i, reply in enumerate(replies) if is_redirect(reply))
+        )
         return replies
 
     async def _send_routed(self, command: Command) -> Any:

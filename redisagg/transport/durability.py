@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import redis.exceptions as rx
 
 from redisagg.errors import AuthenticationFailed, InvalidConfig, NotReplicated, RedisAggError
-from redisagg.transport.failures import is_transient, ours
+from redisagg.transport.failures import is_transient, translate_error
 from redisagg.transport.rounds import Command
 
 N = TypeVar("N")
@@ -83,7 +83,7 @@ class Durability:
                 "wait_for_fsync needs Redis 7.2 or newer with appendonly yes; what was added is in "
                 f"the server's memory all the same ({error})"
             )
-        known = ours(error)
+        known = translate_error(error)
         if isinstance(known, AuthenticationFailed):
             return AuthenticationFailed(f"{known} ({self.command[0]}, for min_replicas)")
         # Such as UNBLOCKED: the primary was made a replica meanwhile.
@@ -102,7 +102,7 @@ def by_node(commands: Sequence[Command], node_of: Callable[[Any], N | None]) -> 
     return nodes
 
 
-def is_astray(reply: object) -> bool:
+def is_redirect(reply: object) -> bool:
     """Whether a node of a cluster is not the right one for a command, or can't be asked."""
     if isinstance(reply, rx.AskError):  # MOVED is a kind of it
         return True

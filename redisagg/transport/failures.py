@@ -12,7 +12,7 @@ import redis.exceptions as rx
 from redisagg.errors import (
     AggregatorFull,
     AuthenticationFailed,
-    ForeignKey,
+    KeyConflict,
     NamespaceMismatch,
     RedisAggError,
     RedisOutOfMemory,
@@ -50,7 +50,7 @@ _STUMBLED = (
 _BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
     ("STALE ", StaleLease, ""),
     ("SCHEMA ", NamespaceMismatch, "use the version of redisagg that the other nodes use: "),
-    ("WRONGTYPE", ForeignKey, "a key of redisagg holds a value of another type: "),
+    ("WRONGTYPE", KeyConflict, "a key of redisagg holds a value of another type: "),
     ("FULL ", AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
     ("NOREPLICAS", TooFewReplicas, "the server takes no writes: "),
     ("OOM ", RedisOutOfMemory, "Redis has reached its maxmemory: "),
@@ -62,7 +62,7 @@ _BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
     ("The user executing the script", AuthenticationFailed, "the user may not do this: "),
     ("ACL failure in script", AuthenticationFailed, "the user may not do this: "),
     # A script stumbled over a record or a number that no script of ours has written.
-    *((sign, ForeignKey, _FOREIGN) for sign in _STUMBLED),
+    *((sign, KeyConflict, _FOREIGN) for sign in _STUMBLED),
 ]
 
 _KEYS_NAMED = 12
@@ -110,11 +110,11 @@ def check_role(error: rx.ResponseError, connection: Any) -> None:
     connection would stay with a replica that refuses everything.
     """
     by_sentinel = getattr(getattr(connection, "connection_pool", None), "is_master", False)
-    if by_sentinel and isinstance(refusal(str(error)), RedisReadOnly):
+    if by_sentinel and isinstance(error_from_reply(str(error)), RedisReadOnly):
         raise rx.ConnectionError(f"the primary has become a replica: {error}") from error
 
 
-def ours(error: BaseException, request: Request | None = None) -> RedisAggError:
+def translate_error(error: BaseException, request: Request | None = None) -> RedisAggError:
     """The error of ours for one of redis-py that is not transient, in reply to `request`."""
     if isinstance(error, RedisAggError):
         return error
@@ -126,11 +126,11 @@ def ours(error: BaseException, request: Request | None = None) -> RedisAggError:
     # redis-py takes the code off an error for which it has a class.
     for kind, code in _BY_CLASS:
         if isinstance(error, kind):
-            return refusal(f"{code} {error}")
-    return refusal(str(error))
+            return error_from_reply(f"{code} {error}")
+    return error_from_reply(str(error))
 
 
-def refusal(message: str) -> RedisAggError:
+def error_from_reply(message: str) -> RedisAggError:
     """The error of ours for the text of an error reply."""
     for code, kind, hint in _BY_CODE:
         if code in message:

@@ -14,7 +14,7 @@ from typing import Any
 import tenacity
 
 from redisagg.errors import RedisUnavailable
-from redisagg.transport.failures import is_transient, ours
+from redisagg.transport.failures import is_transient, translate_error
 
 _log = logging.getLogger("redisagg")
 
@@ -54,7 +54,7 @@ def expired(timeout: float | None, since: float) -> bool:
 
 def give_up(error: BaseException, timeout: float | None) -> Exception:
     """What the caller gets for the last error."""
-    known = ours(error)
+    known = translate_error(error)
     if is_transient(error) and not isinstance(known, RedisUnavailable):
         within = "" if timeout is None else f" within {timeout:g} seconds"
         return RedisUnavailable(f"Redis could not be reached{within}: {error}")

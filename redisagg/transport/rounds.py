@@ -13,7 +13,7 @@ except ImportError:
     pack_command = None  # type: ignore[assignment]
 
 from redisagg.protocol.scripts import Request
-from redisagg.transport.failures import is_transient, is_unknown_script, ours
+from redisagg.transport.failures import is_transient, is_unknown_script, translate_error
 
 Command: TypeAlias = "tuple[Any, ...]"
 
@@ -50,5 +50,5 @@ def round_trip(requests: Sequence[Request]) -> Generator[list[Command], list[Any
         if isinstance(reply, Exception):
             if is_transient(reply):
                 raise reply
-            replies[i] = ours(reply, requests[i])
+            replies[i] = translate_error(reply, requests[i])
     return replies

@@ -11,10 +11,10 @@ import tenacity
 from redis import ConnectionPool, Redis, RedisCluster
 from redis.exceptions import ResponseError
 
-from redisagg.operations import Operation
+from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
-from redisagg.transport.durability import NO_NODE, Durability, by_node, is_astray, try_again
+from redisagg.transport.durability import NO_NODE, Durability, by_node, is_redirect, try_again
 from redisagg.transport.failures import check_role, is_transient
 from redisagg.transport.rounds import RAW, Command, pack, round_trip
 
@@ -150,7 +150,7 @@ class Transport:
             for i, reply in zip(numbers, of_node, strict=True):
                 replies[i] = reply
         for i, reply in enumerate(replies):
-            if is_astray(reply):
+            if is_redirect(reply):
                 self._send_routed(commands[i])  # the client finds the node, and remembers it
                 replies[i] = try_again(reply)
         return replies

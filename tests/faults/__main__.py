@@ -17,7 +17,7 @@ import traceback
 from tests.faults.report import findings, table
 from tests.faults.run import Plan, Result, run
 from tests.faults.topologies import TOPOLOGIES
-from tests.servers import select
+from tests.support.servers import select
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.network import Network
-from tests.processes import WorkerProcess
+from tests.support.processes import WorkerProcess
 
 
 class NodeProcess(WorkerProcess):
@@ -90,7 +90,7 @@ class Node:
 
 
 class Fleet:
-    """All nodes of a run; use `sailing`."""
+    """All nodes of a run; use `running_fleet`."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
@@ -134,7 +134,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def sailing(
+def running_fleet(
     url: str,
     network: Network,
     folder: Path,

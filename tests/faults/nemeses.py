@@ -17,14 +17,14 @@ from typing import ClassVar
 
 import redis
 
-from redisagg.embedded import EmbeddedRedis
+from redisagg.testing.embedded import EmbeddedRedis
 from tests.faults.fleet import Fleet, Node
 from tests.faults.history import read_journal
 from tests.faults.network import Network
 from tests.faults.topologies import Topology
 from tests.faults.workload import LEASE
-from tests.proxy import Hold, Proxy
-from tests.servers.polling import ask
+from tests.support.proxy import Hold, Proxy
+from tests.support.servers.polling import ask
 
 ROLES = ("producer", "flusher")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from redisagg.embedded import HOST
-from tests.both import LoopThread
-from tests.proxy import Proxy
+from redisagg.testing.embedded import HOST
+from tests.support.aggregators import LoopThread
+from tests.support.proxy import Proxy
 
 
 class Network:

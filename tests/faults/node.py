@@ -23,17 +23,17 @@ from typing import Any
 
 from redisagg import RedisAggError, Task
 from redisagg.config import GroupAggregator
-from redisagg.errors import AggregatorFull, ForeignKey, InvalidTask, RedisReadOnly
+from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict, RedisReadOnly
 from redisagg.flusher import flusher as flusher_module
-from redisagg.flusher.leading import Leader
+from redisagg.flusher.leader import Leader
 from redisagg.producer import aio, calls
-from redisagg.sinks import Batch, CallableSink, Sink, StreamSink
+from redisagg.sinks import CallableSink, MergedTask, Sink, StreamSink
 from tests import worker
-from tests.both import making
 from tests.faults import scripts
 from tests.faults.history import Journal, Outcome, ProducerLog
 from tests.faults.workload import CONFIG, LIMITS, NAME
-from tests.support import quick_config
+from tests.support.aggregators import making
+from tests.support.tasks import quick_config
 
 # --- what can be set off in a node ---------------------------------------------------------------
 
@@ -95,7 +95,7 @@ def _config(settings: dict[str, Any], **fields: Any) -> Any:
 
 def _outcome(error: RedisAggError, tasks: int) -> Outcome:
     """What an error says about the tasks of a call; of several, some may have been added."""
-    nothing_written = isinstance(error, AggregatorFull | RedisReadOnly | ForeignKey | InvalidTask)
+    nothing_written = isinstance(error, AggregatorFull | RedisReadOnly | KeyConflict | InvalidTask)
     return "refused" if nothing_written and tasks == 1 else "unknown"
 
 
@@ -206,7 +206,7 @@ class _SigningStream(StreamSink):
         super().__init__(name)
         self._by = by
 
-    def arguments(self, batch: Batch) -> Sequence[bytes]:
+    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
         return super().arguments(replace(batch, task=_signed(batch.task, self._by)))
 
 
@@ -245,7 +245,7 @@ def flusher(url: str, settings: dict[str, Any]) -> None:
     """Flushes until SIGTERM, making faults of its own at the rates in ``trouble``.
 
     Settings: ``sink``: a URL, or ``delivery`` for one that is delivered to at least once;
-    ``merge``: ``gate`` for `tests.worker.merge_at_gate`.
+    ``merge``: ``gate`` for `tests.support.worker.merge_at_gate`.
     """
     journal = _prepare(settings)
     _note_leases(settings, journal)

@@ -16,13 +16,13 @@ from redisagg import Aggregator
 from redisagg.protocol.replies import as_dict
 from redisagg.sinks import StreamSink
 from tests.faults.checker import Verdict, check
-from tests.faults.fleet import sailing
+from tests.faults.fleet import running_fleet
 from tests.faults.history import Batch, History, Lease, read_journal, read_offers
 from tests.faults.nemeses import TROUBLE, Nemesis, all_faults, own_troubles
 from tests.faults.network import connecting
 from tests.faults.topologies import Topology
 from tests.faults.workload import CONFIG, LIMITS, NAME
-from tests.support import quick_config
+from tests.support.tasks import quick_config
 
 _PRODUCERS: list[dict[str, Any]] = [
     {"kind": "threads", "threads": 2},
@@ -77,7 +77,7 @@ def run(plan: Plan) -> Result:
     """Makes a run. Needs minutes of memory, not of patience: the end takes a few seconds."""
     folder = Path(tempfile.mkdtemp(prefix="redisagg-faults-"))
     with plan.topology(plan.server) as topology:
-        struck = _torment(plan, topology, folder)
+        struck = _inject_faults(plan, topology, folder)
         history = _history(plan, topology, folder)
     verdict = check(history)
     struck += own_troubles(list(folder.glob("flusher*.journal")))
@@ -87,7 +87,7 @@ def run(plan: Plan) -> Result:
     return Result(plan, struck, verdict, None)
 
 
-def _torment(plan: Plan, topology: Topology, folder: Path) -> Counter[str]:
+def _inject_faults(plan: Plan, topology: Topology, folder: Path) -> Counter[str]:
     """Lets producers and flushers run while the nemesis strikes, and then until all is quiet."""
     threads = sum(each["threads"] for each in _PRODUCERS)
     tasks_per_call = plan.rate / _CALLS_PER_SECOND / threads
@@ -103,7 +103,7 @@ def _torment(plan: Plan, topology: Topology, folder: Path) -> Counter[str]:
     ports = [server.port for server in topology.servers]
     with (
         connecting(ports) as network,
-        sailing(topology.url, network, folder, _PRODUCERS, _FLUSHERS, common) as fleet,
+        running_fleet(topology.url, network, folder, _PRODUCERS, _FLUSHERS, common) as fleet,
     ):
         nemesis = Nemesis(all_faults(topology, fleet, network), fleet, plan.seed)
         end = time.monotonic() + plan.seconds

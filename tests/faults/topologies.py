@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import redis
 
-from redisagg.embedded import EmbeddedRedis
 from redisagg.protocol.keys import Keyspace
+from redisagg.testing.embedded import EmbeddedRedis
 from tests.faults.history import Window
 from tests.faults.workload import CONFIG, NAME
-from tests.servers import ClusterTopology, SentinelTopology
-from tests.servers.polling import ask
+from tests.support.servers import ClusterTopology, SentinelTopology
+from tests.support.servers.polling import ask
 
 # With appendfsync everysec the server holds back its write() while an fsync is under way, for up to
 # two seconds, and answers all the same.

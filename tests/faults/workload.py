@@ -28,4 +28,4 @@ CONFIG: dict[str, Any] = {
     "add_timeout": 1,  # shorter than most faults, so that some outcomes stay unknown
     "shutdown_timeout": 5,
 }
-"""Changes to `tests.support.quick_config`."""
+"""Changes to `tests.support.tasks.quick_config`."""

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redisagg.protocol.keys import Keyspace
 from tests.model import model as m
 from tests.model.clock import Scripts
-from tests.model.look import STREAM, differences, in_model, in_redis
+from tests.model.snapshots import STREAM, differences, in_model, in_redis
 
 _SPACE = Keyspace("model", 1)
 _KEYS = _SPACE.partitions[0]
@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     @rule(producers=st.lists(_producers, min_size=1, unique=True))
     def forget(self, producers: list[bytes]) -> None:
         keys = [_KEYS.call(producer) for producer in producers]
-        self.same(lambda: self.model.forget(producers), "forget", keys)
+        self.same(lambda: self.model.forget(producers), "forget_calls", keys)
         for producer in producers:
             self.last_call.pop(producer, None)  # it ends: it sends nothing more
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from redisagg.embedded import server_version
-from tests.interop.toolchains import install_node
+from redisagg.testing.embedded import server_version
+from tests.support.toolchains import install_node
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from redisagg import Task
-from redisagg.sinks import Batch, DeliverySink, sink_from_url
+from redisagg.sinks import DeliverySink, MergedTask, sink_from_url
 
 
 async def deliver(url: str, batches: list[dict[str, Any]]) -> None:
@@ -22,7 +22,7 @@ async def deliver(url: str, batches: list[dict[str, Any]]) -> None:
     await sink.open(None)  # type: ignore[arg-type]  # these sinks need nothing of a flusher's
     for fields in batches:
         batch_id = fields.pop("id")
-        await sink.deliver(Batch(batch_id, "group", 1, Task(**fields, group_key="group")))
+        await sink.deliver(MergedTask(batch_id, "group", 1, Task(**fields, group_key="group")))
     await sink.close()
 
 

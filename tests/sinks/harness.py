@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from redisagg import Aggregator
-from tests.processes import gathering
-from tests.servers import wait_until
 from tests.sinks.environment import CHECKOUT, environment
 from tests.sinks.workers.note import RECEIVED
-from tests.support import quick_config
+from tests.support.processes import gathering
+from tests.support.servers import wait_until
+from tests.support.tasks import quick_config
 
 TASKS, GROUPS, BATCH = 1_000, 50, 5
 PARTITIONS = 8

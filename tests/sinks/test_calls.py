@@ -13,7 +13,13 @@ from redisagg import Task
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_builtin, to_plain
 from redisagg.sinks import sink_from_url
-from redisagg.sinks.calls import Arguments, Call, check_arguments, check_options, options_for
+from redisagg.sinks.function_calls import (
+    Arguments,
+    Call,
+    check_arguments,
+    check_options,
+    options_for,
+)
 
 
 @dataclass

@@ -15,11 +15,11 @@ import redis
 from redisagg import Task
 from redisagg.payload import to_builtin, to_plain
 from redisagg.sinks import (
-    Batch,
     CallableSink,
     DeliverySink,
     EnqueuedBatch,
     ListSink,
+    MergedTask,
     Sink,
     SinkContext,
     SinkUrl,
@@ -171,7 +171,7 @@ class ShelfSink(DeliverySink):
     async def close(self) -> None:
         self.shelf = None
 
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         await asyncio.sleep(0)
         self.put(batch.batch_id, json.dumps(to_plain(batch.task.payload)))
 
@@ -207,12 +207,12 @@ class Reorders(ShelfSink):
 
 
 class WritesOtherForms(ShelfSink):
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         self.put(batch.batch_id, json.dumps(batch.task.payload, default=str))
 
 
 class WritesAnything(ShelfSink):
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         try:
             await super().deliver(batch)
         except TypeError:
@@ -256,7 +256,7 @@ class TakesAnyOption(ShelfSink):
 
 
 class DoesItLater(ShelfSink):
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         asyncio.get_running_loop().call_later(
             0.05, self.put, batch.batch_id, json.dumps(batch.task.payload)
         )
@@ -274,7 +274,7 @@ class ForgetsTheSuffix(Refuses):
 
 
 class MixesUp(ShelfSink):
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         self.batch = batch
         await asyncio.sleep(0)
         await super().deliver(self.batch)

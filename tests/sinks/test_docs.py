@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from redisagg.sinks.urls import _BUILT_IN
-from tests.servers import wait_until
 from tests.sinks.environment import CHECKOUT, environment
 from tests.sinks.harness import running
+from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 

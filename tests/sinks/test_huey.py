@@ -30,8 +30,8 @@ import asyncio
 from huey import MemoryHuey
 from redisagg import Task
 from redisagg.errors import InvalidConfig
-from redisagg.sinks import Batch
-from redisagg.sinks.huey import HueySink
+from redisagg.sinks import MergedTask
+from redisagg.sinks.queues.huey import HueySink
 
 huey = MemoryHuey("digests", compression=True)
 huey.task(name="digest")(print)
@@ -40,7 +40,7 @@ async def deliver_twice():
     sink = HueySink(huey)
     await sink.open(None)
     for _ in range(2):
-        await sink.deliver(Batch("B1", "g", 1, Task("builtins.digest", [1], priority=3)))
+        await sink.deliver(MergedTask("B1", "g", 1, Task("builtins.digest", [1], priority=3)))
     await sink.close()
 
 asyncio.run(deliver_twice())

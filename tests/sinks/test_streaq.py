@@ -24,12 +24,12 @@ import asyncio
 import sys
 from coredis.exceptions import ConnectionError
 from redisagg import Task
-from redisagg.sinks import Batch
-from redisagg.sinks.streaq import StreaqSink
+from redisagg.sinks import MergedTask
+from redisagg.sinks.queues.streaq import StreaqSink
 from streaq import Worker
 
 def batches():
-    return [Batch(f"B{n}", "g", 1, Task("digest", [n])) for n in range(5)]
+    return [MergedTask(f"B{n}", "g", 1, Task("digest", [n])) for n in range(5)]
 
 async def deliver():
     nowhere = StreaqSink("redis://127.0.0.1:1/0")

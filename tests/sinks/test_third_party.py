@@ -13,11 +13,11 @@ import pytest
 
 from redisagg import Aggregator
 from redisagg.testing import SinkConformance
-from tests.servers import wait_until
 from tests.sinks.environment import CHECKOUT, install
 from tests.sinks.harness import running
 from tests.sinks.test_docs import listings
-from tests.support import numbered, quick_config
+from tests.support.servers import wait_until
+from tests.support.tasks import numbered, quick_config
 
 pytestmark = pytest.mark.timeout(300)
 

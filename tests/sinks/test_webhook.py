@@ -23,7 +23,7 @@ from redisagg.errors import SinkError
 from redisagg.sinks import sink_from_url
 from tests.sinks.environment import CHECKOUT, environment
 from tests.sinks.harness import System, Trial, check, running
-from tests.support import await_dead, numbered, quick_config
+from tests.support.tasks import await_dead, numbered, quick_config
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -139,7 +139,7 @@ def test_what_is_refused_for_good_becomes_a_dead_letter(trial: Trial, free_port:
         [letter] = await_dead(agg)
         assert letter.error == "SinkError: the receiver answered 422: 'so\\n'"
         assert len(trial.received()) == 4
-        agg.requeue(letter.batch_id)
+        agg.requeue_dead_letter(letter.batch_id)
         assert trial.await_received(5)[4]["payloads"] == [0, 1]
 
 

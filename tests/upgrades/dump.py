@@ -17,12 +17,12 @@ from typing import Any
 import redis
 
 from redisagg import AggregationConfig, Aggregator, Task
-from redisagg.embedded import EmbeddedRedis
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.scripts import call
 from redisagg.sinks import CallableSink
+from redisagg.testing.embedded import EmbeddedRedis
 from redisagg.transport.threads import Transport
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 NAME, PARTITIONS = "upgrades", 2
 FOLDER = Path(__file__).parent

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from redisagg.config import AggregationConfig
-from redisagg.flusher.merging.base import Merger
 from redisagg.flusher.merging.loop import LoopMerger
+from redisagg.flusher.merging.merger import Merger
 from redisagg.flusher.merging.processes import ProcessMerger
 from redisagg.flusher.merging.threads import ThreadMerger
 from redisagg.sinks.routing import Router

@@ -8,11 +8,11 @@ from collections.abc import Awaitable
 from typing import Any
 
 from redisagg.config import GroupAggregator
-from redisagg.flusher.merging.base import Failure, Job, Outcome, prepare, settle
+from redisagg.flusher.merging.merger import Batch, Failure, Outcome, prepare, settle
 from redisagg.sinks.routing import Router
 
 
-def merge(function: GroupAggregator, router: Router, job: Job) -> Outcome:
+def merge(function: GroupAggregator, router: Router, job: Batch) -> Outcome:
     """Merges a job; whatever goes wrong is in the outcome."""
     outcome = Outcome()
     try:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from redisagg.config import AggregationConfig
-from redisagg.flusher.merging.base import Failure, Job, Merger, Outcome, prepare, settle
+from redisagg.flusher.merging.merger import Batch, Failure, Merger, Outcome, prepare, settle
 from redisagg.sinks.routing import Router
 
 
@@ -18,7 +18,7 @@ class LoopMerger(Merger):
         self._slots = asyncio.Semaphore(self.concurrency)
         self._running: set[asyncio.Task[None]] = set()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Batch) -> None:
         task = asyncio.create_task(self._work(job))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -27,12 +27,12 @@ class LoopMerger(Merger):
         for task in self._running:
             task.cancel()
 
-    async def _work(self, job: Job) -> None:
+    async def _work(self, job: Batch) -> None:
         async with self._slots:
             outcome = await self._merge(job) if job.begin() else Outcome()
         job.end(outcome)
 
-    async def _merge(self, job: Job) -> Outcome:
+    async def _merge(self, job: Batch) -> Outcome:
         outcome = Outcome()
         try:
             group, tasks = prepare(job, outcome, self.router)

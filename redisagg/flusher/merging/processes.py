@@ -12,11 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 from redisagg.config import AggregationConfig, GroupAggregator
-from redisagg.errors import InvalidConfig, MergeError
-from redisagg.flusher.merging.base import Failure, Job, Merger, Outcome
+from redisagg.errors import MergeError
 from redisagg.flusher.merging.blocking import merge
-from redisagg.sinks.base import Sink
-from redisagg.sinks.routing import Route, Router
+from redisagg.flusher.merging.merger import Batch, Failure, Merger, Outcome
+from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
 
@@ -30,24 +29,13 @@ def _start(pickled: bytes) -> None:
     _function, _router = pickle.loads(pickled)
 
 
-def check_handed_over(function: GroupAggregator, sink: Sink | Route) -> None:
-    """Raises `InvalidConfig` unless worker processes can be given both."""
-    try:
-        pickle.dumps((function, sink))
-    except Exception as error:  # whatever the objects themselves raise
-        raise InvalidConfig(
-            "executor='process' hands the merge function and the sink to other processes by "
-            f"pickle, so both have to be importable: {error}"
-        ) from error
-
-
-def _merge(job: Job) -> Outcome:
+def _merge(job: Batch) -> Outcome:
     """The work of a worker process."""
     return merge(_function, _router, job)
 
 
-def _nothing(_: Job) -> None:
-    """Stands for `Job.done` in a worker process, where nobody waits."""
+def _nothing(_: Batch) -> None:
+    """Stands for `Batch.done` in a worker process, where nobody waits."""
 
 
 class ProcessMerger(Merger):
@@ -68,7 +56,7 @@ class ProcessMerger(Merger):
         self._pool = self._new_pool(self._workers)
         self._running: set[asyncio.Task[None]] = set()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Batch) -> None:
         task = asyncio.create_task(self._work(job))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -83,7 +71,7 @@ class ProcessMerger(Merger):
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(workers, context, _start, (self._pickled,))
 
-    async def _work(self, job: Job) -> None:
+    async def _work(self, job: Batch) -> None:
         async with self._slots:
             pool = self._pool
             try:
@@ -94,7 +82,7 @@ class ProcessMerger(Merger):
                 outcome = await self._merge_alone(job)
         job.end(outcome)
 
-    async def _merge_alone(self, job: Job) -> Outcome:
+    async def _merge_alone(self, job: Batch) -> Outcome:
         async with self._alone:
             pool = self._new_pool(1)
             try:
@@ -105,7 +93,7 @@ class ProcessMerger(Merger):
             finally:
                 _kill(pool)
 
-    async def _merge(self, pool: ProcessPoolExecutor, job: Job) -> Outcome:
+    async def _merge(self, pool: ProcessPoolExecutor, job: Batch) -> Outcome:
         """The outcome of a merge in this pool.
 
         Raises:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from redisagg.config import AggregationConfig
-from redisagg.flusher.merging.base import Job, Merger, Outcome
 from redisagg.flusher.merging.blocking import merge
+from redisagg.flusher.merging.merger import Batch, Merger, Outcome
 from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
@@ -22,7 +22,7 @@ _log = logging.getLogger("redisagg")
 class _Running:
     """What a thread is merging."""
 
-    job: Job
+    job: Batch
     since: float
 
 
@@ -36,8 +36,8 @@ class ThreadMerger(Merger):
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
-        self._ended: deque[tuple[Job, Outcome]] = deque()
+        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._ended: deque[tuple[Batch, Outcome]] = deque()
         self._lock = threading.Lock()
         self._told = False
         self._threads = 0
@@ -45,7 +45,7 @@ class ThreadMerger(Merger):
         self._running: dict[int, _Running] = {}
         self._watch: asyncio.TimerHandle | None = None
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Batch) -> None:
         self._open += 1
         if self._open > self._threads < self.concurrency:
             self._start_thread()
@@ -73,7 +73,7 @@ class ThreadMerger(Merger):
                 return  # timed out: another thread has taken this one's place
             self._end(job, outcome)
 
-    def _end(self, job: Job, outcome: Outcome) -> None:
+    def _end(self, job: Batch, outcome: Outcome) -> None:
         self._ended.append((job, outcome))
         with self._lock:
             if self._told:

@@ -14,7 +14,7 @@ from redisagg.sinks.asynq import keys
 from redisagg.sinks.asynq.message import TaskMessage
 from redisagg.sinks.asynq.message import encode as encode_message
 from redisagg.sinks.asynq.options import AsynqOptions, Moment
-from redisagg.sinks.base import Batch, DeliverySink, ScriptSink, Sink, SinkContext
+from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink, SinkContext
 from redisagg.sinks.urls import SinkUrl
 from redisagg.transport.aio import AsyncTransport
 
@@ -105,13 +105,13 @@ class AsynqSink(ScriptSink):
     def commit_keys(self, slot: str | None) -> Sequence[bytes]:
         return (keys.QUEUES,)
 
-    def entry_keys(self, batch: Batch) -> Sequence[bytes]:
+    def entry_keys(self, batch: MergedTask) -> Sequence[bytes]:
         options = self._options.overridden(batch.task.options)
         task = keys.task(options.queue, batch.batch_id)
         unique = self._unique_key(batch, options).encode() or task
         return task, keys.pending(options.queue), keys.scheduled(options.queue), unique
 
-    def arguments(self, batch: Batch) -> Sequence[bytes]:
+    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
         """The arguments of a task for lua/includes/asynq.lua.
 
         Raises:
@@ -141,16 +141,16 @@ class AsynqSink(ScriptSink):
             *options.schedule(),
         )
 
-    def queue_of(self, batch: Batch) -> str:
+    def queue_of(self, batch: MergedTask) -> str:
         """The name of the queue that a merged task goes to."""
         return self._options.overridden(batch.task.options).queue
 
-    def _unique_key(self, batch: Batch, options: AsynqOptions) -> str:
+    def _unique_key(self, batch: MergedTask, options: AsynqOptions) -> str:
         if options.unique_ttl is None:
             return ""
         return keys.unique(options.queue, batch.task.type, self._payload(batch))
 
-    def _payload(self, batch: Batch) -> bytes:
+    def _payload(self, batch: MergedTask) -> bytes:
         payload = self._encode(batch.task.payload)
         if not isinstance(payload, bytes):
             raise PayloadError(f"encode returned {type(payload).__name__}; return bytes")
@@ -169,7 +169,7 @@ class _AsynqDelivery(DeliverySink):
     async def open(self, context: SinkContext) -> None:
         self._transport = context.transport
 
-    async def deliver(self, batch: Batch) -> None:
+    async def deliver(self, batch: MergedTask) -> None:
         if self._transport is None:
             raise SinkError("the sink is not open")
         sink = self._sink

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from redisagg import Aggregator
-from redisagg.embedded import HOST, EmbeddedRedis
 from redisagg.sinks.asynq import AsynqSink
-from tests.both import Make, making
-from tests.interop.toolchains import build_go
-from tests.processes import Crew, gathering
+from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.sinks.asynq.program import SOURCE, Asynq, running
-from tests.support import quick_config
+from tests.support.aggregators import Make, making
+from tests.support.processes import Crew, gathering
+from tests.support.tasks import quick_config
+from tests.support.toolchains import build_go
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.child_log import ChildLog
-from tests.servers import wait_until
+from tests.support.child_log import ChildLog
+from tests.support.servers import wait_until
 
 SOURCE = Path(__file__).parent / "go"
 

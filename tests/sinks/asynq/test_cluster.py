@@ -12,20 +12,20 @@ import redis
 from redis.asyncio import RedisCluster as AsyncRedisCluster
 
 from redisagg import Task
-from redisagg.errors import ForeignKey, SinkError
+from redisagg.errors import KeyConflict, SinkError
 from redisagg.protocol.keys import Keyspace
-from redisagg.sinks import Batch, DeliverySink, SinkContext
+from redisagg.sinks import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.asynq import AsynqSink
 from redisagg.transport.aio import AsyncTransport
-from tests.both import Make
-from tests.processes import Crew
-from tests.servers import ClusterTopology, wait_until
 from tests.sinks.asynq.program import Asynq
 from tests.sinks.asynq.test_consumer import await_shared, kill_in_the_midst, merging, payload
-from tests.support import await_dead, numbered
-from tests.worker import GATE
+from tests.support.aggregators import Make
+from tests.support.processes import Crew
+from tests.support.servers import ClusterTopology, wait_until
+from tests.support.tasks import await_dead, numbered
+from tests.support.worker import GATE
 
-BATCH = Batch("id-1", "a", 1, Task("email:send", {"user_id": 42}))
+BATCH = MergedTask("id-1", "a", 1, Task("email:send", {"user_id": 42}))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def on_cluster(sink: AsynqSink) -> DeliverySink:
     return delivery
 
 
-async def deliver(cluster_url: str, sink: AsynqSink, *batches: Batch) -> None:
+async def deliver(cluster_url: str, sink: AsynqSink, *batches: MergedTask) -> None:
     """Has a flusher's way to Redis deliver batches."""
     client = AsyncRedisCluster.from_url(cluster_url)
     delivery = on_cluster(sink)
@@ -78,7 +78,7 @@ async def test_a_repeat_is_refused(
 
 async def test_later_and_unique_tasks(cluster_url: str, client: redis.RedisCluster) -> None:
     sink = AsynqSink("later", process_in=60, unique_ttl=60)
-    await deliver(cluster_url, sink, BATCH, Batch("id-2", "a", 1, BATCH.task))
+    await deliver(cluster_url, sink, BATCH, MergedTask("id-2", "a", 1, BATCH.task))
     assert client.zrange("asynq:{later}:scheduled", 0, -1) == [b"id-1"]
     [unique] = client.scan_iter("asynq:{later}:unique:*")
     assert 100 < client.ttl(unique) <= 120
@@ -88,7 +88,7 @@ async def test_a_foreign_type_is_refused_before_anything_is_written(
     cluster_url: str, client: redis.RedisCluster
 ) -> None:
     client.set("asynq:{default}:pending", "foreign")
-    with pytest.raises(ForeignKey):
+    with pytest.raises(KeyConflict):
         await deliver(cluster_url, AsynqSink(), BATCH)
     assert not client.exists("asynq:{default}:t:id-1")
 
@@ -108,7 +108,7 @@ def test_options_are_inherited_and_a_refused_batch_is_kept(
         agg.add_tasks(Task("test", n, "a", options=options) for n in range(2))
         [letter] = await_dead(agg)
         client.delete("asynq:{critical}:pending")
-        agg.requeue(letter.batch_id)
+        agg.requeue_dead_letter(letter.batch_id)
         agg.add_tasks(numbered("b", 2))
         assert agg.wait_until_idle(10)
     assert client.lrange("asynq:{critical}:pending", 0, -1) == [letter.batch_id.encode()]

@@ -12,11 +12,11 @@ import redis
 
 from redisagg import Aggregator, Task
 from redisagg.views import PartitionStats
-from tests.both import Make
-from tests.processes import Crew, WorkerProcess
-from tests.servers import wait_until
 from tests.sinks.asynq.program import Asynq
-from tests.worker import BEGAN, GATE
+from tests.support.aggregators import Make
+from tests.support.processes import Crew, WorkerProcess
+from tests.support.servers import wait_until
+from tests.support.worker import BEGAN, GATE
 
 GROUPS, TASKS = 50, 1_000
 

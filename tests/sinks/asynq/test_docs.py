@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from redisagg.embedded import HOST, EmbeddedRedis
-from tests.interop.toolchains import build_go
-from tests.servers import wait_until
+from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.sinks.asynq.program import SOURCE, Asynq
+from tests.support.servers import wait_until
+from tests.support.toolchains import build_go
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "asynq.md").read_text("utf-8")
 
-PRODUCER = ROOT / "tests" / "interop" / "go"
+PRODUCER = ROOT / "tests" / "sinks" / "producer_go"
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ import pytest
 import redis
 
 from redisagg import Task
-from tests.both import Make
-from tests.processes import Crew
-from tests.servers import wait_until
 from tests.sinks.asynq.program import Asynq
-from tests.support import await_dead, numbered
-from tests.worker import BEGAN, GATE
+from tests.support.aggregators import Make
+from tests.support.processes import Crew
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, numbered
+from tests.support.worker import BEGAN, GATE
 
 SETS = "asynq:{default}:aggregation_sets"
 

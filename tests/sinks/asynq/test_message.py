@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redisagg.sinks.asynq.message import TaskMessage, decode, encode
-from tests.servers import wait_until
 from tests.sinks.asynq.program import Asynq
+from tests.support.servers import wait_until
 
 ID = "00000000-0000-4000-8000-00000000000"
 

@@ -13,8 +13,8 @@ from redisagg.errors import InvalidConfig
 from redisagg.sinks import sink_from_url
 from redisagg.sinks.asynq import AsynqSink
 from redisagg.sinks.asynq.message import TaskMessage, decode
-from tests.both import Make
-from tests.support import await_dead, numbered
+from tests.support.aggregators import Make
+from tests.support.tasks import await_dead, numbered
 
 WRONG: list[dict[str, Any]] = [
     {"queue": ""},

@@ -15,10 +15,10 @@ import redis
 
 from redisagg import Task
 from redisagg.sinks.asynq import AsynqSink
-from tests.both import Make
-from tests.servers import wait_until
 from tests.sinks.asynq.program import Asynq
-from tests.support import await_dead, numbered
+from tests.support.aggregators import Make
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, numbered
 
 MAIL = {
     "user_id": 42,
@@ -183,13 +183,13 @@ def test_a_key_of_a_foreign_type_leaves_the_batch_and_asynq_as_they_were(
     with make(group_max_size=2, group_aggregator=merge, max_attempts=2) as agg:
         agg.add_tasks(numbered("a", 2))
         [letter] = await_dead(agg)
-        assert letter.error.startswith("ForeignKey: ")
+        assert letter.error.startswith("KeyConflict: ")
         assert letter.tasks is not None
         assert [stored.task.payload for stored in letter.tasks if stored.task] == [0, 1]
         left = set(sync_redis.keys("asynq:*")) - before
         assert left <= {b"asynq:queues"}
         sync_redis.delete(*before)
-        agg.requeue(letter.batch_id)
+        agg.requeue_dead_letter(letter.batch_id)
         assert agg.wait_until_idle(5)
     assert sync_redis.llen("asynq:{other}:pending") == 1
     assert sync_redis.exists("asynq:{default}:pending", "asynq:{default}:scheduled") == 1

@@ -14,9 +14,9 @@ from redisagg import Task
 from redisagg.sinks import sink_from_url
 from redisagg.sinks.asynq import AsynqSink
 from redisagg.sinks.asynq.message import decode, encode
-from tests.both import Make
 from tests.sinks.asynq.program import Asynq
-from tests.support import await_dead, numbered
+from tests.support.aggregators import Make
+from tests.support.tasks import await_dead, numbered
 
 LATER = int(time.time()) + 3_000
 PAYLOAD = b'{"user_id":42}'

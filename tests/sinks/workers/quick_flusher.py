@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from redisagg import Aggregator
-from tests.support import quick_config
+from tests.support.tasks import quick_config
 
 agg = Aggregator(
     "tests",

@@ -1,0 +1,1 @@
+"""Queues in the same Redis, written by the commit script: a stream or a list."""

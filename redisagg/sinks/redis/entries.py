@@ -1,0 +1,56 @@
+"""The form of a merged task in streams and lists, as msgpack or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from redisagg.errors import InvalidConfig
+from redisagg.payload import pack, to_json, unpack
+from redisagg.sinks.base import EnqueuedBatch, MergedTask
+
+Format: TypeAlias = Literal["msgpack", "json"]
+
+
+def check_format(format: str) -> None:
+    """Raises `InvalidConfig` unless it is ``msgpack`` or ``json``."""
+    if format not in {"msgpack", "json"}:
+        raise InvalidConfig(f"the format of a queue is 'msgpack' or 'json', not {format!r}")
+
+
+def dump(value: Any, format: Format) -> bytes:
+    """`value` in a format; raises `PayloadError` if it has none."""
+    return pack(value) if format == "msgpack" else to_json(value).encode()
+
+
+def load(raw: bytes, format: Format) -> Any:
+    """The value in bytes that `dump` made; raises `ValueError` for others."""
+    return unpack(raw) if format == "msgpack" else json.loads(raw)
+
+
+def fields(batch: MergedTask) -> dict[str, Any]:
+    """What an entry carries, in this order."""
+    return {
+        "batch_id": batch.batch_id,
+        "type": batch.task.type,
+        "group": batch.group,
+        "count": batch.count,
+        "payload": batch.task.payload,
+        "headers": dict(batch.task.headers),
+    }
+
+
+def enqueued(values: Mapping[str, Any]) -> EnqueuedBatch:
+    """The batch in the fields of an entry; raises `ValueError` if one is missing."""
+    try:
+        return EnqueuedBatch(
+            batch_id=str(values["batch_id"]),
+            type=str(values["type"]),
+            group=str(values["group"]),
+            count=int(values["count"]),
+            payload=values["payload"],
+            headers=dict(values["headers"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not an entry of redisagg: {error}") from error

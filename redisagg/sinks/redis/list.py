@@ -1,0 +1,67 @@
+"""A Redis list as the queue; read it with BLPOP or BLMOVE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from redisagg.protocol.operations import Operation, ask_all
+from redisagg.protocol.scripts import command
+from redisagg.sinks.base import Cursor, EnqueuedBatch, MergedTask, ReadableSink, SinkPage
+from redisagg.sinks.redis.entries import Format, check_format, dump, enqueued, fields, load
+from redisagg.sinks.urls import SinkUrl
+
+
+class ListSink(ReadableSink):
+    """Appends merged tasks to the right end of a list, exactly once each.
+
+    An element is one map with ``batch_id``, ``type``, ``group``, ``count``, ``payload`` and
+    ``headers``.
+
+    Args:
+        name: the key of the list; on Redis Cluster one for each partition, see `ScriptSink`.
+        format: ``"msgpack"`` or ``"json"``, of the whole element.
+
+    Raises:
+        InvalidConfig: an argument is out of range or of the wrong type.
+    """
+
+    script = "commit_list"
+
+    def __init__(self, name: str, *, format: Format = "msgpack") -> None:
+        super().__init__(name)
+        check_format(format)
+        self.format = format
+
+    @classmethod
+    def from_url(cls, url: SinkUrl) -> ListSink:
+        """``list://NAME?format=json``"""
+        return cls(url.target, format=url.option("format", str, "msgpack"))
+
+    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
+        return (dump(fields(batch), self.format),)
+
+    def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:
+        # The cursor counts elements from the left, so it holds as long as nobody takes any.
+        starts = [int(cursor.get(key.decode(), 0)) for key in keys]
+        replies = yield from ask_all(
+            [
+                command("LRANGE", key, start, start + limit - 1)
+                for key, start in zip(keys, starts, strict=True)
+            ]
+        )
+        after = {
+            key.decode(): start + len(elements)
+            for key, start, elements in zip(keys, starts, replies, strict=True)
+        }
+        return SinkPage([self.decode(raw) for elements in replies for raw in elements], after)
+
+    def decode(self, element: bytes) -> EnqueuedBatch:
+        """The batch in an element.
+
+        Raises:
+            ValueError: the element is not one that this sink wrote.
+        """
+        values = load(element, self.format)
+        if not isinstance(values, dict):
+            raise ValueError("not an element of redisagg: no map")
+        return enqueued(values)

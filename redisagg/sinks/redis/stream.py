@@ -1,0 +1,87 @@
+"""A Redis stream as the queue; read it with XREAD or a consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redisagg.errors import InvalidConfig
+from redisagg.protocol.operations import Operation, ask_all
+from redisagg.protocol.replies import as_dict
+from redisagg.protocol.scripts import command
+from redisagg.sinks.base import Cursor, EnqueuedBatch, MergedTask, ReadableSink, SinkPage
+from redisagg.sinks.redis.entries import Format, check_format, dump, enqueued, fields, load
+from redisagg.sinks.urls import SinkUrl
+
+
+class StreamSink(ReadableSink):
+    """Appends merged tasks to a stream, exactly once each.
+
+    An entry has the fields ``batch_id``, ``type``, ``group`` (UTF-8 text), ``count`` (decimal),
+    ``payload`` and ``headers`` (msgpack, or JSON with ``format="json"``).
+
+    Args:
+        name: the key of the stream; on Redis Cluster one for each partition, see `ScriptSink`.
+        format: ``"msgpack"`` or ``"json"``, of payload and headers.
+        maxlen: about how many entries the stream keeps; older ones are trimmed, consumed or not.
+            None keeps all.
+
+    Raises:
+        InvalidConfig: an argument is out of range or of the wrong type.
+    """
+
+    script = "commit_stream"
+
+    def __init__(self, name: str, *, format: Format = "msgpack", maxlen: int | None = None) -> None:
+        super().__init__(name)
+        check_format(format)
+        if maxlen is not None and (not isinstance(maxlen, int) or maxlen < 1):
+            raise InvalidConfig(f"maxlen is a number of entries or None, not {maxlen!r}")
+        self.format = format
+        self.maxlen = maxlen
+
+    @classmethod
+    def from_url(cls, url: SinkUrl) -> StreamSink:
+        """``stream://NAME?format=json&maxlen=100000``"""
+        format = url.option("format", str, "msgpack")
+        return cls(url.target, format=format, maxlen=url.option("maxlen", int))
+
+    def options(self) -> Sequence[Any]:
+        return ("" if self.maxlen is None else self.maxlen,)
+
+    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
+        values = fields(batch)
+        for name in ("payload", "headers"):
+            values[name] = dump(values[name], self.format)
+        flat: list[bytes] = []
+        for name, value in values.items():
+            flat += (name.encode(), value if isinstance(value, bytes) else str(value).encode())
+        return flat
+
+    def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:
+        def start(key: bytes) -> str:
+            last = cursor.get(key.decode())
+            return f"({last}" if last else "-"
+
+        replies = yield from ask_all(
+            [command("XRANGE", key, start(key), "+", "COUNT", limit) for key in keys]
+        )
+        after, batches = dict(cursor), []
+        for key, entries in zip(keys, replies, strict=True):
+            for entry_id, entry in entries:
+                after[key.decode()] = entry_id.decode()
+                batches.append(self.decode(as_dict(entry)))
+        return SinkPage(batches, after)
+
+    def decode(self, entry: Mapping[bytes, bytes]) -> EnqueuedBatch:
+        """The batch in an entry's fields, as a client without decode_responses returns them.
+
+        Raises:
+            ValueError: the entry is not one that this sink wrote.
+        """
+        values: dict[str, Any] = {}
+        for raw_name, raw in entry.items():
+            name = raw_name.decode()
+            is_data = name in {"payload", "headers"}
+            values[name] = load(raw, self.format) if is_data else raw.decode()
+        return enqueued(values)

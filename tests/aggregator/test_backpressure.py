@@ -1,0 +1,196 @@
+"""Backpressure: what is pending is bounded, and producers are told or made to wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redisagg import AggregationConfig, Task
+from redisagg.errors import AggregatorFull, InvalidConfig, RedisOutOfMemory
+from redisagg.testing.embedded import EmbeddedRedis
+from tests.support.aggregators import Make
+from tests.support.tasks import await_batches, enqueued, numbered, payloads
+
+
+def pending(aggregator: Any) -> int:
+    """Tasks that wait or are in flight."""
+    stats = aggregator.stats()
+    count: int = stats.pending + stats.in_flight
+    return count
+
+
+def test_one_task_too_many_is_refused_and_nothing_is_written(make: Make) -> None:
+    agg = make(max_pending_tasks=4, partitions=1, group_max_size=100)
+    agg.add_tasks(numbered("a", 4))
+    with pytest.raises(AggregatorFull, match="max_pending_tasks"):
+        agg.add_task(Task("test", 4, "b"))
+    assert pending(agg) == 4
+    assert agg.get_group("b") is None
+    assert agg.cancel_group("a") == 4
+    agg.add_task(Task("test", 4, "b"))
+
+
+def test_bytes_are_counted_as_stored_and_forgotten_when_the_tasks_are(make: Make) -> None:
+    agg = make(
+        partitions=1, group_max_size=100, max_task_bytes=400, max_pending_bytes=1200, max_attempts=1
+    )
+    first, second = numbered("a", 2, headers={"x": "y" * 250})
+    agg.add_tasks([first, second])
+    stored = agg.stats().stored_bytes
+    assert 2 * 250 < stored < 2 * 350
+    agg.add_task(Task("test", b"x" * 350, "b"))
+    with pytest.raises(AggregatorFull, match="max_pending_bytes"):
+        agg.add_task(Task("test", b"x" * 350, "b"))
+    assert agg.cancel_task("a", first.id)
+    assert agg.stats().stored_bytes < 1200 - 300
+    agg.add_task(Task("test", b"x" * 200, "b"))
+    agg.start()
+    agg.flush_all()
+    await_batches(agg, 2)
+    assert agg.wait_until_idle(5)
+    assert agg.stats().stored_bytes == 0
+
+
+def test_tasks_that_wait_already_are_known_also_when_nothing_has_room(make: Make) -> None:
+    agg = make(max_pending_tasks=2, partitions=1)
+    tasks = numbered("a", 2)
+    agg.add_tasks(tasks)
+    assert agg.add_tasks(tasks) == [task.id for task in tasks]
+    assert agg.add_task(tasks[0]) == tasks[0].id
+    with pytest.raises(AggregatorFull):
+        agg.add_tasks([*tasks, Task("test", 2, "a")])
+    assert pending(agg) == 2
+
+
+def test_each_partition_has_its_share(make: Make) -> None:
+    agg = make(max_pending_tasks=20, partitions=2, group_max_size=100)
+    groups = [f"g{n}" for n in range(40)]
+    accepted = 0
+    for group in groups:
+        try:
+            agg.add_task(Task("test", 1, group))
+        except AggregatorFull:
+            continue
+        accepted += 1
+    assert accepted == 20
+    assert [each.pending for each in agg.stats().partitions] == [10, 10]
+
+
+def test_what_is_in_flight_is_pending_too(make: Make) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> None:
+        began.set()
+        assert go_on.wait(20)
+
+    agg = make(max_pending_tasks=2, partitions=1, group_max_size=2, group_aggregator=merge)
+    agg.start()
+    try:
+        agg.add_tasks(numbered("a", 2))
+        assert began.wait(5)
+        with pytest.raises(AggregatorFull):
+            agg.add_task(Task("test", 2, "a"))
+    finally:
+        go_on.set()
+    assert agg.wait_until_idle(5)
+    agg.add_task(Task("test", 2, "a"))
+
+
+def test_a_producer_that_waits_gets_room_when_there_is_some(make: Make) -> None:
+    agg = make(max_pending_tasks=2, partitions=1, group_max_size=2, full_timeout=20)
+    agg.add_tasks(numbered("a", 2))
+    started = time.monotonic()
+    starting = threading.Timer(0.5, agg.start)
+    starting.start()
+    agg.add_task(Task("test", 2, "b"))
+    assert time.monotonic() - started >= 0.4
+    starting.join()
+    assert agg.flush("b") == 1
+    await_batches(agg, 2)
+
+
+def test_a_producer_that_waits_is_told_after_its_timeout(make: Make) -> None:
+    agg = make(max_pending_tasks=2, partitions=1, full_timeout=0.5)
+    agg.add_tasks(numbered("a", 2))
+    started = time.monotonic()
+    with pytest.raises(AggregatorFull):
+        agg.add_task(Task("test", 2, "b"))
+    assert 0.4 < time.monotonic() - started < 5
+    with pytest.raises(AggregatorFull):
+        agg.add_tasks(numbered("b", 5))
+    assert pending(agg) == 2
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_stream_goes_on_as_there_is_room_and_each_task_is_enqueued_once(
+    make: Make, groups: int
+) -> None:
+    seen: list[int] = []
+    agg = make(max_pending_tasks=40, partitions=2, group_max_size=5, full_timeout=30)
+    agg.start()
+    tasks = [Task("test", n, f"g{n % groups}") for n in range(3_000)]
+    assert agg.add_tasks(iter(tasks), progress=seen.append) == [task.id for task in tasks]
+    assert seen[-1] == 3_000
+    agg.flush_all()
+    assert agg.wait_until_idle(10)
+    assert sorted(payloads(enqueued(agg))) == list(range(3_000))
+    if groups == 1:
+        assert payloads(enqueued(agg)) == list(range(3_000))
+
+
+def test_a_stream_that_does_not_wait_adds_what_has_room(make: Make) -> None:
+    agg = make(max_pending_tasks=8, partitions=1, group_max_size=100)
+    with pytest.raises(AggregatorFull):
+        agg.add_tasks(numbered("a", 100))
+    assert pending(agg) == 8
+
+
+@pytest.fixture
+def server(server_binary: Path) -> Iterator[EmbeddedRedis]:
+    """A server of its own, since its settings are changed."""
+    with EmbeddedRedis(server_binary) as server:
+        yield server
+
+
+def test_a_redis_out_of_memory_is_waited_for_likewise(
+    make_one_kind: Make, server: EmbeddedRedis
+) -> None:
+    agg = make_one_kind(url=server.url, full_timeout=20)
+    with server.client() as client:
+        agg.add_task(Task("test", 0, "a"))
+        keys = set(client.scan_iter("*tasks:*"))
+        client.config_set("maxmemory", 1)
+        allow = threading.Timer(0.5, lambda: client.config_set("maxmemory", 0))
+        allow.start()
+        agg.add_task(Task("test", 1, "a"))
+        allow.join()
+        group = agg.get_group("a")
+        assert group is not None
+        assert group.size == 2
+        client.config_set("maxmemory", 1)
+        impatient = make_one_kind(url=server.url)
+        with pytest.raises(RedisOutOfMemory):
+            impatient.add_task(Task("test", 2, "b"))
+        client.config_set("maxmemory", 0)
+        assert set(client.scan_iter("*tasks:*")) == keys
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"max_pending_tasks": 15}, "from 16 "),
+        ({"max_pending_tasks": 1.5}, "whole number"),
+        ({"max_pending_bytes": 0}, "from 16 "),
+        ({"max_pending_bytes": 1_000_000}, "max_task_bytes"),
+        ({"full_timeout": -1}, "full_timeout"),
+        ({"dedupe_window": "long"}, "dedupe_window"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidConfig, match=says):
+        AggregationConfig(**config)

@@ -1,0 +1,154 @@
+"""Looking, steering, workers, the tail and the demo."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from redisagg import AggregationConfig, Aggregator, Task
+from tests.support.cli import Run, Spawn
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, await_led
+
+_HOSTILE = "[red]\x1b[31m\nx\x00"
+
+
+def test_groups_and_their_tasks(run: Run, redis_url: str) -> None:
+    ids = Aggregator("default", redis_url).add_tasks([Task("t", {"n": n}, "g") for n in range(3)])
+    assert json.loads(run("groups", "--json").stdout)["size"] == 3
+    assert "g" in run("groups").stdout
+    shown = json.loads(run("peek", "g", "--json").stdout)
+    assert [task["id"] for task in shown["tasks"]] == ids
+    assert ids[0] in run("peek", "g").stdout
+    assert run("peek", "other").exit_code == 1
+
+
+def test_what_comes_from_outside_can_not_touch_the_terminal(run: Run, redis_url: str) -> None:
+    Aggregator("default", redis_url).add_task(Task(_HOSTILE, {_HOSTILE: _HOSTILE}, _HOSTILE))
+    for arguments in (["groups"], ["peek", _HOSTILE], ["groups", "--json", "--tasks"]):
+        result = run(*arguments)
+        assert result.exit_code == 0
+        assert "\x1b" not in result.output
+        assert "\x00" not in result.output
+        assert "[red]" in result.output
+
+
+def test_steering(run: Run, redis_url: str) -> None:
+    aggregator = Aggregator("default", redis_url)
+    ids = aggregator.add_tasks([Task("t", n, "g") for n in range(3)] + [Task("t", 1, "h")])
+    assert json.loads(run("cancel", "g", ids[0], "--json").stdout) == {"cancelled": 1}
+    assert json.loads(run("cancel", "g", ids[0], "--json").stdout) == {"cancelled": 0}
+    assert json.loads(run("flush", "g", "--json").stdout) == {"flushed": 2}
+    assert json.loads(run("flush", "--all", "--json").stdout) == {"flushed": 1}
+    assert run("flush").exit_code == run("flush", "g", "--all").exit_code == 2
+    assert json.loads(run("cancel", "h", "--json").stdout) == {"cancelled": 1}
+    run("pause")
+    assert json.loads(run("stats", "--json").stdout)["paused"] is True
+    assert "paused" in run("stats").stdout
+    run("resume")
+    assert json.loads(run("stats", "--json").stdout)["paused"] is False
+
+
+def test_dead_letters(run: Run, redis_url: str) -> None:
+    def fail(group: str, tasks: list[Task]) -> Task:
+        raise ValueError(_HOSTILE)
+
+    config = AggregationConfig(group_max_size=2, group_aggregator=fail, max_attempts=1)
+    with Aggregator("default", redis_url, config=config) as aggregator:
+        aggregator.add_tasks([Task("t", n, "g") for n in range(4)])
+        letters = await_dead(aggregator, 2)
+    listed = [json.loads(line) for line in run("dead", "list", "--json").stdout.splitlines()]
+    assert [letter["batch_id"] for letter in listed] == [letter.batch_id for letter in letters]
+    assert "\x1b" not in run("dead", "list").stdout
+    shown = run("dead", "show", letters[0].batch_id)
+    assert "ValueError" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert json.loads(run("dead", "drop", letters[0].batch_id, "--json").stdout)["tasks"] == 2
+    assert json.loads(run("dead", "requeue", "--all", "--json").stdout)["batches"] == 1
+    assert run("dead", "drop", "nothing").exit_code == 1
+    assert run("dead", "show", "nothing").exit_code == 1
+
+
+def test_the_recorded_number_of_partitions_is_used(run: Run, redis_url: str) -> None:
+    config = AggregationConfig(partitions=3)
+    Aggregator("default", redis_url, config=config).add_task(Task("t", 1, "g"))
+    assert len(json.loads(run("stats", "--json").stdout)["partitions"]) == 3
+    result = run("stats", "--partitions", "4")
+    assert result.exit_code == 1
+    assert "partitions" in result.stderr
+
+
+def test_a_pipeline_of_worker_and_tail(run: Run, spawn: Spawn) -> None:
+    worker = spawn("worker", "default", "--sink", "list://out?format=json", "--concurrency", "2")
+    lines = "".join(f'{{"g":"{n % 3}","n":{n}}}\n' for n in range(30))
+    assert run("ingest", "--group-by", "g", "--max-size", "10", input=lines).exit_code == 0
+    tail = spawn("tail", "list://out?format=json", "--count", "3", stdout=subprocess.PIPE)
+    output, _ = tail.communicate(timeout=20)
+    batches = [json.loads(line) for line in output.splitlines()]
+    assert sorted(batch["group"] for batch in batches) == ["0", "1", "2"]
+    assert {batch["count"] for batch in batches} == {10}
+    assert run("tail", "list://out?format=json", "--no-follow").stdout.count("\n") == 3
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+
+def test_a_worker_finds_an_aggregator_in_the_working_directory(
+    spawn: Spawn, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "from redisagg import *\n"
+        "def merge(group, tasks): return Task('mine', len(tasks))\n"
+        "config = AggregationConfig(group_max_size=2, group_aggregator=merge)\n"
+        f"agg = Aggregator('mine', {redis_url!r}, config=config)\n"
+    )
+    spawn("worker", "app:agg", cwd=tmp_path)
+    aggregator = Aggregator("mine", redis_url)
+    await_led(aggregator, timeout=20)
+    aggregator.add_tasks([Task("t", n, "g", max_size=2) for n in range(2)])
+    wait_until(lambda: len(aggregator.read_sink().batches) == 1, timeout=10, what="a batch")
+    assert aggregator.read_sink().batches[0].type == "mine"
+
+
+@pytest.mark.parametrize("target", ["nomodule:x", "json:x", "json:dumps", ":x"])
+def test_a_worker_without_an_aggregator(run: Run, target: str) -> None:
+    result = run("worker", target)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_redis_that_is_not_there_is_one_line(run: Run) -> None:
+    result = run("stats", "--redis", "redis://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+
+
+def test_tail_of_what_is_no_queue_of_ours(run: Run, sync_redis: redis.Redis) -> None:
+    sync_redis.xadd("foreign", {"a": "b"})
+    result = run("tail", "stream://foreign", "--no-follow")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+
+
+def test_the_demo_counts_every_task() -> None:
+    line = [sys.executable, "-m", "redisagg", "demo", "--tasks", "3000", "--json"]
+    done = subprocess.run(line, capture_output=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["added"], result["enqueued"]) == (3000, 3000)
+    assert (result["lost"], result["duplicated"], result["waiting"]) == (0, 0, 0)
+    assert result["killed_flushers"] == 1
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise ImportError(name='click')")
+    line = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]);"
+            "from redisagg.__main__ import main; main()", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "pip install 'redisagg[cli]'" in done.stderr

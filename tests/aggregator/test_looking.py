@@ -1,0 +1,179 @@
+"""What can be seen of groups, batches in flight and counts, and cancelling what waits."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Task
+from redisagg.errors import InvalidGroupKey
+from tests.support.aggregators import Make
+from tests.support.servers import wait_until
+from tests.support.tasks import await_batches, enqueued, numbered, payloads
+
+
+class Gate:
+    """A merge function that waits until it is opened."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+
+    def __call__(self, group: str, tasks: list[Task]) -> Task:
+        assert self._open.wait(20)
+        return Task("merged", {"payloads": [task.payload for task in tasks]})
+
+    def open(self) -> None:
+        """Lets all merges end, now and later."""
+        self._open.set()
+
+
+@pytest.fixture
+def gate() -> Any:
+    """A gate that is open at the end, whatever the test did."""
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def test_open_groups_show_size_times_and_priority(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_grace_period=100, group_max_delay=1000, partitions=5)
+    before = float(".".join(map(str, sync_redis.time())))
+    agg.add_tasks([*numbered("a", 2), *numbered("ü:{b}", 1, priority=4)])
+    agg.add_task(Task("test", 2, "a"))
+    states = agg.get_entries()
+    assert {key: state.size for key, state in states.items()} == {"a": 3, "ü:{b}": 1}
+    state = states["a"]
+    assert state.first_task_at is not None
+    assert state.last_task_at is not None
+    assert before - 1 <= state.first_task_at <= state.last_task_at <= before + 10
+    assert state.due_at == pytest.approx(state.last_task_at + 100, abs=0.01)
+    assert (state.in_flight, state.priority, state.held, state.tasks) == (0, 0, False, None)
+    assert states["ü:{b}"].priority == 4
+
+
+def test_tasks_are_shown_on_request(make: Make) -> None:
+    agg = make()
+    added = [*numbered("a", 3, headers={"x": "y"}), *numbered("b", 1)]
+    agg.add_tasks(added)
+    shown = agg.get_entries(tasks=True)
+    stored = [each.task for key in ("a", "b") for each in shown[key].tasks or ()]
+    assert stored == added
+    group = agg.get_group("a")
+    assert group is not None
+    assert group == shown["a"]
+    assert agg.get_group("nobody") is None
+    with pytest.raises(InvalidGroupKey):
+        agg.get_group("")
+
+
+def test_many_groups_are_all_listed(make: Make) -> None:
+    agg = make(partitions=3)
+    keys = {f"group {n}" for n in range(3_000)}
+    agg.add_tasks(Task("test", None, key) for key in keys)
+    assert set(agg.get_entries()) == keys
+    assert agg.stats().groups == 3_000
+
+
+def test_tasks_in_a_claimed_batch_stay_in_sight(make: Make, gate: Gate) -> None:
+    agg = make(group_aggregator=gate, group_max_size=2, partitions=1)
+    with agg:
+        added = numbered("a", 5)
+        agg.add_tasks(added)
+        wait_until(lambda: agg.stats().in_flight == 4, what="two batches are in flight")
+        stats = agg.stats()
+        assert (stats.pending, stats.batches_in_flight, stats.batches_in_retry) == (1, 2, 0)
+        batches = agg.get_batches(tasks=True)
+        assert [batch.state for batch in batches] == ["claimed", "claimed"]
+        assert [batch.attempts for batch in batches] == [1, 1]
+        in_batches = [s.task for batch in batches for s in batch.tasks or ()]
+        assert in_batches == added[:4]
+        assert [batch.tasks for batch in agg.get_batches()] == [None, None]
+        state = agg.get_group("a")
+        assert state is not None
+        assert (state.size, state.in_flight) == (1, 4)
+        assert [stored.task for stored in state.tasks or ()] == added[4:]
+        gate.open()
+        await_batches(agg, 2)
+    assert agg.get_batches() == []
+
+
+def test_the_counts_of_all_partitions_add_up(make: Make) -> None:
+    agg = make(partitions=4, group_max_size=5)
+    agg.add_tasks(Task("test", n, f"g{n % 20}") for n in range(60))
+    idle = agg.stats()
+    assert (idle.pending, idle.groups, idle.flushers) == (60, 20, [])
+    assert [p.leader for p in idle.partitions] == [None] * 4
+    assert [p.partition for p in idle.partitions] == [0, 1, 2, 3]
+    assert sum(p.pending for p in idle.partitions) == 60
+    with agg:
+        agg.flush_all()
+        assert agg.wait_until_idle(10)
+        stats = agg.stats()
+        [flusher] = stats.flushers
+        assert {p.leader for p in stats.partitions} == {flusher}
+    assert (stats.flushed, stats.batches_flushed, stats.groups) == (60, 20, 0)
+    assert sum(p.flushed for p in stats.partitions) == 60
+    after = agg.stats()
+    assert (after.flushers, {p.leader for p in after.partitions}) == ([], {None})
+
+
+def test_a_waiting_task_can_be_cancelled_once(make: Make) -> None:
+    agg = make()
+    ids = agg.add_tasks(numbered("a", 4))
+    assert agg.cancel_task("a", ids[1]) is True
+    assert agg.cancel_task("a", ids[1]) is False
+    assert agg.cancel_task("a", "no such id") is False
+    assert agg.cancel_task("b", ids[0]) is False
+    assert agg.stats().pending == 3
+    with agg:
+        agg.flush("a")
+        await_batches(agg, 1)
+        assert agg.cancel_task("a", ids[0]) is False
+    assert payloads(enqueued(agg)) == [0, 2, 3]
+
+
+def test_cancelling_the_last_task_leaves_nothing_behind(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make()
+    [task_id] = agg.add_tasks(numbered("a", 1))
+    assert agg.cancel_task("a", task_id)
+    agg.add_tasks(numbered("b", 3))
+    assert agg.cancel_group("b") == 3
+    assert agg.cancel_group("b") == 0
+    assert agg.get_entries() == {}
+    assert agg.stats().pending == 0
+    assert not sync_redis.keys("*tasks:*")
+    assert not sync_redis.keys("*ids:*")
+
+
+def test_tasks_that_a_batch_holds_cannot_be_cancelled(make: Make, gate: Gate) -> None:
+    agg = make(group_aggregator=gate, group_max_size=2)
+    with agg:
+        ids = agg.add_tasks(numbered("a", 3))
+        wait_until(lambda: agg.stats().in_flight == 2, what="a batch is in flight")
+        assert agg.cancel_task("a", ids[0]) is False
+        assert agg.cancel_group("a") == 1
+        assert agg.stats().pending == 0
+        agg.add_task(Task("test", 3, "a"))
+        gate.open()
+        agg.flush("a")
+        await_batches(agg, 2)
+    assert payloads(enqueued(agg)) == [0, 1, 3]
+
+
+def test_an_id_that_waits_already_is_not_added_again(make: Make) -> None:
+    agg = make(group_max_size=3)
+    task = Task("test", 0, "a", id="mine")
+    assert [agg.add_task(task), agg.add_task(task)] == ["mine", "mine"]
+    assert agg.add_tasks([task, task]) == ["mine", "mine"]
+    assert agg.add_task(Task("test", "elsewhere", "b", id="mine")) == "mine"
+    assert {key: state.size for key, state in agg.get_entries().items()} == {"a": 1, "b": 1}
+    with agg:
+        agg.flush("a")
+        await_batches(agg, 1)
+        agg.add_task(task)  # it waits no more, so this is a new one
+        assert agg.get_entries()["a"].size == 1

@@ -1,0 +1,386 @@
+"""A reply that gets lost: what was asked has been done, and must not be done twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Aggregator, Task
+from redisagg.producer.rounds import MAX_CALL_TASKS, STREAM_ROUND_TASKS
+from redisagg.sinks import CallableSink
+from tests.support.aggregators import Make
+from tests.support.proxy import Proxy
+from tests.support.tasks import (
+    await_batches,
+    await_dead,
+    await_led,
+    enqueued,
+    numbered,
+    payloads,
+)
+
+# How soon a lost reply is got over: far less than a claim or these leases last.
+PROMPTLY = 3.0
+
+
+def warm_up(make: Make) -> None:
+    """Has all usual scripts loaded, so that a lost reply is not that of an unknown script."""
+    with make(name="warm-up", group_max_size=1) as agg:
+        agg.add_task(Task("test", 0, "a"))
+        assert agg.wait_until_idle(5)
+        agg.pause()
+        agg.resume()
+        agg.flush("a")
+        agg.flush_all()
+        agg.cancel_task("a", "")
+        agg.cancel_group("a")
+
+
+@pytest.fixture(autouse=True)
+def _warm(make_one_kind: Make) -> None:
+    warm_up(make_one_kind)
+
+
+# --- producers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["add_task", "add_tasks"])
+def test_an_add_is_repeated_and_adds_once(make: Make, proxy: Proxy, how: str) -> None:
+    agg = make(url=proxy.url)
+    agg.add_task(Task("test", "before", "a"))
+    loss = proxy.lose_reply("add")
+    tasks = [Task("test", n, f"g{n}") for n in range(10)]  # in both partitions
+    if how == "add_tasks":
+        assert agg.add_tasks(tasks) == [task.id for task in tasks]
+    else:
+        assert [agg.add_task(task) for task in tasks] == [task.id for task in tasks]
+    loss.wait(0)
+    assert agg.stats().pending == 11
+
+
+@pytest.mark.parametrize("how", ["add_task", "add_tasks"])
+def test_an_add_is_not_repeated_even_if_its_tasks_were_flushed_meanwhile(
+    make: Make, proxy: Proxy, how: str
+) -> None:
+    agg, direct = make(url=proxy.url, group_max_size=3), make(group_max_size=3)
+    agg.add_task(Task("test", "before", "a"))
+    loss = proxy.lose_reply("add", then_cut=True)
+    tasks = numbered("a", 1) if how == "add_task" else numbered("a", 5)
+
+    def add() -> None:
+        if how == "add_task":
+            agg.add_task(tasks[0])
+        else:
+            agg.add_tasks(tasks)
+
+    with ThreadPoolExecutor(1) as pool, direct:
+        adding = pool.submit(add)
+        loss.wait()
+        direct.flush_all()
+        assert direct.wait_until_idle(5)
+        assert not adding.done()
+        proxy.restore()
+        adding.result(10)
+        time.sleep(0.2)
+        assert direct.stats().pending == 0
+    assert payloads(enqueued(direct)) == ["before", *range(len(tasks))]
+
+
+def test_adds_that_shared_a_lost_round_trip_are_each_added_once(make: Make, proxy: Proxy) -> None:
+    agg, direct = make(url=proxy.url), make(group_max_size=1)
+    agg.add_task(Task("test", "before", "a"))
+    loss = proxy.lose_reply("add", then_cut=True)
+    with ThreadPoolExecutor(20) as pool:
+        adding = [pool.submit(agg.add_task, Task("test", n, f"g{n % 4}")) for n in range(20)]
+        loss.wait()
+        time.sleep(0.1)
+        with direct:
+            direct.flush_all()
+            direct.wait_until_idle(5)
+        proxy.restore()
+        for each in adding:
+            each.result(10)
+    with direct:
+        direct.flush_all()
+        assert direct.wait_until_idle(5)
+    assert sorted(map(str, payloads(enqueued(direct)))) == sorted(["before", *map(str, range(20))])
+
+
+def test_a_stream_gets_over_lost_replies_in_order(make: Make, proxy: Proxy) -> None:
+    agg = make(url=proxy.url, group_max_size=100_000)
+    agg.add_task(Task("test", "before", "z"))
+    many = 3 * STREAM_ROUND_TASKS
+
+    def tasks() -> Iterator[Task]:
+        for n in range(many):
+            if n % STREAM_ROUND_TASKS == 100:  # while the round before is on its way, or before
+                losses.append(proxy.lose_reply("add"))
+            yield Task("test", n, f"g{n % 10}")
+
+    losses: list[Any] = []
+    agg.add_tasks(tasks(), ids=False)
+    for loss in losses:
+        loss.wait(5)
+    assert agg.stats().pending == 1 + many
+    for group in range(10):
+        state = agg.get_group(f"g{group}")
+        assert state is not None
+        assert state.tasks is not None
+        found = [stored.task.payload for stored in state.tasks if stored.task]
+        assert found == list(range(group, many, 10))
+
+
+def test_a_stream_that_raises_leaves_nothing_on_its_way(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    def connections() -> set[str]:
+        return {client["id"] for client in sync_redis.client_list()}
+
+    agg = make(group_max_size=100_000)
+    assert agg.stats().pending == 0
+    before = connections()
+
+    def tasks() -> Iterator[Task]:
+        yield from (Task("test", n, "a") for n in range(MAX_CALL_TASKS + 1))
+        raise RuntimeError("no more")
+
+    for more in (1, 2):
+        with pytest.raises(RuntimeError, match="no more"):
+            agg.add_tasks(tasks())
+        assert agg.stats().pending == more * MAX_CALL_TASKS  # a call was full, and went out
+    assert connections() == before  # they can be used again
+
+
+def test_a_slow_stream_gets_over_a_loss_that_was_long_ago(
+    make_one_kind: Make, proxy: Proxy
+) -> None:
+    agg = make_one_kind(url=proxy.url, group_max_size=100_000, add_timeout=1)
+    agg.add_task(Task("test", "before", "z"))
+
+    def tasks() -> Iterator[Task]:
+        loss = proxy.lose_reply("add")
+        yield from (Task("test", n, "a") for n in range(MAX_CALL_TASKS))
+        loss.wait()
+        time.sleep(1.5)
+        yield Task("test", "last", "a")
+
+    agg.add_tasks(tasks())
+    assert agg.stats().pending == 1 + MAX_CALL_TASKS + 1
+
+
+def test_what_else_was_asked_for_can_be_repeated(make: Make, proxy: Proxy) -> None:
+    far, direct = make(url=proxy.url), make()
+    ids = direct.add_tasks([*numbered("a", 3), *numbered("b", 2)])
+
+    def lose_reply(script: str, ask: Callable[[], Any]) -> None:
+        """Has the reply to the first of two such calls lost."""
+        loss = proxy.lose_reply(script)
+        ask()
+        loss.wait(0)
+
+    steps: list[tuple[str, Callable[[], Any]]] = [
+        ("pause", far.pause),
+        ("flush", lambda: far.flush("a")),
+        ("flush_all", far.flush_all),
+        ("cancel_task", lambda: far.cancel_task("a", ids[1])),
+        ("cancel_group", lambda: far.cancel_group("b")),
+        ("pause", far.resume),
+        ("stats", far.stats),
+    ]
+    for script, ask in steps:
+        lose_reply(script, ask)
+    assert direct.stats().pending == 2
+    assert not direct.stats().paused
+    with direct:
+        assert direct.wait_until_idle(5)
+    assert payloads(enqueued(direct)) == [0, 2]
+
+
+# --- flushers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far(make_one_kind: Make, proxy: Proxy) -> Aggregator:
+    """An aggregator behind the proxy, with claims and leases that outlast the test."""
+    return make_one_kind(
+        url=proxy.url, group_max_size=2, merge_timeout=60, lease_time=30, partitions=1
+    )
+
+
+@pytest.mark.parametrize("script", ["poll", "claim", "commit_stream"])
+def test_a_flusher_gets_over_a_lost_reply_promptly_and_enqueues_once(
+    make_one_kind: Make, far: Aggregator, proxy: Proxy, script: str
+) -> None:
+    direct = make_one_kind(group_max_size=2, partitions=1)
+    with far:
+        await_led(direct)
+        loss = proxy.lose_reply(script)
+        direct.add_tasks(numbered("a", 20))
+        loss.wait(5)
+        await_batches(direct, 10, timeout=PROMPTLY)
+        assert direct.wait_until_idle(1)
+        stats = direct.stats()
+    assert payloads(enqueued(direct)) == list(range(20))
+    assert (stats.flushed, stats.batches_flushed, stats.dead) == (20, 10, 0)
+
+
+@pytest.mark.parametrize("script", ["join", "acquire"])
+def test_a_flusher_gets_over_a_lost_reply_while_it_starts(
+    make_one_kind: Make, far: Aggregator, proxy: Proxy, script: str
+) -> None:
+    direct = make_one_kind(group_max_size=2, partitions=1)
+    loss = proxy.lose_reply(script)
+    with far:
+        loss.wait(5)
+        direct.add_tasks(numbered("a", 2))
+        await_batches(direct, 1, timeout=PROMPTLY)
+
+
+@pytest.mark.parametrize("script", ["release", "leave"])
+def test_a_flusher_gets_over_a_lost_reply_while_it_stops(
+    make_one_kind: Make, far: Aggregator, proxy: Proxy, script: str
+) -> None:
+    direct = make_one_kind(group_max_size=2, partitions=1, lease_time=30)
+    far.start()
+    await_led(direct)
+    loss = proxy.lose_reply(script)
+    start = time.monotonic()
+    far.stop()
+    assert time.monotonic() - start < PROMPTLY
+    loss.wait(0)
+    assert direct.stats().flushers == []
+    with direct:
+        direct.add_tasks(numbered("a", 2))
+        await_batches(direct, 1, timeout=PROMPTLY)
+
+
+def test_a_lost_reply_to_a_renewal_keeps_the_lease(make_one_kind: Make, proxy: Proxy) -> None:
+    far = make_one_kind(url=proxy.url, lease_time=1.0, partitions=1, group_max_size=1)
+    direct = make_one_kind(lease_time=1.0, partitions=1, group_max_size=1)
+    with far:
+        await_led(direct)
+        token = direct.stats().partitions[0].token
+        time.sleep(0.4)
+        for _ in range(2):
+            proxy.lose_reply("renew").wait(2)
+        direct.add_task(Task("test", 0, "a"))
+        await_batches(direct, 1, timeout=PROMPTLY)
+        assert direct.stats().partitions[0].token == token
+
+
+def test_attempts_are_counted_right_when_replies_to_retries_get_lost(
+    make_one_kind: Make, proxy: Proxy
+) -> None:
+    calls: list[float] = []
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        calls.append(time.monotonic())
+        raise RuntimeError("never")
+
+    config: dict[str, Any] = {"group_max_size": 2, "partitions": 1, "max_attempts": 3}
+    far = make_one_kind(url=proxy.url, group_aggregator=merge, lease_time=30, **config)
+    direct = make_one_kind(**config)
+    with make_one_kind(name="warm-up-2", group_aggregator=merge, **config) as warm:
+        warm.add_tasks(numbered("a", 2))
+        await_dead(warm)
+    calls.clear()
+    with far:
+        await_led(direct)
+        retry, bury = proxy.lose_reply("retry"), proxy.lose_reply("bury")
+        direct.add_tasks(numbered("a", 2))
+        [letter] = await_dead(direct, timeout=PROMPTLY)
+        retry.wait(0)
+        bury.wait(PROMPTLY)
+        time.sleep(0.2)
+        stats = direct.stats()
+    assert (letter.attempts, len(calls)) == (3, 3)
+    assert (stats.dead, stats.batches_dead, stats.in_flight, stats.pending) == (2, 1, 0, 0)
+
+
+def test_a_function_as_the_queue_is_called_once_when_the_commit_reply_gets_lost(
+    make_one_kind: Make, proxy: Proxy
+) -> None:
+    calls: list[str] = []
+
+    def deliver(task: Task, batch_id: str) -> None:
+        calls.append(batch_id)
+
+    with make_one_kind(name="warm-up-2", group_max_size=1, sink=CallableSink(deliver)) as warm:
+        warm.add_task(Task("test", 0, "a"))
+        assert warm.wait_until_idle(5)
+    calls.clear()
+    direct = make_one_kind()
+    far = make_one_kind(url=proxy.url, group_max_size=2, lease_time=30, sink=CallableSink(deliver))
+    with far:
+        await_led(direct)
+        loss = proxy.lose_reply("commit")
+        far.add_tasks(numbered("a", 2))
+        loss.wait(5)
+        assert direct.wait_until_idle(PROMPTLY)
+    assert len(calls) == 1
+    assert direct.stats().batches_flushed == 1
+
+
+def test_a_slow_merge_does_not_hold_up_what_a_lost_reply_had_claimed(
+    make_one_kind: Make, proxy: Proxy
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        if group == "slow":
+            began.set()
+            assert go_on.wait(20)
+        return Task("merged", {"payloads": [task.payload for task in tasks]})
+
+    far = make_one_kind(
+        url=proxy.url, group_max_size=2, lease_time=30, partitions=1, group_aggregator=merge
+    )
+    direct = make_one_kind(group_max_size=2, partitions=1)
+    with far:
+        direct.add_tasks(numbered("slow", 2))
+        assert began.wait(5)
+        loss = proxy.lose_reply("claim")
+        direct.add_tasks(numbered("quick", 6))
+        try:
+            loss.wait(5)
+            await_batches(direct, 3, timeout=PROMPTLY)
+        finally:
+            go_on.set()
+        await_batches(direct, 4, timeout=PROMPTLY)
+
+
+def test_a_merge_in_hand_when_a_claim_reply_gets_lost_is_not_lost_either(
+    make_one_kind: Make, proxy: Proxy
+) -> None:
+    """The leader starts anew because it does not know what it claimed; the rest goes on."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        if group == "slow":
+            began.set()
+            assert go_on.wait(10)
+        return Task("merged", {"payloads": [task.payload for task in tasks]})
+
+    far = make_one_kind(
+        url=proxy.url, group_max_size=2, lease_time=30, partitions=1, group_aggregator=merge
+    )
+    direct = make_one_kind(group_max_size=2, partitions=1)
+    with far:
+        direct.add_tasks(numbered("slow", 2))
+        assert began.wait(5)
+        loss = proxy.lose_reply("claim")
+        direct.add_tasks(numbered("quick", 6))
+        loss.wait(5)
+        time.sleep(0.1)
+        go_on.set()
+        await_batches(direct, 4, timeout=PROMPTLY)
+        assert direct.wait_until_idle(1)
+    batches = enqueued(direct)
+    assert payloads([b for b in batches if b.group == "slow"]) == [0, 1]
+    assert payloads([b for b in batches if b.group == "quick"]) == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,180 @@
+"""Merges in worker processes: for what is heavy on the CPU, or may take its process with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redisagg import Task
+from redisagg.errors import InvalidConfig
+from redisagg.sinks import CallableSink
+from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from tests.support.aggregators import Make
+from tests.support.servers import wait_until
+from tests.support.tasks import await_batches, await_dead, await_led, enqueued, numbered, payloads
+
+# The functions are at the top of the module, since a worker process has to import them.
+
+
+def merge(group: str, tasks: list[Task]) -> Task:
+    """By process id."""
+    return Task("merged", {"payloads": [task.payload for task in tasks], "by": os.getpid()})
+
+
+def spin(group: str, tasks: list[Task]) -> Task:
+    """A core's time, and never lets go of the interpreter's lock for long."""
+    end = time.process_time() + 0.4
+    while time.process_time() < end:
+        pass
+    return merge(group, tasks)
+
+
+def misbehave(group: str, tasks: list[Task]) -> Any:
+    """Does what its group says."""
+    if group == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if group == "exits":
+        os._exit(0)
+    if group == "hangs":
+        time.sleep(60)
+    if group == "raises":
+        raise ValueError("no way")
+    if group == "junk":
+        return {1, 2}
+    if group == "unpicklable":
+        raise Unpicklable(lambda: None)
+    return merge(group, tasks)
+
+
+class Unpicklable(Exception):
+    """An error that can't leave its process."""
+
+
+def test_merges_run_in_other_processes(make: Make) -> None:
+    agg = make(group_aggregator=merge, executor="process", group_max_size=5)
+    with agg:
+        agg.add_tasks(Task("test", n, f"g{n % 4}") for n in range(200))
+        await_batches(agg, 40, timeout=20)
+    batches = enqueued(agg)
+    assert sorted(payloads(batches)) == list(range(200))
+    assert os.getpid() not in {batch.payload["by"] for batch in batches}
+
+
+def test_only_the_guilty_batch_fails(make_one_kind: Make) -> None:
+    agg = make_one_kind(
+        group_aggregator=misbehave,
+        executor="process",
+        group_max_size=2,
+        max_attempts=1,
+        merge_timeout=2.0,
+    )
+    errors = {
+        "killed": "ended its process",
+        "exits": "ended its process",
+        "hangs": "MergeTimeout",
+        "raises": "ValueError: no way",
+        "junk": "returned set",
+        "unpicklable": "Unpicklable",
+    }
+    with agg:
+        for group in errors:
+            agg.add_tasks([*numbered(group, 2), *numbered(f"beside {group}", 2)])
+        await_batches(agg, len(errors), timeout=30)
+        letters = await_dead(agg, len(errors), timeout=30)
+        assert agg.wait_until_idle(5)
+    assert sorted(batch.group for batch in enqueued(agg)) == sorted(f"beside {e}" for e in errors)
+    found = {letter.group_key: letter.error for letter in letters}
+    assert set(found) == set(errors)
+    for group, error in errors.items():
+        assert error in found[group]
+    [raised] = [letter for letter in letters if letter.group_key == "raises"]
+    assert "in misbehave" in raised.traceback
+
+
+def test_a_heavy_merge_leaves_the_leases_alone(make_one_kind: Make) -> None:
+    agg = make_one_kind(
+        group_aggregator=spin, executor="process", group_max_size=2, lease_time=0.5, partitions=1
+    )
+    with agg:
+        await_led(agg)
+        token = agg.stats().partitions[0].token
+        agg.add_tasks(numbered("a", 8))
+        await_batches(agg, 4, timeout=20)
+        assert agg.stats().partitions[0].token == token
+    assert payloads(enqueued(agg)) == list(range(8))
+
+
+def test_a_stop_leaves_no_process_behind(make_one_kind: Make) -> None:
+    agg = make_one_kind(
+        group_aggregator=misbehave,
+        executor="process",
+        group_max_size=1,
+        shutdown_timeout=0.5,
+    )
+    agg.start()
+    agg.add_task(Task("test", 0, "fine"))
+    await_batches(agg, 1, timeout=20)
+    [by] = [batch.payload["by"] for batch in enqueued(agg)]
+    agg.add_task(Task("test", 0, "hangs"))
+    time.sleep(0.3)
+    start = time.monotonic()
+    agg.stop()
+    assert time.monotonic() - start < 5
+    wait_until(lambda: not Path(f"/proc/{by}").exists(), timeout=2, what="the worker is gone")
+
+
+class LockedSink(BlockingSink):
+    """Holds what can't be pickled once it is open, as clients do."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        self._lock: Any = None
+
+    async def open(self, context: SinkContext) -> None:
+        await asyncio.sleep(0.05)  # for others to come in
+        self._lock = threading.Lock()
+        LockedSink.opened += 1
+
+    def deliver_blocking(self, batch: MergedTask) -> None:
+        with self._lock:
+            time.sleep(0.001)
+
+
+def test_an_open_sink_does_not_keep_workers_from_being_started(make_one_kind: Make) -> None:
+    LockedSink.opened = 0
+    agg = make_one_kind(
+        sink=LockedSink(),
+        group_aggregator=misbehave,
+        executor="process",
+        group_max_size=1,
+        max_attempts=1,
+    )
+    with agg:
+        agg.add_tasks(Task("test", n, f"g{n}") for n in range(10))
+        assert agg.wait_until_idle(20)
+        agg.add_task(Task("test", 0, "killed"))  # takes all worker processes with it
+        await_dead(agg, 1, timeout=20)
+        agg.add_tasks(Task("test", n, f"g{n}") for n in range(10))
+        assert agg.wait_until_idle(20)
+        assert agg.stats().flushed == 20
+    assert LockedSink.opened == 1
+
+
+def test_what_processes_can_not_be_given_is_refused(make: Make) -> None:
+    with pytest.raises(InvalidConfig, match="importable"):
+        make(executor="process", group_aggregator=lambda group, tasks: None)
+    with pytest.raises(InvalidConfig, match="importable"):
+        make(executor="process", sink=CallableSink(lambda task, batch_id: None))
+
+
+def test_another_executor_is_refused(make: Make) -> None:
+    with pytest.raises(InvalidConfig):
+        make(executor="magic")

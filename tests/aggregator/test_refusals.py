@@ -1,0 +1,166 @@
+"""A Redis that refuses: for a while, as nobody's fault, or for good, as a clear error."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Task
+from redisagg.errors import AuthenticationFailed, KeyConflict, RedisOutOfMemory, RedisReadOnly
+from redisagg.testing.embedded import EmbeddedRedis
+from tests.support.aggregators import Make
+from tests.support.servers import wait_until
+from tests.support.tasks import await_batches, await_led, enqueued, numbered, payloads
+
+REFUSALS: dict[str, tuple[str, str]] = {
+    "read-only": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    "no replicas": ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    "out of memory": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+}
+
+
+@pytest.fixture
+def server(server_binary: Path) -> Iterator[EmbeddedRedis]:
+    """A server of its own, since its settings are changed."""
+    with EmbeddedRedis(server_binary) as server:
+        yield server
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("sink", ["stream://queue", "list://queue"])
+def test_a_batch_waits_until_redis_takes_it(
+    make_one_kind: Make, server: EmbeddedRedis, refusal: str, sink: str
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    merges = 0
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        nonlocal merges
+        merges += 1
+        began.set()
+        assert go_on.wait(20)
+        return Task("merged", {"payloads": [task.payload for task in tasks]})
+
+    agg = make_one_kind(
+        url=server.url, group_max_size=2, max_attempts=1, group_aggregator=merge, sink=sink
+    )
+    refuse, allow = REFUSALS[refusal]
+    with server.client() as client, agg:
+        agg.add_tasks(numbered("a", 2))
+        assert began.wait(5)
+        client.execute_command(refuse)
+        go_on.set()
+        time.sleep(0.8)
+        client.execute_command(allow)
+        wait_until(lambda: enqueued(agg), timeout=3, what="the batch is enqueued")
+        assert agg.wait_until_idle(2)
+        assert payloads(enqueued(agg)) == [0, 1]
+        assert (agg.stats().dead, agg.stats().batches_flushed) == (0, 1)
+        assert merges == 1
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_claim_waits_until_redis_takes_it(
+    make_one_kind: Make, server: EmbeddedRedis, refusal: str
+) -> None:
+    agg = make_one_kind(url=server.url, group_grace_period=0.4, lease_time=5)
+    refuse, allow = REFUSALS[refusal]
+    with server.client() as client, agg:
+        await_led(agg)
+        agg.add_tasks(numbered("a", 2))
+        client.execute_command(refuse)
+        time.sleep(0.8)
+        client.execute_command(allow)
+        await_batches(agg, 1, timeout=5)
+        assert payloads(enqueued(agg)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error"), [("read-only", RedisReadOnly), ("out of memory", RedisOutOfMemory)]
+)
+def test_a_producer_learns_at_once_what_is_wrong_and_nothing_is_written(
+    make: Make, server: EmbeddedRedis, refusal: str, error: type[Exception]
+) -> None:
+    agg = make(url=server.url, add_timeout=20)
+    agg.add_task(Task("test", "before", "a"))
+    refuse, allow = REFUSALS[refusal]
+    with server.client() as client:
+        client.execute_command(refuse)
+        calls: list[Callable[[], object]] = [
+            lambda: agg.add_task(Task("test", 0, "a")),
+            lambda: agg.add_tasks(Task("test", n, f"g{n}") for n in range(50)),
+        ]
+        for call in calls:
+            start = time.monotonic()
+            with pytest.raises(error):
+                call()
+            assert time.monotonic() - start < 2
+        client.execute_command(allow)
+    assert agg.stats().pending == 1
+    agg.add_task(Task("test", "after", "a"))
+    with agg:
+        agg.flush_all()
+        assert agg.wait_until_idle(5)
+        assert payloads(enqueued(agg)) == ["before", "after"]
+
+
+def test_a_wrong_password_is_an_error_at_once(make: Make, server_binary: Path) -> None:
+    with EmbeddedRedis(server_binary, config={"requirepass": "secret"}) as server:
+        agg = make(url=server.url.replace("secret", "guess"), add_timeout=20)
+        start = time.monotonic()
+        with pytest.raises(AuthenticationFailed):
+            agg.add_task(Task("test", 0, "a"))
+        with pytest.raises(AuthenticationFailed):
+            agg.start()
+        assert time.monotonic() - start < 5
+        make(url=server.url).add_task(Task("test", 0, "a"))
+
+
+@pytest.mark.parametrize("part", ["tasks:a", "ids:a", "groups", "due", "ready", "state"])
+def test_a_foreign_key_in_our_place_is_named_and_harms_no_other_group(
+    make: Make, sync_redis: redis.Redis, part: str
+) -> None:
+    agg = make(partitions=1, group_max_size=2)
+    agg.add_task(Task("test", 0, "b"))
+    [groups] = sync_redis.keys("*:groups")
+    key = groups.decode().replace("groups", part)  # type: ignore[union-attr]
+    kept: Any = sync_redis.dump(key)
+    sync_redis.delete(key)
+    sync_redis.set(key, "foreign")
+    with pytest.raises(KeyConflict):
+        agg.add_task(Task("test", 0, "a"))
+    assert sync_redis.get(key) == b"foreign"
+    sync_redis.delete(key)
+    if kept is not None:
+        sync_redis.restore(key, 0, kept)
+    # Nothing was half written: the group can be used.
+    agg.add_tasks(numbered("a", 2))
+    with agg:
+        agg.flush_all()
+        assert agg.wait_until_idle(5)
+    found = {batch.group: batch.payload["payloads"] for batch in enqueued(agg)}
+    assert found == {"a": [0, 1], "b": [0]}
+
+
+def test_a_group_whose_list_is_foreign_does_not_hold_up_its_partition(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make(partitions=1, group_max_size=2)
+    agg.add_task(Task("test", 0, "spoilt"))
+    [key] = sync_redis.keys("*:tasks:spoilt")
+    sync_redis.delete(key)
+    sync_redis.set(key, "foreign")
+    with agg:
+        agg.flush("spoilt")
+        agg.add_tasks(numbered("fine", 20))
+        await_batches(agg, 10)
+        time.sleep(0.2)
+        assert agg.get_entries()["spoilt"].size == 1
+    assert sync_redis.get(key) == b"foreign"
+    assert payloads(enqueued(agg)) == list(range(20))

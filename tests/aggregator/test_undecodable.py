@@ -1,0 +1,111 @@
+"""Stored bytes that are no task: they go to the dead letters as they are, and block nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support.aggregators import Make
+from tests.support.servers import wait_until
+from tests.support.tasks import await_batches, await_dead, enqueued, numbered, payloads
+
+HEAD = b"\x01\x8d\x00\x00\x00\x00\x02id"  # arrival and id as in any entry
+
+RUBBISH = {
+    "empty": b"",
+    "short": b"\x00\x01",
+    "text": b"surely no task of ours",
+    "id beyond the end": b"\x01\x8d\x00\x00\x00\x00\xffid",
+    "no body": HEAD,
+    "torn body": HEAD + b"\x92\xa4test",
+    "no array": HEAD + b"\xc0",
+    "empty array": HEAD + b"\x90",
+    "no type": HEAD + b"\x92\xc0\x01",
+    "odd headers": HEAD + b"\x93\xa4test\x01\x07",
+    "unknown option": HEAD + b"\x94\xa4test\x01\xc0\x81\xa1z\x01",
+    "id not in UTF-8": b"\x01\x8d\x00\x00\x00\x00\x02\xff\xfe\x92\xa4test\x01",
+    "nested too deep": HEAD + b"\x92\xa4test" + b"\x91" * 2_000 + b"\xc0",
+}
+
+
+def spoil(client: redis.Redis, group: str, place: int, raw: bytes) -> None:
+    """Puts other bytes in the place of a stored task."""
+    [key] = client.keys(f"*:tasks:{group}")
+    client.lset(key, place, raw)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("raw", RUBBISH.values(), ids=RUBBISH.keys())
+def test_the_rest_of_the_batch_goes_on(
+    make_one_kind: Make, sync_redis: redis.Redis, raw: bytes
+) -> None:
+    agg = make_one_kind(group_max_size=4)
+    agg.pause()
+    agg.add_tasks([*numbered("a", 8), *numbered("b", 4)])
+    spoil(sync_redis, "a", 1, raw)
+    with agg:
+        agg.resume()
+        await_batches(agg, 3)
+        [letter] = await_dead(agg)
+        assert agg.wait_until_idle(5)
+        stats = agg.stats()
+    found = {batch.batch_id: batch for batch in enqueued(agg)}
+    assert sorted(payloads([b for b in found.values() if b.group == "a"])) == [0, 2, 3, 4, 5, 6, 7]
+    assert sorted(payloads([b for b in found.values() if b.group == "b"])) == [0, 1, 2, 3]
+    assert letter.group_key == "a"
+    assert letter.tasks is not None
+    assert [(stored.task, stored.raw) for stored in letter.tasks] == [(None, raw)]
+    assert "can't be decoded" in letter.error
+    assert (stats.dead, stats.batches_dead, stats.pending, stats.in_flight) == (1, 1, 0, 0)
+
+
+def test_both_kinds_set_aside_and_a_group_of_nothing_else_is_done(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make(group_max_size=3)
+    agg.pause()
+    agg.add_tasks([*numbered("rubbish", 3), *numbered("fine", 3)])
+    for place in range(3):
+        spoil(sync_redis, "rubbish", place, b"rubbish %d" % place)
+    assert agg.get_entries(tasks=True)["rubbish"].tasks is not None  # looking does no harm
+    with agg:
+        agg.resume()
+        await_batches(agg, 1)
+        [letter] = await_dead(agg)
+        assert agg.wait_until_idle(5)
+        assert [batch.group for batch in enqueued(agg)] == ["fine"]
+        raw = [stored.raw for stored in letter.tasks or ()]
+        assert raw == [b"rubbish 0", b"rubbish 1", b"rubbish 2"]
+        # Another life changes nothing about the bytes: they come back as a dead letter.
+        assert agg.requeue_dead_letter(letter.batch_id) == 3
+        wait_until(
+            lambda: [letter.size for letter in agg.dead_letters()] == [3],
+            what="the rubbish is dead again",
+        )
+        assert agg.wait_until_idle(5)
+        [again] = agg.dead_letters(tasks=True)
+        assert [stored.raw for stored in again.tasks or ()] == raw
+        assert agg.drop_dead_letter(again.batch_id) == 3
+    assert (agg.stats().dead, agg.stats().batches_dead) == (0, 0)
+
+
+def test_rubbish_in_a_batch_that_fails_is_set_aside_or_buried_but_not_lost(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    def merge(group: str, tasks: Any) -> None:
+        raise RuntimeError("never")
+
+    agg = make(group_max_size=3, group_aggregator=merge, max_attempts=2)
+    agg.pause()
+    agg.add_tasks(numbered("a", 3))
+    spoil(sync_redis, "a", 2, b"rubbish")
+    with agg:
+        agg.resume()
+        letters = await_dead(agg)
+        assert agg.wait_until_idle(5)
+        letters = agg.dead_letters(tasks=True)
+    raw = [stored.raw for letter in letters for stored in letter.tasks or ()]
+    assert raw.count(b"rubbish") == 1
+    assert len(raw) == 3
+    assert agg.stats().dead == 3

@@ -1,0 +1,156 @@
+"""What lua/README.md promises producers in other languages, call by call."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+from zlib import crc32
+
+import pytest
+import redis
+
+from redisagg import Aggregator
+from redisagg.config import AggregationConfig
+from redisagg.protocol.entries import Encoder, decode
+from redisagg.protocol.scripts import load
+from redisagg.task import Task
+from tests.sinks.test_producers import LUA
+from tests.support.tasks import quick_config
+
+LIMITS = "120000 600000 20 0"
+BODY = bytes.fromhex("92aa656d61696c3a73656e6481a7757365725f69642a")
+PREFIX = "redisagg:{tests:0}:"
+
+Section: TypeAlias = tuple[str, str, dict[str, bytes]]
+
+
+def add(
+    client: redis.Redis,
+    *sections: Section,
+    number: object = "",
+    most: int = 0,
+    dedupe: str = "",
+) -> Any:
+    """Calls the script as a producer by the name of `p` does, with partition 0."""
+    own = ("state", "groups", "due", "ready", "call:p", "seen", "seen_before")
+    keys = [PREFIX + each for each in own]
+    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", 0, most, 0, dedupe]
+    for group, limits, tasks in sections:
+        keys += (f"{PREFIX}tasks:{group}", f"{PREFIX}ids:{group}")
+        arguments += (group, limits, len(tasks))
+        for task_id, body in tasks.items():
+            arguments += (task_id, body)
+    return client.eval(load("add").source.decode(), len(keys), *keys, *arguments)
+
+
+def section(*ids: str, group: str = "g", limits: str = LIMITS) -> Section:
+    return group, limits, dict.fromkeys(ids, BODY)
+
+
+def test_the_reply_counts_what_was_new(sync_redis: redis.Redis) -> None:
+    assert add(sync_redis, section("1", "2"), section("1", group="h")) == [2, 1]
+    assert add(sync_redis, section("2", "3")) == [1]
+
+
+def test_a_repeated_call_gets_its_first_reply_and_a_late_one_is_refused(
+    sync_redis: redis.Redis,
+) -> None:
+    assert add(sync_redis, section("1"), number=7) == [1]
+    sync_redis.delete(f"{PREFIX}ids:g")  # as if it had been flushed
+    assert add(sync_redis, section("1"), number=7) == [1]
+    assert sync_redis.llen(f"{PREFIX}tasks:g") == 1
+    with pytest.raises(redis.ResponseError, match="LATE"):
+        add(sync_redis, section("2"), number=6)
+    assert add(sync_redis, section("2"), number=8) == [1]
+
+
+def test_a_full_partition_keeps_out_what_is_new(sync_redis: redis.Redis) -> None:
+    assert add(sync_redis, section("1", "2"), most=2) == [2]
+    full, known = add(sync_redis, section("3", group="h"), section("1", "2"), most=2)
+    assert full.startswith(b"FULL ")
+    assert known == 0
+    assert not sync_redis.exists(f"{PREFIX}ids:h")
+
+
+def test_an_id_that_was_flushed_lately_is_not_new(sync_redis: redis.Redis) -> None:
+    sync_redis.sadd(f"{PREFIX}seen", b"\0\1g1")
+    sync_redis.sadd(f"{PREFIX}seen_before", b"\0\1g2")
+    assert add(sync_redis, section("1", "2", "3"), dedupe="1") == [1]
+    assert add(sync_redis, section("1", "2", "3")) == [2]
+
+
+def test_a_call_in_which_nothing_was_new_is_remembered_too(sync_redis: redis.Redis) -> None:
+    add(sync_redis, section("1"))  # by another producer
+    assert add(sync_redis, section("1"), number=7) == [0]
+    sync_redis.delete(f"{PREFIX}ids:g")  # as if it had been flushed
+    assert add(sync_redis, section("1"), number=7) == [0]
+    assert sync_redis.llen(f"{PREFIX}tasks:g") == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(section("1", "", "3"), id="an empty id"),
+        pytest.param(section("1", "x" * 129), id="a long id"),
+        pytest.param(section("1", "x" * 300), id="an id of more than a byte's length"),
+        pytest.param(section("1", limits=""), id="no limits"),
+        pytest.param(section("1", limits="1 2 3"), id="three limits"),
+        pytest.param(section("1", limits="1.5 2 3 0"), id="a fraction"),
+        pytest.param(section("1", limits="1 2 0 0"), id="a size of none"),
+    ],
+)
+def test_a_malformed_section_is_kept_out_alone(sync_redis: redis.Redis, bad: Section) -> None:
+    first, refused, last = add(sync_redis, section("1", group="a"), bad, section("1", group="b"))
+    assert (first, last) == (1, 1)
+    assert refused.startswith(b"ERR ")
+    assert not sync_redis.exists(f"{PREFIX}tasks:g", f"{PREFIX}ids:g")
+    assert sync_redis.hget(f"{PREFIX}state", "waiting") == b"2"
+
+
+def test_a_foreign_type_keeps_its_section_out(sync_redis: redis.Redis) -> None:
+    sync_redis.set(f"{PREFIX}tasks:g", "foreign")
+    [refused, fresh] = add(sync_redis, section("1"), section("1", group="h"))
+    assert b"WRONGTYPE" in refused
+    assert fresh == 1
+    assert not sync_redis.exists(f"{PREFIX}ids:g")
+
+
+def test_the_partitions_in_force_are_those_of_the_first_use(
+    sync_redis: redis.Redis, redis_url: str
+) -> None:
+    with Aggregator("tests", redis_url, config=quick_config(partitions=3)) as agg:
+        assert agg.stats().pending == 0
+    register = load("register").source.decode()
+    assert sync_redis.eval(register, 1, "redisagg:{tests}:meta", "1", "16") == [b"1", b"3"]
+
+
+VECTORS: dict[str, Task] = {
+    "92aa656d61696c3a73656e6481a7757365725f69642a": Task("email:send", {"user_id": 42}, "g"),
+    "93aa656d61696c3a73656e6481a7757365725f69642a81a57472616365a3616263": Task(
+        "email:send", {"user_id": 42}, "g", headers={"trace": "abc"}
+    ),
+    "94aa656d61696c3a73656e6481a7757365725f69642ac081a16f81a57175657565a8637269746963616c": Task(
+        "email:send", {"user_id": 42}, "g", options={"queue": "critical"}
+    ),
+}
+
+
+@pytest.mark.parametrize("body", VECTORS)
+def test_the_documented_bodies(body: str) -> None:
+    assert body in (LUA / "README.md").read_text("utf-8")
+    task = VECTORS[body]
+    assert Encoder(AggregationConfig())(task).body.hex() == body
+    entry = bytes(6) + bytes([len(task.id)]) + task.id.encode() + bytes.fromhex(body)
+    assert decode(entry, "g") == task
+
+
+@pytest.mark.parametrize(
+    ("group", "crc", "partition"),
+    [
+        ("user:42", "646f0d86", 6),
+        ("grüße", "346e49ed", 13),
+    ],
+)
+def test_the_documented_partitions(group: str, crc: str, partition: int) -> None:
+    row = f"| partition of `{group}` of 16 | {partition} (CRC-32 `{crc}`) |"
+    assert row in (LUA / "README.md").read_text("utf-8")
+    assert (crc32(group.encode()), int(crc, 16) % 16) == (int(crc, 16), partition)

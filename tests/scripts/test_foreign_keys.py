@@ -1,0 +1,258 @@
+"""Somebody else's bytes in keys of ours: clear errors, all others go on, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import msgpack
+import pytest
+import redis
+
+from redisagg import Aggregator, RedisAggError, Task
+from redisagg.protocol.keys import Keyspace
+from tests.support.servers import wait_until
+from tests.support.tasks import await_led, enqueued, numbered, payloads, quick_config
+
+SPACE = Keyspace("fuzz", 2)
+P = SPACE.partition_of(b"mine")
+NEIGHBOUR = next(f"n{n}" for n in range(99) if SPACE.partition_of(b"n%d" % n) is P)
+ELSEWHERE = next(f"n{n}" for n in range(99) if SPACE.partition_of(b"n%d" % n) is not P)
+
+Client: TypeAlias = Any  # redis.Redis, whose types take no bytes for keys
+Spoil: TypeAlias = Callable[[Client], object]
+
+WRITE: dict[str, Callable[[Client, bytes], object]] = {
+    "string": lambda client, key: client.set(key, "foreign"),
+    "list": lambda client, key: client.rpush(key, "foreign"),
+    "hash": lambda client, key: client.hset(key, "foreign", "x"),
+    "set": lambda client, key: client.sadd(key, "foreign"),
+    "zset": lambda client, key: client.zadd(key, {"foreign": 1}),
+    "stream": lambda client, key: client.xadd(key, {"foreign": "x"}),
+}
+
+
+@pytest.fixture
+def aggregator(redis_url: str) -> Iterator[Aggregator]:
+    """With a flusher that leads both partitions."""
+    config = quick_config(group_max_size=2, add_timeout=2, lease_time=2, shutdown_timeout=0.5)
+    with contextlib.closing(Aggregator("fuzz", redis_url, config=config)) as aggregator:
+        aggregator.start()
+        await_led(aggregator)
+        yield aggregator
+
+
+@pytest.fixture
+def client(sync_redis: redis.Redis) -> Client:
+    return sync_redis
+
+
+def add_and_await(aggregator: Aggregator, group: str, timeout: float = 3) -> None:
+    """Full batches of a group go through, in order and once."""
+
+    def found() -> list[Any]:
+        return payloads([batch for batch in enqueued(aggregator) if batch.group == group])
+
+    before = found()
+    aggregator.add_tasks(numbered(group, 6, start=100))
+    wait_until(lambda: len(found()) >= len(before) + 6, timeout=timeout, what=f"{group} flows")
+    assert found()[len(before) :] == list(range(100, 106))
+
+
+def look(aggregator: Aggregator) -> None:
+    """Whatever can be asked has an answer or an error of ours."""
+    looks: list[Callable[[], object]] = [
+        *(aggregator.stats, lambda: aggregator.get_entries(tasks=True)),
+        *(lambda: aggregator.get_batches(tasks=True), lambda: aggregator.get_group("bad")),
+        *(lambda: aggregator.dead_letters(tasks=True), lambda: aggregator.cancel_group("bad")),
+        *(lambda: aggregator.flush("bad"), lambda: aggregator.cancel_task("bad", "x")),
+        *(lambda: aggregator.add_task(Task("fuzz", 1, "bad")), aggregator.flush_all),
+    ]
+    for each in looks:
+        with contextlib.suppress(RedisAggError):
+            each()
+
+
+# --- another type in place of a whole key ------------------------------------------------------
+
+TYPES = {
+    **dict.fromkeys(("state", "groups", "batches", "dead"), "hash"),
+    **dict.fromkeys(("claims", "retry", "due", "ready"), "zset"),
+}
+
+
+def _key_cases() -> Iterator[tuple[str, str]]:
+    for part, right in TYPES.items():
+        for kind in WRITE:
+            if kind != right and (part in ("state", "due") or kind in ("string", "stream")):
+                yield part, kind
+
+
+@pytest.mark.parametrize(("part", "kind"), list(_key_cases()))
+def test_a_foreign_key_stops_its_partition_only_until_it_is_gone(
+    aggregator: Aggregator, client: Client, part: str, kind: str
+) -> None:
+    key: bytes = getattr(P, part)
+    aggregator.add_task(Task("fuzz", 99, "mine"))
+    was_there = client.exists(key) and client.rename(key, "saved")
+    WRITE[kind](client, key)
+    foreign = client.dump(key)
+    with contextlib.suppress(RedisAggError):
+        aggregator.add_task(Task("fuzz", 100, "mine", id="once"))
+    add_and_await(aggregator, ELSEWHERE)
+    look(aggregator)
+    assert client.dump(key) == foreign
+    client.delete(key)
+    if was_there:
+        client.rename("saved", key)
+    aggregator.add_task(Task("fuzz", 100, "mine", id="once"))
+    aggregator.flush_all()
+    assert aggregator.wait_until_idle(5)
+    mine = payloads([batch for batch in enqueued(aggregator) if batch.group == "mine"])
+    assert mine[0] == 99
+    assert set(mine) == {99, 100}
+
+
+@pytest.mark.parametrize("kind", WRITE)
+@pytest.mark.parametrize("part", ["tasks", "ids"])
+def test_a_foreign_key_of_a_group_stops_that_group_only(
+    aggregator: Aggregator, client: Client, part: str, kind: str
+) -> None:
+    key: bytes = getattr(P, part)(b"mine")
+    if kind == {"tasks": "list", "ids": "hash"}[part]:
+        pytest.skip("no foreign type")
+    WRITE[kind](client, key)
+    foreign = client.dump(key)
+    with pytest.raises(RedisAggError):
+        aggregator.add_task(Task("fuzz", 1, "mine"))
+    add_and_await(aggregator, NEIGHBOUR)
+    look(aggregator)
+    assert client.dump(key) == foreign
+    client.delete(key)
+    add_and_await(aggregator, "mine")
+
+
+@pytest.mark.parametrize("kind", WRITE)
+@pytest.mark.parametrize("key", [SPACE.meta, SPACE.flushers])
+def test_a_foreign_key_of_the_namespace_stops_no_leader(
+    aggregator: Aggregator, client: Client, redis_url: str, key: bytes, kind: str
+) -> None:
+    client.delete(key)
+    WRITE[kind](client, key)
+    foreign = client.dump(key)
+    add_and_await(aggregator, "mine")
+    with contextlib.suppress(RedisAggError):
+        Aggregator("fuzz", redis_url, config=aggregator.config).stats()
+    assert client.dump(key) == foreign or kind in ("hash", "zset")
+
+
+# --- foreign bytes in a key of the right type ----------------------------------------------------
+
+
+def _record(*values: object) -> bytes:
+    """As the scripts write it, which know no bytes apart from text."""
+    packed: bytes = msgpack.packb(values, use_bin_type=False)
+    return packed
+
+
+NO_RECORDS = {
+    "text": b"foreign",
+    "nothing": b"",
+    "map": msgpack.packb({"a": 1}),
+    "short": _record(1, 2),
+    "texts of a group": _record(*["x"] * 15),
+    "texts of a batch": _record(*["x"] * 8),
+    "negative of a group": _record(*[-5] * 15),
+    "negative of a batch": _record(*[-5] * 8),
+}
+
+
+def _field(key: bytes, index: bytes, value: bytes) -> Spoil:
+    def spoil(client: Client) -> None:
+        client.hset(key, "bad", value)
+        client.zadd(index, {"bad": 1})
+
+    return spoil
+
+
+def _member(index: bytes, member: bytes, score: Any) -> Spoil:
+    return lambda client: client.zadd(index, {member: score})
+
+
+SPOILT: dict[str, Spoil] = {
+    **{
+        f"{part} in {index}: {name}": _field(getattr(P, part), getattr(P, index), value)
+        for part, index in (
+            *(("groups", "due"), ("groups", "ready")),
+            *(("batches", "claims"), ("batches", "retry")),
+        )
+        for name, value in NO_RECORDS.items()
+    },
+    **{
+        f"{index}: nothing of that name": _member(getattr(P, index), b"bad\xff\0", 1)
+        for index in ("due", "ready", "claims", "retry")
+    },
+    **{
+        f"{index}: {score}": _member(getattr(P, index), b"bad", score)
+        for index in ("due", "claims", "retry")
+        for score in ("-inf", "inf", -1)
+    },
+    "batches: of a group that is not there": _field(
+        P.batches, P.claims, _record(b"nobody", 0, 1, 0, 1, b"", 1, b"")
+    ),
+    "batches: of tasks that are not there": _field(
+        P.batches, P.claims, _record(b"mine", 77, 1, 0, 1, b"", 1, b"")
+    ),
+    "dead: no record": lambda client: client.hset(P.dead, "bad", "foreign"),
+    "dead: short": lambda client: client.hset(P.dead, "bad", _record(1)),
+    "state: unknown field": lambda client: client.hset(P.state, "foreign", "x"),
+    "state: owner": lambda client: client.hset(P.state, "owner", b"\xff\0"),
+    "state: flushed": lambda client: client.hset(P.state, "flushed", "x"),
+    "state: wake": lambda client: client.hset(P.state, "wake", "x"),
+    "state: waiting": lambda client: client.hset(P.state, "waiting", "x"),
+    "state: sequence": lambda client: client.hset(P.state, "sequence", "x"),
+    "state: expires": lambda client: client.hset(P.state, "expires", "x"),
+    "state: token": lambda client: client.hset(P.state, "token", "x"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_foreign_bytes_stop_no_other_group(
+    aggregator: Aggregator, client: Client, case: str
+) -> None:
+    aggregator.add_task(Task("fuzz", 1, "mine"))
+    SPOILT[case](client)
+    add_and_await(aggregator, ELSEWHERE)
+    add_and_await(aggregator, NEIGHBOUR)
+    look(aggregator)
+    add_and_await(aggregator, NEIGHBOUR)
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_foreign_bytes_are_an_error_of_ours_or_passed_over(
+    redis_url: str, client: Client, case: str
+) -> None:
+    aggregator = Aggregator("fuzz", redis_url, config=quick_config(group_max_size=2))
+    aggregator.add_task(Task("fuzz", 1, "mine"))
+    SPOILT[case](client)
+    look(aggregator)
+    with contextlib.suppress(RedisAggError):
+        aggregator.close()
+
+
+def test_a_group_goes_on_when_its_record_is_put_right(
+    aggregator: Aggregator, client: Client
+) -> None:
+    """Though no task comes that would have it looked at."""
+    aggregator.add_task(Task("fuzz", 1, "mine", grace_period=0.3))
+    record = client.hget(P.groups, "mine")
+    client.hset(P.groups, "mine", b"foreign")
+    add_and_await(aggregator, NEIGHBOUR)
+    wait_until(
+        lambda: (client.zscore(P.due, "mine") or 0) > client.time()[0] * 1000 + 1000,
+        what="it was due",
+    )
+    client.hset(P.groups, "mine", record)
+    assert aggregator.wait_until_idle(4)
+    assert payloads([batch for batch in enqueued(aggregator) if batch.group == "mine"]) == [1]

@@ -1,0 +1,121 @@
+"""Producers in Go and Node, written by the contract in lua/README.md, feed a Python flusher."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from redisagg import Aggregator, Task
+from redisagg.sinks import EnqueuedBatch
+from redisagg.testing.embedded import HOST, EmbeddedRedis
+from tests.support.tasks import await_batches, enqueued, quick_config
+from tests.support.toolchains import build_go, install_node
+
+HERE = Path(__file__).parent
+LUA = HERE.parents[1] / "lua"
+
+Produce: TypeAlias = Callable[[int], int]
+"""Runs a producer that adds so many tasks to ten groups; returns how many were new."""
+
+
+@pytest.fixture(scope="session")
+def go_producer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command line of the producer in Go."""
+    return [str(build_go(HERE / "producer_go", tmp_path_factory.mktemp("interop") / "producer"))]
+
+
+@pytest.fixture(scope="session")
+def node_producer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command line of the producer in Node."""
+    folder = install_node(HERE / "producer_node", tmp_path_factory.mktemp("interop") / "node")
+    return ["node", str(folder / "producer.js")]
+
+
+def run(command: list[str], address: str, count: int) -> int:
+    result = subprocess.run(
+        [*command, address, "tests", str(LUA), str(count)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return int(result.stdout)
+
+
+@pytest.fixture(params=["go", "node"])
+def language(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def produce(
+    language: str, request: pytest.FixtureRequest, redis_server: EmbeddedRedis, redis_url: str
+) -> Produce:
+    """The producer of a language."""
+    command: list[str] = request.getfixturevalue(f"{language}_producer")
+    address = f"{HOST}:{redis_server.port}" if language == "go" else redis_url
+    return lambda count: run(command, address, count)
+
+
+def merge(group: str, tasks: list[Task]) -> Task:
+    """Keeps all there is to see of the tasks."""
+    return Task("merged", [[t.type, t.id, t.payload, dict(t.headers)] for t in tasks])
+
+
+@pytest.fixture
+def agg(redis_url: str) -> Iterator[Aggregator]:
+    config = quick_config(group_aggregator=merge, partitions=16)
+    with contextlib.closing(Aggregator("tests", redis_url, config=config)) as agg:
+        yield agg
+
+
+def by_group(batches: list[EnqueuedBatch]) -> dict[str, Any]:
+    """The tasks of each group in the order in which they were enqueued."""
+    found: dict[str, Any] = {}
+    for batch in batches:
+        found.setdefault(batch.group, []).extend(batch.payload)
+    return found
+
+
+def expected(language: str, count: int) -> dict[str, Any]:
+    """What `by_group` has to find."""
+    tasks = [
+        [f"from-{language}", f"{language}-{n}", {"n": n}, {"by": language}] for n in range(count)
+    ]
+    return {f"g{n}": tasks[n::10] for n in range(10)}
+
+
+def test_a_flusher_merges_what_another_language_added(
+    language: str, produce: Produce, agg: Aggregator
+) -> None:
+    assert produce(100) == 100
+    assert produce(150) == 50  # ids that wait already change nothing
+    assert agg.stats().pending == 150
+    agg.start()
+    agg.flush_all()
+    assert agg.wait_until_idle(10)
+    assert by_group(enqueued(agg)) == expected(language, 150)
+
+
+def test_a_flusher_is_woken_by_what_another_language_added(
+    language: str, produce: Produce, agg: Aggregator
+) -> None:
+    """Ten groups become full by the limits that the producer gave."""
+    agg.start()
+    assert produce(205) == 205
+    await_batches(agg, 10, timeout=5)
+    batches = enqueued(agg)
+    assert [batch.count for batch in batches] == [20] * 10
+    assert by_group(batches) == expected(language, 200)
+    assert agg.stats().pending == 5
+
+
+@pytest.mark.parametrize("source", ["go/main.go", "node/producer.js"])
+def test_a_producer_is_a_page_of_code(source: str) -> None:
+    assert len((HERE / source).read_text().splitlines()) <= 40

@@ -1,0 +1,71 @@
+"""What tests of several parts share: tasks, settings, and a look at the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from redisagg import AggregationConfig, Aggregator, DeadLetter, Task
+from redisagg.sinks import EnqueuedBatch
+from tests.support.servers import wait_until
+
+Measured: TypeAlias = Callable[[str], None]
+"""Notes a line for the section "measured" at the end of the run."""
+
+
+def quick_config(**changes: Any) -> AggregationConfig:
+    """Settings under which no group is due unless it is full or flushed, and failures go fast."""
+    settings: dict[str, Any] = {
+        "group_grace_period": 600,
+        "group_max_delay": 600,
+        "partitions": 2,
+        "retry_delay": 0.02,
+        "retry_max_delay": 0.1,
+        "max_attempts": 3,
+        "lease_time": 3,
+        "add_timeout": 10,
+        "shutdown_timeout": 10,
+    }
+    return AggregationConfig(**{**settings, **changes})
+
+
+def numbered(group: str, count: int, start: int = 0, **fields: Any) -> list[Task]:
+    """Tasks for one group whose payloads count up from `start`."""
+    return [Task("test", n, group, **fields) for n in range(start, start + count)]
+
+
+def enqueued(aggregator: Aggregator) -> list[EnqueuedBatch]:
+    """All batches in the queue of `aggregator`, oldest first within each key."""
+    batches: list[EnqueuedBatch] = []
+    page = aggregator.read_sink()
+    while page.batches:
+        batches += page.batches
+        page = aggregator.read_sink(page.cursor)
+    return batches
+
+
+def await_batches(aggregator: Aggregator, count: int, timeout: float = 10) -> None:
+    """Waits until at least `count` batches are in the queue."""
+    what = f"{count} batches are enqueued"
+    wait_until(lambda: len(enqueued(aggregator)) >= count, timeout=timeout, what=what)
+
+
+def await_led(aggregator: Aggregator, timeout: float = 10) -> None:
+    """Waits until each partition has a leader."""
+
+    def led() -> bool:
+        return all(partition.leader for partition in aggregator.stats().partitions)
+
+    wait_until(led, timeout=timeout, what="all partitions have a leader")
+
+
+def await_dead(aggregator: Aggregator, count: int = 1, timeout: float = 10) -> list[DeadLetter]:
+    """Waits until there are at least `count` dead letters; returns them with their tasks."""
+    what = f"{count} batches are dead"
+    wait_until(lambda: aggregator.stats().batches_dead >= count, timeout=timeout, what=what)
+    return aggregator.dead_letters(tasks=True)
+
+
+def payloads(batches: list[EnqueuedBatch]) -> list[Any]:
+    """The payloads of the tasks that the default merge function put into `batches`, in order."""
+    return [payload for batch in batches for payload in batch.payload["payloads"]]

@@ -1,0 +1,475 @@
+"""The rules in docs/security.md: each role can do its job with them, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from redisagg import Aggregator, Task
+from redisagg.aggregator import reading
+from redisagg.errors import AuthenticationFailed, NotReplicated
+from redisagg.namespace import Namespace
+from redisagg.operations import inspecting, steering
+from redisagg.payload import pack
+from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.protocol.operations import Operation
+from redisagg.protocol.scripts import call
+from redisagg.testing.embedded import EmbeddedRedis
+from redisagg.transport.failures import error_from_reply, translate_error
+from redisagg.transport.threads import Transport
+from tests.support.aggregators import KINDS, making
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, enqueued, payloads, quick_config
+
+T = TypeVar("T")
+
+DOC = Path(__file__).parents[2] / "docs" / "security.md"
+NAME, QUEUE = "emails", b"email-batches"
+SINK = "stream://email-batches"
+SPACE = Keyspace(NAME, 1)
+P = SPACE.partitions[0]
+INDEX = [P.state, P.groups, P.batches, P.claims, P.retry, P.due, P.ready]
+
+Rules: TypeAlias = list[str]
+
+
+def documented() -> dict[str, Rules]:
+    """The rules of each role, one by one, with the brackets around them."""
+    block = re.search(r"<!-- ci: acl -->\n```\n(.*?)```", DOC.read_text("utf-8"), re.DOTALL)
+    assert block is not None
+    users = [user.split() for user in block[1].split("\n\n")]
+    return {words[1].removeprefix(f"{NAME}-"): words[2:] for words in users}
+
+
+ROLES = documented()
+_NO_BRACKETS = "rules in brackets need Redis 7: without, one command is allowed by several rules"
+RIGHTS = [
+    pytest.param(role, place, id=f"{role} {place} {rule.strip('()')}")
+    for role, rules in ROLES.items()
+    for place, rule in enumerate(rules)
+    if rule.lstrip("(")[0] in "+~&"
+]
+
+
+class User:
+    """Calls scripts as a user, one connection long; raises whatever was refused."""
+
+    def __init__(self, url: str) -> None:
+        self.client = redis.Redis.from_url(url)
+        self._transport = Transport(self.client, 0)
+
+    def __call__(self, name: str, keys: list[bytes], *args: Any) -> Any:
+        [reply] = self._transport.exchange([call(name, keys, *args)])
+        self._raise_refusal(reply)
+        return reply
+
+    def run(self, operation: Operation[T]) -> T:
+        return self._transport.run(operation)
+
+    def _raise_refusal(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            raise reply
+        if isinstance(reply, list):
+            for each in reply:
+                self._raise_refusal(each)
+        elif isinstance(reply, bytes):  # what was refused of a part of a call
+            error = error_from_reply(reply.decode(errors="replace"))
+            if isinstance(error, AuthenticationFailed):
+                raise error
+
+    # --- a little of what producers and flushers do --------------------------------------------
+
+    def add(
+        self, group: bytes, *ids: bytes, size: int = 100, number: Any = "", most: int = 0
+    ) -> Any:
+        """Adds tasks that are due at once."""
+        keys = [P.state, P.groups, P.due, P.ready, P.call(b"me"), P.seen, P.seen_before]
+        keys += (P.tasks(group), P.ids(group))
+        args = [number, 1000, SPACE.wake_channel, 0, most, 0, "1"]
+        args += [group, b"0 0 %d 0" % size, len(ids)]
+        return self("add", keys, *args, *(part for each in ids for part in (each, pack(["t", 1]))))
+
+    def acquire(self) -> int:
+        token: int = self("acquire", [P.state, P.claims, P.tasks(b"")], "me", 60_000)[0]
+        return token
+
+    def claim(self, token: int) -> dict[bytes, bytes]:
+        """Claims all that can be claimed; the ids of the batches, with their groups."""
+        _, flat = self("poll", INDEX, token, 100, 1000)
+        groups = flat[1::2]
+        keys = [key for group in groups for key in (P.tasks(group), P.ids(group))]
+        limits = [60_000, 0, 100, 1000, 1_000_000, 1000, 1000]
+        keys = [*INDEX, P.seen, P.seen_before, *keys]
+        claimed = self("claim", keys, token, *limits, *flat)
+        return {batch_id: group for batch_id, group, *_ in claimed}
+
+    def retry(self, token: int, batch_id: bytes, delay: int = 0) -> None:
+        self("retry", INDEX, token, batch_id, delay, 1, "error", "merged")
+
+    def bury(self, token: int, batch_id: bytes, group: bytes) -> None:
+        keys = [P.state, P.groups, P.batches, P.claims, P.dead]
+        keys += [P.tasks(group), P.dead_tasks(batch_id)]
+        assert self("bury", keys, token, batch_id, "error", "traceback") == b"OK"
+
+    def commit(self, token: int, batch_id: bytes, group: bytes) -> None:
+        keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready, QUEUE, P.tasks(group)]
+        reply = self("commit_stream", keys, token, "", batch_id, 12, *("x",) * 12)
+        assert reply == [b"OK"]
+
+
+# --- the jobs, with all that their scripts can come to ------------------------------------------
+
+
+def register(user: User) -> None:
+    user("register", [SPACE.meta], SCHEMA, len(SPACE.partitions))
+
+
+def produce(user: User, admin: User) -> None:
+    register(user)
+    admin.client.hset(P.state, "wake", 1 << 52)  # the leader sleeps
+    assert user.add(b"a", b"1", size=2, number=1) == [1]
+    assert user.add(b"a", b"2", size=2, number=2) == [1]
+    assert user.add(b"a", b"2", size=2, number=2) == [1]
+    assert user.add(b"a", b"2", size=2, number=3, most=2) == [0]
+    assert b"128 bytes" in user.add(b"b", b"1", b"")[0]
+    user("forget_calls", [P.call(b"me")])
+
+
+def flush(user: User, admin: User) -> None:
+    register(user)
+    user("join", [SPACE.flushers], "me", 1000, SPACE.wake_channel)
+    token = user.acquire()
+    admin.add(b"a", b"1", b"2", b"3", size=2)
+    admin.add(b"b", b"1", b"2", size=2)
+    admin.add(b"c", b"1")
+    in_hand = user.claim(token)
+    assert sorted(in_hand.values()) == [b"a", b"a", b"b", b"c"]
+    user("extend", [P.state, P.claims], token, 60_000, *in_hand)
+    user("recall", [P.state, P.claims], token, 60_000)
+    assert user.claim(token) == in_hand
+    first, second, third, last = sorted(in_hand, key=lambda each: (in_hand[each], each))
+    user.retry(token, last)
+    assert user.claim(token) == {last: b"c"}
+    aside = [P.state, P.groups, P.batches, P.dead, P.tasks(b"a"), P.dead_tasks(b"aside")]
+    user("set_aside", aside, token, first, b"aside", "error", 0)
+    user.bury(token, first, b"a")
+    user.bury(token, third, b"b")
+    user.commit(token, second, b"a")
+    user.commit(token, last, b"c")
+    user("renew", [P.state], token, 1000)
+    user("release", [P.state, P.claims], token, SPACE.wake_channel)
+    user("leave", [SPACE.flushers], "me", SPACE.wake_channel)
+    listen(user)
+
+
+def listen(user: User) -> None:
+    try:
+        with user.client.pubsub() as pubsub:
+            pubsub.subscribe(SPACE.wake_channel)
+            assert pubsub.get_message(timeout=1)
+            pubsub.ping()
+            assert pubsub.get_message(timeout=1)
+    except redis.RedisError as error:
+        raise translate_error(error) from error
+
+
+def furnish(admin: User) -> tuple[list[bytes], list[bytes]]:
+    """Groups, batches in all states and two dead letters; ids of the letters and the others."""
+    register(admin)
+    admin("join", [SPACE.flushers], "me", 60_000, SPACE.wake_channel)
+    token = admin.acquire()
+    for group in (b"dead1", b"dead2", b"retry", b"claimed"):
+        admin.add(group, b"1")
+    in_hand = {group: batch_id for batch_id, group in admin.claim(token).items()}
+    letters = [in_hand[b"dead1"], in_hand[b"dead2"]]
+    for letter, group in zip(letters, (b"dead1", b"dead2"), strict=True):
+        admin.bury(token, letter, group)
+    admin.retry(token, in_hand[b"retry"], 60_000)
+    admin.add(b"claimed", b"2")
+    admin.add(b"waiting", b"1", b"2", b"3")
+    admin.client.hset(P.state, "wake", 1 << 52)
+    return letters, [in_hand[b"retry"], in_hand[b"claimed"]]
+
+
+def observe(user: User, admin: User) -> None:
+    letters, flying = furnish(admin)
+    register(user)
+    assert user.run(inspecting.entries(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
+    assert user.run(inspecting.group(SPACE, b"waiting"))
+    batches = user.run(inspecting.batches(SPACE, tasks=True))
+    assert sorted(batch.batch_id.encode() for batch in batches) == sorted(flying)
+    assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 2
+    assert user.run(inspecting.dead_letter(SPACE, letters[0].decode()))
+    assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
+    namespace = Namespace.make(NAME, "redis://", None, SINK)
+    user.run(reading.read_sink(namespace, [QUEUE], {}, 10))
+
+
+def operate(user: User, admin: User) -> None:
+    letters, _ = furnish(admin)
+    register(user)
+    assert user.run(steering.flush(SPACE, b"waiting")) == 3
+    assert user.run(steering.flush_all(SPACE)) == 1
+    assert user.run(steering.cancel_task(SPACE, b"waiting", b"3"))
+    assert user.run(steering.cancel_group(SPACE, b"waiting")) == 2
+    assert user.run(steering.cancel_group(SPACE, b"claimed")) == 1
+    user.run(steering.pause(SPACE, paused=True))
+    user.run(steering.pause(SPACE, paused=False))
+    assert user.run(steering.requeue_dead_letter(SPACE, letters[0].decode())) == 1
+    assert user.run(steering.drop_dead_letter(SPACE, letters[1].decode())) == 1
+    # A group that has been due in a leader's eyes is taken out of both indices.
+    admin.add(b"waiting", b"4")
+    assert user.run(steering.cancel_task(SPACE, b"waiting", b"4"))
+
+
+JOBS: dict[str, Callable[[User, User], None]] = {
+    "producer": produce,
+    "flusher": flush,
+    "observer": observe,
+    "operator": operate,
+}
+
+
+# --- the server ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(server_binary: Path) -> Iterator[EmbeddedRedis]:
+    """A server of its own, since it has users."""
+    with EmbeddedRedis(server_binary) as server:
+        yield server
+
+
+@pytest.fixture
+def admin(server: EmbeddedRedis) -> Iterator[User]:
+    """May do everything, on a server that has users but neither data nor scripts."""
+    admin = User(server.url)
+    admin.client.flushall()
+    admin.client.script_flush()
+    for role, rules in ROLES.items():
+        allow(admin, role, rules)
+    admin.client.acl_log_reset()
+    yield admin
+    admin.client.close()
+
+
+def version(admin: User) -> tuple[int, ...]:
+    """The version of the server."""
+    info: Any = admin.client.info("server")
+    return tuple(map(int, info["redis_version"].split(".")))
+
+
+def allow(admin: User, role: str, rules: Rules) -> None:
+    """Makes the user of a role anew."""
+    if version(admin) < (7,):
+        rules = [rule.strip("()") for rule in rules]
+    admin.client.execute_command("ACL SETUSER", role, "reset", *filter(None, rules))
+
+
+def url_of(server: EmbeddedRedis, role: str) -> str:
+    return server.url.replace("redis://", f"redis://{role}:PASSWORD@")
+
+
+@pytest.fixture
+def log_in(server: EmbeddedRedis, admin: User) -> Iterator[Callable[[str], User]]:
+    """Logs in as the user of a role."""
+    users: list[User] = []
+
+    def log_in(role: str) -> User:
+        users.append(User(url_of(server, role)))
+        return users[-1]
+
+    yield log_in
+    for user in users:
+        user.client.close()
+
+
+def refused(admin: User) -> set[str]:
+    """What users were refused since the test began."""
+    entries: Any = admin.client.acl_log()
+    # redis-py introduces itself, and does not mind.
+    return {entry["object"] for entry in entries} - {"client|setinfo", "client"}
+
+
+# --- the tests -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_can_do_its_job(admin: User, log_in: Callable[[str], User], role: str) -> None:
+    JOBS[role](log_in(role), admin)
+    assert refused(admin) == set()
+
+
+@pytest.mark.parametrize(("role", "place"), RIGHTS)
+def test_each_right_is_needed_and_named_when_it_is_missing(
+    admin: User, log_in: Callable[[str], User], role: str, place: int
+) -> None:
+    if version(admin) < (7,):
+        pytest.skip(_NO_BRACKETS)
+    rules = list(ROLES[role])
+    right = rules[place].strip("()")
+    rules[place] = re.sub(r"[^()]", "", rules[place])
+    allow(admin, role, rules)
+    with pytest.raises(AuthenticationFailed) as caught:
+        JOBS[role](log_in(role), admin)
+    kind, what, said = right[0], right[1:], str(caught.value)
+    if kind == "~":
+        assert "key" in said
+    elif kind == "&":
+        assert "channel" in said
+    elif (role, right) not in _UNNAMED:
+        assert f"'{what}'" in said.lower() or "redis.call(command, key" in said
+
+
+_UNNAMED = {
+    *(("producer", "+hsetnx"), ("producer", "+rpush"), ("producer", "+hexists")),
+    *(("flusher", "+lrange"), ("flusher", "+xadd")),
+}
+"""What is refused within a script that goes on: Redis says then which command only since 7.2."""
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("other", JOBS)
+def test_no_role_can_do_the_job_of_another(
+    admin: User, log_in: Callable[[str], User], role: str, other: str
+) -> None:
+    if role == other:
+        pytest.skip("its own job")
+    with pytest.raises(AuthenticationFailed):
+        JOBS[other](log_in(role), admin)
+
+
+_TASKS = P.tasks(b"waiting")
+
+FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
+    "producer": [
+        ("LRANGE", _TASKS, 0, -1),
+        ("LPOP", _TASKS),
+        ("DEL", _TASKS),
+        ("RENAME", _TASKS, P.tasks(b"mine")),
+        ("HGETALL", P.groups),
+        ("HDEL", P.groups, "waiting"),
+        ("HGET", P.batches, "x"),
+        ("ZADD", P.claims, 0, "x"),
+        ("HGETALL", P.dead),
+        ("XADD", QUEUE, "*", "a", "b"),
+        ("XRANGE", QUEUE, "-", "+"),
+        ("SUBSCRIBE", SPACE.wake_channel),
+        ("PUBLISH", "another", "x"),
+    ],
+    "flusher": [("DEL", QUEUE), ("XTRIM", QUEUE, "MAXLEN", 0), ("PUBLISH", "another", "x")],
+    "observer": [
+        ("HSET", P.state, "token", 1),
+        ("HSETNX", P.state, "x", 1),
+        ("DEL", _TASKS),
+        ("RPUSH", _TASKS, "x"),
+        ("XADD", QUEUE, "*", "a", "b"),
+        ("PUBLISH", SPACE.wake_channel, "x"),
+    ],
+    "operator": [("XADD", QUEUE, "*", "a", "b"), ("XRANGE", QUEUE, "-", "+")],
+}
+EVERYWHERE: list[tuple[Any, ...]] = [
+    ("GET", "another"),
+    ("SET", "another", "x"),
+    ("HGET", Keyspace("emails2", 1).partitions[0].state, "token"),
+    ("HSETNX", Keyspace("emails2", 1).meta, "schema", 1),
+    ("KEYS", "*"),
+    ("SCAN", 0),
+    ("CONFIG", "GET", "*"),
+    ("ACL", "LIST"),
+    ("FLUSHALL",),
+    ("SCRIPT", "FLUSH"),
+    ("CLIENT", "LIST"),
+    ("MONITOR",),
+]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_a_role_must_not_do(admin: User, log_in: Callable[[str], User], role: str) -> None:
+    if version(admin) < (7,):
+        pytest.skip(_NO_BRACKETS)
+    furnish(admin)
+    before = admin.client.dump(_TASKS)
+    user = log_in(role)
+    for command in (*FORBIDDEN[role], *EVERYWHERE):
+        with pytest.raises(NoPermissionError):
+            user.client.execute_command(*command)
+        if isinstance(command[-1], int) or len(command) < 2:
+            continue
+        # Nor by a script of its own.
+        script = f"return redis.call('{command[0]}', unpack(ARGV))"
+        with pytest.raises(redis.ResponseError, match=r"script|ACL"):
+            user.client.eval(script, 0, *command[1:])
+    assert admin.client.dump(_TASKS) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_roles_together(server: EmbeddedRedis, admin: User, kind: str) -> None:
+    def merge(group: str, tasks: list[Task]) -> Task:
+        if group == "bad":
+            raise ValueError("as it is told")
+        return Task("merged", {"payloads": [task.payload for task in tasks]})
+
+    config = quick_config(partitions=4, group_max_size=2, max_attempts=2, group_aggregator=merge)
+    with making(kind) as make:
+        as_role: dict[str, Aggregator] = {
+            role: make(NAME, url_of(server, role), config=config, sink=SINK) for role in ROLES
+        }
+        with as_role["flusher"]:
+            producer, observer, operator = (
+                as_role[role] for role in ("producer", "observer", "operator")
+            )
+            producer.add_tasks([Task("t", n, f"g{n % 10}") for n in range(100)])
+            producer.add_task(Task("t", 1, "bad"))
+            assert operator.flush("bad") == 1
+            operator.flush_all()
+            [letter] = await_dead(observer)
+            assert observer.get_dead_letter(letter.batch_id)
+            assert operator.requeue_dead_letter(letter.batch_id) == 1
+            [letter] = await_dead(observer)
+            assert operator.drop_dead_letter(letter.batch_id) == 1
+            assert observer.stats().batches_dead == 0
+            operator.pause()
+            operator.resume()
+            assert observer.wait_until_idle(5)
+        assert sorted(payloads(enqueued(observer))) == list(range(100))
+        assert observer.get_entries(tasks=True) == {}
+        assert observer.get_batches(tasks=True) == []
+        for aggregator in as_role.values():
+            aggregator.close()
+    assert refused(admin) == set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_producer_that_waits_for_replicas_needs_one_right_more(
+    server: EmbeddedRedis, admin: User, kind: str
+) -> None:
+    config = quick_config(min_replicas=1, add_timeout=0.5, replica_timeout=0.1)
+    with making(kind) as make:
+        for rights, error in (([], AuthenticationFailed), (["+wait"], NotReplicated)):
+            allow(admin, "producer", [*ROLES["producer"], *rights])
+            producer = make(NAME, url_of(server, "producer"), config=config)
+            with pytest.raises(error, match=r"\(WAIT,|0 of 1 replicas"):
+                producer.add_task(Task("t", 1, "g"))
+
+
+def test_a_flusher_without_a_right_says_so_and_goes_on_when_it_has_it(
+    server: EmbeddedRedis, admin: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking = [rule for rule in ROLES["flusher"] if rule != "+zrangebyscore"]
+    allow(admin, "flusher", lacking)
+    with making("threads") as make:
+        config = quick_config(group_grace_period=0.1)
+        agg = make(NAME, url_of(server, "flusher"), config=config, sink=SINK)
+        producer = make(NAME, url_of(server, "producer"), config=config)
+        with agg:
+            producer.add_task(Task("t", 1, "g"))
+            wait_until(lambda: "'ZRANGEBYSCORE'" in caplog.text, what="it says what it lacks")
+            allow(admin, "flusher", ROLES["flusher"])
+            wait_until(lambda: admin.client.xlen(QUEUE) == 1, timeout=5, what="it goes on")

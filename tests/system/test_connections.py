@@ -1,0 +1,76 @@
+"""More connections at a time than redis-py gives out by default, which is 100."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+
+import pytest
+import redis
+
+from redisagg import Aggregator, AsyncAggregator, Task
+from redisagg.transport import retrying
+from tests.support.tasks import quick_config
+from tests.system.test_cluster import url_of as cluster_url_of
+from tests.system.test_sentinel import url_of as sentinel_url_of
+
+CALLS = 150
+
+
+@pytest.fixture(autouse=True)
+def each_test_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a lost connection: in production once a second is enough."""
+    monkeypatch.setattr(retrying, "_last_logged", -math.inf)
+
+
+@pytest.fixture(params=["one Redis", "sentinel", "cluster"])
+def url(request: pytest.FixtureRequest) -> str:
+    if request.param == "one Redis":
+        return str(request.getfixturevalue("redis_url"))
+    if request.param == "cluster":
+        return cluster_url_of(request.getfixturevalue("cluster_url"))
+    addresses = request.getfixturevalue("sentinel_addresses")
+    return sentinel_url_of(addresses, request.getfixturevalue("sentinel").service_name)
+
+
+async def test_coroutines(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    agg = AsyncAggregator("tests", url, config=quick_config())
+    await agg.add_task(Task("test", 1, "a"))
+    with caplog.at_level(logging.WARNING):
+        groups = await asyncio.gather(*(agg.get_group("a") for _ in range(CALLS)))
+    await agg.close()
+    assert [group.size for group in groups if group] == [1] * CALLS
+    assert caplog.messages == []  # else some had to be tried again
+
+
+def test_threads(redis_url: str, sync_redis: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    agg = Aggregator("tests", redis_url, config=quick_config())
+    agg.add_task(Task("test", 1, "a"))
+    together = threading.Barrier(CALLS)
+    found = []
+
+    def ask() -> None:
+        together.wait()
+        found.append(agg.get_group("a"))
+
+    with caplog.at_level(logging.WARNING):
+        threads = [threading.Thread(target=ask) for _ in range(CALLS)]
+        sync_redis.client_pause(500)  # ms: so that all wait for their replies together
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    agg.close()
+    assert [group.size for group in found if group] == [1] * CALLS
+    assert caplog.messages == []
+
+
+def test_a_flusher_of_many_partitions(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    agg = Aggregator("tests", redis_url, config=quick_config(partitions=128, group_max_size=10))
+    agg.add_tasks((Task("test", n, f"g{n // 10}") for n in range(20_000)), ids=False)
+    with caplog.at_level(logging.WARNING), agg:
+        assert agg.wait_until_idle(30)
+    assert agg.stats().flushed == 20_000
+    assert caplog.messages == []
