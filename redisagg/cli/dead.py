@@ -108,7 +108,7 @@ def _each(
     aggregator = open_aggregator(name, redis_url, partitions)
     if all_letters:
         batch_ids = tuple(letter.batch_id for letter in aggregator.dead_letters())
-    tasks = sum(getattr(aggregator, action)(batch_id) for batch_id in batch_ids)
+    tasks = sum(getattr(aggregator, f"{action}_dead_letter")(batch_id) for batch_id in batch_ids)
     if as_json:
         print_json({"batches": len(batch_ids), "tasks": tasks})
     else:

@@ -1,5 +1,7 @@
-"""The flusher: leads partitions, claims what is due, merges it and sees it enqueued.
+"""The flusher: leads partitions, claims what is due, merges it and has it enqueued.
 
-`flusher` puts the parts together, `leases` decides which partitions to lead, `leader` leads one,
-`merging` runs the merge function, `wakeups` listens for news.
+`run` starts a `flusher`. Its lease keeper (`leases`, `assignment`) has a `leader` for each
+partition that it leads. A leader claims batches (`batch`), has them merged (`merging`) and commits
+them. The `listener` wakes leaders; `breaker` and `backoff` say when a sink or a batch is tried
+again.
 """

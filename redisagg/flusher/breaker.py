@@ -29,7 +29,7 @@ _SHORTEST_WAIT = 0.01
 """Seconds; `retry_delay` may be 0, which must not become a busy loop."""
 
 
-class State(Enum):
+class BreakerState(Enum):
     """What a breaker lets through."""
 
     CLOSED = "closed"
@@ -58,7 +58,7 @@ class Breaker:
         self._delay = delay
         self._changed = changed
         self._clock = clock
-        self._state = State.CLOSED
+        self._state = BreakerState.CLOSED
         self._failed: set[bytes] = set()  # while closed: batches, since the last success
         self._opened = 0  # how often in a row
         self._period = 0  # grows with each change of state
@@ -73,11 +73,11 @@ class Breaker:
         return self._opened
 
     @property
-    def state(self) -> State:
+    def state(self) -> BreakerState:
         """What it is now: an open one becomes half open by the clock."""
-        if self._state is not State.CLOSED and self._clock() >= self._until:
-            if self._state is State.OPEN:
-                self._enter(State.HALF_OPEN)
+        if self._state is not BreakerState.CLOSED and self._clock() >= self._until:
+            if self._state is BreakerState.OPEN:
+                self._enter(BreakerState.HALF_OPEN)
                 _log.info("%s is tried again", self.name)
             # Again if the last ones gave no result within the wait: their leader may be gone.
             self._claims = self._probes = _PROBES
@@ -86,7 +86,7 @@ class Breaker:
 
     def reserve(self, wanted: int) -> int:
         """How many of the `wanted` batches may be claimed for this sink while it is half open."""
-        if self.state is not State.HALF_OPEN:
+        if self.state is not BreakerState.HALF_OPEN:
             return 0
         granted = min(wanted, self._claims)
         self._claims -= granted
@@ -104,27 +104,27 @@ class Breaker:
                 since. A failure then makes nothing worse, and a success closes the breaker.
         """
         state = self.state
-        if state is State.HALF_OPEN and self._probes > 0:
+        if state is BreakerState.HALF_OPEN and self._probes > 0:
             self._probes -= 1
             return self._period
-        if state is State.CLOSED:
+        if state is BreakerState.CLOSED:
             return self._period
         return _EARLIER if reserved else None
 
     def succeeded(self) -> None:
         """A batch arrived, whenever it was let through: the sink works."""
         self._failed.clear()
-        if self._state is not State.CLOSED:
+        if self._state is not BreakerState.CLOSED:
             self._opened = 0
-            self._enter(State.CLOSED)
+            self._enter(BreakerState.CLOSED)
             _log.warning("%s works again", self.name)
             self._changed()
 
     def failed(self, batch_id: bytes, admitted: int) -> bool:
         """A batch failed that was let through; returns whether the batch may be to blame."""
         if admitted != self._period:  # it was under way when the state changed
-            return self._state is State.CLOSED
-        if self._state is State.CLOSED:
+            return self._state is BreakerState.CLOSED
+        if self._state is BreakerState.CLOSED:
             self._failed.add(batch_id)
             if len(self._failed) < _FAILURES:
                 return True
@@ -133,7 +133,7 @@ class Breaker:
 
     def pause(self) -> float:
         """Seconds until it lets batches through that it does not now; with jitter."""
-        left = max(self._until - self._clock(), 0) if self.state is not State.CLOSED else 0
+        left = max(self._until - self._clock(), 0) if self.state is not BreakerState.CLOSED else 0
         return left + random.uniform(0.1, 1) * max(self._wait / 4, _SHORTEST_WAIT)
 
     def _open(self) -> None:
@@ -141,13 +141,13 @@ class Breaker:
         self._failed.clear()
         self._wait = max(self._delay(self._opened), _SHORTEST_WAIT)
         self._until = self._clock() + self._wait
-        self._enter(State.OPEN)
+        self._enter(BreakerState.OPEN)
         _log.warning(
             "%s fails for all batches; nothing is sent to it for %.1f s", self.name, self._wait
         )
         self._changed()
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: BreakerState) -> None:
         self._state = state
         self._period += 1
 

@@ -1,4 +1,4 @@
-"""A flusher: a lease keeper, a leader for each lease, one merger, one ear for news."""
+"""A flusher: one lease keeper, a leader for each lease, one merger, one pub/sub listener."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from redisagg.flusher.backoff import break_delay
 from redisagg.flusher.breaker import Breakers
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
-from redisagg.flusher.listener import Wakeups
+from redisagg.flusher.listener import Listener
 from redisagg.flusher.merging import make_merger
-from redisagg.flusher.waiting import end
+from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.sinks.base import Sink, SinkContext
 from redisagg.sinks.routing import Deliveries, Route, Router
@@ -26,12 +26,12 @@ from redisagg.transport.endpoint import AsyncClient, Endpoint
 
 _log = logging.getLogger("redisagg")
 
-# What giving back leases may take when merges have ended, seconds.
-_FAREWELL = 2.0
+# Seconds that giving back leases may take after merges have ended.
+_RELEASE_TIMEOUT = 2.0
 
 
 def new_flusher_id() -> str:
-    """Unique, and tells people which host and process it is."""
+    """Makes a unique id that names the host and the process."""
     return f"{socket.gethostname()[:64]}:{os.getpid()}:{os.urandom(4).hex()}"
 
 
@@ -40,8 +40,8 @@ class Flusher:
     """Claims, merges and enqueues what is due, as long as `run` runs.
 
     Args:
-        client: for commands.
-        endpoint: for the connection that listens.
+        client: sends the commands.
+        endpoint: makes the connection that listens.
     """
 
     keyspace: Keyspace
@@ -51,17 +51,17 @@ class Flusher:
     endpoint: Endpoint
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set; merges in hand are then finished and leases given back."""
+        """Runs until `stop` is set, then finishes what is in flight and gives back the leases."""
         transport = AsyncTransport(self.client, timeout=None)
         router = Router(self.sink, transport.clustered)
         merger = make_merger(self.config, router)
         deliveries = Deliveries(router, SinkContext(self.keyspace, transport))
 
-        def all_look() -> None:
+        def wake_all() -> None:
             for leader in leaders.values():
-                leader.look()
+                leader.wake()
 
-        breakers = Breakers(partial(break_delay, self.config), all_look)
+        breakers = Breakers(partial(break_delay, self.config), wake_all)
 
         def make_leader(partition: PartitionKeys, token: int) -> Leader:
             return Leader(
@@ -84,25 +84,26 @@ class Flusher:
         )
         leaders = keeper.leaders
 
-        def heard(message: bytes | None) -> None:
+        def on_message(message: bytes | None) -> None:
+            """Wakes whom a message is for: the number of a partition, or a change of flushers."""
             if message is None or not message.isdigit():
-                keeper.look()
+                keeper.wake()
             if message is None:
-                all_look()
+                wake_all()
             elif message.isdigit() and int(message) in leaders:
-                leaders[int(message)].look()
+                leaders[int(message)].wake()
 
         silence = min(seconds(self.config.lease_time) / 3, 5.0)
-        wakeups = Wakeups(
-            self.endpoint, self.client, self.keyspace.wake_channel, heard, silence=silence
+        listener = Listener(
+            self.endpoint, self.client, self.keyspace.wake_channel, on_message, silence=silence
         )
-        listening = asyncio.create_task(wakeups.run())
+        listening = asyncio.create_task(listener.run())
         keeping = asyncio.create_task(keeper.run(stop))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            # Redis may be out of reach just now; its leases run out by themselves then.
-            within = seconds(self.config.shutdown_timeout) + _FAREWELL
+            # If Redis can't be reached now, the leases run out by themselves.
+            within = seconds(self.config.shutdown_timeout) + _RELEASE_TIMEOUT
             await asyncio.wait({keeping}, timeout=within)
             if keeping.done():
                 keeping.result()
@@ -112,6 +113,6 @@ class Flusher:
             stopping.cancel()
             keeping.cancel()
             merger.close()
-            await end(listening)
+            await cancel_and_wait(listening)
             await asyncio.gather(keeping, return_exceptions=True)
             await deliveries.close()

@@ -1,68 +1,46 @@
-"""Which flusher leads which partition.
+"""Acquires, renews and gives back the leases of partitions.
 
-Each flusher enters itself among the live ones for one lease time, and renews both that and its
-leases three times as often. All compute the same share from the same list of live flushers; a
-partition's lease decides who really leads it, so lists that differ for a moment do no harm.
+Each flusher enters itself among the live ones for one lease time. It renews that entry and its
+leases three times in a lease time. All flushers compute the same shares from the same list
+(`assignment`). The lease of a partition decides who really leads it, so lists that differ for a
+moment do no harm.
 
-Each partition is held by a task of its own, so that on Redis Cluster a master that does not answer
-stops only the partitions that it has.
+Each partition is held by an asyncio task of its own, so that on Redis Cluster a master that does
+not answer stops only its own partitions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from hashlib import blake2b
+from collections.abc import Callable
 from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.errors import RedisAggError, StaleLease
+from redisagg.flusher.assignment import share
 from redisagg.flusher.leader import Leader
-from redisagg.flusher.waiting import end, wait_for_event
+from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
 from redisagg.transport.aio import AsyncTransport
 
 _log = logging.getLogger("redisagg")
 
-# Timers aim a little behind the moment when a lease has run out.
+# Seconds by which timers aim behind the moment when a lease runs out.
 _MARGIN = 0.005
 
-# What giving back leases may take when the merges in hand had their time, seconds.
+# Seconds that giving back leases may take after the batches in flight had their time.
 _RELEASE_TIMEOUT = 1.0
 
 
-def share(flushers: Sequence[str], partitions: int) -> dict[int, str]:
-    """Gives each partition to one of the flushers, as evenly as can be, moving few at a change.
-
-    Highest random weight (rendezvous) hashing (Thaler and Ravishankar, 1998), with an upper bound
-    for each flusher.
-    """
-    if not flushers:
-        return {}
-    least, extra = divmod(partitions, len(flushers))
-    room = {each: least + (i < extra) for i, each in enumerate(sorted(flushers))}
-    owners = {}
-    for partition in range(partitions):
-        able = [each for each in room if room[each] > 0]
-        owner = max(able, key=lambda each: _weight(each, partition))
-        room[owner] -= 1
-        owners[partition] = owner
-    return owners
-
-
-def _weight(flusher: str, partition: int) -> bytes:
-    return blake2b(f"{partition}:{flusher}".encode(), digest_size=8).digest()
-
-
 class LeaseKeeper:
-    """Acquires, renews and gives back the leases of one flusher, and runs a leader for each.
+    """Keeps the leases of one flusher, and runs a leader for each.
 
     Args:
         flusher_id: unique among all flushers.
-        make_leader: makes the leader for a partition and a token.
+        make_leader: makes the leader for a partition and a fencing token.
     """
 
     def __init__(
@@ -85,14 +63,14 @@ class LeaseKeeper:
         self._share: set[int] = set()
         """The partitions that this flusher should lead."""
         self._holding: dict[int, asyncio.Task[None]] = {}
-        """What acquires, leads and releases each of them, and those that it gives up."""
-        self._news = asyncio.Event()
-        """Set, and replaced, at the next news."""
+        """The tasks that acquire, lead and release them, and those of partitions given up."""
+        self._woken = asyncio.Event()
+        """Set, and replaced, by each `wake`."""
 
-    def look(self) -> None:
-        """The flushers or the leases have changed."""
-        self._news.set()
-        self._news = asyncio.Event()
+    def wake(self) -> None:
+        """The live flushers or the leases may have changed."""
+        self._woken.set()
+        self._woken = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keeps leases until `stop` is set, then gives all of them back."""
@@ -101,33 +79,33 @@ class LeaseKeeper:
         try:
             await asyncio.wait({following, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
-                following.result()  # it never ends but by an error
-            await end(following)
+                following.result()  # it ends only by an error
+            await cancel_and_wait(following)
             await self._hand_over()
         finally:
             self._share = set()
             holding = tuple(self._holding.values())
             for task in (stopping, *holding):
                 task.cancel()
-            await end(following)
+            await cancel_and_wait(following)
             await asyncio.gather(*holding, return_exceptions=True)
 
     # --- the flusher's share -----------------------------------------------------------------
 
     async def _follow_flushers(self) -> None:
-        """Stays among the live flushers, and starts and ends leading as their number changes."""
+        """Stays among the live flushers, and starts and ends leaders as their number changes."""
         while True:
-            news = self._news
+            woken = self._woken
             flushers = await self._join()
-            if flushers:  # else the share stands as it was
+            if flushers:  # else the share stays as it is
                 self._set_share(list(flushers))
             others = [ms / 1000 + _MARGIN for each, ms in flushers.items() if each != self._id]
-            await wait_for_event(news, min([self._interval, *others]))
+            await wait_for_event(woken, min([self._interval, *others]))
 
     async def _join(self) -> dict[str, int]:
-        """The live flushers, with the ms after which each counts as dead; none if Redis refuses."""
+        """The live flushers, each with the ms until it counts as dead; none if Redis refuses."""
         keys = [self._keyspace.flushers]
-        reply = await self._ask(
+        reply = await self._send(
             call("join", keys, self._id, self._lease_ms, self._keyspace.wake_channel)
         )
         if isinstance(reply, RedisAggError):
@@ -149,33 +127,33 @@ class LeaseKeeper:
         self._share = set()
         for leader in self.leaders.values():
             leader.finish()
-        self.look()
+        self.wake()
         if self._holding:
             await asyncio.wait(self._holding.values(), timeout=self._hand_over_timeout)
-        await self._ask(
+        await self._send(
             call("leave", [self._keyspace.flushers], self._id, self._keyspace.wake_channel)
         )
 
     # --- one partition -----------------------------------------------------------------------
 
     async def _hold(self, number: int) -> None:
-        """Leads a partition whenever its lease can be had, for as long as it is in the share."""
+        """Leads a partition while it is in the share and its lease can be acquired."""
         partition = self._keyspace.partitions[number]
         try:
             while number in self._share:
-                news = self._news
+                woken = self._woken
                 token, wait = await self._acquire(partition)
                 if token:
                     await self._lead(partition, token)
                 else:
-                    await wait_for_event(news, wait)
+                    await wait_for_event(woken, wait)
         finally:
             del self._holding[number]
 
     async def _acquire(self, partition: PartitionKeys) -> tuple[int, float]:
-        """A fencing token; or 0, and the seconds until the lease may be free."""
+        """Returns a fencing token; or 0, and the seconds until the lease may be free."""
         keys = [partition.state, partition.claims, partition.tasks(b"")]
-        reply = await self._ask(call("acquire", keys, self._id, self._lease_ms))
+        reply = await self._send(call("acquire", keys, self._id, self._lease_ms))
         if isinstance(reply, RedisAggError):
             _log.error("partition %d can't be led: %s", partition.number, reply)
             return 0, self._interval
@@ -185,7 +163,7 @@ class LeaseKeeper:
     async def _lead(self, partition: PartitionKeys, token: int) -> None:
         number = partition.number
         leader = self.leaders[number] = self._make_leader(partition, token)
-        if number not in self._share:  # it was given up while the lease was on its way
+        if number not in self._share:  # it was given up while the request was under way
             leader.finish()
         leading = asyncio.create_task(leader.run())
         renewing = asyncio.create_task(self._renew(leader))
@@ -198,23 +176,23 @@ class LeaseKeeper:
             _log.warning("the lease of partition %d is lost: %s", number, error)
         except Exception:
             _log.exception("the leader of partition %d ended", number)
-            await asyncio.sleep(self._interval)  # whatever it is, don't spin; the lease runs out
+            await asyncio.sleep(self._interval)  # do not spin; the lease runs out meanwhile
         finally:
             del self.leaders[number]
             leading.cancel()
-            await end(renewing)
+            await cancel_and_wait(renewing)
             await asyncio.gather(leading, return_exceptions=True)
 
     async def _renew(self, leader: Leader) -> None:
         """Renews the lease until it is cancelled.
 
         Raises:
-            StaleLease: there is nothing to renew any more.
+            StaleLease: the lease is lost.
         """
         renew = call("renew", [leader.partition.state], leader.token, self._lease_ms)
         while True:
             await asyncio.sleep(self._interval)
-            reply = await self._ask(renew)
+            reply = await self._send(renew)
             if isinstance(reply, StaleLease):
                 raise reply
             if isinstance(reply, RedisAggError):
@@ -223,12 +201,12 @@ class LeaseKeeper:
 
     async def _release(self, leader: Leader) -> None:
         p = leader.partition
-        await self._ask(
+        await self._send(
             call("release", [p.state, p.claims], leader.token, self._keyspace.wake_channel)
         )
 
-    async def _ask(self, request: Request) -> Any:
-        """The reply, or the error of ours in its place."""
+    async def _send(self, request: Request) -> Any:
+        """The reply, or one of our errors in its place."""
         try:
             [reply] = await self._transport.exchange([request])
         except RedisAggError as error:

@@ -1,7 +1,8 @@
-"""News from producers and other flushers, by Redis' publish and subscribe.
+"""Listens to the wake channel of a namespace by Redis' publish and subscribe.
 
-A message that is lost costs time, never a task: leaders look by themselves now and then, and at
-once when the subscription had to be made anew.
+Producers and other flushers publish there when something is due earlier than a leader expects. A
+lost message costs time, never a task: leaders poll by themselves once a lease time, and at once
+when the subscription was renewed.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from redisagg.transport.endpoint import AsyncClient, Endpoint, aclose
 _log = logging.getLogger("redisagg")
 
 
-class Wakeups:
-    """Listens on a namespace's channel with a connection of its own.
+class Listener:
+    """Listens to one channel with a connection of its own.
 
     Args:
         endpoint: where Redis is.
-        client: the flusher's client, which knows the nodes that a cluster has now.
-        channel: the channel.
-        heard: called with each message; with None when messages may have been missed.
-        silence: after so many seconds without a message the connection is checked.
+        client: the flusher's client, which knows the present nodes of a cluster.
+        channel: the name of the channel.
+        on_message: called with each message, and with None when messages may have been lost.
+        silence: seconds without a message after which the connection is checked.
     """
 
     def __init__(
@@ -37,14 +38,14 @@ class Wakeups:
         endpoint: Endpoint,
         client: AsyncClient,
         channel: bytes,
-        heard: Callable[[bytes | None], None],
+        on_message: Callable[[bytes | None], None],
         *,
         silence: float,
     ) -> None:
         self._endpoint = endpoint
         self._client = client
         self._channel = channel
-        self._heard = heard
+        self._on_message = on_message
         self._silence = silence
         self._turn = 0
 
@@ -55,7 +56,7 @@ class Wakeups:
             try:
                 await retryer(self._listen)
             except Exception as error:
-                _log.error("no news from Redis: %s; leaders look by themselves", error)
+                _log.error("can't listen to Redis: %s; leaders poll once a lease time", error)
                 await asyncio.sleep(self._silence)
 
     async def _listen(self) -> None:
@@ -67,8 +68,8 @@ class Wakeups:
                 while True:
                     message = await pubsub.get_message(timeout=self._silence)
                     if message is not None:
-                        silent = False  # whatever it is, the answer to a ping too
-                        self._take(message)
+                        silent = False  # any message shows that it works, the answer to a ping too
+                        self._handle(message)
                     elif silent:
                         raise ConnectionError("the subscription does not answer")
                     else:
@@ -77,14 +78,14 @@ class Wakeups:
         finally:
             await aclose(client)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         if message["type"] == "subscribe":
-            self._heard(None)
+            self._on_message(None)
         elif message["type"] == "message":
-            self._heard(message["data"])
+            self._on_message(message["data"])
 
     def _next_endpoint(self) -> Endpoint:
-        """One server to listen to; on a cluster any node does, another one each time."""
+        """The server to listen to: on a cluster any node, another one in each call."""
         if not isinstance(self._client, RedisCluster):
             return self._endpoint
         known = [(node.host, int(node.port)) for node in self._client.get_nodes()]

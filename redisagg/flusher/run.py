@@ -34,7 +34,7 @@ async def flush_until(namespace: Namespace, stop: asyncio.Event) -> None:
 
 
 class FlusherThread(threading.Thread):
-    """Runs a flusher until `stop`; a daemon, so that it keeps no process alive."""
+    """Runs a flusher until `stop`. It is a daemon, so that it keeps no process alive."""
 
     def __init__(self, namespace: Namespace) -> None:
         super().__init__(name=f"redisagg-flusher-{namespace.keyspace.name}", daemon=True)
@@ -59,7 +59,7 @@ class FlusherThread(threading.Thread):
         await flush_until(self._namespace, self._stop_event)
 
     def stop(self) -> None:
-        """Tells the flusher to end, and waits until it has."""
+        """Tells the flusher to end, and waits for its end."""
         self._started_loop.wait()
         if self._loop is not None and self._stop_event is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_event.set)

@@ -1,18 +1,18 @@
-"""Waiting for an event, but not for ever; and for the end of tasks that never end by themselves."""
+"""Waiting for an event with a timeout, and for the end of cancelled tasks."""
 
 from __future__ import annotations
 
 import asyncio
 
-# When a task that was cancelled still runs, seconds.
+# Seconds until a task that still runs is cancelled again.
 _CANCEL_AGAIN = 0.5
 
 
 async def wait_for_event(event: asyncio.Event, timeout: float) -> bool:
-    """Waits until `event` is set; False if it was not within `timeout` seconds.
+    """Waits until `event` is set; returns False after `timeout` seconds.
 
-    Not by `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together with
-    the event, and its caller would go on.
+    This does not use `asyncio.wait_for`: before Python 3.12 that loses a cancellation that comes
+    together with the event, and its caller would go on.
     """
     waiting = asyncio.ensure_future(event.wait())
     try:
@@ -22,11 +22,11 @@ async def wait_for_event(event: asyncio.Event, timeout: float) -> bool:
     return event.is_set()
 
 
-async def end(*tasks: asyncio.Task[None]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Task[None]) -> None:
     """Cancels tasks that talk to Redis in a loop, and waits until they have ended.
 
-    Once is not enough: redis-py sends through `asyncio.wait_for`, which before Python 3.12 loses
-    a cancellation that comes when the sending is done.
+    They are cancelled repeatedly: redis-py sends through `asyncio.wait_for`, which before Python
+    3.12 loses a cancellation that comes when the sending is done.
     """
     left = set(tasks)
     while left:
@@ -35,4 +35,4 @@ async def end(*tasks: asyncio.Task[None]) -> None:
         ended, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
         for task in ended:
             if not task.cancelled():
-                task.exception()  # it has been seen
+                task.exception()  # marks it as retrieved

@@ -6,7 +6,7 @@ import pytest
 
 from redisagg import AggregationConfig
 from redisagg.flusher.backoff import break_delay
-from redisagg.flusher.breaker import Breaker, Breakers, State
+from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
 
 
 class Clock:
@@ -43,9 +43,9 @@ def s() -> Setting:
 
 def test_five_different_batches_in_a_row_open_it(s: Setting) -> None:
     assert s.fail("a", "b", "c", "d") == [True] * 4
-    assert s.breaker.state is State.CLOSED
+    assert s.breaker.state is BreakerState.CLOSED
     assert s.fail("e") == [False]
-    assert s.breaker.state is State.OPEN
+    assert s.breaker.state is BreakerState.OPEN
     assert s.breaker.admit() is None
     assert s.breaker.reserve(1) == 0
     assert s.changes == 1
@@ -54,23 +54,23 @@ def test_five_different_batches_in_a_row_open_it(s: Setting) -> None:
 def test_one_batch_alone_never_opens_it(s: Setting) -> None:
     assert s.fail(*"a" * 100) == [True] * 100
     assert s.fail(*"abcd" * 20) == [True] * 80
-    assert s.breaker.state is State.CLOSED
+    assert s.breaker.state is BreakerState.CLOSED
 
 
 def test_a_success_between_starts_the_count_anew(s: Setting) -> None:
     for _ in range(10):
         assert all(s.fail(*"abcd"))
         s.breaker.succeeded()
-    assert s.breaker.state is State.CLOSED
+    assert s.breaker.state is BreakerState.CLOSED
     assert s.changes == 0
 
 
 def test_when_the_wait_is_over_a_few_are_let_through(s: Setting) -> None:
     s.fail(*"abcde")
     s.clock.now += 9.9
-    assert s.breaker.state is State.OPEN
+    assert s.breaker.state is BreakerState.OPEN
     s.clock.now += 0.1
-    assert s.breaker.state is State.HALF_OPEN
+    assert s.breaker.state is BreakerState.HALF_OPEN
     assert [s.breaker.reserve(3) for _ in range(4)] == [3, 3, 2, 0]
     s.breaker.unreserve(2)
     assert s.breaker.reserve(3) == 2
@@ -82,22 +82,22 @@ def test_a_success_closes_it_and_the_next_wait_is_the_first_again(s: Setting) ->
     s.clock.now += 10
     assert s.breaker.admit() is not None
     s.breaker.succeeded()
-    assert s.breaker.state is State.CLOSED
+    assert s.breaker.state is BreakerState.CLOSED
     assert s.changes == 2
     s.fail(*"abcde")
     s.clock.now += 10
-    assert s.breaker.state is State.HALF_OPEN
+    assert s.breaker.state is BreakerState.HALF_OPEN
 
 
 def test_a_failure_opens_it_again_for_longer(s: Setting) -> None:
     s.fail(*"abcde")
     s.clock.now += 10
     assert s.fail("a") == [False]
-    assert s.breaker.state is State.OPEN
+    assert s.breaker.state is BreakerState.OPEN
     s.clock.now += 19.9
-    assert s.breaker.state is State.OPEN
+    assert s.breaker.state is BreakerState.OPEN
     s.clock.now += 0.1
-    assert s.breaker.state is State.HALF_OPEN
+    assert s.breaker.state is BreakerState.HALF_OPEN
 
 
 def test_a_result_from_before_it_opened_does_not_open_it_for_longer(s: Setting) -> None:
@@ -107,13 +107,13 @@ def test_a_result_from_before_it_opened_does_not_open_it_for_longer(s: Setting) 
         assert admitted is not None
         assert not s.breaker.failed(b"late", admitted)
     s.clock.now += 10
-    assert s.breaker.state is State.HALF_OPEN
+    assert s.breaker.state is BreakerState.HALF_OPEN
     assert late[0] is not None
     assert not s.breaker.failed(b"late", late[0])
-    assert s.breaker.state is State.HALF_OPEN
+    assert s.breaker.state is BreakerState.HALF_OPEN
     s.breaker.succeeded()
     assert s.breaker.failed(b"late", late[0])
-    assert s.breaker.state is State.CLOSED
+    assert s.breaker.state is BreakerState.CLOSED
 
 
 def test_probes_whose_result_never_comes_are_replaced(s: Setting) -> None:
@@ -136,7 +136,7 @@ def test_what_was_claimed_as_a_probe_is_let_through_whatever_other_probes_found(
     assert not s.breaker.failed(b"b", admitted)
     assert s.breaker.times_opened == 2
     s.clock.now += 20
-    assert s.breaker.state is State.HALF_OPEN
+    assert s.breaker.state is BreakerState.HALF_OPEN
 
 
 def test_the_pause_lasts_until_others_are_let_through(s: Setting) -> None:
@@ -154,7 +154,7 @@ def test_it_says_when_it_changes(s: Setting, caplog: pytest.LogCaptureFixture) -
     s.fail(*"abcde")
     assert [s.breaker.admit() for _ in range(5)] == [None] * 5
     s.clock.now += 10
-    assert [s.breaker.state for _ in range(3)] == [State.HALF_OPEN] * 3
+    assert [s.breaker.state for _ in range(3)] == [BreakerState.HALF_OPEN] * 3
     s.breaker.succeeded()
     s.breaker.succeeded()
     assert caplog.messages == [
@@ -169,7 +169,7 @@ def test_a_wait_of_nothing_is_no_busy_loop() -> None:
     breaker = Breaker("Sink", lambda times: 0.0, clock=clock)
     for batch in b"a", b"b", b"c", b"d", b"e":
         breaker.failed(batch, breaker.admit() or 0)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     assert breaker.pause() > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from redisagg.flusher.waiting import end, wait_for_event
+from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 
 
 async def test_an_event_is_waited_for_but_not_for_ever() -> None:
@@ -42,5 +42,5 @@ async def test_a_task_that_loses_a_cancellation_is_ended_nevertheless() -> None:
 
     looping, failing = asyncio.create_task(loop()), asyncio.create_task(fail())
     await asyncio.sleep(0)
-    await asyncio.wait_for(end(looping, failing), 5)
+    await asyncio.wait_for(cancel_and_wait(looping, failing), 5)
     assert (lost, looping.cancelled(), failing.done()) == (2, True, True)

@@ -1,15 +1,12 @@
-"""Leading one partition for the time of one lease: claim, merge, commit.
+"""Leads one partition for the time of one lease: claim, merge, deliver, commit.
 
-Batches of a group are claimed in order and leave in order. Between those points they are merged
-side by side: each waits in its group's lane until it is at the front.
+`inflight` holds the batches and decides what may happen next. `claimer` polls and claims,
+`deliverer` calls sinks outside Redis, `committer` commits, gives back or buries. Each reports its
+events to `inflight`. `session` sends `requests` while the lease lasts, `sink_health` knows which
+sinks work, and `leader` wires them together.
 
-Nothing here is needed for safety: every script checks the fencing token and the order itself. A
-leader that is wrong about anything is refused, and what it held is claimed again.
-
-Follow a batch through the modules: `claiming` takes it in hand (`hand`) and gives it to the
-merger, `lanes` sends it on when it has been merged and is at the front of its group, `delivering`
-takes it to a sink outside Redis, `committing` enqueues it, `settling` is for those that failed.
-`leader` puts them together, `calls` and `asking` are the way to Redis.
+Nothing here is needed for safety. Every script checks the fencing token and the order itself, so a
+leader that is wrong is refused, and its batches are claimed again.
 """
 
 from redisagg.flusher.leader.leader import Leader

@@ -1,182 +1,174 @@
-"""Takes what is due in hand, as long as there is room for it and a sink that works."""
+"""Polls a partition and claims what is due, while there is room and a sink that works."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
-from redisagg.config import AggregationConfig
 from redisagg.errors import RedisAggError, RedisUnavailable
-from redisagg.flusher.breaker import State
-from redisagg.flusher.leader.hand import Hand
-from redisagg.flusher.leader.lanes import Lanes
+from redisagg.flusher.batch import Batch, Claim
+from redisagg.flusher.breaker import BreakerState
+from redisagg.flusher.leader.inflight import InFlight
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, Due, DueItem
-from redisagg.flusher.leader.session import Asker
-from redisagg.flusher.leader.sink_health import KnownSinks, Probe
-from redisagg.flusher.merging.merger import Batch, Failure, Merger, Outcome
+from redisagg.flusher.leader.session import LeaseSession
+from redisagg.flusher.leader.sink_health import Probe, SinkHealth
+from redisagg.flusher.merging import Merger
 from redisagg.flusher.waiting import wait_for_event
-from redisagg.protocol.keys import PartitionKeys
 
 _log = logging.getLogger("redisagg")
 
-# So often one of the batches that are claimed to try a sink is one that was never tried; more and
-# more seldom from then on, since each is one more that is merged and stored.
+# One of the first so many probes of a sink is a batch that was never tried. Later ones are rarer,
+# since each of them is merged and stored in vain if the sink is still down.
 _FRESH_PROBES = 4
 
 
 class Claimer:
-    """Claims batches for one leader and gives them to the merger.
+    """Claims batches for one leader and hands them to the merger.
 
     Args:
         slot: the hash tag of the partition on a cluster, else None.
-        look: set when something may be due, or there is room again.
-        idle: longest sleep between two looks, seconds.
+        on_merged: called on the event loop with each batch whose merge has ended.
+        on_claimed: called after each claim.
+        idle: seconds between two polls at most.
     """
 
     def __init__(
         self,
         *,
-        config: AggregationConfig,
-        partition: PartitionKeys,
-        slot: str | None,
-        redis: Asker,
-        hand: Hand,
-        lanes: Lanes,
-        sinks: KnownSinks,
+        session: LeaseSession,
+        inflight: InFlight,
+        sinks: SinkHealth,
         merger: Merger,
-        look: asyncio.Event,
+        slot: str | None,
+        on_merged: Callable[[Batch], None],
+        on_claimed: Callable[[], None],
         idle: float,
     ) -> None:
-        self.claiming = asyncio.Lock()
-        """Held while a claim is under way."""
-        self._max_attempts = config.max_attempts
-        self._most_in_hand = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
-        self._partition = partition
-        self._slot = slot
-        self._redis = redis
-        self._hand = hand
-        self._lanes = lanes
+        self._session = session
+        self._inflight = inflight
         self._sinks = sinks
         self._merger = merger
-        self._look = look
+        self._slot = slot
+        self._on_merged = on_merged
+        self._on_claimed = on_claimed
         self._idle = idle
+        self._woken = asyncio.Event()
         self._finishing = False
 
+    def wake(self) -> None:
+        """Something may be due, or there may be room again."""
+        self._woken.set()
+
     def finish(self) -> None:
-        """Claims nothing more; `run` ends."""
+        """Makes `run` end without another claim."""
         self._finishing = True
-        self._look.set()
+        self.wake()
 
     async def run(self) -> None:
-        """Claims until it is told to finish.
+        """Claims until `finish` is called.
 
         Raises:
             StaleLease: the partition has another leader.
         """
-        due: Due | None = None  # what to claim next, if the last claim has told
+        due: Due | None = None  # the poll that came with the last claim
         while not self._finishing:
-            self._look.clear()
+            self._woken.clear()
             states = self._sinks.states()
-            if states == {State.OPEN}:
-                self._give_way()
-            room = self._most_in_hand - len(self._hand)
-            if room <= 0:
-                await self._look.wait()
+            if states == {BreakerState.OPEN}:
+                self._inflight.sinks_down(self._sinks.pause())
+                self._on_claimed()
+            room = self._inflight.room
+            if not room or not self._inflight.may_claim():
+                await self._woken.wait()
                 continue
             probe: Probe | None = None
-            if states and State.CLOSED not in states:
+            if states and BreakerState.CLOSED not in states:
                 probe = self._sinks.reserve()
                 if probe is None:
-                    await wait_for_event(self._look, self._sinks.pause())
+                    await wait_for_event(self._woken, self._sinks.pause())
                     continue
-            async with self.claiming:
+            self._inflight.claim_begun()
+            try:
                 due = await self._claim_due(due, min(room, MAX_CLAIM_BATCHES), probe)
+            finally:
+                self._inflight.claim_ended()
+                self._on_claimed()
             if probe is not None:
                 probe.end()
             if due is not None and due.wait_ms != 0:
                 sleep = self._idle if due.wait_ms < 0 else due.wait_ms / 1000
-                await wait_for_event(self._look, sleep)
+                await wait_for_event(self._woken, sleep)
                 due = None
 
-    def _give_way(self) -> None:
-        """Gives back what is not merged yet, since there is no sink for it."""
-        for job in self._lanes.fronts():
-            if not job.outcome and not job.probing and job.give_up():
-                self._lanes.fail(job, Failure.of_sink_down(self._sinks.pause()))
-
     async def _claim_due(self, due: Due | None, limit: int, probe: Probe | None) -> Due | None:
-        """Takes what is due into hand; returns what is due then, None if it has to be asked for."""
+        """Claims what is due; returns the next poll, or None if it has to be asked for."""
         polled = limit
         if probe is not None:
-            due, polled = None, self._most_in_hand + MAX_CLAIM_BATCHES
-        calls = self._redis.calls
+            # Enough to find batches beyond those that are in flight.
+            due, polled = None, len(self._inflight) + self._inflight.room + MAX_CLAIM_BATCHES
+        requests = self._session.requests
         while True:
             try:
-                due = due or Due.of(await self._redis.ask(calls.poll(polled)))
+                due = due or Due.of(await self._session.send(requests.poll(polled)))
                 items = due.items
                 if probe is not None:
-                    items, limit = self._chosen(items, probe)
+                    items, limit = self._choose(items, probe)
                     probe.left -= limit
                 if items:
                     return await self._claim(items, limit, probing=probe is not None)
                 return due if due.wait_ms != 0 else None
             except RedisUnavailable:
-                # Whether batches were claimed is unknown: all but those in hand are free again,
-                # and named first by the next poll.
-                number = self._partition.number
-                _log.warning("the reply to a claim was lost in partition %d", number)
-                await self._redis.ask(calls.recall(self._hand.jobs))
+                # Batches may have been claimed. All but those in flight are freed, and the next
+                # poll names them first.
+                _log.warning(
+                    "the reply to a claim was lost in partition %d", self._session.partition
+                )
+                await self._session.send(requests.recall(self._inflight.ids))
                 due = None
 
-    def _chosen(self, items: list[DueItem], probe: Probe) -> tuple[list[DueItem], int]:
+    def _choose(self, items: list[DueItem], probe: Probe) -> tuple[list[DueItem], int]:
         """What to claim to try a sink, and how many batches that may be.
 
-        Now and then one that was never tried: those that were may all have something in them that
-        the sink does not take, and would keep it from being found to work.
+        Now and then this is a batch that was never tried. Those that were may all hold something
+        that the sink refuses, and the sink would never be found to work.
         """
-        held, others = self._apart(items)
+        held, others = self._split(items)
         fresh = [item for item in others if not item.batch_id]
         returned = [item for item in others if item.batch_id]
         at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
         chosen = [*fresh[:at_first], *returned, *fresh[at_first:]][: probe.left]
         return held + chosen, len(chosen)
 
-    def _apart(self, items: list[DueItem]) -> tuple[list[DueItem], list[DueItem]]:
-        """Those that are in hand, and those that are not."""
-        held = [item for item in items if item.batch_id in self._hand]
-        return held, [item for item in items if item.batch_id not in self._hand]
+    def _split(self, items: list[DueItem]) -> tuple[list[DueItem], list[DueItem]]:
+        """The items that are in flight here, and the others."""
+        held = [item for item in items if item.batch_id in self._inflight]
+        return held, [item for item in items if item.batch_id not in self._inflight]
 
     async def _claim(self, items: list[DueItem], limit: int, *, probing: bool) -> Due | None:
-        calls = self._redis.calls
-        held, items = self._apart(items)
-        if held:  # slow merges: their claims ran out although they are still in hand
-            await self._redis.ask(calls.extend(item.batch_id for item in held))
+        requests = self._session.requests
+        held, items = self._split(items)
+        if held:  # their claims ran out while slow merges still run
+            await self._session.send(requests.extend(item.batch_id for item in held))
         if not items:
             return None
-        # With the poll that comes after it, so that the next claim is on its way before the merges
-        # of this one keep the interpreter busy.
-        requests = [calls.claim(items, limit), calls.poll(MAX_CLAIM_BATCHES)]
-        claimed, due = await self._redis.ask_together(requests, once=True)
-        for batch in claimed:
-            self._take(batch, probing=probing)
+        # The next poll travels behind the claim, so that the next claim is on its way before the
+        # merges of this one keep the interpreter busy.
+        together = [requests.claim(items, limit), requests.poll(MAX_CLAIM_BATCHES)]
+        claimed, due = await self._session.send_all(together, once=True)
+        for reply in claimed:
+            self._take(reply, probing=probing)
         return None if isinstance(due, RedisAggError) else Due.of(due)
 
-    def _take(self, claimed: Any, *, probing: bool) -> None:
-        """Takes a batch in hand, as the script's reply has it, and has it merged."""
-        batch_id, group, attempt, _created, error, merged, entries = claimed
+    def _take(self, reply: Any, *, probing: bool) -> None:
+        """Puts a claimed batch in flight and has it merged."""
+        batch_id, group, attempt, _created, error, stored_result, entries = reply
         if not batch_id:
             _log.error("group %r can't be claimed: %r", group[:64], error)
             return
-        job = Batch(batch_id, group, attempt, merged, entries, self._slot, self._lanes.merged)
-        job.probing = probing
-        self._hand.take(job)
-        self._lanes.join(job)
-        if self._lanes.has_unsettled(group):
-            job.abandoned = True  # it goes back with those that are behind the failed one
-        elif attempt <= self._max_attempts:
-            self._merger.submit(job)
-        else:  # none of them came to an end, else it would be among the dead letters
-            why = error.decode(errors="replace") or "its flusher died each time"
-            job.end(Outcome(Failure(why, "")))
+        claim = Claim(batch_id, group, attempt, error, stored_result, entries, self._slot)
+        batch = Batch(claim, self._on_merged, probing)
+        if self._inflight.claimed(batch) is not None:
+            self._merger.submit(batch)

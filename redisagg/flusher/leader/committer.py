@@ -1,125 +1,229 @@
-"""Enqueues merged batches, many in one call."""
+"""Tells Redis about batches: commits them, gives them back, or buries them."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from redisagg.flusher.leader.hand import Hand
-from redisagg.flusher.leader.lanes import Lanes
-from redisagg.flusher.leader.queue import CommitQueue, Failed
-from redisagg.flusher.leader.requests import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTES
-from redisagg.flusher.leader.session import Asker
-from redisagg.flusher.leader.settling import Settler
-from redisagg.flusher.leader.sink_health import KnownSinks, failure_at
-from redisagg.flusher.merging.merger import Batch, Commit, Failure, Outcome
+from redisagg.config import AggregationConfig
+from redisagg.flusher.backoff import retry_delay
+from redisagg.flusher.batch import Batch, Enqueue, Failure, MergeOutcome
+from redisagg.flusher.leader.deliverer import Deliverer
+from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
+from redisagg.flusher.leader.requests import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTES, Returned
+from redisagg.flusher.leader.session import LeaseSession
+from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
+from redisagg.flusher.merging.result_codec import pack_result
 from redisagg.transport.failures import error_from_reply
 
 _log = logging.getLogger("redisagg")
 
+# Seconds until a batch is claimed again that was given back because of its order in the group.
+_ORDER_WAIT = 0.2
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
 class Committer:
-    """Works off the queue of one leader."""
+    """Carries out what `InFlight.next_action` returns, one action after the other.
 
-    redis: Asker
-    hand: Hand
-    lanes: Lanes
-    queue: CommitQueue
-    sinks: KnownSinks
-    settler: Settler
+    Args:
+        on_room: called when batches have left, so that there may be room for others.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: AggregationConfig,
+        session: LeaseSession,
+        inflight: InFlight,
+        sinks: SinkHealth,
+        deliverer: Deliverer,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._inflight = inflight
+        self._sinks = sinks
+        self._deliverer = deliverer
+        self._on_room = on_room
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be a next action."""
+        self._woken.set()
 
     async def run(self) -> None:
-        """Commits until it is cancelled.
+        """Works until it is cancelled.
 
         Raises:
             StaleLease: the partition has another leader.
         """
         while True:
-            await self.queue.wait()
-            while (head := self.queue.head) is not None:
-                if isinstance(head, Failed):
-                    self.queue.remove(head)
-                    await self.settler.settle(head)
-                else:
-                    await self._commit_next(head)
+            self._woken.clear()
+            action = self._inflight.next_action()
+            if action is None:
+                await self._woken.wait()
+            elif isinstance(action, Commit):
+                await self._commit_some(action.batches)
+            elif isinstance(action, Bury):
+                await self._bury(action.batch)
+            else:
+                await self._retry(action)
 
-    async def _commit_next(self, head: Batch) -> None:
-        jobs, admitted = self._next_commit()
-        if jobs:
-            await self._commit(jobs, admitted)
+    # --- commits -------------------------------------------------------------------------------
+
+    async def _commit_some(self, ready: list[Batch]) -> None:
+        batches, admitted = self._select(ready)
+        if batches:
+            await self._commit(batches, admitted)
             return
-        commit = _outcome(head).commit
-        assert commit is not None  # else there was no breaker to keep it out
-        failure = Failure.of_sink_down(self.sinks.breaker_for(commit).pause())
-        await self.settler.settle(self._failed(head, failure))
+        enqueue = _outcome(ready[0]).enqueue
+        assert enqueue is not None  # else no breaker would have kept it out
+        pause = self._sinks.breaker_for(enqueue).pause()
+        self._inflight.failed(ready[0], Failure.of_sink_down(pause))
 
-    def _next_commit(self) -> tuple[list[Batch], int]:
-        """The jobs at the head of the queue that fit into one call: all for one queue.
+    def _select(self, ready: list[Batch]) -> tuple[list[Batch], int]:
+        """The first batches that fit into one call: all go into the same queue.
 
-        There are none if that queue is down. With them, the number that its breaker gave.
+        Returns:
+            The batches, none if the breaker of their queue is open; and the number with which the
+            breaker let them through.
         """
-        jobs: list[Batch] = []
-        commit: Commit | None = None
+        selected: list[Batch] = []
+        common: Enqueue | None = None
         size, admitted = 0, 0
-        for item in self.queue:
-            full = len(jobs) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES
-            if full or isinstance(item, Failed):
+        for batch in ready:
+            if len(selected) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES:
                 break
-            mine = _outcome(item).commit
-            if mine is not None:
-                commit = commit or mine
-                if not mine.goes_with(commit):
+            enqueue = _outcome(batch).enqueue
+            if enqueue is not None:
+                common = common or enqueue
+                if not enqueue.goes_with(common):
                     break
-                admission = self.sinks.breaker_for(mine).admit(reserved=item.probing)
+                admission = self._sinks.breaker_for(enqueue).admit(reserved=batch.probing)
                 if admission is None:
                     break
                 admitted = admission
-                size += sum(map(len, mine.arguments))
-            jobs.append(item)
-        return jobs, admitted
+                size += sum(map(len, enqueue.arguments))
+            selected.append(batch)
+        return selected, admitted
 
-    async def _commit(self, jobs: list[Batch], admitted: int) -> None:
-        for job in jobs:
-            if undecodable := _outcome(job).undecodable:
-                await self._set_aside(job, undecodable)
+    async def _commit(self, batches: list[Batch], admitted: int) -> None:
+        self._inflight.committing(batches)
+        for batch in batches:
+            if undecodable := _outcome(batch).undecodable:
+                await self._set_aside(batch, undecodable)
                 undecodable.clear()
-        batches = [(job.batch_id, job.group, _outcome(job).commit) for job in jobs]
-        replies = await self.redis.ask(self.redis.calls.commit(batches))
-        refused: dict[bytes, Failed] = {}  # by group
-        for job, reply in zip(jobs, replies, strict=True):
-            commit = _outcome(job).commit
-            if reply in (b"OK", b"GONE"):  # gone: the reply to an earlier commit was lost
-                self.queue.remove(job)
-                self.hand.forget([job])
-                if commit is not None and reply == b"OK":
-                    self.sinks.breaker_for(commit).succeeded()
+        entries = [(each.batch_id, each.group, _outcome(each).enqueue) for each in batches]
+        replies = await self._session.send(self._session.requests.commit(entries))
+        misplaced: list[GiveBack] = []
+        for batch, reply in zip(batches, replies, strict=True):
+            enqueue = _outcome(batch).enqueue
+            if reply in (b"OK", b"GONE"):  # GONE: the reply to an earlier commit was lost
+                if enqueue is not None and reply == b"OK":
+                    self._sinks.breaker_for(enqueue).succeeded()
+                self._deliverer.start(self._inflight.committed(batch))
             elif reply != b"ORDER":
-                assert commit is not None  # else there was nothing to refuse
+                assert enqueue is not None  # else there was nothing to refuse
                 error = error_from_reply(reply.decode(errors="replace"))
-                breaker = self.sinks.breaker_for(commit)
-                failure = failure_at(breaker, job.batch_id, admitted, error)
-                refused[job.group] = self._failed(job, failure)
-            elif job.group not in refused:  # else it is behind the refused one
-                self.queue.remove(job)
-                await self.settler.put_off(job)
-        for failed in refused.values():
-            await self.settler.settle(failed)
+                breaker = self._sinks.breaker_for(enqueue)
+                failure = failure_at(breaker, batch.batch_id, admitted, error)
+                self._inflight.failed(batch, failure)
+            elif (action := self._inflight.out_of_order(batch)) is not None:
+                misplaced.append(action)
+        self._on_room()
+        for action in misplaced:
+            await self.give_back(action, _ORDER_WAIT)
 
-    def _failed(self, job: Batch, failure: Failure) -> Failed:
-        """Takes a job that failed out of the queue, and all behind it in its group."""
-        self.lanes.block(job.group)
-        return self.queue.take_out(job, failure)
+    async def _set_aside(self, batch: Batch, undecodable: list[tuple[int, str]]) -> None:
+        positions = [position for position, _ in undecodable]
+        error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
+        _log.error("group %r: %s", batch.group[:64], error)
+        requests = self._session.requests
+        await self._session.send(requests.set_aside(batch.batch_id, batch.group, positions, error))
 
-    async def _set_aside(self, job: Batch, undecodable: list[tuple[int, str]]) -> None:
-        places = [place for place, _ in undecodable]
-        error = f"{len(places)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
-        _log.error("group %r: %s", job.group[:64], error)
-        calls = self.redis.calls
-        await self.redis.ask(calls.set_aside(job.batch_id, job.group, places, error))
+    # --- failures ------------------------------------------------------------------------------
+
+    async def _bury(self, batch: Batch) -> None:
+        failure = _failure(batch)
+        requests = self._session.requests
+        reply = await self._session.send(requests.bury(batch.batch_id, batch.group, failure))
+        if reply == b"ORDER":
+            await self.give_back(self._inflight.give_back(batch), _ORDER_WAIT)
+            return
+        _log.error(
+            "batch %s of group %r is among the dead letters after %d attempts: %s",
+            batch.batch_id.decode(),
+            batch.group[:64],
+            batch.attempt,
+            failure.error,
+        )
+        self._deliverer.start(self._inflight.buried(batch))
+        self._on_room()
+
+    async def _retry(self, action: GiveBack) -> None:
+        """Gives back a failed batch and those that wait with it."""
+        batch = action.batches[0]
+        failure = _failure(batch)
+        delay = failure.pause
+        if delay is None:
+            delay = retry_delay(self._config, batch.attempt)
+            _log.warning(
+                "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
+                batch.batch_id.decode(),
+                batch.group[:64],
+                batch.attempt,
+                self._config.max_attempts,
+                delay,
+                failure.error,
+            )
+        await self.give_back(action, delay)
+
+    async def give_back(self, action: GiveBack, delay: float) -> None:
+        """Gives batches back with their merge results.
+
+        Args:
+            delay: seconds until they can be claimed again.
+        """
+        returned = [Returned(each.batch_id, delay, _new_result(each)) for each in action.batches]
+        returned = await self._store_large(returned)
+        if action.failure is not None:
+            returned[0] = returned[0]._replace(failure=action.failure)
+        await self._session.send(self._session.requests.retry(returned))
+        for deliver in self._inflight.given_back(action):
+            self._deliverer.start(deliver)
+        self._on_room()
+
+    async def _store_large(self, returned: list[Returned]) -> list[Returned]:
+        """Stores the results first if they are too large for the call that gives the batches back.
+
+        All batches go back in one call, so that their group stays in order.
+        """
+        if sum(len(each.result) for each in returned) <= MAX_COMMIT_BYTES:
+            return returned
+        part: list[Returned] = []
+        for each in returned:
+            part.append(each._replace(delay=None))
+            size = sum(len(stored.result) for stored in part)
+            if size > MAX_COMMIT_BYTES or each is returned[-1]:
+                await self._session.send(self._session.requests.retry(part))
+                part = []
+        return [each._replace(result=b"") for each in returned]
 
 
-def _outcome(job: Batch) -> Outcome:
-    """The outcome of a job that is in the queue, and so has one."""
-    assert job.outcome is not None
-    return job.outcome
+def _outcome(batch: Batch) -> MergeOutcome:
+    """The outcome of a batch that has been merged."""
+    assert batch.outcome is not None
+    return batch.outcome
+
+
+def _failure(batch: Batch) -> Failure:
+    """The failure of a batch that has failed."""
+    assert batch.failure is not None
+    return batch.failure
+
+
+def _new_result(batch: Batch) -> bytes:
+    """The serialized merge result, or empty if Redis has it or there is none."""
+    result = pack_result(batch.outcome) if batch.outcome else b""
+    return b"" if result == batch.claim.stored_result else result

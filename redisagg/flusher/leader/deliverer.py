@@ -1,4 +1,4 @@
-"""Takes merged tasks to sinks outside Redis, before their batch is committed."""
+"""Delivers merged tasks to sinks outside Redis, before their batch is committed."""
 
 from __future__ import annotations
 
@@ -6,66 +6,79 @@ import asyncio
 from collections.abc import Callable
 
 from redisagg.errors import InvalidTask
-from redisagg.flusher.leader.sink_health import KnownSinks, failure_at
-from redisagg.flusher.merging.merger import Batch, Failure, Outcome
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
+from redisagg.flusher.leader.inflight import Deliver, InFlight
+from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
 from redisagg.sinks.base import MergedTask
 from redisagg.sinks.routing import Deliveries
 
 
 class Deliverer:
-    """Runs the deliveries of one leader, each in a task of its own."""
+    """Runs the deliveries of one leader, each batch in a task of its own.
 
-    def __init__(self, deliveries: Deliveries, sinks: KnownSinks) -> None:
+    Args:
+        on_delivered: called when the delivery of a batch has ended.
+    """
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        inflight: InFlight,
+        sinks: SinkHealth,
+        on_delivered: Callable[[], None],
+    ) -> None:
         self._deliveries = deliveries
+        self._inflight = inflight
         self._sinks = sinks
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._on_delivered = on_delivered
+        self._running: set[asyncio.Task[None]] = set()
 
-    def start(self, job: Batch, outcome: Outcome, then: Callable[[bytes], None]) -> None:
-        """Delivers what is to be delivered of an outcome.
-
-        Args:
-            then: called with the group when all of it has been delivered, or its outcome has
-                become a failure.
-        """
-        job.delivering = True
-        delivery = asyncio.create_task(self._deliver(job, outcome, then))
-        self._under_way.add(delivery)
-        delivery.add_done_callback(self._under_way.discard)
+    def start(self, action: Deliver | None) -> None:
+        """Starts the delivery that an event asked for, if it did."""
+        if action is not None:
+            delivery = asyncio.create_task(self._deliver(action.batch))
+            self._running.add(delivery)
+            delivery.add_done_callback(self._running.discard)
 
     def cancel(self) -> None:
-        """Ends all deliveries; their jobs have been abandoned."""
-        for delivery in self._under_way:
+        """Cancels all deliveries; their batches have been abandoned."""
+        for delivery in self._running:
             delivery.cancel()
 
-    async def _deliver(self, job: Batch, outcome: Outcome, then: Callable[[bytes], None]) -> None:
+    async def _deliver(self, batch: Batch) -> None:
+        outcome = batch.outcome
+        assert outcome is not None  # it has been merged
         try:
-            while outcome.deliveries and outcome.failure is None:
-                batch = outcome.deliveries[0]
-                outcome.failure = await self._deliver_one(job, batch)
-                if outcome.failure is None:  # should one behind it fail, it is not sent again
-                    del outcome.deliveries[0], outcome.merged[batch.batch_id]
-        except BaseException as error:
-            if job.abandoned:
-                raise  # it is this delivery that was cancelled
+            await self._deliver_all(batch, outcome)
+        except BaseException as error:  # a sink may raise CancelledError or SystemExit too
+            if batch.state is not State.DELIVERING:
+                raise  # this delivery was cancelled
             outcome.failure = Failure.of(error)
-        if not job.abandoned:
-            job.delivering = False
-            then(job.group)
+        if batch.state is State.DELIVERING:
+            self.start(self._inflight.delivered(batch))
+            self._on_delivered()
 
-    async def _deliver_one(self, job: Batch, batch: MergedTask) -> Failure | None:
-        """Delivers a merged task; returns why that failed, if it did."""
-        sink = self._deliveries.sink_of(batch.task)
+    async def _deliver_all(self, batch: Batch, outcome: MergeOutcome) -> None:
+        while outcome.deliveries and outcome.failure is None:
+            merged = outcome.deliveries[0]
+            outcome.failure = await self._deliver_one(batch, merged)
+            if outcome.failure is None:  # it is not sent again if a later one fails
+                del outcome.deliveries[0], outcome.merged[merged.batch_id]
+
+    async def _deliver_one(self, batch: Batch, merged: MergedTask) -> Failure | None:
+        """Delivers a merged task; returns why that failed, or None."""
+        sink = self._deliveries.sink_of(merged.task)
         breaker = self._sinks.breaker_of(sink)
-        admitted = breaker.admit(reserved=job.probing)
+        admitted = breaker.admit(reserved=batch.probing)
         if admitted is None:
             return Failure.of_sink_down(breaker.pause())
         try:
-            await self._deliveries.deliver(sink, batch)
+            await self._deliveries.deliver(sink, merged)
         except InvalidTask:  # it says nothing about the queue
             raise
-        except BaseException as error:  # a sink may end in CancelledError or SystemExit too
-            if job.abandoned:
+        except BaseException as error:
+            if batch.state is not State.DELIVERING:
                 raise
-            return failure_at(breaker, job.batch_id, admitted, error)
+            return failure_at(breaker, batch.batch_id, admitted, error)
         breaker.succeeded()
         return None

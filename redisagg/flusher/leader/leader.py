@@ -1,25 +1,24 @@
-"""The leader of a partition: claims, merges and commits side by side."""
+"""The leader of a partition: wires its parts together, and drains when it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
+from redisagg.flusher.batch import Batch
 from redisagg.flusher.breaker import Breakers
 from redisagg.flusher.leader.claimer import Claimer
 from redisagg.flusher.leader.committer import Committer
 from redisagg.flusher.leader.deliverer import Deliverer
-from redisagg.flusher.leader.hand import Hand
-from redisagg.flusher.leader.lanes import Lanes
-from redisagg.flusher.leader.queue import CommitQueue
-from redisagg.flusher.leader.requests import LeaderCalls
-from redisagg.flusher.leader.session import Asker
-from redisagg.flusher.leader.settling import Settler
-from redisagg.flusher.leader.sink_health import KnownSinks
-from redisagg.flusher.merging.merger import Merger
-from redisagg.flusher.waiting import end, wait_for_event
+from redisagg.flusher.leader.inflight import InFlight
+from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, LeaderRequests
+from redisagg.flusher.leader.session import LeaseSession
+from redisagg.flusher.leader.sink_health import SinkHealth
+from redisagg.flusher.merging import Merger
+from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.sinks.routing import Deliveries
 from redisagg.transport.aio import AsyncTransport
@@ -28,13 +27,13 @@ _log = logging.getLogger("redisagg")
 
 
 class Leader:
-    """The leader of one partition.
+    """The leader of one partition, for the time of one lease.
 
     Args:
-        partition: which one.
+        partition: the keys of the partition.
         token: the fencing token of the lease.
-        merger, deliveries, breakers: the ones that all leaders of a flusher share.
-        idle: longest sleep between two looks, seconds; news come sooner.
+        merger, deliveries, breakers: shared by all leaders of a flusher.
+        idle: seconds between two polls at most; a wake-up shortens the wait.
     """
 
     def __init__(
@@ -52,77 +51,85 @@ class Leader:
         self.partition = partition
         self.token = token
         self._shutdown_timeout = seconds(config.shutdown_timeout)
-        self._look = asyncio.Event()
+        self._left = asyncio.Event()
         slot = partition.slot if transport.clustered else None
-        calls = LeaderCalls(partition, token, config, idle)
-        redis = Asker(transport, calls, partition.number)
-        sinks = KnownSinks(breakers, deliveries.router.only(), slot)
-        queue = CommitQueue()
-        self._hand = Hand(self._look)
-        self._deliverer = Deliverer(deliveries, sinks)
-        lanes = Lanes(self._hand, queue, self._deliverer)
-        self._claimer = Claimer(
-            config=config,
-            partition=partition,
-            slot=slot,
-            redis=redis,
-            hand=self._hand,
-            lanes=lanes,
-            sinks=sinks,
-            merger=merger,
-            look=self._look,
-            idle=idle,
-        )
-        self._settler = Settler(
-            config=config,
-            redis=redis,
-            hand=self._hand,
-            lanes=lanes,
-            queue=queue,
-            claiming=self._claimer.claiming,
+        requests = LeaderRequests(partition, token, config, idle)
+        session = LeaseSession(transport, requests, partition.number)
+        sinks = SinkHealth(breakers, deliveries.router.only(), slot)
+        limit = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
+        self._inflight = InFlight(limit, config.max_attempts)
+        self._deliverer = Deliverer(
+            deliveries, self._inflight, sinks, on_delivered=self._committer_has_work
         )
         self._committer = Committer(
-            redis=redis,
-            hand=self._hand,
-            lanes=lanes,
-            queue=queue,
+            config=config,
+            session=session,
+            inflight=self._inflight,
             sinks=sinks,
-            settler=self._settler,
+            deliverer=self._deliverer,
+            on_room=self._batches_left,
+        )
+        self._claimer = Claimer(
+            session=session,
+            inflight=self._inflight,
+            sinks=sinks,
+            merger=merger,
+            slot=slot,
+            on_merged=self._merged,
+            on_claimed=self._committer_has_work,
+            idle=idle,
         )
 
     async def run(self) -> None:
         """Leads until `finish` is called or the lease is lost.
 
         Raises:
-            StaleLease: the partition has another leader; everything in hand is void.
+            StaleLease: the partition has another leader; all batches in flight are void.
         """
         claiming = asyncio.create_task(self._claimer.run())
         committing = asyncio.create_task(self._committer.run())
+        draining: asyncio.Task[None] | None = None
         try:
-            # Claiming ends when it is told to finish.
-            done, _ = await asyncio.wait(
-                {claiming, committing}, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                task.result()
-            drained = asyncio.create_task(self._drain())
-            done, _ = await asyncio.wait({drained, committing}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await _first_of(claiming, committing)  # claiming ends after `finish`
+            draining = asyncio.create_task(self._drain())
+            await _first_of(draining, committing)
         finally:
-            self._hand.abandon()
+            self._inflight.abandon_all()
             self._deliverer.cancel()
-            await end(claiming, committing)
+            await cancel_and_wait(*filter(None, (claiming, committing, draining)))
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """Something may have become due."""
-        self._look.set()
+        self._claimer.wake()
 
     def finish(self) -> None:
-        """Claims nothing more, finishes what is in hand, and ends."""
+        """Makes `run` end: nothing more is claimed, and batches in flight are finished."""
         self._claimer.finish()
 
+    def _merged(self, batch: Batch) -> None:
+        self._deliverer.start(self._inflight.merged(batch))
+        self._committer.wake()
+
+    def _committer_has_work(self) -> None:
+        self._committer.wake()
+
+    def _batches_left(self) -> None:
+        self._left.set()
+        self._claimer.wake()
+
     async def _drain(self) -> None:
-        if not await wait_for_event(self._hand.empty, self._shutdown_timeout):
-            _log.warning("%d batches in hand are given back unfinished", len(self._hand))
-            await self._settler.give_back(list(self._hand.jobs.values()), 0)
+        """Waits until nothing is in flight; gives the rest back after `shutdown_timeout`."""
+        end = time.monotonic() + self._shutdown_timeout
+        while len(self._inflight):
+            self._left.clear()
+            if not await wait_for_event(self._left, max(0.0, end - time.monotonic())):
+                _log.warning("%d batches in flight are given back unfinished", len(self._inflight))
+                await self._committer.give_back(self._inflight.give_back_all(), 0)
+                return
+
+
+async def _first_of(*tasks: asyncio.Task[None]) -> None:
+    """Waits until one of the tasks has ended, and raises what it raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()

@@ -1,4 +1,4 @@
-"""What the leader of a partition asks of Redis: its calls of the scripts, each with its token."""
+"""The requests of a leader: its calls of the scripts, each with the fencing token."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any, NamedTuple
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
-from redisagg.flusher.merging.merger import Commit, Failure
+from redisagg.flusher.batch import Enqueue, Failure
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.scripts import Request, call
 
-# What one claim may bring, so that it keeps Redis busy for a few milliseconds at most.
+# The limits of one claim, so that it keeps Redis busy for a few milliseconds at most.
 MAX_CLAIM_BATCHES = 64
 _CLAIM_TASKS = 2_000
 _CLAIM_BYTES = 2 * 1024 * 1024
 
-# What one commit may carry, likewise.
+# The limits of one commit, for the same reason.
 MAX_COMMIT_BATCHES = 64
 MAX_COMMIT_BYTES = 1024 * 1024
 
-# How long a group is left alone whose keys hold a foreign type, ms.
-_LEFT_ALONE_MS = 30_000
+# Milliseconds for which a group is not claimed whose keys hold a foreign type.
+_QUARANTINE_MS = 30_000
 
-# For a batch of which nothing is enqueued by the commit.
-_NOTHING = Commit("", "commit", (), ())
+# For a batch for which the commit enqueues nothing.
+_NOTHING = Enqueue("", "commit", (), ())
 
 
 class DueItem(NamedTuple):
-    """Something that `poll` found: a batch that came back, or a group with a batch to be cut."""
+    """An item of a poll: a batch that can be claimed again, or a group that is due."""
 
     batch_id: bytes
     """Empty for a group."""
@@ -36,15 +36,15 @@ class DueItem(NamedTuple):
 
 
 class Due(NamedTuple):
-    """What `poll` found."""
+    """The reply to a poll."""
 
     wait_ms: int
-    """Until there is more; 0 if there is now, less while the namespace is paused."""
+    """Milliseconds until more is due; 0: now, negative: the namespace is paused."""
     items: list[DueItem]
 
     @classmethod
     def of(cls, reply: Any) -> Due:
-        """From the script's reply."""
+        """Reads the reply of the script."""
         wait_ms, flat = reply
         return cls(int(wait_ms), list(map(DueItem, flat[::2], flat[1::2])))
 
@@ -54,19 +54,19 @@ class Returned(NamedTuple):
 
     batch_id: bytes
     delay: float | None
-    """Seconds until then. None: it stays claimed, and only what it was merged to is stored."""
-    merged: bytes
-    """What it was merged to, if Redis does not have that yet."""
+    """Seconds until the next claim. None: it stays claimed, and only its result is stored."""
+    result: bytes
+    """The serialized merge result, or empty if Redis has it or there is none."""
     failure: Failure | None = None
-    """Why, if it has failed."""
+    """Why it failed, or None."""
 
 
-class LeaderCalls:
-    """The calls of one leader.
+class LeaderRequests:
+    """Makes the requests of one leader.
 
     Args:
         token: the fencing token of its lease.
-        idle: the longest sleep between two polls, seconds.
+        idle: seconds between two polls at most.
     """
 
     def __init__(
@@ -75,79 +75,79 @@ class LeaderCalls:
         self._partition = partition
         self._token = token
         self._idle_ms = to_ms(idle)
-        # A claim outlives the merge; what a dead leader held is freed by its lease, not by this.
+        # A claim outlives its merge. The batches of a dead leader are freed by the next lease.
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
         self._dedupe_ms = to_ms(config.dedupe_window)
         p = partition
         self._indexes = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
 
     def poll(self, limit: int) -> Request:
-        """Names at most `limit` items that are due."""
+        """Asks for at most `limit` items that are due."""
         return call("poll", self._indexes, self._token, limit, self._idle_ms)
 
     def claim(self, items: Iterable[DueItem], limit: int) -> Request:
-        """Takes at most `limit` batches of these items in hand."""
+        """Claims at most `limit` batches of these items."""
         p = self._partition
         keys = [*self._indexes, p.seen, p.seen_before]
         args: list[Any] = [self._token, self._claim_ms, p.label]
-        args += (limit, _CLAIM_TASKS, _CLAIM_BYTES, _LEFT_ALONE_MS, self._dedupe_ms)
+        args += (limit, _CLAIM_TASKS, _CLAIM_BYTES, _QUARANTINE_MS, self._dedupe_ms)
         for item in items:
             keys += (p.tasks(item.group), p.ids(item.group))
             args += item
         return call("claim", keys, *args)
 
     def extend(self, batch_ids: Iterable[bytes]) -> Request:
-        """Claims batches for longer that are still in hand."""
+        """Prolongs the claims of batches that are still in flight."""
         p = self._partition
         return call("extend", [p.state, p.claims], self._token, self._claim_ms, *batch_ids)
 
-    def recall(self, in_hand: Iterable[bytes]) -> Request:
-        """Frees all that this leader has claimed but for these batches."""
+    def recall(self, in_flight: Iterable[bytes]) -> Request:
+        """Frees all claims of the partition except those of these batches."""
         p = self._partition
-        return call("recall", [p.state, p.claims], self._token, self._claim_ms, *in_hand)
+        return call("recall", [p.state, p.claims], self._token, self._claim_ms, *in_flight)
 
-    def commit(self, batches: Sequence[tuple[bytes, bytes, Commit | None]]) -> Request:
+    def commit(self, batches: Sequence[tuple[bytes, bytes, Enqueue | None]]) -> Request:
         """Enqueues batches and removes them.
 
         Args:
-            batches: of each the id, the group, and what is enqueued; all goes into one queue.
+            batches: the id, the group and the entries of each; all go into the same queue.
         """
         p = self._partition
-        commits = [commit or _NOTHING for *_, commit in batches]
-        common = next((each for each in commits if each is not _NOTHING), _NOTHING)
+        enqueues = [enqueue or _NOTHING for *_, enqueue in batches]
+        common = next((each for each in enqueues if each is not _NOTHING), _NOTHING)
         keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *common.queue_keys]
         args: list[Any] = [self._token, *common.options]
-        for (batch_id, group, _), commit in zip(batches, commits, strict=True):
-            keys += (p.tasks(group), *commit.entry_keys)
-            args += (batch_id, len(commit.arguments), *commit.arguments)
+        for (batch_id, group, _), enqueue in zip(batches, enqueues, strict=True):
+            keys += (p.tasks(group), *enqueue.entry_keys)
+            args += (batch_id, len(enqueue.arguments), *enqueue.arguments)
         return call(common.script, keys, *args)
 
     def retry(self, batches: Iterable[Returned]) -> Request:
-        """Gives batches back, all in one step."""
+        """Gives batches back, in one step."""
         args: list[Any] = []
-        for batch_id, delay, merged, failure in batches:
-            counts = failure is not None and failure.pause is None
+        for batch_id, delay, result, failure in batches:
+            counts = failure is not None and failure.counts
             error = _utf8(failure.error) if failure else b""
             delay_ms = "" if delay is None else to_ms(delay)
-            args += (batch_id, delay_ms, int(counts), error, merged)
+            args += (batch_id, delay_ms, int(counts), error, result)
         return call("retry", self._indexes, self._token, *args)
 
     def bury(self, batch_id: bytes, group: bytes, failure: Failure) -> Request:
-        """Puts a batch among the dead letters."""
+        """Moves a batch to the dead letters."""
         p = self._partition
         keys = [p.state, p.groups, p.batches, p.claims, p.dead]
         keys += (p.tasks(group), p.dead_tasks(batch_id))
-        why = (_utf8(failure.error), _utf8(failure.traceback))
-        return call("bury", keys, self._token, batch_id, *why)
+        error = (_utf8(failure.error), _utf8(failure.traceback))
+        return call("bury", keys, self._token, batch_id, *error)
 
     def set_aside(
-        self, batch_id: bytes, group: bytes, places: Sequence[int], error: str
+        self, batch_id: bytes, group: bytes, positions: Sequence[int], error: str
     ) -> Request:
-        """Makes a dead letter of entries of a batch that are no tasks."""
+        """Copies entries of a batch that are no tasks into a dead letter."""
         p = self._partition
         letter = batch_id + b"-undecodable"
         keys = [p.state, p.groups, p.batches, p.dead, p.tasks(group), p.dead_tasks(letter)]
-        return call("set_aside", keys, self._token, batch_id, letter, _utf8(error), *places)
+        return call("set_aside", keys, self._token, batch_id, letter, _utf8(error), *positions)
 
 
 def _utf8(text: str) -> bytes:

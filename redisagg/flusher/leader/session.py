@@ -1,4 +1,4 @@
-"""How a leader talks to Redis."""
+"""How a leader sends requests to Redis while its lease lasts."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from collections.abc import Sequence
 from typing import Any
 
 from redisagg.errors import RedisAggError, StaleLease
-from redisagg.flusher.leader.requests import LeaderCalls
+from redisagg.flusher.leader.requests import LeaderRequests
 from redisagg.protocol.scripts import Request
 from redisagg.transport.aio import AsyncTransport
 
 _log = logging.getLogger("redisagg")
 
-# Between two attempts at something that Redis refuses for a reason that may go away, seconds.
+# Seconds between two attempts at a request that Redis refuses for a reason that may go away.
 _REFUSED_WAIT = 0.5
 
 
-class Asker:
-    """Sends the calls of one leader, for as long as its lease lasts.
+class LeaseSession:
+    """Sends the requests of one leader.
 
     Args:
-        calls: what it can be asked to send.
-        partition: its number, for the log.
+        requests: makes the requests, each with the fencing token of the lease.
+        partition: the number of the partition, for the log.
     """
 
-    def __init__(self, transport: AsyncTransport, calls: LeaderCalls, partition: int) -> None:
-        self.calls = calls
+    def __init__(self, transport: AsyncTransport, requests: LeaderRequests, partition: int) -> None:
+        self.requests = requests
+        self.partition = partition
         self._transport = transport
-        self._partition = partition
 
-    async def ask(self, request: Request) -> Any:
-        """The reply to a request; waits as long as Redis refuses for reasons that may go away.
+    async def send(self, request: Request) -> Any:
+        """Sends a request and returns its reply; retries while Redis refuses it.
 
         Raises:
             StaleLease: the partition has another leader.
         """
-        [reply] = await self.ask_together([request])
+        [reply] = await self.send_all([request])
         return reply
 
-    async def ask_together(self, requests: Sequence[Request], *, once: bool = False) -> list[Any]:
-        """As `ask`, for requests in one round trip; it is the first that must not be refused.
+    async def send_all(self, requests: Sequence[Request], *, once: bool = False) -> list[Any]:
+        """Sends requests in one round trip, as `send`; only the first one must not be refused.
 
         Args:
-            once: whether a lost connection is not ridden out.
+            once: whether a lost connection is an error instead of being retried.
 
         Raises:
             StaleLease: the partition has another leader.
-            RedisUnavailable: `once`, and no reply came.
+            RedisUnavailable: `once` is set and no reply came.
         """
         while True:
             replies = await self._transport.exchange(requests, once=once)
@@ -59,5 +59,5 @@ class Asker:
                 raise refused
             script = requests[0].script
             name = script.name if script else "a command"
-            _log.error("partition %d: %s failed: %s", self._partition, name, refused)
+            _log.error("partition %d: Redis refuses %s: %s", self.partition, name, refused)
             await asyncio.sleep(_REFUSED_WAIT)

@@ -1,32 +1,32 @@
-"""The sinks to which the batches of a partition go, and whether they work."""
+"""Whether the sinks work to which the batches of a partition go."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from redisagg.flusher.breaker import Breaker, Breakers, State
-from redisagg.flusher.merging.merger import Commit, Failure
+from redisagg.flusher.batch import Enqueue, Failure
+from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
 from redisagg.sinks.base import DeliverySink, ScriptSink
 
-# How many batches are claimed at once to try a sink that was down.
+# The number of batches that are claimed at once to try a sink that was down.
 _PROBES = 2
 
 
 @dataclass(slots=True)
 class Probe:
-    """The right to claim a few batches, to find out whether a sink works again."""
+    """Permission to claim a few batches, to find out whether a sink works again."""
 
     breaker: Breaker
     left: int
 
     def end(self) -> None:
-        """Gives back what was not made use of."""
+        """Returns the permits that were not used."""
         self.breaker.unreserve(self.left)
 
 
 def failure_at(breaker: Breaker, batch_id: bytes, admitted: int, error: BaseException) -> Failure:
-    """What the failure of a batch at a sink means, once the sink's breaker has heard of it.
+    """Reports an error to the breaker of a sink, and returns the failure that the batch has.
 
     Args:
         admitted: the number with which the breaker let the batch through.
@@ -35,12 +35,12 @@ def failure_at(breaker: Breaker, batch_id: bytes, admitted: int, error: BaseExce
     return Failure.of(error, None if counts else breaker.pause())
 
 
-class KnownSinks:
-    """The breakers of the sinks that batches of one partition have gone to so far.
+class SinkHealth:
+    """The breakers of the sinks to which batches of one partition have gone.
 
     Args:
         breakers: of the whole flusher.
-        only: the sink of all batches, if there is but one.
+        only: the sink of all batches, or None if a function chooses it.
         slot: the hash tag of the partition on a cluster, else None.
     """
 
@@ -49,7 +49,7 @@ class KnownSinks:
     ) -> None:
         self._breakers = breakers
         self._slot = slot
-        self._met: dict[Hashable, Breaker] = {}
+        self._known: dict[Hashable, Breaker] = {}
         if only is not None:
             self.breaker_of(only)
 
@@ -57,29 +57,29 @@ class KnownSinks:
         """The breaker of a sink."""
         if isinstance(sink, DeliverySink):
             return self._breaker(id(sink), type(sink).__name__)
-        return self.breaker_for(Commit.into(sink, self._slot))
+        return self.breaker_for(Enqueue.into(sink, self._slot))
 
-    def breaker_for(self, commit: Commit) -> Breaker:
-        """The breaker of the sink to which a commit goes."""
-        return self._breaker(commit.queue, commit.sink)
+    def breaker_for(self, enqueue: Enqueue) -> Breaker:
+        """The breaker of the sink into which a commit enqueues."""
+        return self._breaker(enqueue.queue, enqueue.sink)
 
-    def states(self) -> set[State]:
-        """What they are now; empty if no sink has been met yet."""
-        return {breaker.state for breaker in self._met.values()}
+    def states(self) -> set[BreakerState]:
+        """Their present states; empty before the first batch has chosen a sink."""
+        return {breaker.state for breaker in self._known.values()}
 
     def pause(self) -> float:
-        """Seconds until the first of them may let something through."""
-        return min(breaker.pause() for breaker in self._met.values())
+        """Seconds until the first of them may let a batch through."""
+        return min(breaker.pause() for breaker in self._known.values())
 
     def reserve(self) -> Probe | None:
-        """The right to claim a few batches for a sink that was down; None if there is none now."""
-        for breaker in self._met.values():
+        """Permission to claim a few batches for a sink that was down; None if none is free now."""
+        for breaker in self._known.values():
             if granted := breaker.reserve(_PROBES):
                 return Probe(breaker, granted)
         return None
 
     def _breaker(self, key: Hashable, name: str) -> Breaker:
-        breaker = self._met.get(key)
+        breaker = self._known.get(key)
         if breaker is None:
-            breaker = self._met[key] = self._breakers.of(key, name)
+            breaker = self._known[key] = self._breakers.of(key, name)
         return breaker

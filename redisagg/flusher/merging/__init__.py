@@ -1,4 +1,4 @@
-"""Running the merge function: on the event loop if `async`, else in threads or processes."""
+"""Runs the merge function: on the event loop if it is `async`, else in threads or processes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from redisagg.flusher.merging.processes import ProcessMerger
 from redisagg.flusher.merging.threads import ThreadMerger
 from redisagg.sinks.routing import Router
 
+__all__ = ["Merger", "make_merger"]
+
 
 def make_merger(config: AggregationConfig, router: Router) -> Merger:
-    """The merger for the function that is configured; to be called on the loop."""
-    if is_async(config.group_aggregator):
+    """Makes the merger for the configured function; to be called on the event loop."""
+    if _is_async(config.group_aggregator):
         return LoopMerger(config, router)
     return (ProcessMerger if config.executor == "process" else ThreadMerger)(config, router)
 
 
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine: an `async def`, or an object with such a `__call__`."""
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether a call returns a coroutine: an `async def`, or an object with such a `__call__`."""
     call = getattr(function, "__call__", None)  # noqa: B004 - not a test for being callable
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

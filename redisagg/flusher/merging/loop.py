@@ -6,41 +6,35 @@ import asyncio
 from typing import Any
 
 from redisagg.config import AggregationConfig
-from redisagg.flusher.merging.merger import Batch, Failure, Merger, Outcome, prepare, settle
+from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
+from redisagg.flusher.merging.merger import TaskMerger
+from redisagg.flusher.merging.steps import prepare, route_result
 from redisagg.sinks.routing import Router
 
 
-class LoopMerger(Merger):
+class LoopMerger(TaskMerger):
     """Awaits the merge function."""
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._slots = asyncio.Semaphore(self.concurrency)
-        self._running: set[asyncio.Task[None]] = set()
 
-    def submit(self, job: Batch) -> None:
-        task = asyncio.create_task(self._work(job))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    def close(self) -> None:
-        for task in self._running:
-            task.cancel()
-
-    async def _work(self, job: Batch) -> None:
+    async def _work(self, batch: Batch) -> None:
         async with self._slots:
-            outcome = await self._merge(job) if job.begin() else Outcome()
-        job.end(outcome)
+            if not batch.begin():
+                return
+            outcome = await self._merge(batch.claim)
+        batch.end_merge(outcome)
 
-    async def _merge(self, job: Batch) -> Outcome:
-        outcome = Outcome()
+    async def _merge(self, claim: Claim) -> MergeOutcome:
+        outcome = MergeOutcome()
         try:
-            group, tasks = prepare(job, outcome, self.router)
+            group, tasks = prepare(claim, outcome, self.router)
             if tasks:
                 merging: Any = asyncio.ensure_future(self.function(group, tasks))  # type: ignore[arg-type]
                 if not await self._ends(merging):
                     return self.timed_out()
-                settle(job, outcome, self.router, tasks, merging.result())
+                route_result(claim, outcome, self.router, tasks, merging.result())
         except _Closed:
             raise
         except BaseException as error:  # a merge may end in CancelledError or SystemExit too
@@ -48,7 +42,7 @@ class LoopMerger(Merger):
         return outcome
 
     async def _ends(self, merging: asyncio.Future[Any]) -> bool:
-        """Whether a merge ends in time; stops it if not."""
+        """Whether a merge ends in time; cancels it if not."""
         try:
             await asyncio.wait({merging}, timeout=self.timeout)
         except asyncio.CancelledError:  # not the merge's own: this merger is closed

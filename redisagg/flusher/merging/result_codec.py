@@ -1,20 +1,21 @@
-"""What a merge came to, as it is kept with its batch in Redis until it has been enqueued.
+"""The serialized merge result, as it is kept with a batch in Redis until it has been enqueued.
 
-A msgpack array of the places of entries that are no tasks, each with what is wrong with it, and of
-the merged tasks, each packed on its own, so that one that was delivered can be left out.
+It is a msgpack array of two arrays: the undecodable entries, each with its position and the reason,
+and the merged tasks. Each merged task is packed on its own, so that one that was delivered can be
+left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from operator import attrgetter
 
 from redisagg.errors import KeyConflict
+from redisagg.flusher.batch import MergeOutcome
 from redisagg.payload import pack, unpack
 from redisagg.sinks.base import MergedTask
 from redisagg.task import Task
 
-# As the constructor takes them.
+# In the order in which the constructor of `Task` takes them.
 _FIELDS = (
     *("type", "payload", "group_key", "id", "headers", "options"),
     *("priority", "grace_period", "max_delay", "max_size"),
@@ -22,35 +23,44 @@ _FIELDS = (
 _values = attrgetter(*_FIELDS)
 
 
-def pack_batch(batch: MergedTask) -> bytes:
-    """One merged task with all that a sink can see of it.
+def pack_merged_task(merged: MergedTask) -> bytes:
+    """Serializes one merged task with everything that a sink can see of it.
 
     Raises:
-        PayloadError: its payload or an option has no form in msgpack.
+        PayloadError: msgpack has no form for its payload or for an option.
     """
-    return pack((batch.batch_id, batch.group, batch.count, _values(batch.task)))
+    return pack((merged.batch_id, merged.group, merged.count, _values(merged.task)))
 
 
-def pack_merged(undecodable: Iterable[tuple[int, str]], batches: Iterable[bytes]) -> bytes:
-    """What `retry` stores."""
-    texts = [(place, text.encode("utf-8", "replace")) for place, text in undecodable]
-    return pack((texts, tuple(batches)))
+def pack_result(outcome: MergeOutcome) -> bytes:
+    """Serializes what is left to be enqueued of an outcome; empty if nothing is."""
+    if not outcome.merged:
+        return b""
+    undecodable = [
+        (position, reason.encode("utf-8", "replace")) for position, reason in outcome.undecodable
+    ]
+    return pack((undecodable, tuple(outcome.merged.values())))
 
 
-def unpack_merged(packed: bytes) -> tuple[list[tuple[int, str]], list[tuple[MergedTask, bytes]]]:
-    """What `pack_merged` packed: what is undecodable, and the merged tasks, each as it is packed.
+def unpack_result(packed: bytes) -> tuple[list[tuple[int, str]], list[tuple[MergedTask, bytes]]]:
+    """Reads what `pack_result` returned.
+
+    Returns:
+        The undecodable entries, and the merged tasks, each with its serialized form.
 
     Raises:
-        KeyConflict: it did not.
+        KeyConflict: these bytes are something else.
     """
     try:
-        texts, batches = unpack(packed)
-        undecodable = [(place, text.decode()) for place, text in texts]
-        return undecodable, [(_unpack_batch(each), each) for each in batches]
-    except Exception as error:  # whatever there is to say about foreign bytes
-        raise KeyConflict(f"what a batch was merged to can't be read: {error}") from error
+        undecodable, merged = unpack(packed)
+        return (
+            [(position, reason.decode()) for position, reason in undecodable],
+            [(_unpack_merged_task(each), each) for each in merged],
+        )
+    except Exception as error:  # foreign bytes can raise anything
+        raise KeyConflict(f"the stored result of a merge can't be read: {error}") from error
 
 
-def _unpack_batch(packed: bytes) -> MergedTask:
+def _unpack_merged_task(packed: bytes) -> MergedTask:
     batch_id, group, count, values = unpack(packed)
     return MergedTask(batch_id, group, count, Task(**dict(zip(_FIELDS, values, strict=True))))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from redisagg.config import AggregationConfig
-from redisagg.flusher.merging.blocking import merge
-from redisagg.flusher.merging.merger import Batch, Merger, Outcome
+from redisagg.flusher.batch import Batch, MergeOutcome
+from redisagg.flusher.merging.merger import Merger
+from redisagg.flusher.merging.steps import merge
 from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
@@ -20,36 +21,36 @@ _log = logging.getLogger("redisagg")
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """What a thread is merging."""
+    """The merge in a thread."""
 
-    job: Batch
+    batch: Batch
     since: float
 
 
 class ThreadMerger(Merger):
     """Calls the merge function in threads of its own.
 
-    The threads take jobs from one queue, so that a slow merge delays no other, and tell the loop
-    of all that ended since it last looked in one call.
+    All threads take batches from one queue, so that a slow merge delays no other. They report to
+    the event loop in one call everything that has ended since its last look.
     """
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
-        self._ended: deque[tuple[Batch, Outcome]] = deque()
+        self._ended: deque[tuple[Batch, MergeOutcome]] = deque()
         self._lock = threading.Lock()
-        self._told = False
+        self._collecting = False  # whether the loop has been told to call `_collect`
         self._threads = 0
-        self._open = 0  # jobs that have been submitted and have not ended
-        self._running: dict[int, _Running] = {}
+        self._open = 0  # batches that were submitted and have not ended
+        self._running: dict[int, _Running] = {}  # by thread
         self._watch: asyncio.TimerHandle | None = None
 
-    def submit(self, job: Batch) -> None:
+    def submit(self, batch: Batch) -> None:
         self._open += 1
         if self._open > self._threads < self.concurrency:
             self._start_thread()
-        self._queue.put(job)
+        self._queue.put(batch)
         if self._watch is None:
             self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)
 
@@ -66,19 +67,22 @@ class ThreadMerger(Merger):
 
     def _work(self) -> None:
         me = threading.get_ident()
-        while (job := self._queue.get()) is not None:
-            running = self._running[me] = _Running(job, time.monotonic())
-            outcome = merge(self.function, self.router, job) if job.begin() else Outcome()
+        while (batch := self._queue.get()) is not None:
+            running = self._running[me] = _Running(batch, time.monotonic())
+            if batch.begin():
+                outcome = merge(self.function, self.router, batch.claim)
+            else:
+                outcome = MergeOutcome()  # nobody reads it
             if self._running.pop(me, None) is not running:
-                return  # timed out: another thread has taken this one's place
-            self._end(job, outcome)
+                return  # it timed out, and another thread has taken the place of this one
+            self._end(batch, outcome)
 
-    def _end(self, job: Batch, outcome: Outcome) -> None:
-        self._ended.append((job, outcome))
+    def _end(self, batch: Batch, outcome: MergeOutcome) -> None:
+        self._ended.append((batch, outcome))
         with self._lock:
-            if self._told:
+            if self._collecting:
                 return
-            self._told = True
+            self._collecting = True
         try:
             self._loop.call_soon_threadsafe(self._collect)
         except RuntimeError:  # the loop is closed: nobody waits any more
@@ -86,11 +90,11 @@ class ThreadMerger(Merger):
 
     def _collect(self) -> None:
         with self._lock:
-            self._told = False
+            self._collecting = False
         while self._ended:
-            job, outcome = self._ended.popleft()
+            batch, outcome = self._ended.popleft()
             self._open -= 1
-            job.end(outcome)
+            batch.end_merge(outcome)
 
     def _watch_interval(self) -> float:
         return min(1.0, self.timeout / 4)
@@ -102,11 +106,11 @@ class ThreadMerger(Merger):
             late = now - running.since > self.timeout
             if late and self._running.pop(thread, None) is running:
                 _log.warning(
-                    "a merge of group %r goes on past merge_timeout; its thread is given up",
-                    running.job.group[:64],
+                    "a merge of group %r exceeds merge_timeout; its thread is given up",
+                    running.batch.group[:64],
                 )
                 self._threads -= 1
                 self._start_thread()
-                self._end(running.job, self.timed_out())
+                self._end(running.batch, self.timed_out())
         if self._open:
             self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)

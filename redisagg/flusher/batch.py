@@ -1,0 +1,208 @@
+"""A claimed batch: its state, the outcome of its merge, and why an attempt failed.
+
+The states of a batch, in the order in which a batch that succeeds goes through them::
+
+    CLAIMED -> MERGING -> MERGED -> (DELIVERING) -> READY -> COMMITTING -> GONE
+
+A batch can become ``FAILED`` in each of them: its merge, its sink or the breaker of its sink says
+so. It is ``ABANDONED`` when its result is no longer wanted: it is being given back, or the lease is
+lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from redisagg.sinks.base import MergedTask, ScriptSink
+
+
+class State(Enum):
+    """How far a batch has come."""
+
+    CLAIMED = "claimed"
+    """Its merge has not begun."""
+    MERGING = "merging"
+    MERGED = "merged"
+    """Its merge has ended, with a result or a failure. It waits for older batches of its group."""
+    DELIVERING = "delivering"
+    """A sink outside Redis is taking its merged tasks."""
+    READY = "ready"
+    """Only the commit is left."""
+    COMMITTING = "committing"
+    """It is part of a commit whose reply has not come."""
+    FAILED = "failed"
+    """Redis has to be told, after all older batches of its group have left."""
+    ABANDONED = "abandoned"
+    """Its result is not wanted any more."""
+    GONE = "gone"
+    """Redis has been told what became of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    error: str
+    traceback: str
+    pause: float | None = None
+    """Seconds until the next attempt if the batch is not to blame. None: the attempt counts."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the attempt counts: the batch may be to blame."""
+        return self.pause is None
+
+    @classmethod
+    def of(cls, error: BaseException, pause: float | None = None) -> Failure:
+        """The failure that an exception stands for."""
+        text = "".join(traceback.format_exception(error))
+        return cls(f"{type(error).__name__}: {error}", text, pause)
+
+    @classmethod
+    def of_sink_down(cls, pause: float) -> Failure:
+        """No attempt was made, since the breaker of the sink is open for `pause` seconds."""
+        return cls("", "", pause)
+
+
+@dataclass(slots=True)
+class Enqueue:
+    """What a commit script enqueues for one batch."""
+
+    sink: str
+    """The name of the sink's class."""
+    script: str
+    queue_keys: Sequence[bytes]
+    options: Sequence[Any]
+    entry_keys: list[bytes] = field(default_factory=list)
+    arguments: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def into(cls, sink: ScriptSink, slot: str | None) -> Enqueue:
+        """One without entries, for a partition with this hash tag (None without a cluster)."""
+        name = type(sink).__name__
+        return cls(name, sink.script, sink.commit_keys(slot), sink.options())
+
+    @property
+    def queue(self) -> Hashable:
+        """Identifies the queue, in whichever process the sink was asked."""
+        return self.script, *self.queue_keys
+
+    def goes_with(self, other: Enqueue) -> bool:
+        """Whether both go into the same queue, and so can share a call."""
+        mine = (self.script, self.queue_keys, self.options)
+        return mine == (other.script, other.queue_keys, other.options)
+
+
+@dataclass(slots=True)
+class MergeOutcome:
+    """How a merge ended."""
+
+    failure: Failure | None = None
+    enqueue: Enqueue | None = None
+    """What the commit enqueues, if anything."""
+    deliveries: list[MergedTask] = field(default_factory=list)
+    """What is delivered to sinks outside Redis before the commit."""
+    undecodable: list[tuple[int, str]] = field(default_factory=list)
+    """Positions of stored entries that are no tasks, each with the reason."""
+    merged: dict[str, bytes] = field(default_factory=dict)
+    """Serialized merged tasks that have not been enqueued yet, by their batch id. If there are
+    any, a failure is one of the sink."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A batch as the script `claim` hands it out; all that a merge needs. Can be pickled."""
+
+    batch_id: bytes
+    group: bytes
+    attempt: int
+    """The number of this attempt, from 1: to merge it or, if it has a result, to enqueue it."""
+    error: bytes
+    """Why the last attempt failed, or empty."""
+    stored_result: bytes
+    """The serialized merge result that an earlier attempt stored, or empty."""
+    entries: Sequence[bytes]
+    slot: str | None
+    """The hash tag of its partition on a cluster, else None."""
+
+
+_begin_lock = threading.Lock()
+"""A merge begins in a thread while the loop may abandon its batch. One lock for all batches is held
+too briefly to matter."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A claimed batch in this process.
+
+    Args:
+        claim: the batch as it was claimed.
+        on_merged: called on the event loop when the batch has an outcome.
+        probing: whether it was claimed to find out if a sink that was down works again.
+    """
+
+    claim: Claim
+    on_merged: Callable[[Batch], None]
+    probing: bool = False
+    state: State = State.CLAIMED
+    outcome: MergeOutcome | None = None
+    failure: Failure | None = None
+    """Why it is `State.FAILED`."""
+
+    @property
+    def batch_id(self) -> bytes:
+        """The id of the batch."""
+        return self.claim.batch_id
+
+    @property
+    def group(self) -> bytes:
+        """The key of its group."""
+        return self.claim.group
+
+    @property
+    def attempt(self) -> int:
+        """The number of the present attempt: of those to merge it or of those to enqueue it.
+
+        The first attempt to enqueue a batch is made in the attempt that merged it.
+        """
+        merged_now = not self.claim.stored_result and self.outcome and self.outcome.merged
+        return 1 if merged_now else self.claim.attempt
+
+    def begin(self) -> bool:
+        """Marks the start of the merge; a merger calls this in any thread.
+
+        Returns:
+            False if the batch has been abandoned: it must not be merged.
+        """
+        with _begin_lock:
+            if self.state is State.CLAIMED:
+                self.state = State.MERGING
+            return self.state is State.MERGING
+
+    def abandon_unless_begun(self) -> bool:
+        """Abandons the batch if its merge has not begun.
+
+        Returns:
+            Whether the batch is abandoned.
+        """
+        with _begin_lock:
+            if self.state is State.CLAIMED:
+                self.state = State.ABANDONED
+            return self.state is State.ABANDONED
+
+    def abandon(self) -> None:
+        """Abandons the batch, whatever its state is; a merge that runs goes on unheard."""
+        with _begin_lock:
+            self.state = State.ABANDONED
+
+    def end_merge(self, outcome: MergeOutcome) -> None:
+        """Takes the outcome of the merge, on the event loop; ignored if the batch was abandoned."""
+        if self.state is State.MERGING:
+            self.outcome = outcome
+            self.state = State.MERGED
+            self.on_merged(self)

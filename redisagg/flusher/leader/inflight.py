@@ -1,0 +1,364 @@
+"""The batches that a leader has in flight, and what may happen to them next.
+
+This module is pure: it knows neither Redis nor asyncio. The other modules of the leader report
+events to `InFlight` and carry out the actions that it returns. The rules of order are here alone:
+
+- **Order in a group.** Batches of a group are merged side by side, but they are delivered and
+  committed in the order of their claims.
+- **Holding back.** When a batch has failed, no younger batch of its group is delivered or committed
+  until Redis has been told. If the failed batch is to be tried again, the younger ones go back with
+  it.
+- **Postponing.** A failed batch is not given back while merges or deliveries of younger batches of
+  its group run: their results go back with it, so that nothing is merged twice. Merges that have
+  not begun are abandoned.
+- **No claim during a report.** A claim could bring younger batches of the group that is being given
+  back. So a batch is given back only while no claim is under way, and no claim begins meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
+
+_UNDER_WAY = (State.MERGING, State.DELIVERING)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Merge this batch."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Deliver the merged tasks of this batch to sinks outside Redis."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Commit as many of these batches as fit into one call, from the first on."""
+
+    batches: list[Batch]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GiveBack:
+    """Give these batches back, in one step, to be claimed again later."""
+
+    batches: list[Batch]
+    failure: Failure | None = None
+    """Why the first of them failed; None if none has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """Move this batch to the dead letters: its attempts are used up."""
+
+    batch: Batch
+
+
+NextAction: TypeAlias = "Commit | GiveBack | Bury"
+"""What a leader tells Redis next."""
+
+
+class _Group:
+    """The batches of one group that are in flight, oldest first: `leaving`, then `merging`."""
+
+    __slots__ = ("failed", "leaving", "merging", "postponed")
+
+    def __init__(self) -> None:
+        self.leaving: deque[Batch] = deque()
+        """Batches about which Redis has to be told: READY, COMMITTING or FAILED."""
+        self.merging: deque[Batch] = deque()
+        """Batches that are merged or delivered, or wait for that."""
+        self.failed = 0
+        """How many of them are FAILED."""
+        self.postponed = False
+        """Whether a failed batch waits for merges or deliveries of younger ones."""
+
+    @property
+    def oldest(self) -> Batch:
+        return self.leaving[0] if self.leaving else self.merging[0]
+
+    def younger_than_oldest(self) -> list[Batch]:
+        return [*islice(self.leaving, 1, None), *self.merging]
+
+
+class InFlight:
+    """The batches of one leader between their claim and the reply that ends them.
+
+    Args:
+        limit: the number of batches that may be in flight.
+        max_attempts: the number of attempts after which a batch is buried.
+    """
+
+    def __init__(self, limit: int, max_attempts: int) -> None:
+        self._limit = limit
+        self._max_attempts = max_attempts
+        self._batches: dict[bytes, Batch] = {}
+        self._groups: dict[bytes, _Group] = {}
+        self._ready: dict[bytes, Batch] = {}
+        """Batches whose commit is left, in the order in which they became READY."""
+        self._reports: deque[Batch] = deque()
+        """FAILED batches that are the oldest of their group."""
+        self._reported_last = False
+        self._claiming = False
+        self._report_waits = False
+        self._reporting: GiveBack | None = None
+
+    # --- what is in flight ---------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __contains__(self, batch_id: bytes) -> bool:
+        return batch_id in self._batches
+
+    @property
+    def ids(self) -> Collection[bytes]:
+        """The ids of all batches in flight."""
+        return self._batches.keys()
+
+    @property
+    def room(self) -> int:
+        """How many more batches may be claimed."""
+        return max(0, self._limit - len(self._batches))
+
+    # --- claims --------------------------------------------------------------------------------
+
+    def may_claim(self) -> bool:
+        """Whether a claim may begin: no failed batch is being given back, or waits to be."""
+        return self._reporting is None and not self._report_waits
+
+    def claim_begun(self) -> None:
+        """A claim is under way."""
+        self._claiming = True
+
+    def claim_ended(self) -> None:
+        """The claim has ended, and `claimed` was called for each of its batches."""
+        self._claiming = False
+
+    def claimed(self, batch: Batch) -> Merge | None:
+        """A batch has been claimed, after all older ones of its group."""
+        group = self._groups.get(batch.group)
+        if group is None:
+            group = self._groups[batch.group] = _Group()
+        self._batches[batch.batch_id] = batch
+        group.merging.append(batch)
+        if group.postponed:
+            batch.abandon()  # it goes back with the failed batch
+        elif batch.claim.attempt <= self._max_attempts:
+            return Merge(batch)
+        else:
+            # No attempt ended with a report, or the batch would be among the dead letters.
+            error = batch.claim.error.decode(errors="replace")
+            failure = Failure(error or "its flusher died in each attempt", "")
+            batch.outcome = MergeOutcome(failure)
+            batch.state = State.MERGED
+            self._advance(group)
+        return None
+
+    # --- merges and deliveries -----------------------------------------------------------------
+
+    def merged(self, batch: Batch) -> Deliver | None:
+        """The merge of a batch has ended; its outcome may be a failure."""
+        return self._ended(batch)
+
+    def delivered(self, batch: Batch) -> Deliver | None:
+        """The delivery of a batch has ended; its outcome may have become a failure."""
+        if batch.state is State.DELIVERING:
+            batch.state = State.MERGED
+        return self._ended(batch)
+
+    def sinks_down(self, pause: float) -> None:
+        """No sink works for the next `pause` seconds: what need not be merged now is given back."""
+        for group in self._groups.values():
+            if group.failed or not group.merging:
+                continue
+            batch = group.merging[0]
+            if not batch.probing and batch.abandon_unless_begun():
+                self._fail_next(group, Failure.of_sink_down(pause))
+
+    # --- what Redis is told --------------------------------------------------------------------
+
+    def next_action(self) -> NextAction | None:
+        """What Redis is to be told next. The caller reports the result before it asks again.
+
+        Commits and failures take turns, so that neither delays the other for long.
+        """
+        ready = self._committable()
+        if self._reports and not (ready and self._reported_last):
+            action = self._next_report()
+            if action is not None:
+                self._reported_last = True
+                return action
+        self._reported_last = False
+        return Commit(ready) if ready else None
+
+    def committing(self, batches: list[Batch]) -> None:
+        """A commit of these batches is under way."""
+        for batch in batches:
+            batch.state = State.COMMITTING
+
+    def committed(self, batch: Batch) -> Deliver | None:
+        """The commit removed the batch, or an earlier one had."""
+        return self._remove(batch)
+
+    def failed(self, batch: Batch, failure: Failure) -> None:
+        """The queue refused a batch, or its breaker is open."""
+        if self._holds(batch):
+            del self._ready[batch.batch_id]
+            self._mark_failed(self._groups[batch.group], batch, failure)
+
+    def out_of_order(self, batch: Batch) -> GiveBack | None:
+        """Redis has an older batch of the same group.
+
+        Either that one has just been refused in the same call: then this batch waits with it. Or
+        it is not in flight here: then this batch is given back.
+        """
+        if not self._holds(batch):
+            return None
+        if self._groups[batch.group].failed:
+            batch.state = State.READY
+            return None
+        return self.give_back(batch)
+
+    def give_back(self, batch: Batch) -> GiveBack:
+        """The action that gives back one batch that has not failed."""
+        batch.abandon()
+        return GiveBack([batch])
+
+    def give_back_all(self) -> GiveBack:
+        """The action that gives back everything, whatever its state is."""
+        self.abandon_all()
+        return GiveBack(list(self._batches.values()))
+
+    def given_back(self, action: GiveBack) -> list[Deliver]:
+        """Redis has been told; batches that are older or of other groups go on."""
+        if action is self._reporting:
+            self._reporting = None
+        return [each for each in map(self._remove, action.batches) if each is not None]
+
+    def buried(self, batch: Batch) -> Deliver | None:
+        """The batch is among the dead letters; younger ones of its group go on."""
+        return self._remove(batch)
+
+    def abandon_all(self) -> None:
+        """The lease is lost, or the leader ends: no result is wanted any more."""
+        for batch in self._batches.values():
+            batch.abandon()
+
+    # --- the rules -----------------------------------------------------------------------------
+
+    def _holds(self, batch: Batch) -> bool:
+        """Whether the batch is in flight; a drain may give it back during its commit."""
+        return self._batches.get(batch.batch_id) is batch
+
+    def _ended(self, batch: Batch) -> Deliver | None:
+        if not self._holds(batch):
+            return None
+        group = self._groups[batch.group]
+        if group.postponed:
+            group.postponed = False
+            self._reports.append(group.oldest)
+        return self._advance(group)
+
+    def _advance(self, group: _Group) -> Deliver | None:
+        """Moves on the oldest batches of a group that have been merged."""
+        merging = group.merging
+        while merging and not group.failed and merging[0].state is State.MERGED:
+            batch = merging[0]
+            outcome = batch.outcome
+            assert outcome is not None  # a batch that is MERGED has one
+            if outcome.failure is not None:
+                self._fail_next(group, outcome.failure)
+            elif outcome.deliveries:
+                batch.state = State.DELIVERING
+                return Deliver(batch)
+            else:
+                merging.popleft()
+                group.leaving.append(batch)
+                batch.state = State.READY
+                self._ready[batch.batch_id] = batch
+        return None
+
+    def _fail_next(self, group: _Group, failure: Failure) -> None:
+        """Marks the oldest batch that is not leaving as failed."""
+        batch = group.merging.popleft()
+        group.leaving.append(batch)
+        self._mark_failed(group, batch, failure)
+
+    def _mark_failed(self, group: _Group, batch: Batch, failure: Failure) -> None:
+        batch.state = State.FAILED
+        batch.failure = failure
+        group.failed += 1
+        if group.oldest is batch:
+            self._reports.append(batch)
+
+    def _committable(self) -> list[Batch]:
+        """READY batches that are not behind a failed one of their group, in order."""
+        return [each for each in self._ready.values() if not self._is_behind_failed(each)]
+
+    def _is_behind_failed(self, batch: Batch) -> bool:
+        group = self._groups[batch.group]
+        return group.failed > 0 and group.oldest.state is State.FAILED
+
+    def _next_report(self) -> Bury | GiveBack | None:
+        while self._reports:
+            batch = self._reports[0]
+            failure = batch.failure
+            assert failure is not None  # a batch that is FAILED has one
+            if failure.counts and batch.attempt >= self._max_attempts:
+                self._reports.popleft()
+                return Bury(batch)
+            if self._claiming:
+                self._report_waits = True
+                return None
+            self._report_waits = False
+            self._reports.popleft()
+            group = self._groups[batch.group]
+            # Those that failed themselves are reported next.
+            followers = [
+                each for each in group.younger_than_oldest() if each.state is not State.FAILED
+            ]
+            for follower in followers:
+                follower.abandon_unless_begun()
+            if any(each.state in _UNDER_WAY for each in followers):
+                group.postponed = True
+                continue
+            for follower in followers:
+                follower.abandon()
+                self._ready.pop(follower.batch_id, None)
+            self._reporting = GiveBack([batch, *followers], failure)
+            return self._reporting
+        return None
+
+    def _remove(self, batch: Batch) -> Deliver | None:
+        """Forgets a batch and moves on what is behind it."""
+        if not self._holds(batch):
+            return None
+        del self._batches[batch.batch_id]
+        self._ready.pop(batch.batch_id, None)
+        group = self._groups[batch.group]
+        if batch.failure is not None:
+            group.failed -= 1
+        batch.state = State.GONE
+        if group.leaving and group.leaving[0] is batch:
+            group.leaving.popleft()
+        else:
+            (group.leaving if batch in group.leaving else group.merging).remove(batch)
+        if not group.leaving and not group.merging:
+            del self._groups[batch.group]
+            return None
+        oldest = group.oldest
+        if oldest.state is State.FAILED and oldest not in self._reports and not group.postponed:
+            self._reports.append(oldest)
+        return self._advance(group)

@@ -1,0 +1,142 @@
+"""The steps of a merge, which all mergers share: decode, call the merge function, route.
+
+A batch whose merge result is stored in Redis is not merged again: `prepare` routes that result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from redisagg.config import GroupAggregator
+from redisagg.errors import MergeError, SinkError, UndecodableTask
+from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
+from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
+from redisagg.flusher.merging.tracing import linked
+from redisagg.protocol.entries import decode
+from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
+from redisagg.sinks.routing import Router
+from redisagg.task import Task
+
+_Routed: TypeAlias = tuple[ScriptSink | DeliverySink, MergedTask]
+
+
+def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutcome:
+    """Makes all steps of a merge by a plain function, in a thread or a process.
+
+    Returns:
+        The outcome. Whatever is raised becomes its failure, `SystemExit` too.
+    """
+    outcome = MergeOutcome()
+    try:
+        group, tasks = prepare(claim, outcome, router)
+        if tasks:
+            returned: Any = function(group, tasks)
+            if inspect.isawaitable(returned):  # a plain function that returns a coroutine
+                returned = asyncio.run(_awaited(returned))
+            route_result(claim, outcome, router, tasks, returned)
+    except BaseException as error:
+        outcome.failure = Failure.of(error)
+    return outcome
+
+
+def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, list[Task]]:
+    """Decodes the tasks of a batch, or takes up the result that an earlier attempt stored.
+
+    Returns:
+        The arguments of the merge function. There are no tasks if it must not be called: no entry
+        could be decoded, or the outcome has the stored result.
+
+    Raises:
+        KeyConflict: the stored result is not one that redisagg wrote.
+    """
+    group = claim.group.decode("utf-8", "replace")
+    tasks: list[Task] = []
+    if claim.stored_result:
+        outcome.undecodable, stored = unpack_result(claim.stored_result)
+        outcome.merged = {merged.batch_id: packed for merged, packed in stored}
+        _route(claim, outcome, ((router.sink_of(merged.task), merged) for merged, _ in stored))
+        return group, tasks
+    for position, entry in enumerate(claim.entries):
+        try:
+            tasks.append(decode(entry, group))
+        except UndecodableTask as error:
+            outcome.undecodable.append((position, str(error)))
+    return group, tasks
+
+
+def route_result(
+    claim: Claim, outcome: MergeOutcome, router: Router, tasks: Sequence[Task], returned: Any
+) -> None:
+    """Puts what the merge function returned into the outcome, in the form that its sinks take.
+
+    Args:
+        tasks: the tasks that were merged.
+        returned: a task, None, or a list or tuple of tasks.
+
+    Raises:
+        MergeError: it is something else.
+        PayloadError: msgpack or the sink has no form for its payload.
+        SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
+    """
+    routed: list[_Routed] = []
+    for merged in _merged_tasks(claim, tasks, returned):
+        sink = router.sink_of(merged.task)
+        routed.append((sink, _inheriting(merged, sink.inherits, tasks)))
+    outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
+    # A failure from here on is one of the sink, not of the merge.
+    _route(claim, outcome, routed)
+
+
+def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> None:
+    for sink, merged in routed:
+        if isinstance(sink, DeliverySink):
+            outcome.deliveries.append(merged)
+            continue
+        enqueue = Enqueue.into(sink, claim.slot)
+        if outcome.enqueue is None:
+            outcome.enqueue = enqueue
+        elif not outcome.enqueue.goes_with(enqueue):
+            raise SinkError(
+                "the merged tasks of one batch go to two queues in Redis, which is not possible in "
+                "one step: have the sink function choose one queue for all of them"
+            )
+        outcome.enqueue.entry_keys += sink.entry_keys(merged)
+        outcome.enqueue.arguments += sink.arguments(merged)
+
+
+def _inheriting(merged: MergedTask, names: Sequence[str], tasks: Sequence[Task]) -> MergedTask:
+    """Adds the options that a merged task inherits; the first task that has an option decides."""
+    given = [task.options for task in tasks if task.options] if names else []
+    inherited = {name: has[name] for has in reversed(given) for name in names if name in has}
+    if not inherited:
+        return merged
+    options = {**inherited, **merged.task.options}
+    return replace(merged, task=replace(merged.task, options=options))
+
+
+def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterator[MergedTask]:
+    if returned is None:
+        return
+    several = returned if isinstance(returned, list | tuple) else [returned]
+    group = claim.group.decode("utf-8", "replace")
+    for number, task in enumerate(several, 1):
+        if not isinstance(task, Task):
+            raise MergeError(
+                f"the merge function returned {type(task).__name__}; return a Task, None, or a "
+                "list of tasks"
+            )
+        batch_id = claim.batch_id.decode()
+        if several is returned:
+            batch_id = f"{batch_id}-{number}"
+        headers = linked(task.headers, tasks)
+        if not task.group_key or headers is not task.headers:
+            task = replace(task, group_key=task.group_key or group, headers=headers)
+        yield MergedTask(batch_id, group, len(tasks), task)
+
+
+async def _awaited(merging: Awaitable[Any]) -> Any:
+    return await merging
