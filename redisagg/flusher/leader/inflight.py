@@ -226,7 +226,7 @@ class InFlight:
         """
         if not self._holds(batch):
             return None
-        if self._groups[batch.group].failed:
+        if self._is_behind_failed(batch):
             batch.state = State.READY
             return None
         return self.give_back(batch)
