@@ -1,7 +1,7 @@
 """Notification digests: one mail for several notifications of a user.
 
-    python examples/digest.py                     adds notifications and prints the digests
-    redisagg worker examples.digest:aggregator    runs a flusher; start it in the project's folder
+python examples/digest.py                     adds notifications and prints the digests
+redisagg worker examples.digest:aggregator    runs a flusher; start it in the project's folder
 """
 
 from __future__ import annotations
