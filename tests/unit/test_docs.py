@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,20 @@ def test_examples_use_settings_that_exist(page: Path) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "AggregationConfig":
                 assert {keyword.arg for keyword in node.keywords} <= known
+
+
+# --- code blocks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_examples_import_names_that_exist(page: Path) -> None:
+    missing = []
+    for block in code_blocks(page.read_text("utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("redisagg."):
+                module = import_module(str(node.module))
+                missing += [each.name for each in node.names if not hasattr(module, each.name)]
+    assert missing == []
 
 
 # --- README --------------------------------------------------------------------------------------
