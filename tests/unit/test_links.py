@@ -1,12 +1,15 @@
-"""Relative links in the Markdown pages lead to files and headings that exist."""
+"""Links and file names in the Markdown pages lead to files and headings that exist."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.support.markdown import CHECKOUT, anchors, links, pages
+
+_NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|lua|md)|tests/[\w/]+)`")
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
@@ -21,6 +24,15 @@ def _resolves(page: Path, link: str) -> bool:
     if not target.exists() or not target.is_relative_to(CHECKOUT):
         return False
     return not anchor or anchor in anchors(target.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_named_files_exist(page: Path) -> None:
+    roots = (CHECKOUT, CHECKOUT / "redisagg")
+    named = _NAMED_FILE.findall(page.read_text("utf-8"))
+    # A first folder that we do not have is that of an example.
+    ours = [name for name in named if any((root / name.split("/")[0]).is_dir() for root in roots)]
+    assert [name for name in ours if not any((root / name).exists() for root in roots)] == []
 
 
 def test_the_index_lists_every_page() -> None:
