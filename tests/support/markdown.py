@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 CHECKOUT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -23,6 +25,12 @@ def pages() -> list[Path]:
     for folder in folders:
         found += (CHECKOUT / folder).rglob("*.md")
     return sorted(found)
+
+
+each_page = pytest.mark.parametrize(
+    "page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT))
+)
+"""Runs a test once for each page."""
 
 
 def read(name: str) -> str:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.markdown import CHECKOUT, anchors, links, pages
+from tests.support.markdown import CHECKOUT, anchors, each_page, links, pages
 
 _NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|lua|md)|tests/[\w/]+)`")
 
+_STALE = {"ARCHITECTURE.md", "CONTRIBUTING.md"}
+"""Pages that are being rewritten; remove them when they name files that exist."""
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
+
+@each_page
 def test_links_resolve(page: Path) -> None:
     broken = [link for link in links(page.read_text("utf-8")) if not _resolves(page, link)]
     assert broken == []
@@ -26,8 +29,10 @@ def _resolves(page: Path, link: str) -> bool:
     return not anchor or anchor in anchors(target.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(CHECKOUT)))
-def test_named_files_exist(page: Path) -> None:
+@each_page
+def test_named_files_exist(page: Path, request: pytest.FixtureRequest) -> None:
+    if str(page.relative_to(CHECKOUT)) in _STALE:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="remove it from _STALE"))
     roots = (CHECKOUT, CHECKOUT / "redisagg")
     named = _NAMED_FILE.findall(page.read_text("utf-8"))
     # A first folder that we do not have is that of an example.
