@@ -1,1 +1,1 @@
-"""Benchmarks: redisagg, the bare scripts and Asynq, side by side in one run. See README.md."""
+"""Benchmarks of redisagg, the bare scripts, Asynq and celery-batches. See README.md."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures everything side by side; see README.md."""
+"""``python -m benchmarks``: runs the benchmarks and prints their tables; see README.md."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ _PARTS = {
 
 
 def main() -> int:
-    """Runs the benchmarks that the arguments name; 1 if a requirement was missed."""
+    """Runs the benchmarks that the arguments name.
+
+    Returns:
+        The exit code: 1 if a requirement was missed, else 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", help="comma-separated: " + ", ".join([*_PARTS, "soak"]))
-    parser.add_argument("--turns", type=int, default=5, help="how often contenders take turns")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work, two turns")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the soak")
-    parser.add_argument("--out", type=Path, help="folder for the table and the charts")
-    parser.add_argument("--redis-server", type=Path, help="server binary")
+    parser.add_argument("--only", help="comma-separated names: " + ", ".join([*_PARTS, "soak"]))
+    parser.add_argument("--turns", type=int, default=5, help="number of turns")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work in two turns")
+    parser.add_argument("--minutes", type=float, default=10.0, help="duration of the soak")
+    parser.add_argument("--out", type=Path, help="folder for the tables and charts")
+    parser.add_argument("--redis-server", type=Path, help="Redis server binary")
     arguments = parser.parse_args()
     turns, scale = (2, 0.1) if arguments.quick else (arguments.turns, 1.0)
     names = arguments.only.split(",") if arguments.only else list(_PARTS)

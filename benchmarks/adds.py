@@ -1,4 +1,7 @@
-"""Adds per second: lone, from threads, from coroutines, in bulk."""
+"""Adds per second: one at a time, from threads, from coroutines, in bulk.
+
+Each function returns adds per second.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Task
 
 
 def lone(url: str, count: int, config: AggregationConfig = NEVER_FULL) -> float:
-    """`Aggregator.add_task`, one at a time."""
+    """`Aggregator.add_task`, one call at a time."""
     empty(url)
-    with_flusher = Aggregator("bench", url, config=config)
+    aggregator = Aggregator("bench", url, config=config)
     start = time.perf_counter()
     for task in tasks(count):
-        with_flusher.add_task(task)
+        aggregator.add_task(task)
     return count / (time.perf_counter() - start)
 
 
 def threads(url: str, count: int, number: int, config: AggregationConfig = NEVER_FULL) -> float:
-    """`Aggregator.add_task` from threads."""
+    """`Aggregator.add_task` from `number` threads."""
     empty(url)
     aggregator = Aggregator("bench", url, config=config)
     aggregator.stats()
@@ -42,7 +45,7 @@ def threads(url: str, count: int, number: int, config: AggregationConfig = NEVER
 
 
 def coroutines(url: str, count: int, number: int, config: AggregationConfig = NEVER_FULL) -> float:
-    """`AsyncAggregator.add_task` from coroutines."""
+    """`AsyncAggregator.add_task` from `number` coroutines."""
     empty(url)
     return asyncio.run(_coroutines(url, count, number, config))
 
@@ -73,14 +76,14 @@ def bulk(url: str, count: int, config: AggregationConfig = NEVER_FULL) -> float:
 
 
 def asynq(url: str, count: int, goroutines: int) -> float | None:
-    """Asynq's client with `asynq.Group`."""
+    """Asynq's client with `asynq.Group`; None where Asynq cannot run."""
     empty(url)
     numbers = asynq_side.run(url, "add", n=count, c=goroutines)
     return numbers[0] if numbers else None
 
 
 def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
-    """The first table."""
+    """Adds: one table, and the ratios that are required."""
 
     def n(count: int) -> int:
         return max(1_000, int(count * scale))
@@ -101,14 +104,14 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
         "bare script in bulk": lambda: bare.bulk_adds(url, n(120_000)),
     }
     series = take_turns("adds", "adds/s", contenders, turns)
-    for what, name, to, least in (
-        ("256 coroutines to Asynq's 32 goroutines", "redisagg, 256 coroutines", "Asynq, 32 goroutines", 1.0),
-        ("2,048 coroutines to Asynq's 32 goroutines", "redisagg, 2,048 coroutines", "Asynq, 32 goroutines", 1.5),
-        ("256 coroutines to a bare group commit", "redisagg, 256 coroutines", "bare group commit, 256", 0.7),
-        ("2,048 coroutines to a bare group commit", "redisagg, 2,048 coroutines", "bare group commit, 2,048", 0.7),
-        ("32 threads to 32 threads with the bare script", "redisagg, 32 threads", "bare script, 32 threads", 3.0),
-        ("add_tasks to the bare script in bulk", "redisagg, add_tasks", "bare script in bulk", 0.8),
-        ("add_tasks to Asynq's best", "redisagg, add_tasks", "Asynq, 32 goroutines", 1.7),
+    for what, name, reference, least in (
+        ("adds: 256 coroutines / Asynq with 32 goroutines", "redisagg, 256 coroutines", "Asynq, 32 goroutines", 1.0),
+        ("adds: 2,048 coroutines / Asynq with 32 goroutines", "redisagg, 2,048 coroutines", "Asynq, 32 goroutines", 1.5),
+        ("adds: 256 coroutines / bare group commit", "redisagg, 256 coroutines", "bare group commit, 256", 0.7),
+        ("adds: 2,048 coroutines / bare group commit", "redisagg, 2,048 coroutines", "bare group commit, 2,048", 0.7),
+        ("adds: 32 threads / bare script from 32 threads", "redisagg, 32 threads", "bare script, 32 threads", 3.0),
+        ("adds: add_tasks / bare script in bulk", "redisagg, add_tasks", "bare script in bulk", 0.8),
+        ("adds: add_tasks / Asynq with 32 goroutines", "redisagg, add_tasks", "Asynq, 32 goroutines", 1.7),
     ):  # fmt: skip
-        ratio_check(series, what, name, to, least, checks)
+        ratio_check(series, what, name, reference, least, checks)
     return [series]

@@ -1,4 +1,4 @@
-"""The Asynq side: builds its small Go program and runs it. Left out where Go is missing."""
+"""Builds and runs the Go program in ``asynq/``. Asynq is left out where Go is missing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 @cache
 def program() -> Path | None:
-    """The program, built into a temporary folder; None where it can't be built."""
+    """Builds the program into a temporary folder; None where it cannot be built."""
     if shutil.which("go") is None:
-        print("no Go here: Asynq is left out")
+        print("Asynq is left out: Go is not installed")
         return None
     binary = Path(tempfile.mkdtemp(prefix="redisagg-bench-"), "asynq")
     source = Path(__file__).parent / "asynq"
@@ -22,13 +22,13 @@ def program() -> Path | None:
         ["go", "build", "-o", binary, "."], cwd=source, capture_output=True, text=True
     )
     if built.returncode != 0:
-        print(f"Asynq is left out, its program can't be built: {built.stderr[-300:]}")
+        print(f"Asynq is left out: its program cannot be built: {built.stderr[-300:]}")
         return None
     return binary
 
 
 def command(url: str, mode: str, **flags: object) -> list[str] | None:
-    """The command line of a run, or None."""
+    """The command line of a run; None where the program cannot be built."""
     binary = program()
     if binary is None:
         return None
@@ -41,13 +41,17 @@ def _flags(flags: dict[str, object]) -> list[str]:
 
 
 def run(url: str, mode: str, *, timeout: float = 120, **flags: object) -> list[float] | None:
-    """The numbers that a run prints, or None where there are none."""
+    """The numbers that a run prints; None if it failed or the program cannot be built.
+
+    Args:
+        timeout: seconds after which the run is stopped.
+    """
     line = command(url, mode, **flags)
     if line is None:
         return None
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=True)
     except subprocess.SubprocessError as error:
-        print(f"Asynq's {mode} gave no result: {error}")
+        print(f"Asynq: {mode} failed: {error}")
         return None
     return [float(number) for number in done.stdout.split()]

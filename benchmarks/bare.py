@@ -1,4 +1,7 @@
-"""The ceiling: the bare scripts, from one Python process with as little around as can be."""
+"""The bare scripts, called by redis-py from one Python process: an upper limit for redisagg.
+
+No checks, no retries, one call after the other.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def _body() -> bytes:
 
 
 def _add_command(places: list[int]) -> tuple[Any, ...]:
-    """One call of `add` for tasks of one partition, given by the numbers of their groups."""
+    """One call of `add` for tasks of one partition, one for each group number in `places`."""
     partition = _PLACES[places[0]][0]
     keys = [partition.state, partition.groups, partition.due, partition.ready]
     keys += (partition.call(b"bare"), partition.seen, partition.seen_before)
@@ -42,7 +45,7 @@ def _add_command(places: list[int]) -> tuple[Any, ...]:
 
 
 def lone_adds(url: str, count: int) -> float:
-    """Adds/s, one call at a time by redis-py."""
+    """Adds/s by calls of the bare script, one at a time."""
     client = _client(url)
     start = time.perf_counter()
     for number in range(count):
@@ -51,7 +54,7 @@ def lone_adds(url: str, count: int) -> float:
 
 
 def threaded_adds(url: str, count: int, threads: int) -> float:
-    """Adds/s from threads that each call the bare script."""
+    """Adds/s from threads that call the bare script."""
     client = _client(url)
 
     def work(first: int) -> None:
@@ -72,7 +75,7 @@ def _timed_threads(work: Any, threads: int, count: int) -> float:
 
 
 def pushes(url: str, count: int) -> float:
-    """Bare RPUSH/s by redis-py, one at a time."""
+    """RPUSH commands/s, one at a time."""
     client = _client(url)
     start = time.perf_counter()
     for number in range(count):
@@ -81,7 +84,7 @@ def pushes(url: str, count: int) -> float:
 
 
 def bulk_adds(url: str, count: int, batch: int = STREAM_ROUND_TASKS) -> float:
-    """Adds/s in pipelines of as many tasks as a round trip of `add_tasks` has."""
+    """Adds/s in pipelines of `batch` tasks; the default is the round trip of `add_tasks`."""
     client = _client(url)
     start = time.perf_counter()
     for first in range(0, count, batch):
@@ -97,7 +100,7 @@ def bulk_adds(url: str, count: int, batch: int = STREAM_ROUND_TASKS) -> float:
 
 
 class GroupCommit:
-    """A bare group commit: what comes while a round trip is on its way goes out in the next one."""
+    """A minimal group commit: adds that arrive during a round trip share the next one."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
@@ -128,7 +131,7 @@ class GroupCommit:
 
 
 def group_commit(url: str, count: int, coroutines: int) -> float:
-    """Adds/s of the bare group commit."""
+    """Adds/s of `GroupCommit` from coroutines."""
     _client(url)
     return asyncio.run(_group_commit(url, count, coroutines))
 
@@ -147,8 +150,10 @@ async def _group_commit(url: str, count: int, coroutines: int) -> float:
 
 
 def drain(url: str, name: str, partitions: int = 16) -> float:
-    """Tasks/s of bare claims and commits: payloads are unpacked, as any merge needs them, and an
-    entry of a few bytes is enqueued for each batch."""
+    """Tasks/s of bare claims and commits.
+
+    Payloads are unpacked, because every merge needs them. Each batch enqueues a small entry.
+    """
     client = redis.Redis.from_url(url)
     space = Keyspace(name, partitions)
     for script in ("acquire", "poll", "claim", "commit_stream"):
@@ -183,7 +188,7 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
 
 
 def _client(url: str) -> redis.Redis:
-    """A client of an empty server that knows the scripts."""
+    """A client of the server, which is emptied and loads the script `add`."""
     client: redis.Redis = redis.Redis.from_url(url)
     client.flushall()
     client.script_load(load("add").source)

@@ -1,6 +1,6 @@
-"""The celery-batches side: a Celery worker that gathers in its own memory.
+"""celery-batches: a Celery worker that buffers messages in its own memory.
 
-Also the module that this worker is started with. Left out where celery-batches is not installed
+The worker imports this module too. celery-batches is left out where it is not installed
 (``pip install -e '.[bench]'``).
 """
 
@@ -23,12 +23,12 @@ _QUEUE, _IDLE = "celery-batches", "celery-batches-idle"
 
 
 def make_app(url: str, size: int) -> Any:
-    """An application whose one task merges `size` messages and does nothing with them."""
+    """An application with one task, which sorts `size` messages by group and discards them."""
     from celery import Celery
     from celery_batches import Batches
 
     app = Celery("bench", broker=url)
-    # It has to be handed more messages than one batch before any of them is done.
+    # The worker must receive more messages than one batch before it acknowledges any.
     app.conf.update(worker_prefetch_multiplier=0, task_ignore_result=True)
     client: Any = redis.Redis.from_url(url)
 
@@ -43,9 +43,9 @@ def make_app(url: str, size: int) -> Any:
 
 
 def drain(url: str, count: int, size: int) -> float | None:
-    """Tasks per second from the moment that its worker may consume until all are merged."""
+    """Tasks per second, from the start of consumption until all tasks are merged."""
     if find_spec("celery_batches") is None:
-        print("celery-batches is not installed: it is left out")
+        print("celery-batches is left out: it is not installed")
         return None
     empty(url)
     app = make_app(url, size)

@@ -1,4 +1,7 @@
-"""Tasks per second out of full groups: how fast flushers drain what is due."""
+"""Tasks per second from full groups into the queue.
+
+Each function returns tasks per second.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from benchmarks.processes import flushers, wait_for_leaders
 from benchmarks.workload import empty, fill
 
 
-def translate_error(
+def redisagg_drain(
     url: str, count: int, size: int, *, hot: bool = False, number: int = 1, partitions: int = 16
 ) -> float:
-    """Flusher processes: from the moment they may claim until nothing is left."""
+    """`number` flusher processes, from the end of a pause until all tasks are flushed."""
     empty(url)
     aggregator = fill(url, "bench", count, size, hot=hot, partitions=partitions)
     aggregator.pause()
@@ -22,7 +25,7 @@ def translate_error(
         start = time.perf_counter()
         aggregator.resume()
         while aggregator.stats().flushed < count:
-            time.sleep(0.02)  # each look asks 16 partitions: every 5 ms it took 8% of the speed
+            time.sleep(0.02)  # each poll asks 16 partitions: every 5 ms it cost 8% of the speed
         return count / (time.perf_counter() - start)
 
 
@@ -34,28 +37,28 @@ def bare_scripts(url: str, count: int, size: int) -> float:
 
 
 def asynq(url: str, count: int, size: int) -> float | None:
-    """Asynq's aggregator."""
+    """Asynq's aggregator; None where Asynq cannot run."""
     empty(url)
     numbers = asynq_side.run(url, "drain", n=count, size=size)
     return numbers[0] if numbers else None
 
 
 def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
-    """The second table; Asynq and a hot group with groups of 100, celery-batches from 10 on."""
+    """A table for each group size: Asynq and a hot group for 100, celery-batches from 10 on."""
     found = []
     for size, count in ((1, 30_000), (10, 100_000), (100, 300_000), (1_000, 300_000)):
         n = max(size * 10, int(count * scale))
         n -= n % size
         contenders = {
-            "redisagg": lambda n=n, size=size: translate_error(url, n, size),
+            "redisagg": lambda n=n, size=size: redisagg_drain(url, n, size),
             "bare scripts": lambda n=n, size=size: bare_scripts(url, n, size),
         }
         if size == 100:
-            contenders["redisagg, one hot group"] = lambda n=n: translate_error(
+            contenders["redisagg, one hot group"] = lambda n=n: redisagg_drain(
                 url, n, 100, hot=True
             )
             contenders["Asynq"] = lambda: asynq(url, 20_000, 100)
-        if size > 1:  # it hands over no batches of one
+        if size > 1:  # it makes no batches of one message
             contenders["celery-batches"] = lambda size=size: celery_batches_side.drain(
                 url, max(10 * size, 5_000), size
             )
@@ -63,9 +66,21 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
         found.append(series)
         if size == 100:
             ratio_check(
-                series, "drain to the bare scripts", "redisagg", "bare scripts", 0.6, checks
+                series,
+                "drain: groups of 100 / bare scripts",
+                "redisagg",
+                "bare scripts",
+                0.6,
+                checks,
             )
-            ratio_check(series, "drain to Asynq's aggregator", "redisagg", "Asynq", 3.0, checks)
-            what = "one hot group to many groups"
+            ratio_check(
+                series,
+                "drain: groups of 100 / Asynq's aggregator",
+                "redisagg",
+                "Asynq",
+                3.0,
+                checks,
+            )
+            what = "drain: one hot group / many groups"
             ratio_check(series, what, "redisagg, one hot group", "redisagg", 0.8, checks)
     return found

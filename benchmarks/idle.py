@@ -1,4 +1,4 @@
-"""What open groups that are not due cost: commands, CPU of Redis and of the flusher."""
+"""The cost of open groups that are not due: commands/s, CPU of Redis and of the flusher."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _OPEN = AggregationConfig(group_grace_period=3600, group_max_delay=7200)
 
 
 def _commands(client: Any) -> int:
-    """Commands carried out so far, those in scripts counted."""
+    """Commands that Redis has carried out, including those in scripts."""
     return sum(int(stat["calls"]) for stat in client.info("commandstats").values())
 
 
 def _watch(client: Any, pid: int, seconds: float) -> tuple[float, float, float]:
-    """Commands per second, share of a core that Redis took, share that a process took."""
+    """Commands/s, and the share of a core that Redis and the process `pid` use."""
     server = int(client.info("server")["process_id"])
     before = (_commands(client), cpu_seconds(server), cpu_seconds(pid))
     time.sleep(seconds)
@@ -31,10 +31,9 @@ def _watch(client: Any, pid: int, seconds: float) -> tuple[float, float, float]:
     return commands / seconds, server_cpu / seconds, own_cpu / seconds
 
 
-def translate_error(
-    url: str, groups: int, seconds: float
-) -> tuple[tuple[float, float, float], float]:
-    """An idle flusher with so many open groups; the median of ms in which another is flushed."""
+def idle_flusher(url: str, groups: int, seconds: float) -> tuple[tuple[float, float, float], float]:
+    """An idle flusher with open groups: the values of `_watch`, and the median latency of a full
+    group in ms."""
     client: Any = client_of(url)
     client.flushall()
     aggregator = Aggregator("bench", url, config=_OPEN)
@@ -47,7 +46,7 @@ def translate_error(
 
 
 def asynq(url: str, groups: int, seconds: float) -> tuple[float, float, float] | None:
-    """Asynq's server with so many open groups."""
+    """Asynq's server with open groups: the values of `_watch`; None where Asynq cannot run."""
     client: Any = client_of(url)
     client.flushall()
     line = asynq_side.command(url, "idle", n=groups, **{"for": f"{seconds + 3}s"})
@@ -63,16 +62,16 @@ def asynq(url: str, groups: int, seconds: float) -> tuple[float, float, float] |
 
 
 def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
-    """From 1,000 to 1,000,000 groups; Asynq as far as it can stand it."""
+    """1,000 to 1,000,000 open groups; Asynq up to 50,000 only."""
     seconds = 20.0 if scale >= 1 else 5.0
     commands = Series("idle flusher, commands", "commands/s")
     redis_cpu = Series("idle flusher, CPU of Redis", "% of a core")
     own_cpu = Series("idle flusher, its own CPU", "% of a core")
     latency = Series("latency of a full group beside open ones, p50", "ms")
     for groups in (1_000, 50_000, int(1_000_000 * min(1.0, scale))):
-        mine, filled = translate_error(url, groups, seconds)
+        own_values, filled = idle_flusher(url, groups, seconds)
         latency.values[f"redisagg, {groups:,} groups"] = [filled]
-        contenders = {"redisagg": mine}
+        contenders = {"redisagg": own_values}
         if groups <= 50_000:
             other = asynq(url, groups, seconds)
             contenders |= {"Asynq": other} if other else {}
@@ -86,6 +85,6 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
             )
     rate, server, own = contenders["redisagg"]
     for what, value in (("CPU of Redis", server), ("its own CPU", own)):
-        text = f"{groups:,} open groups, idle flusher: {what}, % of a core"
+        text = f"idle flusher, {groups:,} open groups: {what}, % of a core"
         checks.append(Check(text, "< 1", f"{100 * value:.2f}", value < 0.01))
     return [commands, redis_cpu, own_cpu, latency]

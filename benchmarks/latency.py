@@ -1,4 +1,4 @@
-"""From filling a group to its entry in the queue."""
+"""Milliseconds from the add that fills a group to its entry in the queue."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _STREAM = "bench-batches"
 
 
 def percentile(values: list[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of the values are."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def translate_error(url: str, rounds: int, load: float = 0.0) -> list[float]:
-    """Milliseconds for each group filled, while another process adds `load` tasks per second."""
+def redisagg_latencies(url: str, rounds: int, load: float = 0.0) -> list[float]:
+    """Latencies in ms, while another process adds `load` tasks per second."""
     empty(url)
     aggregator = Aggregator("bench", url, config=flusher_config(SIZE))
     aggregator.stats()
@@ -36,7 +37,7 @@ def translate_error(url: str, rounds: int, load: float = 0.0) -> list[float]:
 
 
 def fill_groups(url: str, aggregator: Aggregator, rounds: int) -> list[float]:
-    """Fills one group after the other; milliseconds until each is in the stream."""
+    """Fills `rounds` groups one after the other; the latency of each in ms."""
     client: Any = client_of(url)
     found = []
     for number in range(rounds):
@@ -52,7 +53,7 @@ def fill_groups(url: str, aggregator: Aggregator, rounds: int) -> list[float]:
 
 
 def _wait_for(client: Any, last: Any, group: bytes) -> float:
-    """When the batch of a group came into the stream, behind the entry `last`."""
+    """The time at which the batch of a group is in the stream, after the entry `last`."""
     while True:
         for _, entries in client.xread({_STREAM: last}, block=5_000, count=500):
             now = time.perf_counter()
@@ -62,11 +63,11 @@ def _wait_for(client: Any, last: Any, group: bytes) -> float:
 
 
 def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
-    """Idle, at half of the maximum load, and Asynq."""
+    """Latency on an idle flusher, at half of the maximum load, and of Asynq."""
     rounds = max(100, int(1_000 * scale))
     series = Series("latency of a full group", "ms")
-    idle = translate_error(url, rounds)
-    half = translate_error(url, rounds // 2, load=maximum(url) / 2)
+    idle = redisagg_latencies(url, rounds)
+    half = redisagg_latencies(url, rounds // 2, load=maximum(url) / 2)
     asynq = asynq_side.run(url, "latency", n=6) or []
     for name, values in (("idle", idle), ("half load", half), ("Asynq", asynq)):
         if values:
@@ -74,9 +75,9 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
                 series.values[f"{name}, {label}"] = [percentile(values, share)]
             print(f"  latency: {name}: median {statistics.median(values):.2f} ms", flush=True)
     for what, values, share, most in (
-        ("full group to queue, p50 ms", idle, 0.5, 2.0),
-        ("full group to queue, p99 ms", idle, 0.99, 10.0),
-        ("the same under half load, p99 ms", half, 0.99, 25.0),
+        ("latency: full group to queue, p50, ms", idle, 0.5, 2.0),
+        ("latency: full group to queue, p99, ms", idle, 0.99, 10.0),
+        ("latency: full group to queue under half load, p99, ms", half, 0.99, 25.0),
     ):
         value = percentile(values, share)
         checks.append(Check(what, f"<= {most:g}", f"{value:.2f}", value <= most))

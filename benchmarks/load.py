@@ -1,4 +1,4 @@
-"""A producer in a process of its own, and the most that one producer and one flusher get through."""
+"""A producer process with a fixed rate, and the maximum rate of one producer and one flusher."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.workload import GROUPS, PAYLOAD, empty, flusher_config, tasks
 from redisagg import Aggregator, Task
 
 SIZE = 10
-"""Of the groups."""
+"""Tasks per group."""
 
 
 def maximum(url: str) -> float:
-    """Tasks per second, from the first one added until the last batch is in the queue."""
+    """Tasks per second, from the first add until the last batch is in the queue."""
     count = 150_000
     empty(url)
     aggregator = Aggregator("bench", url, config=flusher_config(SIZE))
@@ -33,7 +33,7 @@ def maximum(url: str) -> float:
 
 @contextmanager
 def producer(url: str, rate: float) -> Iterator[int]:
-    """Adds `rate` tasks per second over all groups; gives the pid of the process."""
+    """Runs a process that adds `rate` tasks per second over all groups; yields its pid."""
     process = multiprocessing.get_context("spawn").Process(
         target=_produce, args=(url, rate), daemon=True
     )
@@ -46,15 +46,15 @@ def producer(url: str, rate: float) -> Iterator[int]:
 
 
 def _produce(url: str, rate: float) -> None:
-    """In bursts of 10 ms. A burst that was late is made up for."""
+    """Adds in bursts every 10 ms. A late burst is larger, so that the rate stays the same."""
     aggregator = Aggregator("bench", url, config=flusher_config(SIZE))
-    # In turn, all groups would be full at the same moment, ten times the load that is asked for.
+    # At random: in turn, all groups would fill at the same moment, ten times the requested load.
     groups = Random(1)
     start = time.perf_counter()
     number = 0
     while True:
         due = int((time.perf_counter() - start) * rate)
-        # A stream, so that a late burst does not show as memory.
+        # A generator, so that a large burst does not take memory.
         burst = (Task("t", PAYLOAD, f"g{groups.randrange(GROUPS)}") for _ in range(number, due))
         aggregator.add_tasks(burst, ids=False)
         number = due

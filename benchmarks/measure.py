@@ -1,4 +1,4 @@
-"""Measuring side by side: contenders take turns, and what counts is the ratio within a turn."""
+"""Contenders take turns within one run. Requirements apply to the ratio within a turn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 Contender = Callable[[], "float | None"]
-"""One measurement; None if it can't be made here."""
+"""Makes one measurement; None if that is impossible on this machine."""
 
 
 @dataclass
 class Series:
-    """What the contenders of one benchmark measured, a value for each turn."""
+    """The measured values of the contenders of one benchmark, one for each turn."""
 
     title: str
     unit: str
@@ -22,19 +22,19 @@ class Series:
         """The median of one contender."""
         return statistics.median(self.values[name])
 
-    def ratio(self, name: str, to: str) -> tuple[float, float, float]:
-        """The median, least and greatest ratio of two contenders, taken turn by turn."""
-        pairs = zip(self.values[name], self.values[to], strict=True)
-        ratios = [mine / other for mine, other in pairs]
+    def ratio(self, name: str, reference: str) -> tuple[float, float, float]:
+        """The median, least and greatest ratio of `name` to `reference`, turn by turn."""
+        pairs = zip(self.values[name], self.values[reference], strict=True)
+        ratios = [value / other for value, other in pairs]
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def take_turns(title: str, unit: str, contenders: Mapping[str, Contender], turns: int) -> Series:
-    """Measures all contenders once in each turn, so that noise hits all of them alike."""
+    """Measures all contenders once in each turn, so that noise affects all of them equally."""
     series = Series(title, unit)
     missing: set[str] = set()
     for turn in range(turns):
-        # Every other turn backwards: nobody always comes after the same one.
+        # Every other turn backwards, so that no contender always follows the same one.
         names = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
         for name in names:
             if name in missing:
@@ -50,7 +50,7 @@ def take_turns(title: str, unit: str, contenders: Mapping[str, Contender], turns
 
 @dataclass
 class Check:
-    """A requirement and what was measured."""
+    """A requirement and the measured value."""
 
     what: str
     required: str
@@ -59,12 +59,12 @@ class Check:
 
 
 def ratio_check(
-    series: Series, what: str, name: str, to: str, least: float, checks: list[Check]
+    series: Series, what: str, name: str, reference: str, least: float, checks: list[Check]
 ) -> None:
-    """Checks that the median ratio of two contenders is at least `least`."""
-    if name not in series.values or to not in series.values:
-        checks.append(Check(what, f">= {least:g}", "not measured here", False))
+    """Adds the check that the median ratio of two contenders is at least `least`."""
+    if name not in series.values or reference not in series.values:
+        checks.append(Check(what, f">= {least:g}", "not measured", False))
         return
-    median, low, high = series.ratio(name, to)
+    median, low, high = series.ratio(name, reference)
     measured = f"{median:.2f} ({low:.2f} to {high:.2f})"
     checks.append(Check(what, f">= {least:g}", measured, median >= least))

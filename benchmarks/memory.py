@@ -1,4 +1,4 @@
-"""Bytes of Redis memory that a waiting task costs over its packed payload."""
+"""Bytes of Redis memory of a waiting task, in addition to its packed payload."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from redisagg import Aggregator, Task
 
 _COUNT = 20_000
 
-# A node of a Redis list holds 8 KB, unless redis.conf says otherwise: of 1,000-byte payloads seven,
-# and the rest is waste. The name is the one before Redis 7, which later ones still know.
+# The size of the nodes of a Redis list. By default a node holds 8 KB: seven payloads of 1,000 bytes,
+# and the rest of the node is unused. Redis 7 renamed the option and still accepts this name.
 _NODE_SIZE = "list-max-ziplist-size"
 _NODES_OF_8_KB, _NODES_OF_32_KB = -2, -4
 
-# Length of the payload, size of the nodes, and how the tables call that.
+# Length of the payload in bytes, node size, and a remark for the tables.
 _CASES = (
     (0, _NODES_OF_8_KB, ""),
     (100, _NODES_OF_8_KB, ""),
@@ -28,8 +28,8 @@ _CASES = (
 )
 
 
-def translate_error(url: str, size: int, payload: bytes) -> float:
-    """Bytes over the packed payload, in groups of `size`."""
+def overhead(url: str, size: int, payload: bytes) -> float:
+    """Bytes per task in addition to the packed payload, in groups of `size`."""
     client: Any = client_of(url)
     client.flushall()
     aggregator = Aggregator("bench", url, config=NEVER_FULL)
@@ -41,7 +41,7 @@ def translate_error(url: str, size: int, payload: bytes) -> float:
 
 
 def asynq(url: str, size: int) -> float | None:
-    """The same of Asynq, with its 200 bytes of payload."""
+    """The same for Asynq with 200 bytes of payload; None where Asynq cannot run."""
     client: Any = client_of(url)
     client.flushall()
     before = client.info("memory")["used_memory"]
@@ -58,10 +58,10 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     for size in (1, 100, 1_000):
         for length, nodes, remark in _CASES:
             client.config_set(_NODE_SIZE, nodes)
-            value = translate_error(url, size, b"x" * length)
+            value = overhead(url, size, b"x" * length)
             series.values[f"redisagg, {length:,} bytes in groups of {size:,}{remark}"] = [value]
             if size == 100:
-                what = f"bytes over a payload of {length:,}, groups of 100{remark}"
+                what = f"memory: bytes over a payload of {length:,}, groups of 100{remark}"
                 checks.append(Check(what, "<= 110", f"{value:.0f}", value <= 110))
         client.config_set(_NODE_SIZE, _NODES_OF_8_KB)
         other = asynq(url, size)

@@ -1,4 +1,4 @@
-"""A flusher in a process of its own, as in production."""
+"""Flushers in processes of their own, and the resources that processes use (Linux)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _serve(url: str, name: str, size: int, partitions: int) -> None:
 def flushers(
     url: str, name: str, size: int, count: int = 1, partitions: int = 16
 ) -> Iterator[list[int]]:
-    """Runs flusher processes; gives their pids."""
+    """Runs `count` flusher processes for groups of `size`; yields their pids."""
     context = multiprocessing.get_context("spawn")
     running = [
         context.Process(target=_serve, args=(url, name, size, partitions), daemon=True)
@@ -42,7 +42,7 @@ def flushers(
 
 
 def wait_for_leaders(aggregator: Aggregator, flushers: int = 1) -> None:
-    """Waits until every partition has a leader, and every flusher leads."""
+    """Waits until every partition has a leader and every flusher leads a partition."""
     while True:
         leaders = [partition.leader for partition in aggregator.stats().partitions]
         if all(leaders) and len(set(leaders)) == flushers:
@@ -51,14 +51,14 @@ def wait_for_leaders(aggregator: Aggregator, flushers: int = 1) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, in user and system mode (Linux)."""
+    """Seconds of CPU time that a process has used, in user and system mode."""
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 class Machine:
-    """What this machine is, and how much of its CPU time others took since this was made (Linux)."""
+    """Describes this machine, and the CPU time that other guests took since construction."""
 
     def __init__(self) -> None:
         self._before = self._cpu_ticks()
@@ -74,12 +74,12 @@ class Machine:
 
     @staticmethod
     def _cpu_ticks() -> list[int]:
-        """User, nice, system, idle, iowait, irq, softirq, steal and so on: see proc(5)."""
+        """Ticks of user, nice, system, idle, iowait, irq, softirq, steal, ...: see proc(5)."""
         with open("/proc/stat") as file:
             return [int(number) for number in file.readline().split()[1:]]
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process (Linux)."""
+    """Bytes of resident memory of a process."""
     with open(f"/proc/{pid}/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

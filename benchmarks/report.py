@@ -10,28 +10,50 @@ from pathlib import Path
 
 from benchmarks.measure import Check, Series
 
-_WIDTH, _ROW, _LABEL, _BAR = 760, 26, 270, 360
+_WIDTH, _ROW, _LABEL, _BAR = 760, 26, 270, 360  # pixels
+
+_INTRODUCTION = (
+    "[benchmarks/](../../benchmarks/README.md) explains the contenders and the method.",
+    "[Notes](notes.md) explain the missed requirements. Each table has the median, the least and",
+    "the greatest value of all turns. A requirement of the form *A / B* is the ratio of A to B",
+    "within a turn.",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What the results come from."""
+    """The origin of the results."""
 
     command: str
     machine: str
 
 
 def markdown(series: Sequence[Series], checks: Sequence[Check], run: Run) -> str:
-    """The tables of a run."""
-    lines = ["# Results", "", f"Made by `{run.command}` ({run.machine}).", ""]
+    """The tables of a run as Markdown."""
+    lines = [
+        "# Benchmark results",
+        "",
+        f"Command: `{run.command}`.",
+        "",
+        f"Machine: {run.machine}.",
+    ]
+    lines += ["", *_INTRODUCTION, ""]
     if checks:
-        lines += ["| requirement | required | median (spread) | |", "|---|---|---|---|"]
+        lines += [
+            "| requirement | required | median (least to greatest) | result |",
+            "|---|---|---|---|",
+        ]
         for check in checks:
             mark = "met" if check.passed else "**missed**"
             lines.append(f"| {check.what} | {check.required} | {check.measured} | {mark} |")
         lines.append("")
     for each in series:
-        lines += [f"## {each.title.capitalize()}", "", f"![{each.title}]({file_name(each)})", ""]
+        lines += [
+            f"## {each.title[0].upper()}{each.title[1:]}",
+            "",
+            f"![{each.title}]({file_name(each)})",
+            "",
+        ]
         lines += [f"| | median, {each.unit} | least | greatest |", "|---|---|---|---|"]
         for name, values in each.values.items():
             numbers = (statistics.median(values), min(values), max(values))
@@ -41,12 +63,12 @@ def markdown(series: Sequence[Series], checks: Sequence[Check], run: Run) -> str
 
 
 def file_name(series: Series) -> str:
-    """The file of a chart."""
+    """The file name of a chart."""
     return "-".join("".join(c if c.isalnum() else " " for c in series.title).split()) + ".svg"
 
 
 def svg(series: Series, command: str) -> str:
-    """A bar for each contender: the median, with a line from the least to the greatest."""
+    """A chart with a bar for each contender: its median, and a line from least to greatest."""
     top = max(max(values) for values in series.values.values()) or 1
     height = 60 + _ROW * len(series.values)
     parts = [

@@ -1,21 +1,21 @@
-"""More flushers, more partitions."""
+"""Throughput by number of flushers, by number of partitions, and on a Redis Cluster."""
 
 from __future__ import annotations
 
 from benchmarks.adds import coroutines
-from benchmarks.drain import translate_error
+from benchmarks.drain import redisagg_drain
 from benchmarks.measure import Check, Series, take_turns
 from tests.support.servers import ClusterTopology
 
 
 def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Series]:
-    """1, 2 and 4 flushers; 1 to 64 partitions; one Redis and a cluster of three masters."""
+    """1, 2 and 4 flushers; 1 to 64 partitions; one server and a cluster of three masters."""
     count = max(10_000, int(200_000 * scale))
     by_flushers = take_turns(
         "drain by flushers, groups of 10",
         "tasks/s",
         {
-            f"{n} flushers": (lambda n=n: translate_error(url, count, 10, number=n))
+            f"flushers: {n}": (lambda n=n: redisagg_drain(url, count, 10, number=n))
             for n in (1, 2, 4)
         },
         turns,
@@ -24,7 +24,7 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
         "drain by partitions, groups of 100",
         "tasks/s",
         {
-            f"{n} partitions": (lambda n=n: translate_error(url, count, 100, partitions=n))
+            f"partitions: {n}": (lambda n=n: redisagg_drain(url, count, 100, partitions=n))
             for n in (1, 4, 16, 64)
         },
         turns,
@@ -40,7 +40,7 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
             )
             for what, do in (
                 ("adds by 256 coroutines", lambda where: coroutines(where, count // 4, 256)),
-                ("drain of groups of 100", lambda where: translate_error(where, count, 100)),
+                ("drain of groups of 100", lambda where: redisagg_drain(where, count, 100)),
             )
         )
     return [by_flushers, by_partitions, cluster_adds, cluster_drain]

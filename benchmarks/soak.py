@@ -1,4 +1,4 @@
-"""Minutes at a steady load: the memory of each process and of Redis has to stay flat."""
+"""Memory of each process and of Redis under a steady load for minutes; it must not grow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIB = 1024 * 1024
 
 
 def measure(url: str, turns: int, minutes: float, checks: list[Check]) -> list[Series]:
-    """Adds, flushes and trims for `minutes` at 80% of the maximum, sampling memory."""
+    """Adds, flushes and trims for `minutes` at 80% of the maximum rate, and samples memory."""
     rate = 0.8 * maximum(url)
     print(f"  soak: {rate:,.0f} tasks/s", flush=True)
     empty(url)
@@ -29,7 +29,7 @@ def measure(url: str, turns: int, minutes: float, checks: list[Check]) -> list[S
             end = time.monotonic() + minutes * 60
             while time.monotonic() < end:
                 time.sleep(min(5.0, minutes * 3))
-                # The consumer. An approximate trim would take away 10,000 entries at most.
+                # Stands for a consumer. An approximate trim would remove at most 10,000 entries.
                 client.xtrim("bench-batches", maxlen=1_000, approximate=False)
                 sample = {
                     "Redis": client.info("memory")["used_memory"],
@@ -45,12 +45,14 @@ def measure(url: str, turns: int, minutes: float, checks: list[Check]) -> list[S
                 )
     kept_up = stats.flushed / (rate * minutes * 60)
     checks.append(
-        Check("soak: share of the load that came out", ">= 0.98", f"{kept_up:.3f}", kept_up >= 0.98)
+        Check(
+            "soak: share of the load that was flushed", ">= 0.98", f"{kept_up:.3f}", kept_up >= 0.98
+        )
     )
     for name, values in series.values.items():
         quarter = max(1, len(values) // 4)
         second = sum(values[quarter : 2 * quarter]) / quarter
         last = sum(values[-quarter:]) / quarter
-        what = f"soak, memory of {name}: last quarter to second"
+        what = f"soak: memory of {name}, last quarter / second quarter"
         checks.append(Check(what, "<= 1.1", f"{last / second:.3f}", last / second <= 1.1))
     return [series]

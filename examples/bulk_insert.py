@@ -1,7 +1,9 @@
 """Bulk inserts: many small writes become few large ones.
 
-The merge returns nothing to enqueue, since it does the work itself. A merge may run twice for a
-batch, so the insert is one that can be repeated: rows have the id of their task.
+The merge function does the work itself and returns None, so nothing is enqueued. It can run twice
+for a batch, so its insert is idempotent: the primary key of a row is the id of its task.
+
+Usage: python examples/bulk_insert.py [DATABASE]
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from redisagg import AggregationConfig, Aggregator, Task
 
 
 def insert(table: str, tasks: list[Task]) -> None:
-    """Inserts all rows of a batch in one transaction."""
+    """Merge function: inserts all rows of a batch in one transaction."""
     with sqlite3.connect(_PATH) as database:
         database.executemany(
             "INSERT OR IGNORE INTO visits (id, page) VALUES (?, ?)",
@@ -26,7 +28,7 @@ _PATH = sys.argv[1] if len(sys.argv) > 1 else "visits.db"
 
 
 def main() -> None:
-    """Records a thousand visits and counts the rows."""
+    """Adds 1,000 visits, waits until they are inserted and prints the number of rows."""
     with sqlite3.connect(_PATH) as database:
         database.execute("CREATE TABLE IF NOT EXISTS visits (id TEXT PRIMARY KEY, page TEXT)")
     config = AggregationConfig(

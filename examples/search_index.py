@@ -1,6 +1,6 @@
 """Search-index refreshes on asyncio: an item that changes often is indexed once.
 
-Tasks have the item's id: adding an id that waits already changes nothing.
+The id of a task is the id of its item. Adding an id that already waits has no effect.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from redisagg.sinks import CallableSink
 
 
 async def refresh(index: str, tasks: list[Task]) -> Task:
-    """Fetches what is to be indexed; a merge on asyncio may await."""
-    await asyncio.sleep(0.01)  # a database would be asked here
+    """Merge function: makes one refresh of all changed items."""
+    await asyncio.sleep(0.01)  # stands for a database query
     return Task("index:refresh", {"index": index, "items": [task.id for task in tasks]})
 
 
 async def send(task: Task, batch_id: str) -> None:
-    """Hands the batch to the search engine, which refuses a batch id that it has seen."""
+    """Sink: sends the refresh to the search engine, which ignores a repeated batch id."""
     print(f"{task.payload['index']}: {len(task.payload['items'])} items")
 
 
 async def main() -> None:
-    """Many changes of few items."""
+    """Adds 200 changes of 10 items and waits until they are sent."""
     aggregator = AsyncAggregator(
         "search",
         os.environ.get("REDISAGG_URL", "redis://localhost:6379/0"),

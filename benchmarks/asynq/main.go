@@ -1,8 +1,8 @@
-// The Asynq side of the benchmarks: its own client and server, from the real module.
+// The benchmarks of Asynq: client and server of the real module.
 //
-//	asynq add     -n N -c GOROUTINES     adds/s with asynq.Group
-//	asynq drain   -n N -size S           tasks/s through its aggregator, added before
-//	asynq latency -n N                   ms from filling a group to the handler, one a line
+//	asynq add     -n N -c GOROUTINES     prints adds/s with asynq.Group
+//	asynq drain   -n N -size S           prints tasks/s of the aggregator, for tasks added before
+//	asynq latency -n N                   prints ms from a full group to the handler, one per line
 //	asynq idle    -n GROUPS -for D       opens groups that are not due and serves for D
 package main
 
@@ -35,7 +35,7 @@ func add(client *asynq.Client, group string) {
 	check(err)
 }
 
-// addAll adds n tasks over the groups from c goroutines and returns how long that took.
+// addAll adds n tasks over the groups from c goroutines and returns the time it took.
 func addAll(client *asynq.Client, n, c, groups int) time.Duration {
 	var next atomic.Int64
 	var wait sync.WaitGroup
@@ -57,7 +57,7 @@ func addAll(client *asynq.Client, n, c, groups int) time.Duration {
 	return time.Since(start)
 }
 
-// serve starts a server whose aggregator merges to nothing much and tells merged of each batch.
+// serve starts a server. Its aggregator makes an empty task of each batch and calls merged.
 func serve(opt asynq.RedisConnOpt, size int, grace time.Duration, merged func(string, int), done func()) *asynq.Server {
 	server := asynq.NewServer(opt, asynq.Config{
 		Queues:           map[string]int{queue: 1},
@@ -80,11 +80,11 @@ func main() {
 	mode := os.Args[1]
 	flags := flag.NewFlagSet(mode, flag.ExitOnError)
 	addr := flags.String("redis", "127.0.0.1:6379", "address")
-	n := flags.Int("n", 10000, "how many")
+	n := flags.Int("n", 10000, "number of tasks, groups or rounds")
 	c := flags.Int("c", 1, "goroutines")
 	groups := flags.Int("groups", 1000, "groups")
 	size := flags.Int("size", 100, "max size")
-	span := flags.Duration("for", 10*time.Second, "how long")
+	span := flags.Duration("for", 10*time.Second, "duration")
 	check(flags.Parse(os.Args[2:]))
 	opt := asynq.RedisClientOpt{Addr: *addr, PoolSize: 64}
 	client := asynq.NewClient(opt)
@@ -108,7 +108,7 @@ func main() {
 		handled := make(chan time.Time, 1)
 		serve(opt, 10, 10*time.Minute, func(string, int) {}, func() { handled <- time.Now() })
 		for i := range *n {
-			time.Sleep(time.Duration(i%7) * time.Second / 3) // not in step with its ticker
+			time.Sleep(time.Duration(i%7) * time.Second / 3) // so that rounds are not in phase with its ticker
 			for range 10 {
 				add(client, fmt.Sprintf("l%d", i))
 			}

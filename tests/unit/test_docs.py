@@ -1,0 +1,171 @@
+"""The facts in the documentation are those of the code and of the benchmark results."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import redisagg
+from benchmarks import report
+from redisagg import AggregationConfig, Aggregator, AsyncAggregator, errors
+from redisagg.config import default_aggregator
+from redisagg.protocol.keys import Keyspace, PartitionKeys
+from tests.support.markdown import CHECKOUT, code_blocks, each_page, read, rows, section
+
+RESULTS = "docs/benchmarks/README.md"
+
+# README's rows of figures: the section of the results, and the rows of redisagg and Asynq in it.
+HEADLINES = {
+    "adds/s, 256 coroutines (Asynq: 32 goroutines)": (
+        "Adds",
+        "redisagg, 256 coroutines",
+        "Asynq, 32 goroutines",
+    ),
+    "tasks/s, drained in groups of 100": ("Drain, groups of 100", "redisagg", "Asynq"),
+    "milliseconds from a full group to its queue entry": (
+        "Latency of a full group",
+        "idle, p50",
+        "Asynq, p50",
+    ),
+}
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def test_the_headline_figures_are_those_of_the_results() -> None:
+    results = read(RESULTS)
+    expected = []
+    for label, (heading, *names) in HEADLINES.items():
+        medians = {row[0]: row[1] for row in rows(section(results, heading))}
+        expected.append([label, *(medians[name] for name in names)])
+    assert rows(section(read("README.md"), "Performance")) == expected
+
+
+def test_the_results_have_the_introduction_of_the_report() -> None:
+    generated = report.markdown([], [], report.Run("COMMAND", "MACHINE"))
+    _, _, introduction = generated.partition("Machine: MACHINE.\n")
+    assert introduction.strip()
+    assert introduction in read(RESULTS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "docs/settings.md"])
+def test_no_other_figures_stand_beside_the_results(page: str) -> None:
+    text = read(page)
+    if page == "README.md":
+        text = text.replace(section(text, "Performance"), "")
+    rates = r"\d ?(?:[a-z]+/s\b|[a-z]+ (?:per|a) second|ms\b|bytes over)"
+    assert re.findall(rf"[^\n]*{rates}[^\n]*", text) == []
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    table = rows(section(read("docs/settings.md"), "The aggregator"))
+    documented = [(name.strip("`"), _value(default)) for name, default, _ in table]
+    actual = [(field.name, field.default) for field in fields(AggregationConfig)]
+    assert documented == actual
+    assert [type(default) is bool for _, default in documented] == [
+        type(default) is bool for _, default in actual
+    ]
+
+
+def _value(cell: str) -> object:
+    """The value of a default in backticks."""
+    text = cell.removeprefix("`").removesuffix("`")
+    return default_aggregator if text == "default_aggregator" else ast.literal_eval(text)
+
+
+@each_page
+def test_examples_use_settings_that_exist(page: Path) -> None:
+    known = {field.name for field in fields(AggregationConfig)}
+    for block in code_blocks(page.read_text("utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "AggregationConfig":
+                assert {keyword.arg for keyword in node.keywords} <= known
+
+
+# --- code blocks ---------------------------------------------------------------------------------
+
+
+@each_page
+def test_examples_import_names_that_exist(page: Path) -> None:
+    missing = []
+    for block in code_blocks(page.read_text("utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("redisagg."):
+                module = import_module(str(node.module))
+                missing += [each.name for each in node.names if not hasattr(module, each.name)]
+    assert missing == []
+
+
+# --- README --------------------------------------------------------------------------------------
+
+
+def test_the_readme_example_makes_its_aggregator() -> None:
+    [block] = code_blocks(read("README.md"), "python")
+    statements = ast.parse(block).body
+    made = next(i for i, node in enumerate(statements) if ast.unparse(node).startswith("agg = "))
+    module = ast.Module(statements[: made + 1], type_ignores=[])
+    names: dict[str, object] = {}
+    exec(compile(module, "README.md", "exec"), names)  # connects to nothing yet
+    assert isinstance(names["agg"], Aggregator)
+    merged = names["digest"]("user:42", [redisagg.Task("a", {"text": "hi"}, "user:42")])  # type: ignore[operator]
+    assert merged.payload == {"user": "user:42", "items": [{"text": "hi"}]}
+
+
+@pytest.mark.xfail(strict=True, reason="remove this mark when get_groups is there")
+def test_the_methods_in_the_readme_exist() -> None:
+    called = set(re.findall(r"\bagg\.(\w+)\(", read("README.md")))
+    assert called >= {"add_task", "get_group", "requeue_dead_letter"}
+    for face in (Aggregator, AsyncAggregator):
+        assert [name for name in sorted(called) if not hasattr(face, name)] == []
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_the_table_of_errors_is_complete() -> None:
+    text = read("docs/errors.md")
+    table = rows(text[: text.index("## ")])
+    documented = [(name.strip("`"), re.findall(r"`(\w+)`", bases)) for name, bases, *_ in table]
+    actual = [
+        (name, [base.__name__ for base in kind.__bases__])
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, Exception)
+        and kind.__module__ == errors.__name__
+        and not name.startswith("_")
+    ]
+    assert documented == actual
+    assert all(len(row) == 5 and all(row) for row in table)
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def test_the_key_tables_are_complete() -> None:
+    keys = section(read("ARCHITECTURE.md"), "Keys")
+    namespace, partition, state = keys.split("\n\n|")[1:]
+    keyspace = Keyspace("n", 1)
+    prefix = "redisagg:{n}:"
+    known = (keyspace.meta, keyspace.flushers, keyspace.wake_channel)
+    assert [f"{prefix}{name}".encode() for name in _names(namespace)] == list(known)
+    plain = set(PartitionKeys.__annotations__) - {"number", "label", "slot"}
+    with_name = {"tasks:GROUP", "ids:GROUP", "dead:BATCH", "call:PRODUCER"}
+    assert set(_names(partition)) == plain | with_name
+    for name in _names(state):
+        scripts = (path.read_text("utf-8") for path in (CHECKOUT / "lua").rglob("*.lua"))
+        assert any(f"'{name}'" in script for script in scripts), name
+
+
+def _names(table: str) -> list[str]:
+    """The names in backticks in the first column."""
+    return [name for first, *_ in rows("|" + table) for name in re.findall(r"`([^`]+)`", first)]

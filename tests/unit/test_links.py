@@ -1,0 +1,61 @@
+"""Links and file names in the Markdown pages lead to files and headings that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.markdown import CHECKOUT, anchors, each_page, links, pages
+
+_NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|lua|md)|tests/[\w/]+)`")
+
+_STALE = {"ARCHITECTURE.md", "CONTRIBUTING.md"}
+"""Pages that are being rewritten; remove them when they name files that exist."""
+
+
+@each_page
+def test_links_resolve(page: Path) -> None:
+    broken = [link for link in links(page.read_text("utf-8")) if not _resolves(page, link)]
+    assert broken == []
+
+
+def _resolves(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    if not target.exists() or not target.is_relative_to(CHECKOUT):
+        return False
+    return not anchor or anchor in anchors(target.read_text("utf-8"))
+
+
+@each_page
+def test_named_files_exist(page: Path, request: pytest.FixtureRequest) -> None:
+    if str(page.relative_to(CHECKOUT)) in _STALE:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="remove it from _STALE"))
+    roots = (CHECKOUT, CHECKOUT / "redisagg")
+    named = _NAMED_FILE.findall(page.read_text("utf-8"))
+    # A first folder that we do not have is that of an example.
+    ours = [name for name in named if any((root / name.split("/")[0]).is_dir() for root in roots)]
+    assert [name for name in ours if not any((root / name).exists() for root in roots)] == []
+
+
+def test_the_index_lists_every_page() -> None:
+    index = CHECKOUT / "docs" / "README.md"
+    listed = [(index.parent / link).resolve() for link in links(index.read_text("utf-8"))]
+    assert len(listed) == len(set(listed))
+    assert set(pages()) - set(listed) == {index}
+
+
+def test_the_readme_links_to_the_index() -> None:
+    assert "docs/README.md" in links((CHECKOUT / "README.md").read_text("utf-8"))
+
+
+def test_anchors_are_those_of_github() -> None:
+    text = "# A & B\n## `x_y`, Zürich\n```\n# no heading\n```\n## [a](b) c\n## A & B\n"
+    assert anchors(text) == {"a--b", "x_y-zürich", "a-c", "a--b-1"}
+
+
+def test_code_holds_no_links() -> None:
+    text = "[a](b.md) `[c](d.md)` [web](https://example.org)\n```\n[e](f.md)\n```\n![g](h.svg)\n"
+    assert list(links(text)) == ["b.md", "h.svg"]
