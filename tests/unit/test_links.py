@@ -11,7 +11,7 @@ from tests.support.markdown import CHECKOUT, anchors, each_page, links, pages
 
 _NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|lua|md)|tests/[\w/]+)`")
 
-_STALE = {"ARCHITECTURE.md", "CONTRIBUTING.md"}
+_STALE = {"CONTRIBUTING.md"}
 """Pages that are being rewritten; remove them when they name files that exist."""
 
 
