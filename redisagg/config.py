@@ -1,4 +1,4 @@
-"""All settings of an aggregator, checked when they are made."""
+"""The settings of an aggregator and their checks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from redisagg.errors import InvalidConfig, InvalidTask
 from redisagg.task import Task, check_size
 
 Merged: TypeAlias = "Task | Sequence[Task] | None"
-"""What a merge function may return: one task, several (a list or tuple), or none."""
+"""The result of a merge function: one task, several (a list or tuple), or None."""
 
 GroupAggregator: TypeAlias = Callable[[str, list[Task]], "Merged | Awaitable[Merged]"]
-"""A merge function: the group key and its tasks in arrival order to what is enqueued."""
+"""A merge function: takes a group key and tasks in arrival order, returns the tasks to enqueue."""
 
 
 def default_aggregator(group: str, tasks: list[Task]) -> Task:
-    """The merge function used when none is given: all payloads in one task.
+    """The default merge function: puts the payloads of all tasks into one task.
 
-    Its type is that of the first task with ``:aggregated`` behind it, its payload
-    ``{"group": group, "count": len(tasks), "payloads": [...]}`` in arrival order.
+    Args:
+        group: group key.
+        tasks: tasks of the batch in arrival order.
+
+    Returns:
+        A task whose type is that of the first task followed by ``:aggregated``, and whose payload
+        is ``{"group": group, "count": len(tasks), "payloads": [...]}`` in arrival order.
     """
     return Task(
         type=f"{tasks[0].type}:aggregated",
@@ -31,57 +36,67 @@ def default_aggregator(group: str, tasks: list[Task]) -> Task:
     )
 
 
-_ENTRY_HEAD_BYTES = 7 + 128  # what a stored task has beside its body, at most
+_MAX_ENTRY_HEAD_BYTES = 7 + 128  # a stored task has a time, the length of its id and the id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationConfig:
-    """When groups are due, how they are merged, and how much is done at a time.
+    """The settings of an aggregator.
 
-    Durations are seconds or `timedelta`; they are kept as seconds.
+    Durations are seconds or a `timedelta`, and are kept as seconds.
 
     Args:
-        group_grace_period: a group is due when no task came for so long.
-        group_max_delay: a group is due when its oldest task has waited so long. The earlier of
-            the two wins.
-        group_max_size: a group is due at once when it holds so many tasks; no batch holds more.
-        group_aggregator: the merge function, plain or `async`. A plain one runs in a thread.
-        partitions: into how many parts the groups are split. Fixed for the life of a namespace.
-        concurrency: how many batches a flusher merges at the same time.
-        executor: where a plain merge function runs: ``"thread"``, or ``"process"`` for merges that
-            are heavy on the CPU; it and the sink have to be importable then (pickle).
-        merge_timeout: a merge that takes longer has failed. A thread can't be stopped: a plain
-            function should end by itself.
-        max_attempts: so many times a batch is merged, and so many times what came of it is handed
-            to the sink, before it goes to the dead letters. Attempts do not count while the sink
-            fails for all batches.
-        retry_delay: before the second attempt; doubled for each further one, with jitter. Also how
-            long a sink that fails for all batches is left alone at first.
-        retry_max_delay: no wait between two attempts is longer.
-        lease_time: how long a flusher leads a partition without renewing. What a dead one leaves
-            behind is taken over after at most so long.
-        max_task_bytes: the largest packed task that is accepted.
-        linger: how long an add waits for others to share its round trip. 0 for not at all: what
-            comes while a call is on the wire shares the next one anyway.
-        add_timeout: how long a producer rides out a lost connection before it raises.
-        max_pending_tasks: so many tasks may wait or be in flight, and no more are accepted
-            (`AggregatorFull`); None for any number. A script sees one partition only, so each
-            has an equal share: a few large groups can fill theirs while others have room. What
-            waits for its time counts too: allow well more than open groups hold.
-        max_pending_bytes: likewise for the bytes of packed tasks, with their ids and 7 bytes each.
-        full_timeout: how long an add waits for room before it raises `AggregatorFull`, also if it
-            is Redis that is out of memory; 0 for not at all.
-        dedupe_window: for so long after a task was flushed its id is not accepted again in its
-            group: adding it changes nothing. Remembered for up to twice as long, in some 60 bytes
-            and the lengths of id and group key for each task. 0 for none. Set the same for
-            producers and flushers: flushers remember, producers ask.
-        min_replicas: an add returns only when so many replicas have what it wrote (WAIT), so that
-            a failover to one of them loses nothing; see docs/replication.md.
-        wait_for_fsync: an add returns only when the server and `min_replicas` replicas have it on
-            disk (WAITAOF); needs Redis 7.2 with ``appendonly yes``.
-        replica_timeout: how long one attempt waits for either. Adds try again until `add_timeout`
-            and then raise `NotReplicated`.
-        shutdown_timeout: how long `stop` waits for merges in hand.
+        group_grace_period: seconds without a new task after which a group is due; 120 by default.
+        group_max_delay: seconds after which a group is due, counted from the arrival of its oldest
+            task; 600 by default. A group is due at the earlier of the two times.
+        group_max_size: number of waiting tasks at which a group is due at once, and the largest
+            number of tasks in a batch; 20 by default.
+        group_aggregator: merge function, plain or ``async``; by default `default_aggregator`, which
+            puts all payloads into one task. A plain function runs in a thread.
+        partitions: number of parts into which the groups are split, 16 by default. It is the
+            largest number of flushers that can share the work, and is fixed when the namespace is
+            first used.
+        concurrency: number of batches that a flusher merges at the same time, 16 by default.
+        executor: ``"thread"`` (default) or ``"process"``, for plain merge functions. Processes suit
+            merges that need much CPU; the merge function and the sink must be importable
+            (pickle).
+        merge_timeout: seconds that a merge may take before it counts as failed; 60 by default. A
+            thread can't be stopped, so a plain function should have time limits of its own.
+        max_attempts: number of attempts after which a batch goes to the dead letters, 10 by
+            default. Merging and enqueueing have this number each. Attempts do not count while the
+            sink fails for all batches.
+        retry_delay: seconds before the second attempt, 1 by default; doubled for each further
+            attempt, with jitter. Also the first pause, in seconds, of a sink that fails for all
+            batches.
+        retry_max_delay: longest delay between two attempts in seconds, 300 by default.
+        lease_time: seconds for which a flusher leads a partition without renewing its lease; 10 by
+            default. Another flusher takes over the work of a dead one within this time.
+        max_task_bytes: largest size of a packed task in bytes, 1 MiB by default.
+        linger: seconds that an add waits so that other adds share its round trip; 0 (default) for
+            no wait. Adds that come while a round trip is under way share the next one anyway.
+        add_timeout: seconds for which a call retries lost connections before it raises
+            `RedisUnavailable`; 30 by default.
+        max_pending_tasks: largest number of tasks that may wait or be in flight; None (default) for
+            no limit. Further tasks are refused with `AggregatorFull`. Each partition has an equal
+            share, so a few large groups can fill theirs while other partitions have room. Allow
+            well more than open groups hold while they wait to be due.
+        max_pending_bytes: largest number of bytes of the tasks that wait or are in flight; None
+            (default) for no limit. A task counts with its packed size, its id and 7 bytes. Split
+            among the partitions as `max_pending_tasks` is.
+        full_timeout: seconds that an add waits for room before it raises `AggregatorFull`, also
+            when Redis is out of memory; 0 (default) for no wait.
+        dedupe_window: seconds after a flush for which the ids of its tasks are refused in their
+            group; adding such an id changes nothing. 0 (default) for no memory of flushed ids. An
+            id is kept for up to twice this time, in about 60 bytes and the lengths of id and group
+            key. Producers and flushers need the same value.
+        min_replicas: number of replicas that must acknowledge an add before it returns (WAIT), so
+            that a failover to one of them keeps it; 0 by default. See docs/replication.md.
+        wait_for_fsync: whether an add returns only when it is on the disk of the server and of
+            `min_replicas` replicas (WAITAOF); False by default. Needs Redis 7.2 with
+            ``appendonly yes``.
+        replica_timeout: seconds that one attempt waits for replicas or disk, 1 by default. An add
+            repeats it until `add_timeout`, and then raises `NotReplicated`.
+        shutdown_timeout: seconds that `stop` waits for merges that are running, 30 by default.
 
     Raises:
         InvalidConfig: a setting is out of range or of the wrong type.
@@ -138,40 +153,53 @@ class AggregationConfig:
         _check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
         for name in ("max_pending_tasks", "max_pending_bytes"):
             if (limit := getattr(self, name)) is not None:
-                _check_range(name, limit, self.partitions, 2**53)  # at least 1 for each
+                _check_range(name, limit, self.partitions, 2**53)  # at least 1 a partition
         share = (self.max_pending_bytes or math.inf) // self.partitions
-        if share < self.max_task_bytes + _ENTRY_HEAD_BYTES:
+        if share < self.max_task_bytes + _MAX_ENTRY_HEAD_BYTES:
             raise InvalidConfig(
-                f"each of the {self.partitions} partitions has {share:,.0f} bytes of "
-                f"max_pending_bytes, and one task may have {self.max_task_bytes:,} "
-                "(max_task_bytes): allow more pending bytes, or smaller tasks"
+                f"each of the {self.partitions} partitions has a share of {share:,.0f} bytes of "
+                f"max_pending_bytes, less than a task of {self.max_task_bytes:,} bytes "
+                "(max_task_bytes); raise max_pending_bytes or lower max_task_bytes"
             )
         if seconds(self.lease_time) < 0.1:
-            raise InvalidConfig("lease_time is at least 0.1 seconds")
+            raise InvalidConfig(f"lease_time must be at least 0.1 seconds, not {self.lease_time!r}")
         if not isinstance(self.wait_for_fsync, bool):
-            raise InvalidConfig(f"wait_for_fsync is True or False, not {self.wait_for_fsync!r}")
+            raise InvalidConfig(
+                f"wait_for_fsync must be True or False, not {self.wait_for_fsync!r}"
+            )
         if self.waits_for_replicas and seconds(self.replica_timeout) > seconds(self.add_timeout):
-            raise InvalidConfig("replica_timeout is at most add_timeout")
+            raise InvalidConfig(
+                f"replica_timeout must be at most add_timeout ({self.add_timeout:g} seconds), "
+                f"not {self.replica_timeout:g}"
+            )
         if self.executor not in ("thread", "process"):
-            raise InvalidConfig(f"executor is 'thread' or 'process', not {self.executor!r}")
+            raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")
         if not callable(self.group_aggregator):
-            raise InvalidConfig("group_aggregator is a function of (group, tasks)")
+            raise InvalidConfig(
+                "group_aggregator must be a function of (group, tasks), not "
+                f"{self.group_aggregator!r}"
+            )
 
     @property
     def waits_for_replicas(self) -> bool:
-        """Whether adds wait for more than the primary's reply."""
+        """Whether adds wait for replicas or for the disk, not just for the primary's reply."""
         return self.min_replicas > 0 or self.wait_for_fsync
 
 
 def _check_range(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidConfig(f"{name} is a whole number from {least:,} to {most:,}, not {value!r}")
+        raise InvalidConfig(
+            f"{name} must be a whole number from {least:,} to {most:,}, not {value!r}"
+        )
 
 
 def default_aggregation_config(**changes: Any) -> AggregationConfig:
-    """The defaults: grace period 2 minutes, max delay 10 minutes, max size 20, with `changes`.
+    """Returns the default settings: grace period 2 minutes, max delay 10 minutes, max size 20.
+
+    Args:
+        changes: settings in place of the defaults, by name; see `AggregationConfig`.
 
     Raises:
-        InvalidConfig: a change is out of range or of the wrong type.
+        InvalidConfig: a setting is out of range or of the wrong type.
     """
     return AggregationConfig(**changes)

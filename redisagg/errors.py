@@ -1,79 +1,83 @@
-"""Every exception that redisagg raises on purpose; all derive from :class:`RedisAggError`.
+"""The exceptions that redisagg raises on purpose; all derive from `RedisAggError`.
 
 Errors about an argument are also `ValueError` or `TypeError`, errors about a timeout also
-`TimeoutError`, so that code that knows nothing of redisagg still catches the right thing.
+`TimeoutError`, so that code that does not import redisagg can catch them too.
 """
 
 from __future__ import annotations
 
 
 class RedisAggError(Exception):
-    """The base of all errors of redisagg."""
+    """The base class of all errors of redisagg."""
 
 
-# --- what the caller handed over -------------------------------------------------------------
+# --- arguments -------------------------------------------------------------------------------
 
 
 class InvalidConfig(RedisAggError, ValueError):
-    """A setting is out of range or of the wrong type."""
+    """A setting, URL or name is out of range or of the wrong type. Correct it."""
 
 
 class InvalidTask(RedisAggError, ValueError):
-    """A field of a task is missing, out of range or of the wrong type."""
+    """A field of a task, or a task id, is missing, out of range or of the wrong type. Correct it;
+    nothing was written."""
 
 
 class InvalidGroupKey(InvalidTask):
-    """A group key is empty, longer than 512 bytes of UTF-8, or of a type without a string form."""
+    """A group key is empty, longer than 512 bytes of UTF-8, not valid Unicode, or of a type other
+    than `str`, `int`, `UUID` or a tuple of those. Pass another key; of a long one, its hash."""
 
 
 class PayloadError(InvalidTask, TypeError):
-    """A payload holds something that msgpack and the documented mapping can't carry."""
+    """A payload holds a type that has no form in msgpack or in the format of the sink. Convert it
+    to dicts, lists, strings, numbers or bytes."""
 
 
 class TaskTooLarge(InvalidTask):
-    """A packed task is larger than `max_task_bytes`."""
+    """A packed task is larger than `max_task_bytes`. Store large data elsewhere and put its address
+    into the task, or raise the limit."""
 
 
-# --- what Redis answered ---------------------------------------------------------------------
+# --- replies of Redis ------------------------------------------------------------------------
 
 
 class RedisUnavailable(RedisAggError, TimeoutError):
-    """Redis could not be reached within the timeout.
+    """Redis could not be reached within the timeout. Call again later.
 
-    Whether the last attempt was carried out is unknown. Calling again with the same `Task` is
-    safe while it still waits: a waiting id is not added twice.
+    Whether Redis carried out the last attempt is unknown. Adding the same `Task` again is safe
+    while the first one waits, since a waiting id is not added twice.
     """
 
 
 class NotReplicated(RedisUnavailable):
-    """Fewer replicas than `min_replicas` acknowledged within the timeout, or, with
-    `wait_for_fsync`, it is not on disk yet.
+    """Fewer than `min_replicas` replicas acknowledged the add within the timeout, or, with
+    `wait_for_fsync`, the tasks are not on disk yet. Check the replicas, then call again.
 
-    The tasks are on the primary, and are flushed if it lives. Calling again with the same `Task` is
-    safe while it still waits.
+    The tasks are on the primary, and are flushed if it survives. Adding the same `Task` again is
+    safe while the first one waits.
     """
 
 
 class TooFewReplicas(RedisUnavailable):
-    """The server takes no writes, since fewer replicas follow it than its `min-replicas-to-write`.
+    """The server refuses writes, since it has fewer replicas than its `min-replicas-to-write`.
+    Check the replicas.
 
-    Nothing was written by the last attempt; one before it whose reply was lost may have been
-    carried out.
+    The last attempt wrote nothing. An earlier one whose reply was lost may have been carried out.
     """
 
 
 class AuthenticationFailed(RedisAggError):
-    """Redis refused the user name, the password or the right to run a command; or one side does
-    not trust the certificate of the other."""
+    """Redis refused the user name, the password or the right to run a command, or one side does
+    not trust the other's certificate. Check the credentials; docs/security.md lists the rights."""
 
 
 class AggregatorFull(RedisAggError):
-    """Nothing more can be added right now; nothing was written. Try again later, or let
-    `full_timeout` do that."""
+    """`max_pending_tasks` or `max_pending_bytes` is reached; nothing was written. Add again later,
+    or set `full_timeout`, and run more flushers if this lasts."""
 
 
 class RedisOutOfMemory(AggregatorFull):
-    """Redis reached its `maxmemory`; nothing was written."""
+    """Redis has reached its `maxmemory`; nothing was written. Give it more memory, or add later."""
 
 
 class RedisReadOnly(RedisAggError):
@@ -81,27 +85,30 @@ class RedisReadOnly(RedisAggError):
 
 
 class KeyConflict(RedisAggError):
-    """A key that belongs to redisagg holds what redisagg did not write, such as a value of another
-    type; nothing was written to it."""
+    """A key of redisagg holds data that redisagg did not write, such as a value of another type;
+    nothing was written to it. Find out who writes to the key, and delete it or rename the
+    aggregator."""
 
 
 class NamespaceMismatch(RedisAggError):
-    """The namespace was created with another number of partitions or another key schema."""
+    """The namespace was created with another number of partitions or another key schema. Use the
+    recorded number of partitions, or the version of redisagg that the other nodes use."""
 
 
 class StaleLease(RedisAggError):
-    """The lease of a partition has passed to another flusher or has expired."""
+    """The lease of a partition has expired or belongs to another flusher. Flushers handle it."""
 
 
 class UnexpectedReply(RedisAggError):
-    """Redis refused a command for a reason that redisagg has no better name for."""
+    """Redis refused a command with an error for which redisagg has no class of its own."""
 
 
 # --- merging and enqueueing ------------------------------------------------------------------
 
 
 class MergeError(RedisAggError):
-    """The merge function raised or returned something that is neither a `Task` nor `None`."""
+    """The merge function raised, or returned something other than a `Task`, a list of them or
+    `None`."""
 
 
 class MergeTimeout(MergeError, TimeoutError):
@@ -109,15 +116,15 @@ class MergeTimeout(MergeError, TimeoutError):
 
 
 class UndecodableTask(RedisAggError):
-    """A stored task is not what `add` writes; its bytes are kept among the dead letters."""
+    """A stored entry is no task of redisagg. It is moved to the dead letters with its bytes."""
 
 
 class SinkError(RedisAggError):
-    """A sink can't take part in what was asked of it."""
+    """A sink can't do what was asked, such as be read back, or needs a package that is missing."""
 
 
 class UnknownBatch(RedisAggError, KeyError):
-    """No dead letter has that batch id."""
+    """No dead letter has that batch id. `dead_letters` lists the ids."""
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return Exception.__str__(self)
@@ -127,4 +134,5 @@ class UnknownBatch(RedisAggError, KeyError):
 
 
 class EmbeddedServerError(RedisAggError):
-    """No Redis server was found on this machine, or the one found did not start."""
+    """No Redis server was found on this machine, or it did not start. Install ``redis-server`` or
+    ``redisagg[embedded]``, or read the server's log in the message."""

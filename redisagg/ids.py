@@ -1,7 +1,7 @@
 """Task ids: ULIDs, 26 characters that sort by time (https://github.com/ulid/spec).
 
-Within a process the ids of one millisecond count up, as the specification's monotonic mode does,
-so a producer's ids sort in the order in which it made them.
+Within a process the ids of one millisecond count up, as in the specification's monotonic mode, so
+the ids of a process sort in the order in which it made them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TEN_BITS = 1 << 10
 
 
 def _encode(number: int, pairs: int) -> str:
-    """`number` in base 32, in `pairs` times two characters."""
+    """Writes a number in base 32, as `pairs` pairs of characters."""
     digits = []
     for _ in range(pairs):
         number, low = divmod(number, _TEN_BITS)
@@ -33,14 +33,14 @@ class _Millisecond:
         self._time = time_ms
         random = int.from_bytes(os.urandom(10), "big")
         self._head = _encode(time_ms, 5) + _encode(random >> 30, 5)
-        # 29 random bits of 30: half a billion ids fit into the rest of the millisecond.
+        # The counter has 30 bits and starts at one of 29: at least half a billion ids are left.
         self._counter = count(random & 0x1FFFFFFF)
 
     def matches(self, time_ms: int) -> bool:
-        return time_ms <= self._time  # a clock that steps back goes on counting up
+        return time_ms <= self._time  # also when the clock steps back: ids still count up
 
     def next(self) -> str:
-        number = next(self._counter)  # atomic: CPython's count is one C call
+        number = next(self._counter)  # atomic, since CPython's `count` is one C call
         return (
             self._head + _PAIRS[number >> 20] + _PAIRS[number >> 10 & 1023] + _PAIRS[number & 1023]
         )
@@ -50,7 +50,7 @@ _current = _Millisecond(0)
 
 
 def new_id() -> str:
-    """A new task id: 26 characters of Crockford's base 32, time first. Safe in threads."""
+    """Returns a new task id: 26 characters of Crockford's base 32, time first. Thread-safe."""
     global _current
     now = time.time_ns() // 1_000_000
     current = _current
@@ -59,9 +59,10 @@ def new_id() -> str:
     return current.next()
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
     global _current
     _current = _Millisecond(0)
 
 
-os.register_at_fork(after_in_child=_forget)  # a child must not go on with its parent's counter
+# A child that continued its parent's counter would make the same ids.
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""Payloads as bytes: msgpack, with extension types for what msgpack lacks.
+"""Payloads as bytes: msgpack, with extension types for types that msgpack lacks.
 
 ========= ==================================== =====================================
 code      Python type                          bytes
@@ -13,9 +13,9 @@ code      Python type                          bytes
 8         `frozenset`                          msgpack array
 ========= ==================================== =====================================
 
-One way only: tuples come back as lists (as tuples where they are keys of a dict or members of a
-set), dataclasses as dicts of their fields, enums as their values, `bytearray` and `memoryview` as
-bytes. Nothing that is decoded can run code.
+Some types come back as another type: tuples as lists (as tuples where they are keys of a dict or
+members of a set), dataclasses as dicts of their fields, enums as their values, `bytearray` and
+`memoryview` as bytes. Decoding never runs code from the payload.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from redisagg.errors import PayloadError
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _SET, _FROZENSET = range(1, 9)
 
 _MOST_SETS = 8
-"""How deep sets may be nested. msgpack takes 40 KB of the C stack for each, and a process whose
-stack overflows dies: without a limit, one task could kill every flusher that reads it."""
+"""The depth to which sets may be nested. msgpack takes 40 KB of the C stack for each level, and a
+stack overflow kills the process: without a limit, one task could kill every flusher that reads it."""
 
-_local = threading.local()  # a packer must not be shared; making one costs more than packing
+_local = threading.local()  # threads must not share a packer; making one costs more than packing
 
 
 def pack(value: Any) -> bytes:
-    """`value` as msgpack.
+    """Packs a value as msgpack.
 
     Raises:
-        PayloadError: it holds something that the table above has no row for, an integer of more
-            than 64 bits, a lone surrogate, or it is nested more than 500 deep (sets: 8) or holds
-            itself.
+        PayloadError: the value holds a type that neither msgpack nor the table above has, an
+            integer of more than 64 bits or a lone surrogate, is nested more than 500 levels deep
+            (sets: 8 levels), or contains itself.
     """
     packer = getattr(_local, "packer", None)
     if packer is None:
@@ -66,22 +66,22 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(packed: bytes) -> Any:
-    """What `pack` packed.
+    """Unpacks bytes that `pack` returned.
 
     Raises:
-        ValueError: `packed` is not such a value; any error of the decoder is turned into one.
+        ValueError: the bytes are no packed value, whatever error the decoder raised.
     """
     try:
         try:
             return msgpack.unpackb(packed, ext_hook=_RESTORERS[0], strict_map_key=False)
-        except TypeError:  # a list as a key
+        except TypeError:  # a list is a key of a dict
             return _with_lists(_unpack_hashable(0, packed))
     except Exception as error:
         raise ValueError(f"not a packed value: {type(error).__name__}: {error}") from error
 
 
 def _unpack_hashable(depth: int, packed: bytes) -> Any:
-    """The same with tuples for lists."""
+    """Unpacks with tuples for lists, since keys and members of sets must be hashable."""
     hook = _RESTORERS[depth]
     return msgpack.unpackb(packed, ext_hook=hook, strict_map_key=False, use_list=False)
 
@@ -95,14 +95,14 @@ def _with_lists(value: Any) -> Any:
 
 
 def _members(depth: int, packed: bytes) -> Any:
-    """The members of a set, which a list can't be."""
+    """Unpacks the members of an extension type, in which lists become tuples."""
     if depth > _MOST_SETS:
         raise ValueError(f"sets are nested more than {_MOST_SETS} deep")
     return _unpack_hashable(depth, packed)
 
 
 def _pack_within(depth: int, value: Any) -> bytes:
-    """Packs a part of a payload while the thread's own packer is at work on the whole."""
+    """Packs a part of a payload; the thread's packer is in use for the whole payload."""
     if depth > _MOST_SETS:
         raise PayloadError(f"the payload holds sets nested more than {_MOST_SETS} deep")
     packed: bytes = msgpack.packb(value, default=_EXTENDERS[depth])
@@ -110,8 +110,8 @@ def _pack_within(depth: int, value: Any) -> bytes:
 
 
 def _extend(depth: int, value: Any) -> Any:
-    """The form of a value that msgpack does not know."""
-    # datetime is a date too: the narrower type first.
+    """Returns a form that msgpack knows for a value of another type."""
+    # A datetime is also a date, so the narrower type comes first.
     if isinstance(value, dt.datetime):
         return msgpack.ExtType(_DATETIME, value.isoformat().encode())
     if isinstance(value, uuid.UUID):
@@ -138,7 +138,7 @@ def _extend(depth: int, value: Any) -> Any:
         return dict(value)
     raise PayloadError(
         f"the payload holds a {type(value).__module__}.{type(value).__qualname__}, which has no "
-        "form in msgpack; turn it into dicts, lists, strings, numbers or bytes first"
+        "form in msgpack; convert it to dicts, lists, strings, numbers or bytes first"
     )
 
 
@@ -159,19 +159,19 @@ def _restore(depth: int, code: int, data: bytes) -> Any:
     return restore(depth + 1, data) if restore else msgpack.ExtType(code, data)
 
 
-# Hooks that know how deep they are, made once.
+# One hook for each depth, made once.
 _EXTENDERS = [partial(_extend, depth) for depth in range(_MOST_SETS + 1)]
 _RESTORERS = [partial(_restore, depth) for depth in range(_MOST_SETS + 1)]
 
 
 def to_json(value: Any) -> str:
-    """`value` as JSON, for readers without msgpack and for people.
+    """Writes a value as JSON, for people and for readers without msgpack.
 
     Dates and times become ISO 8601, timedeltas seconds, UUIDs and Decimals strings, bytes base64,
     sets lists; keys of maps become strings.
 
     Raises:
-        PayloadError: it holds something that has no such form, such as NaN.
+        PayloadError: the value holds something that JSON has no form for, such as NaN.
     """
     try:
         return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -180,10 +180,10 @@ def to_json(value: Any) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """`value` as `to_json` writes it, before that: of what JSON knows only, for other encoders.
+    """Reduces a value to the types of JSON, in the form that `to_json` writes; for other encoders.
 
     Raises:
-        PayloadError: it holds something that has no such form.
+        PayloadError: the value holds something that JSON has no form for.
     """
     try:
         return _plain(value)
@@ -192,13 +192,13 @@ def to_plain(value: Any) -> Any:
 
 
 def to_builtin(value: Any) -> Any:
-    """`value` as `unpack` would return it: of builtins and the standard library only.
+    """Reduces a value to builtins and types of the standard library, as `unpack` returns them.
 
-    For encoders such as pickle, which know dates and sets, but whose readers may not have the
-    classes that a program defined for itself.
+    For encoders such as pickle, which know dates and sets, but whose readers may lack the classes
+    of the program that added the payload.
 
     Raises:
-        PayloadError: it has no form in msgpack; see `pack`.
+        PayloadError: the value has no form in msgpack; see `pack`.
     """
     return unpack(pack(value))
 
@@ -223,7 +223,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, msgpack.Timestamp):
         try:
             return value.to_datetime().isoformat()
-        except OverflowError:  # it may be any of 2^64 seconds
+        except OverflowError:  # msgpack allows 2^64 seconds, Python the years 1 to 9999
             return value.to_unix()
     return _plain(_extend(0, value))
 

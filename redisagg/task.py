@@ -1,4 +1,4 @@
-"""A task, and what may stand in its fields."""
+"""Tasks, and the checks of their fields, of group keys and of task ids."""
 
 from __future__ import annotations
 
@@ -20,102 +20,138 @@ PRIORITIES = range(-1000, 1001)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 GroupKey: TypeAlias = "str | int | uuid.UUID | tuple[GroupKey, ...]"
-"""What is accepted as a group key; `group_key_text` gives its one string form."""
+"""The types that a group key may have; `group_key_text` returns its text form."""
 
 
 def group_key_text(key: GroupKey) -> str:
-    r"""The one string form of a group key.
+    r"""Returns the text form of a group key.
 
     A `str` is itself, an `int` its decimal notation, a `UUID` its 36 characters in lower case. A
     tuple is the forms of its parts joined by ``:``, with ``\`` and ``:`` within a part written
-    as ``\\`` and ``\:``, so that different tuples of strings never meet.
+    as ``\\`` and ``\:``, so that different tuples of strings have different forms.
+
+    Args:
+        key: the group key; its text form is 1 to 512 bytes of UTF-8.
 
     Raises:
-        InvalidGroupKey: another type, empty, not encodable, or more than 512 bytes of UTF-8.
+        InvalidGroupKey: the key is of another type, empty, not valid Unicode or too long.
     """
     text = key if type(key) is str else _key_form(key)
     if not text:
-        raise InvalidGroupKey("the group key is empty; give 1 to 512 bytes of UTF-8")
-    # No character takes more than 4 bytes, so most keys need no second look.
+        raise InvalidGroupKey("the group key is empty; pass a key of 1 to 512 bytes of UTF-8")
+    # A character takes at most 4 bytes, so most keys need no encoding to be checked.
     if len(text) * 4 > MAX_GROUP_KEY_BYTES or not text.isascii():
-        size = len(_utf8(text, "the group key"))
+        size = len(_utf8(text, "the group key", InvalidGroupKey))
         if size > MAX_GROUP_KEY_BYTES:
-            raise InvalidGroupKey(
-                f"the group key has {size} bytes of UTF-8, more than {MAX_GROUP_KEY_BYTES}; "
-                "use a hash of it"
-            )
+            raise _key_too_long(f"{size}")
     return text
+
+
+def group_key_bytes(key: GroupKey) -> bytes:
+    """Returns a group key as it is stored in Redis; raises `InvalidGroupKey`."""
+    return group_key_text(key).encode()
+
+
+def task_id_bytes(task_id: str) -> bytes:
+    """Returns a task id as it is stored in Redis; raises `InvalidTask`."""
+    _check_text(task_id, "the id of a task", MAX_ID_BYTES)
+    return task_id.encode()
 
 
 def _key_form(key: object) -> str:
     if isinstance(key, str):
         return str(key)
     if isinstance(key, int) and not isinstance(key, bool):
+        if key.bit_length() > 8 * MAX_GROUP_KEY_BYTES:  # Python may refuse to write it out
+            raise _key_too_long(f"more than {MAX_GROUP_KEY_BYTES}")
         return str(int(key))
     if isinstance(key, uuid.UUID):
         return str(key)
     if isinstance(key, tuple):
-        return ":".join(_key_form(part).replace("\\", "\\\\").replace(":", "\\:") for part in key)
+        return _tuple_form(key)
     raise InvalidGroupKey(
-        f"a group key is a str, int, UUID or a tuple of those, not {type(key).__name__}"
+        f"a group key must be a str, int, UUID or a tuple of those, not {type(key).__name__}"
     )
 
 
-def _utf8(text: str, what: str) -> bytes:
+def _tuple_form(key: tuple[object, ...]) -> str:
+    try:
+        parts = [_key_form(part).replace("\\", "\\\\").replace(":", "\\:") for part in key]
+    except RecursionError:
+        raise InvalidGroupKey("the group key is nested too deep; pass a flat tuple") from None
+    text = ":".join(parts)
+    if len(text) > MAX_GROUP_KEY_BYTES:  # each level of nesting could double it
+        raise _key_too_long(f"at least {len(text)}")
+    return text
+
+
+def _key_too_long(size: str) -> InvalidGroupKey:
+    return InvalidGroupKey(
+        f"the group key has {size} bytes of UTF-8, the limit is {MAX_GROUP_KEY_BYTES}; "
+        "pass a hash of it instead"
+    )
+
+
+def _utf8(text: str, what: str, kind: type[InvalidTask] = InvalidTask) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        kind = InvalidGroupKey if what == "the group key" else InvalidTask
-        raise kind(f"{what} is not valid Unicode: {error.reason}") from None
+        raise kind(
+            f"{what} is not valid Unicode ({error.reason}); pass text that UTF-8 can encode"
+        ) from None
 
 
 def _check_text(text: object, what: str, most: int) -> None:
     if not isinstance(text, str):
-        raise InvalidTask(f"{what} is a str, not {type(text).__name__}")
-    if not 1 <= len(_utf8(text, what)) <= most:
-        raise InvalidTask(f"{what} has 1 to {most} bytes of UTF-8")
+        raise InvalidTask(f"{what} must be a str, not {type(text).__name__}")
+    size = len(_utf8(text, what))
+    if not 1 <= size <= most:
+        raise InvalidTask(f"{what} must have 1 to {most} bytes of UTF-8, not {size}")
 
 
 def _is_plain(text: object) -> bool:
-    """Whether it is short ASCII: valid wherever a text is asked for."""
+    """Whether `text` is short ASCII, which is valid as a type, an id and a group key."""
     return type(text) is str and 0 < len(text) <= MAX_ID_BYTES and text.isascii()
 
 
 def _check_priority(priority: object) -> None:
     if type(priority) is not int or priority not in PRIORITIES:
-        raise InvalidTask(f"a priority is a whole number from -1000 to 1000, not {priority!r}")
+        raise InvalidTask(f"priority must be a whole number from -1000 to 1000, not {priority!r}")
 
 
 def check_size(size: object, what: str) -> None:
-    """Raises `InvalidTask` unless `size` is a whole number from 1 to a million."""
+    """Raises `InvalidTask` unless `size` is a whole number of tasks from 1 to a million."""
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1_000_000:
-        raise InvalidTask(f"{what} is a whole number from 1 to 1,000,000, not {size!r}")
+        raise InvalidTask(f"{what} must be a whole number from 1 to 1,000,000, not {size!r}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Task:
-    """One small piece of work, or the merged one.
+    """A small piece of work that is added, or the large one that a merge function returns.
 
     Args:
-        type: what kind of work it is, 1 to 512 bytes, e.g. ``"email:send"``.
-        payload: the data; see `redisagg.payload` for what it may hold.
-        group_key: tasks with the same one are merged together. May stay empty in what a merge
-            function returns; the group's own key is set then.
-        id: 1 to 128 bytes, unique in its group; made of time and chance if not given. Adding an
-            id that waits already in its group changes nothing.
-        headers: text to go with the task, `str` to `str`.
-        options: settings for the queue that the merged task goes to, such as its name or how
-            often to retry there; the sink's docs say which. Anything that a payload may hold.
-        priority: of its group, -1000 to 1000; among groups that are due, higher goes first. A
-            group has the highest priority that a waiting task asked for.
-        grace_period: seconds (or a `timedelta`) for this task instead of the configured ones; the
-            newest task's counts.
-        max_delay: likewise; no task waits longer than its own.
-        max_size: likewise; the smallest that a waiting task asked for counts.
+        type: kind of work, 1 to 512 bytes of UTF-8, such as ``"email:send"``.
+        payload: data; `redisagg.payload` lists the types that it may hold.
+        group_key: key of the group, 1 to 512 bytes of UTF-8; tasks with the same key are merged
+            together. A merge function may leave it empty: its task gets the key of the group.
+        id: 1 to 128 bytes of UTF-8, unique in the group; a new ULID by default. Adding an id that
+            already waits in the group changes nothing.
+        headers: `str` to `str`, stored with the task.
+        options: settings for the queue that the merged task goes to, such as its name or its
+            number of retries; the page of each sink in docs/sinks lists them. Values may be
+            anything that a payload may hold.
+        priority: -1000 to 1000, 0 by default. Of the groups that are due, those with a higher
+            priority are claimed first; a group has the highest priority of its waiting tasks.
+        grace_period: seconds, or a `timedelta`, in place of `group_grace_period`. The value of
+            the newest task in the group counts.
+        max_delay: seconds, or a `timedelta`, in place of `group_max_delay`. No task waits longer
+            than its own value.
+        max_size: number of tasks, in place of `group_max_size`. The smallest value among the
+            waiting tasks of the group counts.
 
     Raises:
         InvalidTask: a field is out of range or of the wrong type.
-        InvalidGroupKey: the same, of the group key.
+        InvalidGroupKey: the group key is too long, not valid Unicode or of the wrong type.
     """
 
     type: str
@@ -142,7 +178,7 @@ class Task:
         max_delay: Duration | None = None,
         max_size: int | None = None,
     ) -> None:
-        # Every task comes through here: what is plainly right is let through at once.
+        # On the path of every task: short ASCII, the usual case, skips the full checks.
         if not _is_plain(type):
             _check_text(type, "the type of a task", MAX_TYPE_BYTES)
         if id is None:
@@ -165,14 +201,14 @@ class Task:
         if self.__class__ is Task:
             object.__setattr__(self, "__class__", _Open)
             _fill(self, type, payload, group_key, id, headers, options, limits)
-        else:  # a subclass, which may have other slots
+        else:  # a subclass may have other slots
             given = (type, payload, group_key, id, headers, options, *limits)
             for name, value in zip(_Open.__slots__, given, strict=True):
                 object.__setattr__(self, name, value)
 
 
 class _Open:
-    """A task whose fields are being set: the same slots, without the refusal to set them."""
+    """A task whose fields are being set: the same slots, but not frozen."""
 
     __slots__ = tuple(each.name for each in fields(Task))
 
@@ -187,11 +223,11 @@ def _fill(
     options: Mapping[str, Any],
     limits: tuple[int, Duration | None, Duration | None, int | None],
 ) -> None:
-    """Sets the fields of an `_Open`, which is a task from then on.
+    """Sets the fields of an `_Open` and turns it into a `Task`.
 
-    A frozen dataclass does so by ten calls of `object.__setattr__`, which take longer than all the
-    rest that a producer does for a task; plain stores take a fifth of that, and the class of an
-    object may be exchanged for one with the same slots.
+    A frozen dataclass would make ten calls of `object.__setattr__`, which take longer than
+    everything else that a producer does for a task. Plain stores take a fifth of that time, and
+    the class of an object may be changed to one with the same slots.
     """
     opened.type = type_
     opened.payload = payload
@@ -205,20 +241,20 @@ def _fill(
 
 def _checked_options(options: object) -> Mapping[str, Any]:
     if not isinstance(options, Mapping):
-        raise InvalidTask(f"options are a mapping, not {type(options).__name__}")
+        raise InvalidTask(f"options must be a mapping, not {type(options).__name__}")
     for name in options:
         if not isinstance(name, str):
-            raise InvalidTask(f"the name of an option is a str; {name!r} is not")
+            raise InvalidTask(f"the name of an option must be a str, not {name!r}")
         _utf8(name, "the name of an option")
     return dict(options)
 
 
 def _checked_headers(headers: object) -> Mapping[str, str]:
     if not isinstance(headers, Mapping):
-        raise InvalidTask(f"headers are a mapping of str to str, not {type(headers).__name__}")
+        raise InvalidTask(f"headers must be a mapping of str to str, not {type(headers).__name__}")
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise InvalidTask(f"headers map str to str; {name!r} does not")
+            raise InvalidTask(f"headers must map str to str; the header {name!r} does not")
         _utf8(name, "a header name")
         _utf8(value, "a header value")
     return dict(headers)
@@ -227,14 +263,17 @@ def _checked_headers(headers: object) -> Mapping[str, str]:
 _NO_LIMITS = (0, None, None, None)
 
 
-def restored(type_: str, payload: Any, group_key: str, task_id: str) -> Task:
-    """A task with nothing else set, from parts that were checked when it was added.
+def restore_task(type_: str, payload: Any, group_key: str, task_id: str) -> Task:
+    """Makes a task with default settings from stored fields, which were checked when it was added.
 
-    The constructor's checks take longer than reading the task: a flusher makes hundreds of
-    thousands of tasks a second.
+    A flusher decodes hundreds of thousands of tasks a second, and the checks of the constructor
+    take longer than the decoding.
+
+    Raises:
+        InvalidTask: the type is not a `str`.
     """
     if type(type_) is not str:
-        raise InvalidTask("the type of a task is a str")
+        raise InvalidTask(f"the type of a task must be a str, not {type(type_).__name__}")
     opened: Any = _Open()
     _fill(opened, type_, payload, group_key, task_id, {}, {}, _NO_LIMITS)
     task: Task = opened

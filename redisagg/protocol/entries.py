@@ -14,7 +14,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import to_ms
 from redisagg.errors import InvalidTask, TaskTooLarge, UndecodableTask
 from redisagg.payload import pack, unpack
-from redisagg.task import Task, group_key_text, restored
+from redisagg.task import Task, group_key_text, restore_task
 
 _OPTIONS = {"p": "priority", "g": "grace_period", "d": "max_delay", "s": "max_size", "o": "options"}
 
@@ -101,7 +101,7 @@ def decode(entry: bytes, group: str) -> Task:
         end = 7 + entry[6]
         body = unpack(entry[end:])
         if len(body) == 2:
-            return restored(body[0], body[1], group, entry[7:end].decode())
+            return restore_task(body[0], body[1], group, entry[7:end].decode())
         extras: dict[str, Any] = {}
         if len(body) > 2:
             extras["headers"] = body[2] or {}
