@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio aggregator have in common: names, settings, endpoint."""
+"""A namespace: the checked arguments of an aggregator, and its record in Redis."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from dataclasses import dataclass, replace
 
 from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration, seconds, to_ms
-from redisagg.errors import InvalidConfig, NamespaceMismatch
+from redisagg.errors import InvalidConfig, KeyConflict, NamespaceMismatch
 from redisagg.protocol.entries import Encoder
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.operations import Operation, ask
-from redisagg.protocol.scripts import call
+from redisagg.protocol.scripts import call, command
 from redisagg.sinks import Sink, StreamSink, sink_from_url
 from redisagg.sinks.routing import Route, check_sink
-from redisagg.task import GroupKey, group_key_text
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
 
-# By how much a server may overdo a timeout, seconds: it looks at the time ten times a second.
-_COARSE = 0.2
+# Seconds by which a server may exceed a timeout, since it checks timeouts ten times a second.
+_TIMEOUT_SLACK = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One aggregator's settings, checked."""
+    """The checked arguments of an aggregator."""
 
     keyspace: Keyspace
     config: AggregationConfig
@@ -43,12 +42,13 @@ class Namespace:
         """Checks the arguments of an aggregator.
 
         Raises:
-            InvalidConfig: one of them is out of range or of the wrong type.
+            InvalidConfig: an argument is out of range or of the wrong type.
+            SinkError: the sink's URL needs a package that is not installed.
         """
         if config is None:
             config = AggregationConfig()
         if not isinstance(config, AggregationConfig):
-            raise InvalidConfig(f"config is an AggregationConfig, not {type(config).__name__}")
+            raise InvalidConfig(f"config must be an AggregationConfig, not {type(config).__name__}")
         if sink is None:
             sink = StreamSink(f"{name}-batches")
         elif isinstance(sink, str):
@@ -57,40 +57,40 @@ class Namespace:
             _check_pickles(config.group_aggregator, sink)
         keyspace = Keyspace(name, config.partitions)
         endpoint = endpoint_of(redis)
-        _check_patience(endpoint, config)
+        _check_socket_timeout(endpoint, config)
         return cls(keyspace, config, check_sink(sink), endpoint, Encoder(config))
 
     def with_concurrency(self, concurrency: int | None) -> Namespace:
-        """The same with another number of merges at the same time, if one is given."""
+        """Returns the namespace with another `concurrency`; None leaves it as it is."""
         if concurrency is None:
             return self
         return replace(self, config=replace(self.config, concurrency=concurrency))
 
     def producer_endpoint(self) -> Endpoint:
-        """Redis for callers, who wait for `add_timeout` at most."""
-        patience = _answer_within(self.config.add_timeout)
+        """Returns the endpoint for producers, whose calls take at most `add_timeout`."""
+        timeout = _socket_timeout(self.config.add_timeout)
         if self.config.waits_for_replicas:
-            # Silence for so long is no sign of a dead connection.
-            patience += seconds(self.config.replica_timeout) + _COARSE
-        return self.endpoint.answering_within(patience)
+            # While it waits for replicas, a server that lives is silent.
+            timeout += seconds(self.config.replica_timeout) + _TIMEOUT_SLACK
+        return self.endpoint.answering_within(timeout)
 
     def flusher_endpoint(self) -> Endpoint:
-        """Redis for flushers, who would lose their leases with a connection that is dead."""
-        return self.endpoint.answering_within(_answer_within(self.config.lease_time))
+        """Returns the endpoint for flushers, whose leases expire while a connection is dead."""
+        return self.endpoint.answering_within(_socket_timeout(self.config.lease_time))
 
     @property
     def durability(self) -> Durability | None:
-        """What adds wait for besides the primary's reply; None for nothing."""
+        """The acknowledgements that adds wait for besides the primary's reply; None for none."""
         config = self.config
         if not config.waits_for_replicas:
             return None
         return Durability(config.min_replicas, config.wait_for_fsync, to_ms(config.replica_timeout))
 
     def register(self) -> Operation[None]:
-        """Records the namespace at its first use, and compares what is recorded with the settings.
+        """Records the namespace at its first use; later compares the record with the settings.
 
         Raises:
-            NamespaceMismatch: they differ.
+            NamespaceMismatch: the record has another key schema or number of partitions.
         """
         found = yield from ask(
             call("register", [self.keyspace.meta], SCHEMA, len(self.keyspace.partitions))
@@ -100,7 +100,7 @@ class Namespace:
         if schema != SCHEMA:
             raise NamespaceMismatch(
                 f"the namespace {name!r} has key schema {schema}, this version of redisagg has "
-                f"{SCHEMA}; use the version of redisagg that the other nodes use"
+                f"schema {SCHEMA}; use the version of redisagg that the other nodes use"
             )
         if partitions != self.config.partitions:
             raise NamespaceMismatch(
@@ -109,35 +109,51 @@ class Namespace:
             )
 
 
+def recorded_partitions(name: str) -> Operation[int | None]:
+    """Reads the number of partitions of a namespace; None if the namespace is new.
+
+    Raises:
+        InvalidConfig: the name has another form than `Keyspace` takes.
+        KeyConflict: the record holds a value that redisagg did not write.
+    """
+    meta = Keyspace(name, 1).meta
+    recorded = yield from ask(command("HGET", meta, b"partitions"))
+    if recorded is None:
+        return None
+    if not recorded.isdigit():
+        raise KeyConflict(
+            f"the key {meta.decode()} holds {recorded[:64]!r} in place of the number of "
+            "partitions, which redisagg did not write; find out who writes to redisagg's keys"
+        )
+    return int(recorded)
+
+
 def _check_pickles(function: GroupAggregator, sink: Sink | Route) -> None:
-    """Raises `InvalidConfig` unless worker processes can be given both."""
+    """Raises `InvalidConfig` unless both can be sent to worker processes."""
     try:
         pickle.dumps((function, sink))
-    except Exception as error:  # whatever the objects themselves raise
+    except Exception as error:  # the objects' own methods may raise errors of any class
         raise InvalidConfig(
-            "executor='process' hands the merge function and the sink to other processes by "
-            f"pickle, so both have to be importable: {error}"
+            "executor='process' sends the merge function and the sink to worker processes by "
+            f"pickle, which failed: {error}; define both at the top level of a module"
         ) from error
 
 
-def _check_patience(endpoint: Endpoint, config: AggregationConfig) -> None:
-    """Raises `InvalidConfig` if connections are given up while the server waits for replicas."""
+def _check_socket_timeout(endpoint: Endpoint, config: AggregationConfig) -> None:
+    """Raises `InvalidConfig` if connections time out while the server waits for replicas."""
     timeout = endpoint.options.get("socket_timeout")
     if config.waits_for_replicas and timeout is not None:
         waits = seconds(config.replica_timeout)
-        if float(timeout) <= waits + _COARSE:
+        if float(timeout) <= waits + _TIMEOUT_SLACK:
             raise InvalidConfig(
                 f"the socket_timeout of the Redis URL or client, {timeout} seconds, must be longer "
-                f"than replica_timeout, {waits:g} seconds, by more than {_COARSE:g}"
+                f"than replica_timeout, {waits:g} seconds, by more than {_TIMEOUT_SLACK:g}"
             )
 
 
-def _answer_within(time_left: Duration) -> float:
-    """After how many seconds a silent connection is taken for dead: while there is still time to
-    repeat the call on a new one."""
+def _socket_timeout(time_left: Duration) -> float:
+    """Returns the seconds of silence after which a connection counts as dead.
+
+    A third of the time left, so that the call can be repeated on a new connection.
+    """
     return min(seconds(time_left) / 3, 5.0)
-
-
-def group_bytes(group_key: GroupKey) -> bytes:
-    """A group key as it is in Redis; raises `InvalidGroupKey`."""
-    return group_key_text(group_key).encode()

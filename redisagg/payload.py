@@ -40,7 +40,7 @@ _DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _SET, _FROZENSET = range(1
 
 _MOST_SETS = 8
 """The depth to which sets may be nested. msgpack takes 40 KB of the C stack for each level, and a
-stack overflow kills the process: without a limit, one task could kill every flusher that reads it."""
+stack overflow kills the process: one task could else kill every flusher that reads it."""
 
 _local = threading.local()  # threads must not share a packer; making one costs more than packing
 

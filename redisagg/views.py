@@ -1,4 +1,4 @@
-"""What can be seen of an aggregator: groups, batches in flight, dead letters, counts.
+"""Views of a namespace: groups, batches in flight, dead letters, counts.
 
 Times are seconds since the epoch by Redis' clock. Group keys, payloads and error texts come from
 outside: escape them wherever they are shown.
@@ -15,23 +15,27 @@ from redisagg.protocol.entries import StoredTask
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """A group that has tasks waiting or in flight."""
+    """A group with tasks that wait or are in flight."""
 
     group_key: str
+    """Text form of the group key."""
     size: int
-    """Tasks that wait; no batch holds them yet."""
+    """Number of tasks that wait: no batch holds them yet."""
     in_flight: int
-    """Tasks that batches hold which are being merged or wait for a retry."""
+    """Number of tasks in batches that are being merged or wait for a retry."""
     first_task_at: float | None
-    """When the oldest waiting task came; None if none waits."""
+    """Arrival of the oldest waiting task; None if no task waits."""
     last_task_at: float | None
+    """Arrival of the newest waiting task; None if no task waits."""
     due_at: float | None
-    """When the group will be due if no further task comes; in the past if it is due."""
+    """Time at which the group is due if no further task comes, in the past if it is due already;
+    None if no task waits."""
     priority: int
+    """Highest priority of the waiting tasks."""
     held: bool
     """Whether a batch in retry holds the group back."""
     tasks: Sequence[StoredTask] | None = None
-    """The waiting tasks in arrival order, if they were asked for."""
+    """Waiting tasks in arrival order; None if they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,77 +43,96 @@ class BatchState:
     """A batch in flight."""
 
     batch_id: str
+    """Id of the batch, the same for all its attempts."""
     group_key: str
+    """Text form of the group key."""
     size: int
+    """Number of tasks."""
     attempts: int
+    """Number of attempts so far, the present one included."""
     claimed_at: float
-    """When it was first claimed."""
+    """Time of the first claim."""
     state: Literal["claimed", "retry"]
+    """``"claimed"`` while a flusher works on the batch, ``"retry"`` while it waits for a retry."""
     until: float | None
-    """When its claim runs out, or when its retry is due."""
+    """Time at which the claim expires or the retry is due; None if the batch has just ended."""
     error: str
-    """Why its last attempt failed, or empty."""
+    """Error of the last attempt, or empty."""
     tasks: Sequence[StoredTask] | None = None
+    """Tasks in arrival order; None if they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A batch whose attempts are used up, or tasks of a batch that could not be decoded."""
+    """A batch whose attempts are used up, or stored entries of a batch that are no tasks."""
 
     batch_id: str
+    """Id of the batch."""
     group_key: str
+    """Text form of the group key."""
     size: int
+    """Number of tasks."""
     attempts: int
+    """Number of attempts."""
     claimed_at: float
+    """Time of the first claim."""
     died_at: float
+    """Time at which the batch became a dead letter."""
     error: str
+    """Error of the last attempt."""
     traceback: str
+    """Traceback of that error, or empty."""
     tasks: Sequence[StoredTask] | None = None
+    """Tasks in arrival order; None if they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionStats:
-    """The counts of one partition; tasks unless said otherwise."""
+class Counts:
+    """The counts that each partition has and that add up over partitions."""
 
-    partition: int
     pending: int
-    """Waiting in groups."""
+    """Tasks that wait in groups."""
     in_flight: int
-    """Held by batches that are being merged or wait for a retry."""
+    """Tasks in batches that are being merged or wait for a retry."""
     stored_bytes: int
-    """Bytes of those that wait or are in flight, as `max_pending_bytes` counts them."""
+    """Bytes of these tasks, pending and in flight, as `max_pending_bytes` counts them."""
     dead: int
-    """Among the dead letters."""
+    """Tasks in dead letters."""
     flushed: int
-    """In batches that are done, since the namespace began."""
+    """Tasks in completed batches since the namespace was created."""
     groups: int
     """Groups with a task that waits or is in flight."""
     batches_in_flight: int
+    """Batches that are being merged or wait for a retry."""
     batches_in_retry: int
+    """Batches that wait for a retry."""
     batches_dead: int
+    """Dead letters."""
     batches_flushed: int
-    paused: bool
-    leader: str | None
-    """The flusher that holds the lease, or None."""
-    token: int
-    """The fencing token of the newest lease."""
+    """Completed batches since the namespace was created."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stats:
-    """The counts of all partitions, in total and one by one; tasks unless said otherwise."""
+class PartitionStats(Counts):
+    """The counts of one partition, and its leader."""
 
-    pending: int
-    in_flight: int
-    stored_bytes: int
-    dead: int
-    flushed: int
-    groups: int
-    batches_in_flight: int
-    batches_in_retry: int
-    batches_dead: int
-    batches_flushed: int
+    partition: int
+    """Number of the partition, from 0."""
     paused: bool
+    """Whether flushing is paused."""
+    leader: str | None
+    """Id of the flusher that holds the lease, or None."""
+    token: int
+    """Fencing token of the newest lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats(Counts):
+    """The counts of all partitions together, and of each one."""
+
+    paused: bool
+    """Whether flushing is paused in any partition."""
     flushers: Sequence[str]
-    """The ids of the flushers that are alive."""
+    """Ids of the live flushers."""
     partitions: Sequence[PartitionStats] = field(repr=False)
+    """The partitions by number."""

@@ -1,33 +1,32 @@
-"""The aggregator for asyncio: the methods of `redisagg.aggregator.Aggregator` as coroutines."""
+"""The aggregator for asyncio; `redisagg.aggregator.threads` is the one for blocking code."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from contextlib import suppress
-from types import TracebackType
 from typing import TypeVar
 
 import tenacity
 from redis.asyncio import Redis, RedisCluster
 
 from redisagg.aggregator import reading
+from redisagg.aggregator.base import IDLE_POLL_INTERVAL, AggregatorBase, is_idle
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.run import flush_until, serve
-from redisagg.namespace import Namespace, group_bytes
 from redisagg.operations import inspecting, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.room import patience
-from redisagg.producer.rounds import Terms
 from redisagg.producer.sequences import forget_calls
 from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
-from redisagg.task import GroupKey, Task
+from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, aclose
 from redisagg.views import BatchState, DeadLetter, GroupState, Stats
@@ -35,11 +34,29 @@ from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 T = TypeVar("T")
 
 
-class AsyncAggregator:
-    """`Aggregator` for asyncio: same arguments, same methods, same errors.
+class AsyncAggregator(AggregatorBase[AsyncTransport]):
+    """Gathers tasks in groups on Redis, and flushes groups that are due, on an event loop.
 
-    `redis` may be a URL or a client of `redis.asyncio`; a blocking client works too, and is then
-    used for its settings only. Belongs to the event loop on which it is first used.
+    Any number of processes on any number of machines may share a namespace. Each may add tasks,
+    run a flusher, or both. An aggregator belongs to the event loop on which it is first
+    used.
+
+    Args:
+        name: name of the namespace: 1 to 64 letters, digits, dots, underscores and hyphens.
+        redis: a URL (see `redisagg.transport.endpoint.endpoint_of`) or a client of redis-py:
+            `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`. Of a blocking client it uses the
+            settings only.
+        config: settings; `AggregationConfig()` if None.
+        sink: destination of merged tasks: a sink, a URL such as ``"stream://email-batches"``, a
+            function of the merged task that returns a sink, or None for the stream
+            ``NAME-batches``.
+
+    Raises:
+        InvalidConfig: an argument is out of range or of the wrong type.
+
+    All methods that talk to Redis raise `RedisUnavailable` if it can't be reached for
+    `add_timeout` seconds, and `AuthenticationFailed`, `RedisReadOnly`, `RedisOutOfMemory`,
+    `KeyConflict` or `NamespaceMismatch` if Redis answers so.
     """
 
     def __init__(
@@ -50,41 +67,38 @@ class AsyncAggregator:
         config: AggregationConfig | None = None,
         sink: Sink | Route | str | None = None,
     ) -> None:
-        self._namespace = Namespace.make(name, redis, config, sink)
-        self._keyspace = self._namespace.keyspace
-        self._config = self._namespace.config
+        super().__init__(name, redis, config, sink)
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().asyncio() if self._own_client else redis
         self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = AsyncAdder(
-            Terms.of(self._keyspace, self._config),
-            self._transport,
-            seconds(self._config.linger),
-            self._namespace.durability,
-        )
-        self._full_timeout = seconds(self._config.full_timeout)
-        self._registered = False
+        linger, durability = seconds(self._config.linger), self._namespace.durability
+        self._adder = AsyncAdder(self._terms, self._transport, linger, durability)
         self._registering: asyncio.Task[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
 
-    @property
-    def name(self) -> str:
-        """The namespace."""
-        return self._keyspace.name
-
-    @property
-    def config(self) -> AggregationConfig:
-        """The settings in force."""
-        return self._config
-
-    @property
-    def sink(self) -> Sink | Route:
-        """Where merged tasks go."""
-        return self._namespace.sink
+    # --- adding ----------------------------------------------------------------------------
 
     async def add_task(self, task: Task) -> str:
-        """As `Aggregator.add_task`."""
+        """Adds a task to its group; returns when Redis has stored it.
+
+        With `min_replicas` or `wait_for_fsync` it waits for the replicas or the disk too.
+        Concurrent calls share round trips.
+
+        Args:
+            task: the task; adding an id that already waits in the group changes nothing.
+
+        Returns:
+            The id of the task.
+
+        Raises:
+            InvalidTask: a field of the task is wrong; subclasses are `PayloadError`,
+                `TaskTooLarge` and `InvalidGroupKey`. Nothing was written.
+            AggregatorFull: `max_pending_tasks` or `max_pending_bytes` was reached, or Redis was
+                out of memory, for `full_timeout` seconds. Nothing was written.
+            NotReplicated: too few replicas acknowledged the task within `add_timeout` seconds. The
+                primary has stored it.
+        """
         encoded = self._namespace.encoder(task)
         if not self._registered:
             await self._register()
@@ -105,7 +119,28 @@ class AsyncAggregator:
         progress: Callable[[int], object] | None = None,
         ids: bool = True,
     ) -> list[str]:
-        """As `Aggregator.add_tasks`; takes asynchronous iterables too, as streams."""
+        """Adds many tasks in few round trips, in order.
+
+        A collection (such as a list or a tuple) is checked as a whole before anything is written.
+        Any other iterable is a stream: its tasks are checked and written as they come.
+
+        Args:
+            tasks: the tasks; an asynchronous iterable is a stream too.
+            progress: function that is called from time to time with the number of tasks
+                acknowledged so far.
+            ids: whether to return the ids. With False, a stream of any length takes constant
+                memory.
+
+        Returns:
+            The ids of the tasks in order; an empty list with ``ids=False``.
+
+        Raises:
+            InvalidTask: a field of a task is wrong. Nothing was written; of a stream, only the
+                tasks before it.
+            RedisAggError: Redis refused some tasks; this is the first error. The others were
+                added, except those after an `AggregatorFull` that lasted for `full_timeout`
+                seconds. Adding all of them again is safe while they wait.
+        """
         encoder = self._namespace.encoder
         if isinstance(tasks, Collection):
             for task in tasks:
@@ -124,15 +159,29 @@ class AsyncAggregator:
             await stream.close()
         return collected
 
+    # --- flushing --------------------------------------------------------------------------
+
     async def start(self) -> None:
-        """Starts a flusher on this event loop; does nothing if it runs already."""
+        """Starts a flusher on this event loop; has no effect while one runs.
+
+        Raises:
+            RedisAggError: Redis can't be used; see the class.
+        """
         if self._flusher is None or self._flusher.done():
             await self._register()
             self._stop = asyncio.Event()
             self._flusher = asyncio.create_task(flush_until(self._namespace, self._stop))
 
     async def stop(self, flush: bool = False) -> None:
-        """As `Aggregator.stop`."""
+        """Stops the flusher, which first finishes running merges and then gives up its leases.
+
+        Args:
+            flush: whether to make all groups due first and wait until their tasks are enqueued, for
+                at most `shutdown_timeout` seconds.
+
+        Raises:
+            RedisAggError: with `flush`, Redis can't be used; see the class.
+        """
         flusher, self._flusher = self._flusher, None
         if flusher is None:
             return
@@ -143,85 +192,239 @@ class AsyncAggregator:
         await flusher
 
     async def run(self, *, concurrency: int | None = None) -> None:
-        """As `Aggregator.run`; to be called on the main thread, as signals demand."""
+        """Runs a flusher until SIGTERM or SIGINT; a second signal ends the process at once.
+
+        Must be called in the main thread, since it handles signals.
+
+        Args:
+            concurrency: number of batches merged at the same time, in place of the setting.
+
+        Raises:
+            InvalidConfig: `concurrency` is out of range.
+            RedisAggError: Redis can't be used; see the class.
+        """
         await self._register()
         await serve(self._namespace.with_concurrency(concurrency))
 
     async def wait_until_idle(self, timeout: float) -> bool:
-        """As `Aggregator.wait_until_idle`."""
-        return await reading.wait(self.stats, timeout)
+        """Waits until no task waits or is in flight.
+
+        Args:
+            timeout: longest wait in seconds.
+
+        Returns:
+            True, or False if tasks were left at the end of the timeout.
+        """
+        deadline = time.monotonic() + timeout
+        while not is_idle(await self.stats()):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(IDLE_POLL_INTERVAL)
+        return True
 
     async def flush(self, group_key: GroupKey) -> int:
-        """As `Aggregator.flush`."""
-        return await self._run(steering.flush(self._keyspace, group_bytes(group_key)))
+        """Makes the waiting tasks of a group due now.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            The number of tasks that were not due before.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        return await self._run(steering.flush(self._keyspace, group_key_bytes(group_key)))
 
     async def flush_all(self) -> int:
-        """As `Aggregator.flush_all`."""
+        """Makes all waiting tasks due now.
+
+        Returns:
+            The number of tasks that were not due before.
+        """
         return await self._run(steering.flush_all(self._keyspace))
 
     async def pause(self) -> None:
-        """As `Aggregator.pause`."""
+        """Stops flushing on all nodes until `resume` is called.
+
+        Tasks can still be added, and running merges end.
+        """
         await self._run(steering.pause(self._keyspace, paused=True))
 
     async def resume(self) -> None:
-        """As `Aggregator.resume`."""
+        """Resumes flushing on all nodes after `pause`."""
         await self._run(steering.pause(self._keyspace, paused=False))
 
+    # --- cancelling ------------------------------------------------------------------------
+
     async def cancel_task(self, group_key: GroupKey, task_id: str) -> bool:
-        """As `Aggregator.cancel_task`."""
-        return await self._run(
-            steering.cancel_task(self._keyspace, group_bytes(group_key), task_id.encode())
-        )
+        """Removes a waiting task from its group.
+
+        Args:
+            group_key: key of the group.
+            task_id: id of the task.
+
+        Returns:
+            True, or False if the task does not wait there, for instance since a batch holds it.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
+        """
+        group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
+        return await self._run(steering.cancel_task(self._keyspace, group, raw_id))
 
     async def cancel_group(self, group_key: GroupKey) -> int:
-        """As `Aggregator.cancel_group`."""
-        return await self._run(steering.cancel_group(self._keyspace, group_bytes(group_key)))
+        """Removes all waiting tasks from a group; tasks in batches stay.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            The number of tasks removed.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        return await self._run(steering.cancel_group(self._keyspace, group_key_bytes(group_key)))
+
+    # --- inspecting ------------------------------------------------------------------------
+
+    async def get_groups(self, *, tasks: bool = False) -> dict[str, GroupState]:
+        """Reads all groups with a task that waits or is in flight.
+
+        Args:
+            tasks: whether to read the waiting tasks too.
+
+        Returns:
+            The groups by the text form of their keys.
+        """
+        return await self._run(inspecting.groups(self._keyspace, tasks=tasks))
 
     async def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
-        """As `Aggregator.get_entries`."""
-        return await self._run(inspecting.entries(self._keyspace, tasks=tasks))
+        """Reads all groups: an alias of `get_groups`, under its earlier name.
+
+        Args:
+            tasks: whether to read the waiting tasks too.
+
+        Returns:
+            The groups by the text form of their keys.
+        """
+        return await self.get_groups(tasks=tasks)
 
     async def get_group(self, group_key: GroupKey) -> GroupState | None:
-        """As `Aggregator.get_group`."""
-        return await self._run(inspecting.group(self._keyspace, group_bytes(group_key)))
+        """Reads one group with its waiting tasks.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            The group, or None if it has no task that waits or is in flight.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        return await self._run(inspecting.group(self._keyspace, group_key_bytes(group_key)))
 
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
-        """As `Aggregator.get_batches`."""
+        """Reads all batches that are being merged or wait for a retry.
+
+        Args:
+            tasks: whether to read their tasks too.
+
+        Returns:
+            The batches, oldest first.
+        """
         return await self._run(inspecting.batches(self._keyspace, tasks=tasks))
 
     async def stats(self) -> Stats:
-        """As `Aggregator.stats`."""
+        """Reads the counts of tasks, groups and batches; takes constant time for each partition.
+
+        Returns:
+            The counts of all partitions together and of each one.
+        """
         return await self._run(inspecting.stats(self._keyspace))
 
+    # --- dead letters ----------------------------------------------------------------------
+
     async def dead_letters(self, *, tasks: bool = False) -> list[DeadLetter]:
-        """As `Aggregator.dead_letters`."""
+        """Reads all dead letters.
+
+        Args:
+            tasks: whether to read their tasks too.
+
+        Returns:
+            The dead letters, oldest batch first.
+        """
         return await self._run(inspecting.dead_letters(self._keyspace, tasks=tasks))
 
     async def get_dead_letter(self, batch_id: str) -> DeadLetter | None:
-        """As `Aggregator.get_dead_letter`."""
+        """Reads one dead letter with its tasks.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The dead letter, or None if no dead letter has this id.
+
+        Raises:
+            UnknownBatch: the batch id is no `str`.
+        """
         return await self._run(inspecting.dead_letter(self._keyspace, batch_id))
 
     async def requeue_dead_letter(self, batch_id: str) -> int:
-        """As `Aggregator.requeue_dead_letter`."""
+        """Requeues a dead letter under the same batch id, to be merged and enqueued anew.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The number of its tasks.
+
+        Raises:
+            UnknownBatch: no dead letter has this id.
+        """
         return await self._run(steering.requeue_dead_letter(self._keyspace, batch_id))
 
     async def drop_dead_letter(self, batch_id: str) -> int:
-        """As `Aggregator.drop_dead_letter`."""
+        """Deletes a dead letter with its tasks.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The number of its tasks.
+
+        Raises:
+            UnknownBatch: no dead letter has this id.
+        """
         return await self._run(steering.drop_dead_letter(self._keyspace, batch_id))
 
-    def sink_keys(self) -> list[bytes]:
-        """As `Aggregator.sink_keys`; no coroutine, since it asks nobody."""
-        return reading.sink_keys(self._namespace, clustered=self._transport.clustered)
+    # --- reading the queue -----------------------------------------------------------------
 
     async def read_sink(self, cursor: Cursor | None = None, *, limit: int = 1000) -> SinkPage:
-        """As `Aggregator.read_sink`."""
+        """Reads enqueued batches from all keys of the queue; removes nothing.
+
+        Args:
+            cursor: cursor of the previous page; None for the oldest batches.
+            limit: largest number of batches read from each key.
+
+        Returns:
+            A page of batches, and the cursor of the next page.
+
+        Raises:
+            SinkError: the sink is not a stream or list in this Redis.
+            ValueError: the queue holds an entry that redisagg did not write.
+        """
         keys = self.sink_keys()
         return await self._run(reading.read_sink(self._namespace, keys, cursor or {}, limit))
 
+    # --- closing ---------------------------------------------------------------------------
+
     async def close(self) -> None:
-        """As `Aggregator.close`."""
+        """Stops the flusher, and closes the client if the aggregator made it from a URL."""
         await self.stop()
-        with suppress(RedisAggError):
+        with suppress(RedisAggError):  # the keys that this deletes also expire
             await self._transport.once(forget_calls(self._keyspace, self._adder.lanes.drain()))
         if self._own_client:
             await aclose(self._transport.client)
@@ -230,21 +433,16 @@ class AsyncAggregator:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *details: object) -> None:
         await self.close()
 
     async def _register(self) -> None:
         if self._registering is None or self._registering.done():
             self._registering = asyncio.create_task(self._transport.run(self._namespace.register()))
-        try:  # who comes meanwhile shares the round trip; any of them may be cancelled
+        try:  # concurrent callers share the round trip; shielded, since any may be cancelled
             await asyncio.shield(self._registering)
         except RedisAggError as error:
-            raise copy.copy(error) from error.__cause__  # each caller gets its own
+            raise copy.copy(error) from error.__cause__  # each caller gets its own exception
         self._registered = True
 
     async def _run(self, operation: Operation[T]) -> T:

@@ -1,32 +1,31 @@
-"""The aggregator for threads. `redisagg.aggregator.aio` has the same one for asyncio."""
+"""The aggregator for blocking code; `redisagg.aggregator.aio` is the one for asyncio."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from types import TracebackType
 from typing import TypeVar
 
 import tenacity
 from redis import Redis, RedisCluster
 
 from redisagg.aggregator import reading
+from redisagg.aggregator.base import IDLE_POLL_INTERVAL, AggregatorBase, is_idle
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.run import FlusherThread, run_until_signalled
-from redisagg.namespace import Namespace, group_bytes
 from redisagg.operations import inspecting, steering
 from redisagg.producer.room import patience
-from redisagg.producer.rounds import Terms
 from redisagg.producer.sequences import forget_calls
 from redisagg.producer.threads import ThreadAdder, ThreadStream
 from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
-from redisagg.task import GroupKey, Task
+from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
 from redisagg.transport.endpoint import AnyClient, close
 from redisagg.transport.threads import Transport
 from redisagg.views import BatchState, DeadLetter, GroupState, Stats
@@ -34,26 +33,27 @@ from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 T = TypeVar("T")
 
 
-class Aggregator:
+class Aggregator(AggregatorBase[Transport]):
     """Gathers tasks in groups on Redis, and flushes groups that are due.
 
-    Any number of processes on any number of machines may share a namespace; each may add tasks,
-    run a flusher, or both. Safe in threads.
+    Any number of processes on any number of machines may share a namespace. Each may add tasks,
+    run a flusher, or both. Thread-safe.
 
     Args:
-        name: the namespace of the keys; 1 to 64 letters, digits, dots, underscores, hyphens.
+        name: name of the namespace: 1 to 64 letters, digits, dots, underscores and hyphens.
         redis: a URL (see `redisagg.transport.endpoint.endpoint_of`) or a client of redis-py:
-            `Redis`, what `Sentinel.master_for` returns, or `RedisCluster`.
-        config: when groups are due and how they are merged; the defaults if None.
-        sink: where merged tasks go: a sink, a URL such as ``"stream://email-batches"``, or None
-            for the stream ``NAME-batches``; or a function of the merged task that returns one.
+            `Redis`, the result of `Sentinel.master_for`, or `RedisCluster`.
+        config: settings; `AggregationConfig()` if None.
+        sink: destination of merged tasks: a sink, a URL such as ``"stream://email-batches"``, a
+            function of the merged task that returns a sink, or None for the stream
+            ``NAME-batches``.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
 
-    All methods that talk to Redis raise `RedisUnavailable` when it could not be reached for
+    All methods that talk to Redis raise `RedisUnavailable` if it can't be reached for
     `add_timeout` seconds, and `AuthenticationFailed`, `RedisReadOnly`, `RedisOutOfMemory`,
-    `KeyConflict` or `NamespaceMismatch` when that is what Redis answers.
+    `KeyConflict` or `NamespaceMismatch` if Redis answers so.
     """
 
     def __init__(
@@ -64,53 +64,35 @@ class Aggregator:
         config: AggregationConfig | None = None,
         sink: Sink | Route | str | None = None,
     ) -> None:
-        self._namespace = Namespace.make(name, redis, config, sink)
-        self._keyspace = self._namespace.keyspace
-        self._config = self._namespace.config
-        self._own_client = not isinstance(redis, (Redis, RedisCluster))
+        super().__init__(name, redis, config, sink)
+        self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = ThreadAdder(
-            Terms.of(self._keyspace, self._config),
-            self._transport,
-            seconds(self._config.linger),
-            self._namespace.durability,
-        )
-        self._full_timeout = seconds(self._config.full_timeout)
-        self._registered = False
+        linger, durability = seconds(self._config.linger), self._namespace.durability
+        self._adder = ThreadAdder(self._terms, self._transport, linger, durability)
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        """The namespace."""
-        return self._keyspace.name
-
-    @property
-    def config(self) -> AggregationConfig:
-        """The settings in force."""
-        return self._config
-
-    @property
-    def sink(self) -> Sink | Route:
-        """Where merged tasks go."""
-        return self._namespace.sink
 
     # --- adding ----------------------------------------------------------------------------
 
     def add_task(self, task: Task) -> str:
-        """Adds a task to its group; when this returns, Redis has it, and so have its replicas if
-        that is configured.
+        """Adds a task to its group; returns when Redis has stored it.
+
+        With `min_replicas` or `wait_for_fsync` it waits for the replicas or the disk too.
+
+        Args:
+            task: the task; adding an id that already waits in the group changes nothing.
 
         Returns:
             The id of the task.
 
         Raises:
-            InvalidTask: the task is wrong (`PayloadError`, `TaskTooLarge` and `InvalidGroupKey`
-                are kinds of it); nothing was written.
-            AggregatorFull: there was no room within `full_timeout`: `max_pending_tasks` or
-                `max_pending_bytes` is reached, or Redis is out of memory; nothing was written.
-            NotReplicated: with `min_replicas`: too few replicas have it; the primary has.
+            InvalidTask: a field of the task is wrong; subclasses are `PayloadError`,
+                `TaskTooLarge` and `InvalidGroupKey`. Nothing was written.
+            AggregatorFull: `max_pending_tasks` or `max_pending_bytes` was reached, or Redis was
+                out of memory, for `full_timeout` seconds. Nothing was written.
+            NotReplicated: too few replicas acknowledged the task within `add_timeout` seconds. The
+                primary has stored it.
         """
         encoded = self._namespace.encoder(task)
         if not self._registered:
@@ -132,24 +114,27 @@ class Aggregator:
     ) -> list[str]:
         """Adds many tasks in few round trips, in order.
 
-        A collection (a list, a tuple) is checked as a whole before anything is written. Any other
-        iterable is a stream: its tasks are checked and written as they come. Until it ends it holds
-        one connection of the client, off a cluster; should it read from Redis by the same client,
-        that needs a second one.
+        A collection (such as a list or a tuple) is checked as a whole before anything is written.
+        Any other iterable is a stream: its tasks are checked and written as they come. While
+        it runs, a stream uses one connection of the client (except on Redis Cluster): a stream that
+        reads from Redis by the same client needs a second one.
 
         Args:
-            progress: called now and then with the number of tasks acknowledged so far.
-            ids: whether to collect the ids. Without them a stream takes constant memory, however
-                long it is.
+            tasks: the tasks.
+            progress: function that is called from time to time with the number of tasks
+                acknowledged so far.
+            ids: whether to return the ids. With False, a stream of any length takes constant
+                memory.
 
         Returns:
-            The ids of the tasks, in their order; empty with ``ids=False``.
+            The ids of the tasks in order; an empty list with ``ids=False``.
 
         Raises:
-            InvalidTask: a task is wrong; nothing was written, or of a stream what came before.
-            RedisAggError: some tasks were refused, the first reason; the others were added, but
-                for those behind an `AggregatorFull` after `full_timeout`. Adding all of them again
-                is safe while they wait.
+            InvalidTask: a field of a task is wrong. Nothing was written; of a stream, only the
+                tasks before it.
+            RedisAggError: Redis refused some tasks; this is the first error. The others were
+                added, except those after an `AggregatorFull` that lasted for `full_timeout`
+                seconds. Adding all of them again is safe while they wait.
         """
         encoder = self._namespace.encoder
         if isinstance(tasks, Collection):
@@ -172,7 +157,7 @@ class Aggregator:
     # --- flushing --------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts a flusher in a thread of this process; does nothing if it runs already.
+        """Starts a flusher in a thread of this process; has no effect while one runs.
 
         Raises:
             RedisAggError: Redis can't be used; see the class.
@@ -184,11 +169,14 @@ class Aggregator:
                 self._flusher.start()
 
     def stop(self, flush: bool = False) -> None:
-        """Ends this process's flusher: merges in hand are finished, its leases given back.
+        """Stops the flusher, which first finishes running merges and then gives up its leases.
 
         Args:
-            flush: first make all open groups due and wait until they are enqueued, for at most
-                `shutdown_timeout` seconds.
+            flush: whether to make all groups due first and wait until their tasks are enqueued, for
+                at most `shutdown_timeout` seconds.
+
+        Raises:
+            RedisAggError: with `flush`, Redis can't be used; see the class.
         """
         with self._lock:
             flusher, self._flusher = self._flusher, None
@@ -202,82 +190,192 @@ class Aggregator:
     def run(self, *, concurrency: int | None = None) -> None:
         """Runs a flusher until SIGTERM or SIGINT; a second signal ends the process at once.
 
+        Must be called in the main thread, since it handles signals.
+
         Args:
-            concurrency: how many batches it merges at the same time, instead of the configured
-                number.
+            concurrency: number of batches merged at the same time, in place of the setting.
 
         Raises:
+            InvalidConfig: `concurrency` is out of range.
             RedisAggError: Redis can't be used; see the class.
         """
         self._register()
         run_until_signalled(self._namespace.with_concurrency(concurrency))
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Waits until no task waits or is in flight; False if some were left after `timeout` s."""
-        return reading.wait_blocking(self.stats, timeout)
+        """Waits until no task waits or is in flight.
+
+        Args:
+            timeout: longest wait in seconds.
+
+        Returns:
+            True, or False if tasks were left at the end of the timeout.
+        """
+        deadline = time.monotonic() + timeout
+        while not is_idle(self.stats()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(IDLE_POLL_INTERVAL)
+        return True
 
     def flush(self, group_key: GroupKey) -> int:
-        """Makes what waits in a group due now; returns how many tasks that newly are."""
-        return self._run(steering.flush(self._keyspace, group_bytes(group_key)))
+        """Makes the waiting tasks of a group due now.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            The number of tasks that were not due before.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        return self._run(steering.flush(self._keyspace, group_key_bytes(group_key)))
 
     def flush_all(self) -> int:
-        """Makes all that waits due now; returns how many tasks that newly are."""
+        """Makes all waiting tasks due now.
+
+        Returns:
+            The number of tasks that were not due before.
+        """
         return self._run(steering.flush_all(self._keyspace))
 
     def pause(self) -> None:
-        """Stops flushing on all nodes, until `resume`. Adding goes on, merges in hand end."""
+        """Stops flushing on all nodes until `resume` is called.
+
+        Tasks can still be added, and running merges end.
+        """
         self._run(steering.pause(self._keyspace, paused=True))
 
     def resume(self) -> None:
-        """Ends a pause."""
+        """Resumes flushing on all nodes after `pause`."""
         self._run(steering.pause(self._keyspace, paused=False))
 
     # --- cancelling ------------------------------------------------------------------------
 
     def cancel_task(self, group_key: GroupKey, task_id: str) -> bool:
-        """Takes a task out of its group; False if it does not wait there (any more)."""
-        return self._run(
-            steering.cancel_task(self._keyspace, group_bytes(group_key), task_id.encode())
-        )
-
-    def cancel_group(self, group_key: GroupKey) -> int:
-        """Takes all waiting tasks out of a group; returns how many. Batches go on."""
-        return self._run(steering.cancel_group(self._keyspace, group_bytes(group_key)))
-
-    # --- looking ---------------------------------------------------------------------------
-
-    def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
-        """All groups with a task that waits or is in flight, by group key.
+        """Removes a waiting task from its group.
 
         Args:
-            tasks: whether to fetch the waiting tasks too.
+            group_key: key of the group.
+            task_id: id of the task.
+
+        Returns:
+            True, or False if the task does not wait there, for instance since a batch holds it.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
         """
-        return self._run(inspecting.entries(self._keyspace, tasks=tasks))
+        group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
+        return self._run(steering.cancel_task(self._keyspace, group, raw_id))
+
+    def cancel_group(self, group_key: GroupKey) -> int:
+        """Removes all waiting tasks from a group; tasks in batches stay.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            The number of tasks removed.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        return self._run(steering.cancel_group(self._keyspace, group_key_bytes(group_key)))
+
+    # --- inspecting ------------------------------------------------------------------------
+
+    def get_groups(self, *, tasks: bool = False) -> dict[str, GroupState]:
+        """Reads all groups with a task that waits or is in flight.
+
+        Args:
+            tasks: whether to read the waiting tasks too.
+
+        Returns:
+            The groups by the text form of their keys.
+        """
+        return self._run(inspecting.groups(self._keyspace, tasks=tasks))
+
+    def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
+        """Reads all groups: an alias of `get_groups`, under its earlier name.
+
+        Args:
+            tasks: whether to read the waiting tasks too.
+
+        Returns:
+            The groups by the text form of their keys.
+        """
+        return self.get_groups(tasks=tasks)
 
     def get_group(self, group_key: GroupKey) -> GroupState | None:
-        """One group with its waiting tasks, or None if there is no such group."""
-        return self._run(inspecting.group(self._keyspace, group_bytes(group_key)))
+        """Reads one group with its waiting tasks.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            The group, or None if it has no task that waits or is in flight.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        return self._run(inspecting.group(self._keyspace, group_key_bytes(group_key)))
 
     def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
-        """All batches that are being merged or wait for a retry, oldest first."""
+        """Reads all batches that are being merged or wait for a retry.
+
+        Args:
+            tasks: whether to read their tasks too.
+
+        Returns:
+            The batches, oldest first.
+        """
         return self._run(inspecting.batches(self._keyspace, tasks=tasks))
 
     def stats(self) -> Stats:
-        """Counts, in total and for each partition; in constant time for each partition."""
+        """Reads the counts of tasks, groups and batches; takes constant time for each partition.
+
+        Returns:
+            The counts of all partitions together and of each one.
+        """
         return self._run(inspecting.stats(self._keyspace))
 
     # --- dead letters ----------------------------------------------------------------------
 
     def dead_letters(self, *, tasks: bool = False) -> list[DeadLetter]:
-        """All dead letters, oldest first."""
+        """Reads all dead letters.
+
+        Args:
+            tasks: whether to read their tasks too.
+
+        Returns:
+            The dead letters, oldest batch first.
+        """
         return self._run(inspecting.dead_letters(self._keyspace, tasks=tasks))
 
     def get_dead_letter(self, batch_id: str) -> DeadLetter | None:
-        """One dead letter with its tasks, or None."""
+        """Reads one dead letter with its tasks.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The dead letter, or None if no dead letter has this id.
+
+        Raises:
+            UnknownBatch: the batch id is no `str`.
+        """
         return self._run(inspecting.dead_letter(self._keyspace, batch_id))
 
     def requeue_dead_letter(self, batch_id: str) -> int:
-        """Gives a dead letter another life as the same batch; returns how many tasks it has.
+        """Requeues a dead letter under the same batch id, to be merged and enqueued anew.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The number of its tasks.
 
         Raises:
             UnknownBatch: no dead letter has this id.
@@ -285,7 +383,13 @@ class Aggregator:
         return self._run(steering.requeue_dead_letter(self._keyspace, batch_id))
 
     def drop_dead_letter(self, batch_id: str) -> int:
-        """Deletes a dead letter; returns how many tasks it had.
+        """Deletes a dead letter with its tasks.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The number of its tasks.
 
         Raises:
             UnknownBatch: no dead letter has this id.
@@ -294,34 +398,29 @@ class Aggregator:
 
     # --- reading the queue -----------------------------------------------------------------
 
-    def sink_keys(self) -> list[bytes]:
-        """The keys of the queue: one, or on Redis Cluster one for each partition.
-
-        Raises:
-            SinkError: the sink is no queue in this Redis.
-        """
-        return reading.sink_keys(self._namespace, clustered=self._transport.clustered)
-
     def read_sink(self, cursor: Cursor | None = None, *, limit: int = 1000) -> SinkPage:
-        """Reads enqueued batches over all keys of the queue, removing nothing.
+        """Reads enqueued batches from all keys of the queue; removes nothing.
 
         Args:
-            cursor: that of the page before; None for the oldest.
-            limit: at most so many from each key.
+            cursor: cursor of the previous page; None for the oldest batches.
+            limit: largest number of batches read from each key.
+
+        Returns:
+            A page of batches, and the cursor of the next page.
 
         Raises:
-            SinkError: the sink is no queue in this Redis.
+            SinkError: the sink is not a stream or list in this Redis.
+            ValueError: the queue holds an entry that redisagg did not write.
         """
         keys = self.sink_keys()
         return self._run(reading.read_sink(self._namespace, keys, cursor or {}, limit))
 
-    # --- its life --------------------------------------------------------------------------
+    # --- closing ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stops the flusher and closes the connections that the aggregator made itself."""
+        """Stops the flusher, and closes the client if the aggregator made it from a URL."""
         self.stop()
-        # What Redis remembers of this producer's calls would expire; no harm if this fails.
-        with suppress(RedisAggError):
+        with suppress(RedisAggError):  # the keys that this deletes also expire
             self._transport.once(forget_calls(self._keyspace, self._adder.lanes.drain()))
         if self._own_client:
             close(self._transport.client)
@@ -330,12 +429,7 @@ class Aggregator:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def _register(self) -> None:

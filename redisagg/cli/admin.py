@@ -15,7 +15,7 @@ from redisagg.cli.output import ago, echo, print_json, print_table, task_text
 def groups(name: str, redis_url: str, partitions: int | None, tasks: bool, as_json: bool) -> None:
     """List the groups, the next one due first."""
     with_tasks = tasks and as_json
-    entries = open_aggregator(name, redis_url, partitions).get_entries(tasks=with_tasks)
+    entries = open_aggregator(name, redis_url, partitions).get_groups(tasks=with_tasks)
     states = sorted(entries.values(), key=lambda state: state.due_at or 0)
     if as_json:
         for state in states:

@@ -1,1 +1,1 @@
-"""What an aggregator can be asked to do: read state (`inspecting`) and change it (`steering`)."""
+"""The operations of an aggregator: `inspecting` reads a namespace, `steering` changes it."""

@@ -1,16 +1,18 @@
-"""Looking at what is there. Changes nothing."""
+"""Operations that read groups, batches, dead letters and counts; they change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, TypeVar
 
-from redisagg.errors import KeyConflict
-from redisagg.protocol.entries import StoredTask, look_at
+from redisagg.errors import KeyConflict, UnknownBatch
+from redisagg.protocol.entries import decode_leniently
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import (
+    BatchRecord,
     GroupRecord,
     batch_record,
     dead_record,
@@ -18,136 +20,127 @@ from redisagg.protocol.records import (
 )
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import Request, call, command
-from redisagg.views import BatchState, DeadLetter, GroupState, PartitionStats, Stats
+from redisagg.views import BatchState, Counts, DeadLetter, GroupState, PartitionStats, Stats
 
 T = TypeVar("T")
+V = TypeVar("V", GroupState, BatchState, DeadLetter)
 
-_SCAN_COUNT = 500
-_COUNTS, _STATS = 11, 14  # in a reply of the script `stats`
-_TASKS_A_ROUND = 64  # lists that are read in one round trip
+_SCAN_COUNT = 500  # fields that one HSCAN reads
+_BATCH_ID = re.compile(rb"[^-]*-(\d{1,4})-")  # TIME-PARTITION-NUMBER, as `claim` makes them
+_ROUND_SIZE = 64  # lists or batches that one round trip reads
+
+# The reply of the script `stats`: these counts, whether it is paused, owner, token, lease time.
+_COUNTS = (
+    *("pending", "in_flight", "stored_bytes", "batches_flushed", "flushed", "dead"),
+    *("groups", "batches_in_flight", "batches_in_retry", "batches_dead"),
+)
+_STATS_LENGTH = len(_COUNTS) + 4
 
 
-def text(raw: bytes) -> str:
-    """Bytes from Redis for people to read; what is not UTF-8 is replaced."""
-    return raw.decode("utf-8", "replace")
-
-
-def entries(keyspace: Keyspace, *, tasks: bool) -> Operation[dict[str, GroupState]]:
-    """All groups by their key, with their waiting tasks if `tasks`."""
+def groups(keyspace: Keyspace, *, tasks: bool) -> Operation[dict[str, GroupState]]:
+    """Reads all groups, by their key, with their waiting tasks if `tasks`."""
     found: dict[bytes, GroupRecord] = {}
     for partition in keyspace.partitions:
         raw = yield from _scan(partition.groups)
         found.update((group, group_record(packed, group)) for group, packed in raw.items())
-    states = {text(group): _group_state(group, record) for group, record in found.items()}
+    states = [_group_state(group, record) for group, record in found.items()]
     if tasks:
-        ranges = [_waiting(keyspace, group, record) for group, record in found.items()]
-        lists = yield from _lists(ranges)
-        states = {
-            key: _with_tasks(state, raw, state.group_key)
-            for (key, state), raw in zip(states.items(), lists, strict=True)
-        }
-    return states
+        lists = yield from _read_lists(
+            [_waiting_tasks(keyspace, group, record) for group, record in found.items()]
+        )
+        states = list(map(_with_tasks, states, lists))
+    return {state.group_key: state for state in states}
 
 
 def group(keyspace: Keyspace, group_key: bytes) -> Operation[GroupState | None]:
-    """One group with its waiting tasks, or None."""
+    """Reads one group with its waiting tasks; None if there is no such group."""
     partition = keyspace.partition_of(group_key)
     packed = yield from ask(command("HGET", partition.groups, group_key))
     if packed is None:
         return None
     record = group_record(packed, group_key)
-    [raw] = yield from ask_all([_waiting(keyspace, group_key, record)])
-    return _with_tasks(_group_state(group_key, record), raw, text(group_key))
+    raw = yield from ask(_waiting_tasks(keyspace, group_key, record))
+    return _with_tasks(_group_state(group_key, record), raw)
 
 
 def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
-    """All batches in flight, oldest first, with their tasks if `tasks`."""
-    result: list[BatchState] = []
+    """Reads all batches in flight, oldest first, with their tasks if `tasks`."""
+    found: list[_FoundBatch] = []
     for partition in keyspace.partitions:
         raw = yield from _scan(partition.batches)
-        for batch_id, packed in sorted(raw.items()):
-            record = batch_record(packed, batch_id)
-            claimed, retried, group_packed = yield from ask_all(
-                [
-                    command("ZSCORE", partition.claims, batch_id),
-                    command("ZSCORE", partition.retry, batch_id),
-                    command("HGET", partition.groups, record.group),
-                ]
-            )
-            stored = None
-            if tasks and group_packed:
-                first = record.start - group_record(group_packed, record.group).base
-                [raw_tasks] = yield from ask_all(
-                    [_range(partition.tasks(record.group), first, first + record.size - 1)]
-                )
-                stored = _look(raw_tasks, text(record.group))
-            until = retried if retried is not None else claimed
-            result.append(
-                BatchState(
-                    batch_id=text(batch_id),
-                    group_key=text(record.group),
-                    size=record.size,
-                    attempts=record.attempts,
-                    claimed_at=record.created / 1000,
-                    state="claimed" if retried is None else "retry",
-                    until=None if until is None else float(until) / 1000,
-                    error=text(record.error),
-                    tasks=stored,
-                )
-            )
-    return sorted(result, key=lambda batch: batch.batch_id)
+        found += [
+            _FoundBatch(partition, batch_id, batch_record(packed, batch_id))
+            for batch_id, packed in raw.items()
+        ]
+    found.sort(key=lambda batch: batch.id)
+    states: list[BatchState] = []
+    for part in _rounds(found):
+        states += yield from _batches(part, tasks=tasks)
+    return states
 
 
 def dead_letters(keyspace: Keyspace, *, tasks: bool) -> Operation[list[DeadLetter]]:
-    """All dead letters, oldest batch first, with their tasks if `tasks`."""
+    """Reads all dead letters, oldest batch first, with their tasks if `tasks`."""
     found: list[tuple[PartitionKeys, bytes, bytes]] = []
     for partition in keyspace.partitions:
         raw = yield from _scan(partition.dead)
         found += [(partition, batch_id, packed) for batch_id, packed in raw.items()]
     found.sort(key=lambda item: item[1])
     letters = [_dead_letter(batch_id, packed) for _, batch_id, packed in found]
-    if not tasks:
-        return letters
-    lists = yield from _lists(
-        [_range(partition.dead_tasks(batch_id), 0, -1) for partition, batch_id, _ in found]
-    )
-    return [
-        _with_tasks(letter, raw, letter.group_key)
-        for letter, raw in zip(letters, lists, strict=True)
-    ]
+    if tasks:
+        lists = yield from _read_lists(
+            [_range(partition.dead_tasks(batch_id), 0, -1) for partition, batch_id, _ in found]
+        )
+        letters = list(map(_with_tasks, letters, lists))
+    return letters
 
 
 def dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[DeadLetter | None]:
-    """One dead letter with its tasks, or None."""
-    raw_id = batch_id.encode(errors="surrogatepass")
-    partition = yield from find_dead(keyspace, raw_id)
-    if partition is None:
+    """Reads one dead letter with its tasks; None if there is no such dead letter.
+
+    Raises:
+        UnknownBatch: the batch id is no `str`.
+    """
+    found = yield from find_dead_letter(keyspace, batch_id)
+    if found is None:
         return None
+    partition, raw_id = found
     packed, raw = yield from ask_all(
         [
             command("HGET", partition.dead, raw_id),
             _range(partition.dead_tasks(raw_id), 0, -1),
         ]
     )
-    if packed is None:
-        return None
-    letter = _dead_letter(raw_id, packed)
-    return _with_tasks(letter, raw, letter.group_key)
+    return None if packed is None else _with_tasks(_dead_letter(raw_id, packed), raw)
 
 
-def find_dead(keyspace: Keyspace, batch_id: bytes) -> Operation[PartitionKeys | None]:
-    """The partition that has this dead letter, or None. The id names it, as `claim` made it."""
-    parts = batch_id.split(b"-")
-    number = int(parts[1]) if len(parts) > 2 and parts[1].isdigit() else -1
-    if not 0 <= number < len(keyspace.partitions):
+def find_dead_letter(
+    keyspace: Keyspace, batch_id: str
+) -> Operation[tuple[PartitionKeys, bytes] | None]:
+    """Finds a dead letter in the partition that its batch id names.
+
+    Returns:
+        Its partition, and its id as stored; None if there is no such dead letter.
+
+    Raises:
+        UnknownBatch: the batch id is no `str`.
+    """
+    if not isinstance(batch_id, str):
+        raise UnknownBatch(
+            f"a batch id must be a str, not {type(batch_id).__name__}; dead_letters() lists the ids"
+        )
+    raw_id = batch_id.encode(errors="surrogatepass")
+    match = _BATCH_ID.match(raw_id)
+    number = int(match[1]) if match else len(keyspace.partitions)
+    if number >= len(keyspace.partitions):
         return None
     partition = keyspace.partitions[number]
-    there = yield from ask(command("HEXISTS", partition.dead, batch_id))
-    return partition if there else None
+    exists = yield from ask(command("HEXISTS", partition.dead, raw_id))
+    return (partition, raw_id) if exists else None
 
 
 def stats(keyspace: Keyspace) -> Operation[Stats]:
-    """The counts of all partitions; constant time for each."""
+    """Reads the counts of all partitions; takes constant time for each."""
     replies = yield from ask_all(
         [
             call("stats", [p.state, p.groups, p.batches, p.retry, p.dead])
@@ -156,85 +149,96 @@ def stats(keyspace: Keyspace) -> Operation[Stats]:
         + [command("ZRANGE", keyspace.flushers, 0, -1)]
     )
     *rows, flushers = replies
-    each = [_partition_stats(number, row) for number, row in enumerate(rows)]
-
-    def total(count: Callable[[PartitionStats], int]) -> int:
-        return sum(map(count, each))
-
+    partitions = [_partition_stats(number, row) for number, row in enumerate(rows)]
+    totals = {
+        count.name: sum(getattr(partition, count.name) for partition in partitions)
+        for count in fields(Counts)
+    }
     return Stats(
-        pending=total(lambda p: p.pending),
-        in_flight=total(lambda p: p.in_flight),
-        stored_bytes=total(lambda p: p.stored_bytes),
-        dead=total(lambda p: p.dead),
-        flushed=total(lambda p: p.flushed),
-        groups=total(lambda p: p.groups),
-        batches_in_flight=total(lambda p: p.batches_in_flight),
-        batches_in_retry=total(lambda p: p.batches_in_retry),
-        batches_dead=total(lambda p: p.batches_dead),
-        batches_flushed=total(lambda p: p.batches_flushed),
-        paused=any(p.paused for p in each),
-        flushers=[text(flusher) for flusher in flushers],
-        partitions=each,
+        **totals,
+        paused=any(partition.paused for partition in partitions),
+        flushers=[_text(flusher) for flusher in flushers],
+        partitions=partitions,
     )
 
 
 def _partition_stats(number: int, row: Sequence[Any]) -> PartitionStats:
-    if len(row) < _STATS or not all(isinstance(count, int) for count in row[:_COUNTS]):
-        # A reply of Lua ends before a count that is no number.
-        raise KeyConflict(f"the state of partition {number} holds a count that is no number")
-    waiting, claimed, stored, flushed, flushed_tasks, dead = row[:6]
-    groups, batches, retry, letters, paused, owner, token = row[6:13]
+    numbers = row[: len(_COUNTS) + 1]
+    # Redis ends a reply of Lua before a value that is nil, such as a count that is no number.
+    if len(row) < _STATS_LENGTH or not all(isinstance(each, int) for each in numbers):
+        raise KeyConflict(
+            f"the state of partition {number} holds a count that is no number, which redisagg did "
+            "not write; find out who writes to redisagg's keys"
+        )
+    *counts, paused = numbers
+    owner, token, *_ = row[len(numbers) :]
     return PartitionStats(
+        **dict(zip(_COUNTS, counts, strict=True)),
         partition=number,
-        pending=waiting,
-        in_flight=claimed,
-        stored_bytes=stored,
-        dead=dead,
-        flushed=flushed_tasks,
-        groups=groups,
-        batches_in_flight=batches,
-        batches_in_retry=retry,
-        batches_dead=letters,
-        batches_flushed=flushed,
         paused=bool(paused),
-        leader=text(owner) or None,
+        leader=_text(owner) or None,
         token=token,
     )
 
 
-def _scan(key: bytes) -> Operation[dict[bytes, bytes]]:
-    """All fields of a hash, in bounded steps."""
-    found: dict[bytes, bytes] = {}
-    cursor = 0
-    while True:
-        reply = yield from ask(command("HSCAN", key, cursor, "COUNT", _SCAN_COUNT))
-        cursor, fields = scan_page(reply)
-        found.update(fields)
-        if cursor == 0:
-            return found
+class _FoundBatch(NamedTuple):
+    """A batch in the hash `batches` of its partition."""
+
+    partition: PartitionKeys
+    id: bytes
+    record: BatchRecord
 
 
-def _lists(ranges: list[Request]) -> Operation[list[Any]]:
-    lists: list[Any] = []
-    for start in range(0, len(ranges), _TASKS_A_ROUND):
-        lists += yield from ask_all(ranges[start : start + _TASKS_A_ROUND])
-    return lists
+def _batches(found: Sequence[_FoundBatch], *, tasks: bool) -> Operation[list[BatchState]]:
+    """Reads the times of a few batches in one round trip, and their tasks in another."""
+    times = [
+        command("ZSCORE", key, batch.id)
+        for batch in found
+        for key in (batch.partition.claims, batch.partition.retry)
+    ]
+    owners = [
+        command("HGET", batch.partition.groups, batch.record.group) for batch in found if tasks
+    ]
+    replies = yield from ask_all([*times, *owners])
+    claimed, retried = replies[: len(times) : 2], replies[1 : len(times) : 2]
+    states = list(map(_batch_state, found, claimed, retried))
+    # A batch that has just ended may have been the last of its group.
+    present = [(i, packed) for i, packed in enumerate(replies[len(times) :]) if packed is not None]
+    lists = yield from ask_all([_batch_tasks(found[i], packed) for i, packed in present])
+    for (i, _), raw in zip(present, lists, strict=True):
+        states[i] = _with_tasks(states[i], raw)
+    return states
 
 
-def _range(key: bytes, first: int, last: int) -> Request:
-    return command("LRANGE", key, first, last)
+def _batch_state(
+    batch: _FoundBatch, claimed_until: bytes | None, retry_at: bytes | None
+) -> BatchState:
+    record = batch.record
+    until = claimed_until if retry_at is None else retry_at
+    return BatchState(
+        batch_id=_text(batch.id),
+        group_key=_text(record.group),
+        size=record.size,
+        attempts=record.attempts,
+        claimed_at=record.created / 1000,
+        state="claimed" if retry_at is None else "retry",
+        until=None if until is None else float(until) / 1000,
+        error=_text(record.error),
+    )
 
 
-def _waiting(keyspace: Keyspace, group_key: bytes, record: GroupRecord) -> Request:
-    _, tasks, _ = keyspace.place(group_key)
-    return _range(tasks, record.claimed, -1)
+def _batch_tasks(batch: _FoundBatch, packed_group: bytes) -> Request:
+    """The request for the tasks of a batch; its record counts them from the start of its group."""
+    record = batch.record
+    first = record.start - group_record(packed_group, record.group).base
+    return _range(batch.partition.tasks(record.group), first, first + record.size - 1)
 
 
 def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
     waits = record.waiting > 0
     due = record.due_at or record.last
     return GroupState(
-        group_key=text(group_key),
+        group_key=_text(group_key),
         size=record.waiting,
         in_flight=record.claimed,
         first_task_at=record.first / 1000 if waits else None,
@@ -245,23 +249,58 @@ def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
     )
 
 
+def _waiting_tasks(keyspace: Keyspace, group_key: bytes, record: GroupRecord) -> Request:
+    _, tasks, _ = keyspace.place(group_key)
+    return _range(tasks, record.claimed, -1)
+
+
 def _dead_letter(batch_id: bytes, packed: bytes) -> DeadLetter:
     record = dead_record(packed, batch_id)
     return DeadLetter(
-        batch_id=text(batch_id),
-        group_key=text(record.group),
+        batch_id=_text(batch_id),
+        group_key=_text(record.group),
         size=record.size,
         attempts=record.attempts,
         claimed_at=record.created / 1000,
         died_at=record.died / 1000,
-        error=text(record.error),
-        traceback=text(record.traceback),
+        error=_text(record.error),
+        traceback=_text(record.traceback),
     )
 
 
-def _look(raw: Sequence[bytes], group_key: str) -> list[StoredTask]:
-    return [look_at(entry, group_key) for entry in raw]
+def _scan(key: bytes) -> Operation[dict[bytes, bytes]]:
+    """Reads all fields of a hash, a bounded number in a round trip."""
+    found: dict[bytes, bytes] = {}
+    cursor = 0
+    while True:
+        reply = yield from ask(command("HSCAN", key, cursor, "COUNT", _SCAN_COUNT))
+        cursor, page = scan_page(reply)
+        found.update(page)
+        if cursor == 0:
+            return found
 
 
-def _with_tasks(view: T, raw: Sequence[bytes], group_key: str) -> T:
-    return replace(view, tasks=_look(raw, group_key))  # type: ignore[type-var]
+def _read_lists(ranges: Sequence[Request]) -> Operation[list[Any]]:
+    """Reads lists, a bounded number in a round trip."""
+    lists: list[Any] = []
+    for part in _rounds(ranges):
+        lists += yield from ask_all(part)
+    return lists
+
+
+def _rounds(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cuts items into parts, one for each round trip."""
+    return (items[start : start + _ROUND_SIZE] for start in range(0, len(items), _ROUND_SIZE))
+
+
+def _range(key: bytes, first: int, last: int) -> Request:
+    return command("LRANGE", key, first, last)
+
+
+def _with_tasks(view: V, entries: Sequence[bytes]) -> V:
+    return replace(view, tasks=[decode_leniently(entry, view.group_key) for entry in entries])
+
+
+def _text(raw: bytes) -> str:
+    """Decodes bytes for people to read; a byte that is not UTF-8 is replaced."""
+    return raw.decode("utf-8", "replace")

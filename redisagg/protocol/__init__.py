@@ -1,1 +1,1 @@
-"""What is said to Redis: the keys, the Lua scripts, and the form of what is stored."""
+"""The protocol with Redis: key names, Lua scripts, operations, and the form of stored data."""

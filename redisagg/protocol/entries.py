@@ -1,9 +1,9 @@
-"""A task as it is stored.
+"""The stored form of a task.
 
 The script `add` puts 6 bytes of arrival time (ms, big endian) and 1 byte with the length of the id
-before the id and the body. The body is a msgpack array: type, payload, and as far as they are set
-headers (map or nil) and a map with the task's priority (``p``), grace period and max delay (``g``,
-``d``, seconds), max size (``s``) and options (``o``).
+before the id and the body. The body is a msgpack array: type, payload, headers (map or nil), and a
+map with the priority (``p``), grace period and max delay (``g``, ``d``, seconds), max size (``s``)
+and options (``o``) that the task sets. The last two members are left out if nothing is set.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ class EncodedTask(NamedTuple):
     id: bytes
     body: bytes
     limits: bytes
-    """What it asks of its group, as `add` takes it: grace, delay (ms), size, priority."""
+    """Limits for its group, as `add` takes them: grace period, max delay (ms), size, priority."""
 
 
 class StoredTask(NamedTuple):
-    """A task as it was found in Redis."""
+    """A stored entry, decoded as far as possible."""
 
     task: Task | None
-    """None if the stored bytes are no task."""
+    """The task, or None if the bytes are no task."""
     arrived_at: float
-    """Seconds since the epoch, by Redis' clock."""
+    """Time of arrival in seconds since the epoch, by Redis' clock."""
     raw: bytes
     """The stored bytes."""
 
 
 class Encoder:
-    """Turns tasks into what `add` takes, with the limits of a configuration."""
+    """Turns tasks into arguments of the script `add`, with the limits of a configuration."""
 
     def __init__(self, config: AggregationConfig) -> None:
         self._max_bytes = config.max_task_bytes
@@ -56,12 +56,13 @@ class Encoder:
         """Checks and packs a task.
 
         Raises:
-            InvalidTask: it is no `Task`, or its group key is missing.
-            PayloadError: its payload can't be packed.
-            TaskTooLarge: its body has more than `max_task_bytes` bytes.
+            InvalidTask: the argument is no `Task`.
+            InvalidGroupKey: the task has no group key.
+            PayloadError: the payload can't be packed.
+            TaskTooLarge: the packed task has more than `max_task_bytes` bytes.
         """
         if not isinstance(task, Task):
-            raise InvalidTask(f"give a redisagg.Task, not {type(task).__name__}")
+            raise InvalidTask(f"a task must be a redisagg.Task, not {type(task).__name__}")
         group = task.group_key or group_key_text("")
         if task.priority or task.grace_period or task.max_delay or task.max_size or task.options:
             limits = self._overridden(task)
@@ -77,7 +78,8 @@ class Encoder:
         if len(packed) > self._max_bytes:
             raise TaskTooLarge(
                 f"the packed task has {len(packed):,} bytes, more than max_task_bytes "
-                f"({self._max_bytes:,}); put large data elsewhere and its address into the task"
+                f"({self._max_bytes:,}); store large data elsewhere and put its address into the "
+                "task, or raise max_task_bytes"
             )
         return EncodedTask(str(group).encode(), task.id.encode(), packed, limits)
 
@@ -92,7 +94,11 @@ class Encoder:
 
 
 def decode(entry: bytes, group: str) -> Task:
-    """The task in a stored entry of the group `group`.
+    """Decodes a stored entry.
+
+    Args:
+        entry: bytes from the list of the group's tasks.
+        group: group key.
 
     Raises:
         UndecodableTask: the bytes are no entry.
@@ -112,8 +118,8 @@ def decode(entry: bytes, group: str) -> Task:
         raise UndecodableTask(f"{type(error).__name__}: {error}") from error
 
 
-def look_at(entry: bytes, group: str) -> StoredTask:
-    """A stored entry for people to look at, whatever it holds."""
+def decode_leniently(entry: bytes, group: str) -> StoredTask:
+    """Decodes a stored entry for display; one that is no entry is returned without a task."""
     try:
         task = decode(entry, group)
     except UndecodableTask:

@@ -1,6 +1,6 @@
-"""The names of all keys. ARCHITECTURE.md describes what they hold.
+"""The names of all keys. ARCHITECTURE.md describes their contents.
 
-All keys of a partition share the hash tag ``{name:partition}``, and so a slot of Redis Cluster.
+All keys of a partition share the hash tag ``{name:partition}``, and thus a slot of Redis Cluster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PartitionKeys:
-    """The keys of one partition, as bytes."""
+    """The keys of one partition."""
 
     def __init__(self, name: str, number: int) -> None:
         self.number = number
@@ -40,19 +40,19 @@ class PartitionKeys:
     seen_before: bytes
 
     def tasks(self, group: bytes) -> bytes:
-        """The list with the tasks of a group."""
+        """The list of the tasks of a group."""
         return self._prefix + b"tasks:" + group
 
     def ids(self, group: bytes) -> bytes:
-        """The hash with the ids that wait in a group."""
+        """The hash of the task ids that wait in a group."""
         return self._prefix + b"ids:" + group
 
     def dead_tasks(self, batch_id: bytes) -> bytes:
-        """The list with the tasks of a dead letter."""
+        """The list of the tasks of a dead letter."""
         return self._prefix + b"dead:" + batch_id
 
     def call(self, producer: bytes) -> bytes:
-        """The last call of a producer."""
+        """The string with the number and reply of the last call of a call sequence."""
         return self._prefix + b"call:" + producer
 
 
@@ -61,17 +61,17 @@ class Keyspace:
 
     Args:
         name: 1 to 64 letters, digits, dots, underscores and hyphens.
-        partitions: how many there are.
+        partitions: number of partitions.
 
     Raises:
-        InvalidConfig: the name is of another form.
+        InvalidConfig: the name has another form.
     """
 
     def __init__(self, name: str, partitions: int) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidConfig(
-                "the name of an aggregator is 1 to 64 letters, digits, dots, underscores and "
-                f"hyphens, and starts with a letter or digit: {name!r}"
+                "the name of an aggregator must be 1 to 64 letters, digits, dots, underscores and "
+                f"hyphens, and start with a letter or digit, not {name!r}"
             )
         self.name = name
         prefix = f"redisagg:{{{name}}}:".encode()
@@ -82,10 +82,10 @@ class Keyspace:
         self.place = lru_cache(maxsize=16_384)(self._place)
 
     def partition_of(self, group: bytes) -> PartitionKeys:
-        """The partition of a group: CRC-32 (IEEE) of its key modulo the number of partitions."""
+        """Returns the partition of a group: CRC-32 (IEEE) of its key modulo their number."""
         return self.partitions[crc32(group) % len(self.partitions)]
 
     def _place(self, group: bytes) -> tuple[PartitionKeys, bytes, bytes]:
-        """A group's partition, tasks key and ids key; `place` remembers them."""
+        """Returns a group's partition, tasks key and ids key; `place` caches them."""
         partition = self.partition_of(group)
         return partition, partition.tasks(group), partition.ids(group)

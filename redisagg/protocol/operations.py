@@ -1,9 +1,8 @@
-"""What an aggregator can be asked to do, once for threads and asyncio.
+"""Operations: sequences of round trips, written once for threads and asyncio.
 
-An operation is a generator: it yields the requests of one round trip and is sent their replies,
-and it returns its result. A transport runs it; it knows nothing of sockets or event loops. A
-request that Redis refused has an exception for its reply, so that one refusal does not hide what
-became of the other requests.
+An operation is a generator. It yields the requests of one round trip, is sent their replies, and
+returns its result. A transport runs it; the operation itself uses no socket and no event loop. The
+reply to a request that Redis refused is an exception, so that the other replies are not lost.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Operation: TypeAlias = Generator[Sequence[Request], list[Any], T]
 
 
 def ask(request: Request) -> Operation[Any]:
-    """One request by itself: `reply = yield from ask(request)`; raises what Redis refused."""
+    """Sends one request and returns its reply; raises the error if Redis refused it."""
     [reply] = yield [request]
     if isinstance(reply, Exception):
         raise reply
@@ -27,7 +26,10 @@ def ask(request: Request) -> Operation[Any]:
 
 
 def ask_all(requests: Sequence[Request]) -> Operation[list[Any]]:
-    """Many requests in one round trip; raises the first refusal when all have been carried out."""
+    """Sends requests in one round trip and returns their replies.
+
+    If Redis refused any, raises the first error; the other requests have been carried out.
+    """
     if not requests:
         return []
     replies = yield requests

@@ -25,7 +25,7 @@ _REGEX = r'^(?P<client>\S+) .* "(?P<request>[^"]*)" (?P<status>\d+)'
 
 
 def _waiting(url: str, name: str = "default") -> dict[str, int]:
-    return {key: state.size for key, state in Aggregator(name, url).get_entries().items()}
+    return {key: state.size for key, state in Aggregator(name, url).get_groups().items()}
 
 
 def test_json_lines_become_tasks(run: Run, redis_url: str) -> None:
@@ -33,7 +33,7 @@ def test_json_lines_become_tasks(run: Run, redis_url: str) -> None:
     result = run("ingest", "--group-by", "user.id", "--type", "mail", "--json", input=lines)
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"added": 3, "rejected": 0}
-    entries = Aggregator("default", redis_url).get_entries(tasks=True)
+    entries = Aggregator("default", redis_url).get_groups(tasks=True)
     assert {key: state.size for key, state in entries.items()} == {"1": 2, "x": 1}
     first = (entries["1"].tasks or [])[0].task
     assert first is not None

@@ -43,7 +43,7 @@ def test_open_groups_show_size_times_and_priority(make: Make, sync_redis: redis.
     before = float(".".join(map(str, sync_redis.time())))
     agg.add_tasks([*numbered("a", 2), *numbered("ü:{b}", 1, priority=4)])
     agg.add_task(Task("test", 2, "a"))
-    states = agg.get_entries()
+    states = agg.get_groups()
     assert {key: state.size for key, state in states.items()} == {"a": 3, "ü:{b}": 1}
     state = states["a"]
     assert state.first_task_at is not None
@@ -58,7 +58,7 @@ def test_tasks_are_shown_on_request(make: Make) -> None:
     agg = make()
     added = [*numbered("a", 3, headers={"x": "y"}), *numbered("b", 1)]
     agg.add_tasks(added)
-    shown = agg.get_entries(tasks=True)
+    shown = agg.get_groups(tasks=True)
     stored = [each.task for key in ("a", "b") for each in shown[key].tasks or ()]
     assert stored == added
     group = agg.get_group("a")
@@ -73,7 +73,7 @@ def test_many_groups_are_all_listed(make: Make) -> None:
     agg = make(partitions=3)
     keys = {f"group {n}" for n in range(3_000)}
     agg.add_tasks(Task("test", None, key) for key in keys)
-    assert set(agg.get_entries()) == keys
+    assert set(agg.get_groups()) == keys
     assert agg.stats().groups == 3_000
 
 
@@ -144,7 +144,7 @@ def test_cancelling_the_last_task_leaves_nothing_behind(
     agg.add_tasks(numbered("b", 3))
     assert agg.cancel_group("b") == 3
     assert agg.cancel_group("b") == 0
-    assert agg.get_entries() == {}
+    assert agg.get_groups() == {}
     assert agg.stats().pending == 0
     assert not sync_redis.keys("*tasks:*")
     assert not sync_redis.keys("*ids:*")
@@ -171,9 +171,9 @@ def test_an_id_that_waits_already_is_not_added_again(make: Make) -> None:
     assert [agg.add_task(task), agg.add_task(task)] == ["mine", "mine"]
     assert agg.add_tasks([task, task]) == ["mine", "mine"]
     assert agg.add_task(Task("test", "elsewhere", "b", id="mine")) == "mine"
-    assert {key: state.size for key, state in agg.get_entries().items()} == {"a": 1, "b": 1}
+    assert {key: state.size for key, state in agg.get_groups().items()} == {"a": 1, "b": 1}
     with agg:
         agg.flush("a")
         await_batches(agg, 1)
         agg.add_task(task)  # it waits no more, so this is a new one
-        assert agg.get_entries()["a"].size == 1
+        assert agg.get_groups()["a"].size == 1

@@ -200,7 +200,7 @@ def furnish(admin: User) -> tuple[list[bytes], list[bytes]]:
 def observe(user: User, admin: User) -> None:
     letters, flying = furnish(admin)
     register(user)
-    assert user.run(inspecting.entries(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
+    assert user.run(inspecting.groups(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
     assert user.run(inspecting.group(SPACE, b"waiting"))
     batches = user.run(inspecting.batches(SPACE, tasks=True))
     assert sorted(batch.batch_id.encode() for batch in batches) == sorted(flying)

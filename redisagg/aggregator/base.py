@@ -1,0 +1,74 @@
+"""The part of an aggregator that is the same for threads and asyncio: its state, and the methods
+that need no round trip."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from redisagg.aggregator import reading
+from redisagg.config import AggregationConfig
+from redisagg.durations import seconds
+from redisagg.namespace import Namespace
+from redisagg.producer.rounds import Terms
+from redisagg.sinks import Sink
+from redisagg.sinks.routing import Route
+from redisagg.transport.aio import AsyncTransport
+from redisagg.transport.endpoint import AnyClient
+from redisagg.transport.threads import Transport
+from redisagg.views import Stats
+
+TransportT = TypeVar("TransportT", Transport, AsyncTransport)
+
+IDLE_POLL_INTERVAL = 0.05
+"""Seconds between two looks at the counts while `wait_until_idle` waits."""
+
+
+class AggregatorBase(Generic[TransportT]):
+    """The common base class of `Aggregator` and `AsyncAggregator`, which document its arguments."""
+
+    _transport: TransportT
+
+    def __init__(
+        self,
+        name: str,
+        redis: AnyClient,
+        config: AggregationConfig | None,
+        sink: Sink | Route | str | None,
+    ) -> None:
+        self._namespace = Namespace.make(name, redis, config, sink)
+        self._keyspace = self._namespace.keyspace
+        self._config = self._namespace.config
+        self._terms = Terms.of(self._keyspace, self._config)
+        self._full_timeout = seconds(self._config.full_timeout)
+        self._registered = False
+
+    @property
+    def name(self) -> str:
+        """The name of the namespace."""
+        return self._keyspace.name
+
+    @property
+    def config(self) -> AggregationConfig:
+        """The settings."""
+        return self._config
+
+    @property
+    def sink(self) -> Sink | Route:
+        """The sink of merged tasks, or the function that chooses one for each."""
+        return self._namespace.sink
+
+    def sink_keys(self) -> list[bytes]:
+        """Returns the keys of the queue of merged tasks, without asking Redis.
+
+        Returns:
+            One key, or on Redis Cluster one for each partition.
+
+        Raises:
+            SinkError: the sink is not a stream or list in this Redis.
+        """
+        return reading.sink_keys(self._namespace, clustered=self._transport.clustered)
+
+
+def is_idle(stats: Stats) -> bool:
+    """Whether no task waits or is in flight."""
+    return stats.pending == 0 and stats.in_flight == 0
