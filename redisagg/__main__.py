@@ -1,4 +1,4 @@
-"""The command `redisagg`, also as `python -m redisagg`."""
+"""The entry point of the command `redisagg` and of `python -m redisagg`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; says what to install if the extra `cli` is missing."""
+    """Runs the command line; prints the package to install if the extra `cli` is missing."""
     try:
         import click  # noqa: F401
         import rich  # noqa: F401

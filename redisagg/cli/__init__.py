@@ -1,5 +1,5 @@
-"""The command line: one module for each family of commands, on click and rich.
+"""The command line: one module for each family of commands, built with click and rich.
 
-What it shows comes from outside: `output` makes control characters visible and never reads markup.
-Data goes to standard output, everything else to standard error.
+Data goes to standard output, everything else to standard error. Texts from outside are untrusted:
+`output` shows their control characters as escapes and reads no markup in them.
 """

@@ -1,22 +1,22 @@
-"""Looking at a namespace and steering it."""
+"""The commands that inspect and steer a namespace."""
 
 from __future__ import annotations
 
 import click
 
-from redisagg.cli.options import json_option, namespace_options, open_aggregator
+from redisagg.aggregator import Aggregator
+from redisagg.cli.options import argument_or_all, json_option, with_aggregator
 from redisagg.cli.output import ago, echo, print_json, print_table, task_text
 
 
 @click.command()
-@namespace_options
-@click.option("--tasks", is_flag=True, help="With --json, the waiting tasks too.")
+@with_aggregator
+@click.option("--tasks", is_flag=True, help="With --json, print the waiting tasks too.")
 @json_option
-def groups(name: str, redis_url: str, partitions: int | None, tasks: bool, as_json: bool) -> None:
-    """List the groups, the next one due first."""
-    with_tasks = tasks and as_json
-    entries = open_aggregator(name, redis_url, partitions).get_groups(tasks=with_tasks)
-    states = sorted(entries.values(), key=lambda state: state.due_at or 0)
+def groups(aggregator: Aggregator, tasks: bool, as_json: bool) -> None:
+    """List the groups, next due first."""
+    found = aggregator.get_groups(tasks=tasks and as_json)
+    states = sorted(found.values(), key=lambda state: state.due_at or 0)
     if as_json:
         for state in states:
             print_json(state)
@@ -41,13 +41,13 @@ def groups(name: str, redis_url: str, partitions: int | None, tasks: bool, as_js
 
 @click.command()
 @click.argument("group")
-@namespace_options
+@with_aggregator
 @json_option
-def peek(group: str, name: str, redis_url: str, partitions: int | None, as_json: bool) -> None:
+def peek(aggregator: Aggregator, group: str, as_json: bool) -> None:
     """Show the tasks that wait in GROUP."""
-    state = open_aggregator(name, redis_url, partitions).get_group(group)
+    state = aggregator.get_group(group)
     if state is None:
-        raise click.ClickException("there is no such group")
+        raise click.ClickException("there is no such group; redisagg groups lists the groups")
     if as_json:
         print_json(state)
         return
@@ -66,11 +66,11 @@ def peek(group: str, name: str, redis_url: str, partitions: int | None, as_json:
 
 
 @click.command()
-@namespace_options
+@with_aggregator
 @json_option
-def stats(name: str, redis_url: str, partitions: int | None, as_json: bool) -> None:
-    """Show counts, in total and for each partition."""
-    found = open_aggregator(name, redis_url, partitions).stats()
+def stats(aggregator: Aggregator, as_json: bool) -> None:
+    """Show the counts of tasks, groups and batches, in total and for each partition."""
+    found = aggregator.stats()
     if as_json:
         print_json(found)
         return
@@ -85,63 +85,44 @@ def stats(name: str, redis_url: str, partitions: int | None, as_json: bool) -> N
 
 
 @click.command()
-@click.argument("group", required=False)
-@click.option("--all", "all_groups", is_flag=True, help="All groups.")
-@namespace_options
+@argument_or_all("group", "a group")
+@with_aggregator
 @json_option
-def flush(
-    group: str | None,
-    all_groups: bool,
-    name: str,
-    redis_url: str,
-    partitions: int | None,
-    as_json: bool,
-) -> None:
-    """Make GROUP, or all groups, due now."""
-    if (group is None) != all_groups:
-        raise click.UsageError("give a group or --all")
-    aggregator = open_aggregator(name, redis_url, partitions)
-    told = aggregator.flush_all() if group is None else aggregator.flush(group)
-    _report(as_json, {"flushed": told}, f"{told} tasks are due now")
+def flush(aggregator: Aggregator, group: str | None, as_json: bool) -> None:
+    """Make the waiting tasks of GROUP, or of all groups, due now."""
+    count = aggregator.flush_all() if group is None else aggregator.flush(group)
+    _report(as_json, {"flushed": count}, f"{count} tasks are due now")
 
 
 @click.command()
 @click.argument("group")
 @click.argument("task_id", required=False)
-@namespace_options
+@with_aggregator
 @json_option
-def cancel(
-    group: str,
-    task_id: str | None,
-    name: str,
-    redis_url: str,
-    partitions: int | None,
-    as_json: bool,
-) -> None:
-    """Take one task, or all, out of GROUP; tasks in a batch stay."""
-    aggregator = open_aggregator(name, redis_url, partitions)
+def cancel(aggregator: Aggregator, group: str, task_id: str | None, as_json: bool) -> None:
+    """Remove one waiting task, or all, from GROUP; tasks in batches stay."""
     if task_id is None:
-        cancelled = aggregator.cancel_group(group)
+        count = aggregator.cancel_group(group)
     else:
-        cancelled = int(aggregator.cancel_task(group, task_id))
-    _report(as_json, {"cancelled": cancelled}, f"{cancelled} tasks cancelled")
+        count = int(aggregator.cancel_task(group, task_id))
+    _report(as_json, {"cancelled": count}, f"{count} tasks cancelled")
 
 
 @click.command()
-@namespace_options
+@with_aggregator
 @json_option
-def pause(name: str, redis_url: str, partitions: int | None, as_json: bool) -> None:
-    """Stop flushing on all nodes; adding goes on."""
-    open_aggregator(name, redis_url, partitions).pause()
+def pause(aggregator: Aggregator, as_json: bool) -> None:
+    """Stop flushing on all nodes; tasks can still be added."""
+    aggregator.pause()
     _report(as_json, {"paused": True}, "paused")
 
 
 @click.command()
-@namespace_options
+@with_aggregator
 @json_option
-def resume(name: str, redis_url: str, partitions: int | None, as_json: bool) -> None:
-    """End a pause."""
-    open_aggregator(name, redis_url, partitions).resume()
+def resume(aggregator: Aggregator, as_json: bool) -> None:
+    """Resume flushing on all nodes."""
+    aggregator.resume()
     _report(as_json, {"paused": False}, "resumed")
 
 

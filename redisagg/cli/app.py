@@ -1,4 +1,4 @@
-"""The command `redisagg` and its subcommands."""
+"""The command `redisagg`, with all its subcommands."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from redisagg.errors import RedisAggError
 
 
 class _Cli(click.Group):
-    """Turns our errors into one line and exit code 1, and shows none as it came from outside."""
+    """Shows errors of redisagg in one line with exit code 1, and control characters as escapes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        with _shown_safely():
+        with _errors_shown_safely():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _shown_safely():
+        with _errors_shown_safely():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _shown_safely() -> Iterator[None]:
+def _errors_shown_safely() -> Iterator[None]:
     try:
         yield
     except RedisAggError as error:
         raise click.ClickException(printable(str(error))) from error
-    except UnicodeEncodeError as error:  # the shell hands on bytes that are not UTF-8
-        raise click.ClickException(f"an argument is not valid Unicode: {error.reason}") from error
+    except UnicodeEncodeError as error:  # raised by Python's open()
+        raise click.ClickException(f"a file name is not valid Unicode: {error.reason}") from error
     except click.ClickException as error:
         text = "\n".join(map(printable, error.format_message().split("\n")))
-        # Each kind of them makes its text of other parts.
+        # Subclasses build their text in different ways, so the method is replaced.
         vars(error)["format_message"] = lambda: text
         raise
 
@@ -49,10 +49,11 @@ def _shown_safely() -> Iterator[None]:
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(redisagg.__version__, prog_name="redisagg")
 def cli() -> None:
-    """Turns many small tasks into few large ones, on Redis."""
+    """Turn many small tasks into few large ones, on Redis."""
 
 
-for command in (demo, ingest, worker, tail):
-    cli.add_command(command)
-for command in (groups, peek, stats, flush, cancel, pause, resume, dead):
+for command in (
+    *(demo, ingest, worker, tail),
+    *(groups, peek, stats, flush, cancel, pause, resume, dead),
+):
     cli.add_command(command)

@@ -1,24 +1,27 @@
-"""The dead letters."""
+"""The commands for dead letters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
-from redisagg.cli.options import json_option, namespace_options, open_aggregator
+from redisagg.aggregator import Aggregator
+from redisagg.cli.options import argument_or_all, json_option, with_aggregator
 from redisagg.cli.output import ago, echo, print_json, print_table, printable, task_text
 
 
 @click.group()
 def dead() -> None:
-    """Look at batches whose attempts are used up; requeue or drop them."""
+    """List, show, requeue or drop dead letters: batches whose attempts are used up."""
 
 
 @dead.command("list")
-@namespace_options
+@with_aggregator
 @json_option
-def list_(name: str, redis_url: str, partitions: int | None, as_json: bool) -> None:
-    """List the dead letters, the oldest first."""
-    letters = open_aggregator(name, redis_url, partitions).dead_letters()
+def list_(aggregator: Aggregator, as_json: bool) -> None:
+    """List the dead letters, oldest first."""
+    letters = aggregator.dead_letters()
     if as_json:
         for letter in letters:
             print_json(letter)
@@ -41,13 +44,16 @@ def list_(name: str, redis_url: str, partitions: int | None, as_json: bool) -> N
 
 @dead.command()
 @click.argument("batch_id")
-@namespace_options
+@with_aggregator
 @json_option
-def show(batch_id: str, name: str, redis_url: str, partitions: int | None, as_json: bool) -> None:
+def show(aggregator: Aggregator, batch_id: str, as_json: bool) -> None:
     """Show a dead letter with its tasks and traceback."""
-    letter = open_aggregator(name, redis_url, partitions).get_dead_letter(batch_id)
+    letter = aggregator.get_dead_letter(batch_id)
     if letter is None:
-        raise click.ClickException(f"no dead letter has the batch id {printable(batch_id)!r}")
+        raise click.ClickException(
+            f"no dead letter has the batch id {printable(batch_id)!r}; "
+            "redisagg dead list shows the ids"
+        )
     if as_json:
         print_json(letter)
         return
@@ -61,55 +67,34 @@ def show(batch_id: str, name: str, redis_url: str, partitions: int | None, as_js
 
 
 @dead.command()
-@click.argument("batch_ids", nargs=-1)
-@click.option("--all", "all_letters", is_flag=True, help="All dead letters.")
-@namespace_options
+@argument_or_all("batch_ids", "batch ids", nargs=-1)
+@with_aggregator
 @json_option
-def requeue(
-    batch_ids: tuple[str, ...],
-    all_letters: bool,
-    name: str,
-    redis_url: str,
-    partitions: int | None,
-    as_json: bool,
-) -> None:
-    """Give dead letters another life as the same batches."""
-    _each("requeue", batch_ids, all_letters, name, redis_url, partitions, as_json)
+def requeue(aggregator: Aggregator, batch_ids: tuple[str, ...], as_json: bool) -> None:
+    """Requeue dead letters under the same batch ids, to be merged and enqueued anew."""
+    _apply(aggregator.requeue_dead_letter, "requeued", aggregator, batch_ids, as_json)
 
 
 @dead.command()
-@click.argument("batch_ids", nargs=-1)
-@click.option("--all", "all_letters", is_flag=True, help="All dead letters.")
-@namespace_options
+@argument_or_all("batch_ids", "batch ids", nargs=-1)
+@with_aggregator
 @json_option
-def drop(
-    batch_ids: tuple[str, ...],
-    all_letters: bool,
-    name: str,
-    redis_url: str,
-    partitions: int | None,
-    as_json: bool,
-) -> None:
+def drop(aggregator: Aggregator, batch_ids: tuple[str, ...], as_json: bool) -> None:
     """Delete dead letters with their tasks."""
-    _each("drop", batch_ids, all_letters, name, redis_url, partitions, as_json)
+    _apply(aggregator.drop_dead_letter, "dropped", aggregator, batch_ids, as_json)
 
 
-def _each(
-    action: str,
+def _apply(
+    action: Callable[[str], int],
+    participle: str,
+    aggregator: Aggregator,
     batch_ids: tuple[str, ...],
-    all_letters: bool,
-    name: str,
-    redis_url: str,
-    partitions: int | None,
     as_json: bool,
 ) -> None:
-    if bool(batch_ids) == all_letters:
-        raise click.UsageError("give batch ids or --all")
-    aggregator = open_aggregator(name, redis_url, partitions)
-    if all_letters:
-        batch_ids = tuple(letter.batch_id for letter in aggregator.dead_letters())
-    tasks = sum(getattr(aggregator, f"{action}_dead_letter")(batch_id) for batch_id in batch_ids)
+    """Applies an action to the given dead letters, or to all if none is given."""
+    ids = batch_ids or [letter.batch_id for letter in aggregator.dead_letters()]
+    tasks = sum(map(action, ids))
     if as_json:
-        print_json({"batches": len(batch_ids), "tasks": tasks})
+        print_json({"batches": len(ids), "tasks": tasks})
     else:
-        echo(f"{action}: {len(batch_ids)} batches with {tasks} tasks")
+        echo(f"{len(ids)} batches with {tasks} tasks {participle}")

@@ -1,4 +1,4 @@
-"""The main job on a Redis server of its own, with a flusher killed on the way."""
+"""The demo: producers and flushers on a private Redis server, while one flusher is killed."""
 
 from __future__ import annotations
 
@@ -24,28 +24,42 @@ from redisagg.cli.output import print_json, print_table, stderr
 from redisagg.config import AggregationConfig, default_aggregator
 from redisagg.errors import RedisUnavailable
 from redisagg.task import Task
-from redisagg.testing.embedded import EmbeddedRedis
+from redisagg.testing import EmbeddedRedis
 
 _NAME = "demo"
 _SINK = "stream://demo-batches"
 _PRODUCERS = 3
 _FLUSHERS = 2
-_KILL_AT = 0.3  # of all tasks enqueued, so that the first flusher is killed in the midst of it
-_LEASE = 2.0  # seconds
+_KILL_AT = 0.3  # share of all tasks that is enqueued when a flusher is killed
+_LEASE_TIME = 2.0  # seconds
 _MAX_SIZE = 20
 
 
 @click.command()
-@click.option("--tasks", type=click.IntRange(1, 1_000_000), default=20_000, show_default=True)
-@click.option("--groups", type=click.IntRange(1, 100_000), default=500, show_default=True)
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--tasks",
+    type=click.IntRange(1, 1_000_000),
+    default=20_000,
+    show_default=True,
+    help="Number of tasks.",
+)
+@click.option(
+    "--groups",
+    type=click.IntRange(1, 100_000),
+    default=500,
+    show_default=True,
+    help="Number of groups.",
+)
+@click.option(
+    "--timeout", type=float, default=60.0, show_default=True, help="Longest run in seconds."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def demo(context: click.Context, tasks: int, groups: int, timeout: float, as_json: bool) -> None:
-    """Show the main job: producers and flushers, one of them killed, and every task counted.
+    """Run producers and flushers, kill one flusher, and count every task.
 
-    Starts a Redis server of its own, and leaves nothing behind. The exit code is 1 if a task was
-    lost or enqueued twice.
+    Uses a private Redis server and leaves nothing behind. The exit code is 1 if a task was lost or
+    enqueued twice.
     """
     with EmbeddedRedis() as server:
         result = _Demo(server.url, tasks, groups, timeout).run()
@@ -59,7 +73,7 @@ def demo(context: click.Context, tasks: int, groups: int, timeout: float, as_jso
 
 @dataclass(frozen=True)
 class Result:
-    """The count of every task."""
+    """The counts of tasks and batches at the end of the demo."""
 
     added: int
     enqueued: int
@@ -73,12 +87,12 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether each task was enqueued once."""
+        """Whether each task was enqueued once, in batches of at most the max size."""
         unaccounted = self.lost + self.duplicated + self.waiting
         return unaccounted == 0 and self.largest_batch <= _MAX_SIZE
 
     def rows(self) -> Iterator[tuple[str, int]]:
-        """The table for people."""
+        """Yields the rows of the table."""
         yield "added", self.added
         yield "enqueued", self.enqueued
         yield "lost", self.lost
@@ -86,7 +100,7 @@ class Result:
         yield "still waiting", self.waiting
 
     def verdict(self) -> str:
-        """The result in a sentence."""
+        """Returns the result as a sentence."""
         return (
             f"{'passed' if self.passed else 'FAILED'}: {self.batches} batches of at most "
             f"{self.largest_batch} tasks in {self.seconds:.1f} s, "
@@ -96,7 +110,7 @@ class Result:
 
 @dataclass
 class _Demo:
-    """One run."""
+    """One run of the demo."""
 
     url: str
     tasks: int
@@ -123,10 +137,10 @@ class _Demo:
         return self.timeout - (time.monotonic() - self.started)
 
     def _watch(self, aggregator: Aggregator, flushers: list[BaseProcess]) -> None:
-        """Shows progress until all is enqueued, and kills a flusher on the way."""
+        """Shows progress until all tasks are enqueued; kills a flusher at `_KILL_AT`."""
         console = stderr()
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            said = 0.0
+            last_line = 0.0
             while self._left() > 0:
                 stats = aggregator.stats()
                 if not self.killed and stats.flushed >= _KILL_AT * self.tasks:
@@ -140,15 +154,15 @@ class _Demo:
                 }
                 if console.is_terminal:
                     live.update(_progress(state), refresh=True)
-                elif time.monotonic() - said > 1:
-                    said = time.monotonic()
+                elif time.monotonic() - last_line > 1:
+                    last_line = time.monotonic()
                     click.echo(", ".join(f"{key} {n}" for key, n in state.items()), err=True)
                 if stats.flushed >= self.tasks and not stats.pending and not stats.in_flight:
                     return
                 time.sleep(0.1)
 
     def _collect(self, acknowledged: Queue[list[str]]) -> set[str]:
-        """The ids that the producers' calls returned."""
+        """Collects the ids that the producers' calls returned."""
         added: set[str] = set()
         for _ in range(_PRODUCERS):
             added.update(acknowledged.get(timeout=max(1.0, self._left())))
@@ -189,7 +203,7 @@ def _progress(state: dict[str, int]) -> Table:
 
 @contextmanager
 def _processes() -> Iterator[Callable[..., BaseProcess]]:
-    """Starts processes, and ends those that are left."""
+    """Yields a function that starts processes; ends the remaining ones at the end."""
     started: list[BaseProcess] = []
 
     def start(context: SpawnContext, body: Callable[..., None], *args: Any) -> BaseProcess:
@@ -215,27 +229,27 @@ def _aggregator(url: str) -> Aggregator:
         group_max_delay=5.0,
         group_max_size=_MAX_SIZE,
         group_aggregator=_merge,
-        lease_time=_LEASE,
+        lease_time=_LEASE_TIME,
     )
     return Aggregator(_NAME, url, config=config, sink=_SINK)
 
 
 def _merge(group: str, tasks: list[Task]) -> Task:
-    """The default merge, slow enough to be killed in its midst."""
+    """Merges as by default, but slowly, so that the kill hits running merges."""
     time.sleep(0.02)
     return default_aggregator(group, tasks)
 
 
 def _flush(url: str) -> None:
-    """The body of a flusher process."""
+    """Runs in a flusher process."""
     try:
         _aggregator(url).run()
-    except RedisUnavailable:  # the demo has ended, and its server with it
+    except RedisUnavailable:  # the demo has ended and stopped its server
         return
 
 
 def _produce(url: str, numbers: range, groups: int, acknowledged: Queue[list[str]]) -> None:
-    """The body of a producer process: adds its tasks over a few seconds, in bursts."""
+    """Runs in a producer process: adds its tasks in bursts over a few seconds."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     aggregator = _aggregator(url)
     ids: list[str] = []

@@ -1,4 +1,4 @@
-"""Turning the lines of a file into tasks."""
+"""The command that adds the lines of a file as tasks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from redisagg.aggregator import Aggregator
 from redisagg.cli.lines import Parse, group_key, json_lines, regex_lines, uncompressed
-from redisagg.cli.options import json_option, limit_options, namespace_options, open_aggregator
+from redisagg.cli.options import json_option, limit_options, with_aggregator
 from redisagg.cli.output import print_json, printable, stderr
 from redisagg.errors import InvalidTask
 from redisagg.task import Task
 
-_CHUNK = 2_000  # tasks that are in memory at a time
-_SHOWN = 20  # rejected lines that are shown one by one
+_CHUNK = 2_000  # tasks in memory at a time
+_SHOWN = 20  # rejected lines that are reported one by one
 _SOME_REJECTED = 3  # exit code
 
 
 @dataclass
-class _Tally:
-    """What became of the lines."""
+class _Counts:
+    """The numbers of added and rejected lines, and the first messages."""
 
     added: int = 0
     rejected: int = 0
@@ -40,54 +40,48 @@ class _Tally:
 
 @click.command()
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--regex", help="Lines are plain text; the named groups of a match are the payload.")
+@click.option(
+    "--regex", help="Regular expression for plain text; its named groups are the payload."
+)
 @click.option(
     "--group-by",
     "fields",
     multiple=True,
     required=True,
     metavar="FIELD",
-    help="The field with the group key; dots lead into objects; several make a tuple.",
+    help="Field with the group key; a.b is the field b of the object a; repeat it for a tuple.",
 )
-@click.option("--type", "task_type", default="ingested", show_default=True, help="Of the tasks.")
+@click.option(
+    "--type", "task_type", default="ingested", show_default=True, help="Type of the tasks."
+)
 @limit_options
-@namespace_options
+@with_aggregator
 @json_option
-@click.pass_context
 def ingest(
-    context: click.Context,
+    aggregator: Aggregator,
     file: IO[bytes],
     regex: str | None,
     fields: tuple[str, ...],
     task_type: str,
-    grace: float | None,
-    max_delay: float | None,
-    max_size: int | None,
-    name: str,
-    redis_url: str,
-    partitions: int | None,
     as_json: bool,
 ) -> None:
-    """Add a task for each line of FILE, or of standard input; gzip is read as such.
+    """Add a task for each line of FILE, or of standard input; gzip is decompressed.
 
-    A line is a JSON object, or with --regex plain text. Lines that are neither are counted and
-    reported, and do not stop the rest; the exit code is 3 then.
+    A line is a JSON object, or with --regex plain text. Other lines are counted and reported, and
+    the rest is added; the exit code is 3 then.
     """
     parse = regex_lines(_compiled(regex, fields)) if regex is not None else json_lines
-    aggregator = open_aggregator(
-        name, redis_url, partitions, grace=grace, max_delay=max_delay, max_size=max_size
-    )
-    tally = _Tally()
-    tasks = _tasks(uncompressed(_with_progress(file)), parse, fields, task_type, tally)
+    counts = _Counts()
+    tasks = _tasks(uncompressed(_with_progress(file)), parse, fields, task_type, counts)
     try:
         while chunk := list(islice(tasks, _CHUNK)):
-            _add(aggregator, chunk, tally)
+            _add(aggregator, chunk, counts)
     except (EOFError, OSError) as error:
         raise click.ClickException(f"the file can't be read to its end: {error}") from error
     finally:
-        _report(tally, as_json)
-    if tally.rejected:
-        context.exit(_SOME_REJECTED)
+        _report(counts, as_json)
+    if counts.rejected:
+        click.get_current_context().exit(_SOME_REJECTED)
 
 
 def _compiled(regex: str, fields: tuple[str, ...]) -> re.Pattern[str]:
@@ -97,14 +91,16 @@ def _compiled(regex: str, fields: tuple[str, ...]) -> re.Pattern[str]:
         raise click.UsageError(f"--regex can't be compiled: {error}") from None
     missing = [name for name in fields if name not in pattern.groupindex]
     if missing:
-        raise click.UsageError(f"--regex has no group named {missing[0]!r}: (?P<{missing[0]}>...)")
+        raise click.UsageError(
+            f"--regex has no group named {missing[0]!r}; write it as (?P<{missing[0]}>...)"
+        )
     return pattern
 
 
 def _tasks(
-    lines: IO[bytes], parse: Parse, fields: tuple[str, ...], task_type: str, tally: _Tally
+    lines: IO[bytes], parse: Parse, fields: tuple[str, ...], task_type: str, counts: _Counts
 ) -> Iterator[tuple[int, Task]]:
-    """The tasks in the lines, with their line numbers; counts what is none."""
+    """Yields line numbers and tasks; counts the lines that are no task."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -112,24 +108,24 @@ def _tasks(
             payload = parse(line)
             yield number, Task(task_type, payload, group_key(payload, fields))
         except ValueError as error:  # InvalidTask is one
-            tally.reject(number, str(error))
+            counts.reject(number, str(error))
 
 
-def _add(aggregator: Aggregator, chunk: list[tuple[int, Task]], tally: _Tally) -> None:
+def _add(aggregator: Aggregator, chunk: list[tuple[int, Task]], counts: _Counts) -> None:
     try:
         aggregator.add_tasks([task for _, task in chunk], ids=False)
-        tally.added += len(chunk)
-    except InvalidTask:  # one of them is too large, say: nothing was written
+        counts.added += len(chunk)
+    except InvalidTask:  # such as one that is too large; nothing was written
         for number, task in chunk:
             try:
                 aggregator.add_task(task)
-                tally.added += 1
+                counts.added += 1
             except InvalidTask as error:
-                tally.reject(number, str(error))
+                counts.reject(number, str(error))
 
 
 def _with_progress(file: IO[bytes]) -> IO[bytes]:
-    """The file, with a progress bar while it is read, if somebody watches."""
+    """Adds a progress bar to a file if standard error is a terminal."""
     console = stderr()
     if not console.is_terminal:
         return file
@@ -144,12 +140,12 @@ def _with_progress(file: IO[bytes]) -> IO[bytes]:
     return progress.wrap_file(cast(BinaryIO, file), total=size)
 
 
-def _report(tally: _Tally, as_json: bool) -> None:
-    for line in tally.shown:
+def _report(counts: _Counts, as_json: bool) -> None:
+    for line in counts.shown:
         click.echo(line, err=True)
-    if tally.rejected > len(tally.shown):
-        click.echo(f"... and {tally.rejected - len(tally.shown)} more lines", err=True)
+    if counts.rejected > len(counts.shown):
+        click.echo(f"... and {counts.rejected - len(counts.shown)} more lines", err=True)
     if as_json:
-        print_json({"added": tally.added, "rejected": tally.rejected})
+        print_json({"added": counts.added, "rejected": counts.rejected})
     else:
-        click.echo(f"{tally.added} tasks added, {tally.rejected} lines rejected", err=True)
+        click.echo(f"{counts.added} tasks added, {counts.rejected} lines rejected", err=True)

@@ -1,4 +1,4 @@
-"""Lines of a file as payloads: JSON objects, or what a regular expression finds."""
+"""Lines of a file as payloads: JSON objects, or the matches of a regular expression."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from redisagg.task import GroupKey
 _GZIP_MAGIC = b"\x1f\x8b"
 
 Parse: TypeAlias = Callable[[bytes], "dict[str, Any]"]
-"""A line to its payload; raises `ValueError` with what is wrong with the line."""
+"""Turns a line into a payload; raises `ValueError` if the line has another form."""
 
 
 def uncompressed(raw: IO[bytes]) -> IO[bytes]:
-    """The bytes of a file, through gzip if it begins as gzip files do."""
+    """Returns a file, decompressed if it starts as gzip files do."""
     buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(Any, raw))
     if buffered.peek(2)[:2] == _GZIP_MAGIC:
         return cast(IO[bytes], gzip.GzipFile(fileobj=buffered))
@@ -26,7 +26,7 @@ def uncompressed(raw: IO[bytes]) -> IO[bytes]:
 
 
 def json_lines(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line."""
+    """Parses a line as a JSON object."""
     try:
         payload = json.loads(line)
     except UnicodeDecodeError as error:
@@ -34,15 +34,15 @@ def json_lines(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deep") from None
     if not isinstance(payload, dict):
-        raise ValueError(f"no JSON object but a {type(payload).__name__}")
+        raise ValueError(f"not a JSON object but a {type(payload).__name__}")
     return payload
 
 
 def regex_lines(pattern: re.Pattern[str]) -> Parse:
-    """Takes the named groups of a match at the start of the line."""
+    """Returns a parser that matches a line from its start and takes the named groups."""
 
     def parse(line: bytes) -> dict[str, Any]:
-        # What is not UTF-8 is replaced: logs hold what clients send.
+        # Logs hold bytes that clients sent, not always UTF-8.
         match = pattern.match(line.decode("utf-8", "replace").rstrip("\r\n"))
         if match is None:
             raise ValueError("the regular expression does not match")
@@ -52,10 +52,14 @@ def regex_lines(pattern: re.Pattern[str]) -> Parse:
 
 
 def group_key(payload: dict[str, Any], fields: tuple[str, ...]) -> GroupKey:
-    """The group key in a payload: one field, or several as a tuple; dots lead into objects.
+    """Reads the group key from a payload: the value of one field, or a tuple of several.
+
+    Args:
+        payload: the payload.
+        fields: names of fields; ``a.b`` is the field ``b`` of the object ``a``.
 
     Raises:
-        ValueError: a field is missing, or holds something that is no key.
+        ValueError: a field is missing, or is neither text nor a number.
     """
     values = tuple(_field(payload, name) for name in fields)
     return values[0] if len(values) == 1 else values
@@ -74,4 +78,4 @@ def _field(payload: dict[str, Any], name: str) -> str | int:
         return value
     if isinstance(value, float | bool):
         return json.dumps(value)
-    raise ValueError(f"the field {name!r} is no text or number but {type(value).__name__}")
+    raise ValueError(f"the field {name!r} must be text or a number, not {type(value).__name__}")

@@ -1,19 +1,25 @@
-"""Options that commands share, and the aggregator that they describe."""
+"""Options that commands share, and the decorators that turn them into an aggregator."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, TypeVar
 
 import click
 
 from redisagg.aggregator import Aggregator
 from redisagg.config import AggregationConfig
+from redisagg.namespace import recorded_partitions
 from redisagg.sinks import Sink
 from redisagg.transport.endpoint import close, endpoint_of
-from redisagg.transport.failures import is_transient, translate_error
+from redisagg.transport.threads import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_ANSWER_TIMEOUT = 5.0  # seconds to ask Redis for the number of partitions
 
 redis_option = click.option(
     "--redis",
@@ -22,7 +28,7 @@ redis_option = click.option(
     default="redis://localhost:6379/0",
     show_default=True,
     metavar="URL",
-    help="Where Redis is; also redis+sentinel:// and redis+cluster://. [env: REDISAGG_URL]",
+    help="Redis server; also redis+sentinel:// and redis+cluster://. [env: REDISAGG_URL]",
 )
 name_option = click.option(
     "-n",
@@ -30,32 +36,86 @@ name_option = click.option(
     envvar="REDISAGG_NAME",
     default="default",
     show_default=True,
-    help="The namespace. [env: REDISAGG_NAME]",
+    help="Name of the namespace. [env: REDISAGG_NAME]",
 )
 partitions_option = click.option(
     "--partitions",
     type=click.IntRange(1, 4096),
-    help="Number of partitions of a new namespace; by default what Redis has recorded, else 16.",
+    help="Number of partitions of a new namespace; by default the recorded number, else 16.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _LIMITS = (
-    click.option("--grace", type=float, metavar="SECONDS", help="Grace period; 120 by default."),
-    click.option("--max-delay", type=float, metavar="SECONDS", help="Max delay; 600 by default."),
-    click.option("--max-size", type=int, metavar="TASKS", help="Max size; 20 by default."),
+    click.option(
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        help="Seconds without a new task after which a group is due; 120 by default.",
+    ),
+    click.option(
+        "--max-delay",
+        type=float,
+        metavar="SECONDS",
+        help="Longest wait of a task until its group is due; 600 by default.",
+    ),
+    click.option(
+        "--max-size",
+        type=int,
+        metavar="TASKS",
+        help="Number of tasks at which a group is due at once; 20 by default.",
+    ),
 )
 
 
-def namespace_options(command: F) -> F:
-    """``--redis``, ``--name`` and ``--partitions``."""
-    return redis_option(name_option(partitions_option(command)))
-
-
 def limit_options(command: F) -> F:
-    """``--grace``, ``--max-delay`` and ``--max-size``."""
+    """Adds ``--grace``, ``--max-delay`` and ``--max-size``."""
     for option in reversed(_LIMITS):
         command = option(command)
     return command
+
+
+def with_aggregator(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--redis``, ``--name`` and ``--partitions``, and passes the aggregator they describe.
+
+    The command gets the aggregator as its first argument in place of these options, and in place
+    of those of `limit_options` and of ``sink`` if it has them.
+    """
+
+    @redis_option
+    @name_option
+    @partitions_option
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _DESCRIBING if name in arguments}
+        with closing(open_aggregator(**given)) as aggregator:
+            command(aggregator, **arguments)
+
+    return run
+
+
+def argument_or_all(
+    name: str, what: str, **attributes: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds an argument, and the option ``--all`` that may stand in its place.
+
+    Args:
+        name: name of the argument; the command gets None or () for it with ``--all``.
+        what: noun for the argument, for messages.
+        attributes: further attributes of the argument.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.argument(name, required=False, **attributes)
+        @click.option("--all", "for_all", is_flag=True, help=f"All, in place of {what}.")
+        @functools.wraps(command)
+        def run(*, for_all: bool, **arguments: Any) -> None:
+            if (arguments[name] in (None, ())) != for_all:
+                raise click.UsageError(f"give either {what} or --all")
+            command(**arguments)
+
+        return run
+
+    return decorate
 
 
 def open_aggregator(
@@ -67,9 +127,8 @@ def open_aggregator(
     grace: float | None = None,
     max_delay: float | None = None,
     max_size: int | None = None,
-    concurrency: int | None = None,
 ) -> Aggregator:
-    """The aggregator that the options describe; what is None has its default.
+    """Makes the aggregator that the options describe; an option that is None has its default.
 
     Raises:
         RedisAggError: an option is wrong, or Redis can't be asked for the number of partitions.
@@ -78,22 +137,19 @@ def open_aggregator(
         "group_grace_period": grace,
         "group_max_delay": max_delay,
         "group_max_size": max_size,
-        "concurrency": concurrency,
-        "partitions": partitions or recorded_partitions(name, redis_url),
+        "partitions": partitions or _recorded_partitions(name, redis_url),
     }
     given = {key: value for key, value in settings.items() if value is not None}
     return Aggregator(name, redis_url, config=AggregationConfig(**given), sink=sink)  # type: ignore[arg-type]
 
 
-def recorded_partitions(name: str, redis_url: str) -> int | None:
-    """The number of partitions that a namespace was created with, or None if it is new."""
-    client: Any = endpoint_of(redis_url).answering_within(5.0).blocking()
+_DESCRIBING = frozenset(inspect.signature(open_aggregator).parameters)
+
+
+def _recorded_partitions(name: str, redis_url: str) -> int | None:
+    """Asks Redis for the number of partitions of a namespace; None if the namespace is new."""
+    client: Any = endpoint_of(redis_url).answering_within(_ANSWER_TIMEOUT).blocking()
     try:
-        recorded = client.hget(f"redisagg:{{{name}}}:meta", "partitions")
-    except Exception as error:
-        if is_transient(error):
-            raise click.ClickException(f"Redis can't be reached: {error}") from error
-        raise translate_error(error) from error
+        return Transport(client, _ANSWER_TIMEOUT).once(recorded_partitions(name))
     finally:
         close(client)
-    return int(recorded) if recorded else None

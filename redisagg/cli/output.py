@@ -1,4 +1,4 @@
-"""Printing what comes from outside: tables for people, JSON for programs."""
+"""Printing of untrusted texts: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -19,26 +19,31 @@ from redisagg.payload import to_plain
 from redisagg.protocol.entries import StoredTask
 from redisagg.task import Task
 
-_SHOWN = 120
-"""How much of a text a table shows, in characters."""
+_MAX_CELL = 120
+"""Length to which a table cuts a text, in characters."""
 
 _WIDE = 1_000  # columns
 
 
 def stdout() -> Console:
-    """The console for data; made at each use, since tests replace standard output."""
-    # Where nobody looks, lines must not be folded at the width of an assumed terminal.
+    """Returns the console for data; a new one each time, since tests replace standard output."""
+    # Output to a file or pipe must not be folded at the width of a terminal.
     width = None if sys.stdout.isatty() else _WIDE
     return Console(markup=False, highlight=False, emoji=False, width=width)
 
 
 def stderr() -> Console:
-    """The console for everything else."""
+    """Returns the console for everything but data."""
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """`text` with everything that a terminal might obey written as an escape."""
+    """Returns a text with control and other unprintable characters as escapes.
+
+    Args:
+        text: the text.
+        most: length in characters to which it is cut; None for no cut.
+    """
     if most is not None and len(text) > most:
         text = text[: most - 1] + "…"
     if text.isprintable():
@@ -47,17 +52,17 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def echo(text: str) -> None:
-    """One line of data."""
+    """Prints a line of data."""
     click.echo(printable(text))
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON; whatever could not be encoded in UTF-8 is escaped."""
+    """Prints a line of JSON in ASCII; other characters are escaped."""
     click.echo(json.dumps(plain(value), separators=(",", ":")))
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON takes it: dataclasses as objects, payloads by `redisagg.payload.to_plain`."""
+    """Reduces a value to the types of JSON: dataclasses to objects, payloads by `to_plain`."""
     if isinstance(value, StoredTask):
         return _plain_task(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -84,7 +89,7 @@ def _plain_task(stored: StoredTask) -> dict[str, Any]:
 
 
 def _payload(task: Task) -> Any:
-    """The payload, or why it can't be shown: one task must not hide the others."""
+    """Reduces a payload to the types of JSON; one without a form is replaced by the error."""
     try:
         return to_plain(task.payload)
     except PayloadError as error:
@@ -92,12 +97,12 @@ def _payload(task: Task) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table; cells are shown as text, cut where they are long."""
+    """Prints a table; long cells are cut."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(_cell(value), _SHOWN)) for value in row))
+        table.add_row(*(Text(printable(_cell(value), _MAX_CELL)) for value in row))
     stdout().print(table)
 
 
@@ -110,7 +115,7 @@ def _cell(value: Any) -> str:
 
 
 def ago(moment: float | None) -> str:
-    """How long ago a moment was, or how soon it will be, by this machine's clock."""
+    """Formats a time in seconds since the epoch relative to this machine's clock."""
     if moment is None:
         return "-"
     seconds = time.time() - moment
@@ -118,7 +123,7 @@ def ago(moment: float | None) -> str:
 
 
 def task_text(stored: StoredTask) -> str:
-    """A stored task in one line."""
+    """Formats a stored task in one line."""
     if stored.task is None:
         return f"undecodable: {stored.raw!r}"
     return json.dumps(_payload(stored.task), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Running a flusher."""
+"""The command that runs a flusher."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from redisagg.cli.output import printable, stderr
 @click.command()
 @click.argument("target")
 @redis_option
-@click.option("--sink", metavar="URL", help="Where merged tasks go, e.g. stream://email-batches.")
+@click.option("--sink", metavar="URL", help="URL of the sink, such as stream://email-batches.")
 @partitions_option
-@click.option("--concurrency", type=click.IntRange(1), help="Merges at the same time.")
+@click.option("--concurrency", type=click.IntRange(1), help="Number of concurrent merges.")
 @limit_options
 def worker(
     target: str,
@@ -34,13 +34,13 @@ def worker(
     max_delay: float | None,
     max_size: int | None,
 ) -> None:
-    """Run a flusher until SIGTERM; a second signal ends it at once.
+    """Run a flusher until SIGTERM or SIGINT; a second signal ends it at once.
 
-    TARGET is MODULE:AGGREGATOR, an aggregator in Python code, whose own settings hold; or the name
-    of a namespace, flushed with the default merge into --sink.
+    TARGET is MODULE:AGGREGATOR, an aggregator in Python code with its own settings, or the name of
+    a namespace, which is flushed with the default merge function into --sink.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_log_handler()])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs, which may be secrets
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs, which may hold secrets
     module, colon, attribute = target.partition(":")
     aggregator: Aggregator | AsyncAggregator
     if colon:
@@ -62,21 +62,26 @@ def worker(
 
 
 def _load(module: str, attribute: str) -> Aggregator | AsyncAggregator:
-    """The aggregator that a module holds; modules in the working directory are found too."""
+    """Imports an aggregator; modules in the working directory are found too."""
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise click.ClickException(f"{module}:{attribute} can't be loaded: {error}") from error
+        raise click.ClickException(
+            f"{module}:{attribute} can't be loaded: {error}; give MODULE:ATTRIBUTE of an aggregator"
+        ) from error
     if not isinstance(found, Aggregator | AsyncAggregator):
-        raise click.ClickException(f"{module}:{attribute} is no aggregator: {type(found).__name__}")
+        raise click.ClickException(
+            f"{module}:{attribute} is a {type(found).__name__}; give an Aggregator or "
+            "AsyncAggregator"
+        )
     return found
 
 
 class _SafeFormatter(logging.Formatter):
-    """Log lines name groups, which come from outside."""
+    """Escapes control characters in log lines, since these name groups."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))

