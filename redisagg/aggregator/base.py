@@ -49,7 +49,7 @@ class AggregatorBase(Generic[TransportT]):
 
     @property
     def config(self) -> AggregationConfig:
-        """The settings."""
+        """The settings of the aggregator."""
         return self._config
 
     @property

@@ -67,8 +67,8 @@ def ingest(
 ) -> None:
     """Add a task for each line of FILE, or of standard input; gzip is decompressed.
 
-    A line is a JSON object, or with --regex plain text. Other lines are counted and reported, and
-    the rest is added; the exit code is 3 then.
+    A line is a JSON object, or with --regex plain text. Lines of another form are rejected: they
+    are reported, the others are added, and the exit code is 3.
     """
     parse = regex_lines(_compiled(regex, fields)) if regex is not None else json_lines
     counts = _Counts()

@@ -106,7 +106,7 @@ def argument_or_all(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @click.argument(name, required=False, **attributes)
-        @click.option("--all", "for_all", is_flag=True, help=f"All, in place of {what}.")
+        @click.option("--all", "for_all", is_flag=True, help=f"Apply to all, in place of {what}.")
         @functools.wraps(command)
         def run(*, for_all: bool, **arguments: Any) -> None:
             if (arguments[name] in (None, ())) != for_all:

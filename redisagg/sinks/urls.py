@@ -49,6 +49,7 @@ class SinkUrl:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
+            url.encode()  # a lone surrogate can't be part of a key
             parts = urlsplit(url)
         except ValueError as error:
             raise InvalidConfig(f"{url!r} is no URL: {error}") from None

@@ -1,4 +1,4 @@
-"""What every sink has to do, as tests to inherit. Needs a Redis, and pytest only to be run."""
+"""Conformance tests for sinks, as a class to inherit from. Needs a Redis server and pytest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from redisagg.transport.endpoint import aclose, endpoint_of
 
 T = TypeVar("T")
 
-_TIMEOUT = 30.0  # seconds for what takes milliseconds if it is right
+_TIMEOUT = 30.0  # seconds for steps that take milliseconds with a correct sink
 
 _TEXT = "grüße {1}: \"a b\" %s 'c'\r\n\t€ 𝄞"
 
@@ -48,9 +48,14 @@ _VALUES: Sequence[Any] = (
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A merged task as whoever reads the queue finds it; None is what the queue has no place for.
+    """A merged task as a reader of the queue gets it; a field that the queue lacks is None.
 
-    The payload is as the readers of your queue get it, see `SinkConformance.form`.
+    Args:
+        batch_id: id of the batch.
+        payload: payload as readers of the queue get it; see `SinkConformance.form`.
+        type: type of the merged task.
+        group: key of the group.
+        headers: headers of the merged task.
     """
 
     batch_id: str
@@ -63,58 +68,61 @@ class Received:
 class SinkConformance:
     """Tests for a sink: make a subclass whose name begins with ``Test``, and run pytest.
 
-    Each test gets an object of its own and calls `prepare` first. `make_sink` and `received` have
-    to be there, the rest as it fits. `received` may be an ``async def``; the others are plain.
+    Each test has its own object and calls `prepare` first. A subclass must override `make_sink` and
+    `received`, and may override the other methods. Only `received` may be an ``async def``.
     """
 
     refuses_repeats: ClassVar[bool] = False
-    """Whether the queue takes a batch id once only, as long as the tests last."""
+    """Whether the queue refuses a batch id that it has had before."""
     in_order: ClassVar[bool] = True
-    """Whether `received` keeps the order in which batches of one group were enqueued."""
+    """Whether `received` returns the batches of a group in the order of their enqueueing."""
     patience: ClassVar[float] = 0.0
-    """Seconds after which `received` shows at the latest what was enqueued."""
+    """Longest time in seconds until `received` returns a batch that was enqueued."""
 
-    # --- what a subclass says ---------------------------------------------------------------
+    # --- to be overridden -------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Makes the queue empty, for instance by a new name for it."""
+        """Empties the queue, for instance by choosing a new name for it."""
 
     def make_sink(self) -> Sink:
-        """A new sink for the queue; several of them may be in use one after the other."""
+        """Returns a new sink for the queue; tests may make several, one after the other."""
         raise NotImplementedError
 
     def received(self) -> Sequence[Received] | Awaitable[Sequence[Received]]:
-        """All that has been enqueued since `prepare`, oldest first; may be called repeatedly."""
+        """Returns all batches enqueued since `prepare`, oldest first; removes nothing."""
         raise NotImplementedError
 
     def form(self, payload: Any) -> Any:
-        """A payload as the queue's readers get it; by default of what JSON knows."""
+        """Returns a payload as readers of the queue get it; by default in the types of JSON."""
         return to_plain(payload)
 
     def unavailable(self) -> AbstractContextManager[object] | None:
-        """The time in which the queue takes nothing; None leaves out the test that needs it."""
+        """Returns a context in which the queue takes nothing; None skips the test that needs it."""
         return None
 
     def url(self) -> str | None:
-        """A URL of the same sink; None leaves out the test that needs it."""
+        """Returns a URL of the same sink; None skips the test that needs it."""
         return None
 
     def redis_url(self) -> str:
-        """A Redis for the tests, which add keys of their own to it and clear nothing.
+        """Returns the URL of a Redis server for the tests, which add keys and delete none.
 
-        By default a private server, which ends with the process; raises `EmbeddedServerError` if
-        there is no binary for it, see `redisagg.testing.embedded.find_server`.
+        By default a private server, which ends with the process.
+
+        Raises:
+            EmbeddedServerError: there is no binary of a server; see
+                `redisagg.testing.embedded.find_server`.
         """
         return _server().url
 
     # --- for all sinks ----------------------------------------------------------------------
 
     def test_every_batch_arrives_once(self) -> None:
-        """Catches a sink that loses, repeats or mixes up what many groups enqueue."""
+        """Catches a sink that loses, repeats or mixes up batches of many groups."""
         self.prepare()
         wanted = {f"group-{n}": [Task("x", [n, m]) for m in range(5)] for n in range(40)}
         with self._flushing(wanted, self.make_sink()) as agg:
-            _idle(agg)
+            _await_idle(agg)
         found = self._await_received(200)
         assert Counter(repr(each.payload) for each in found) == Counter(
             repr(self.form(task.payload)) for tasks in wanted.values() for task in tasks
@@ -122,26 +130,26 @@ class SinkConformance:
         assert len({each.batch_id for each in found}) == 200, "batches share ids"
 
     def test_a_group_stays_in_order(self) -> None:
-        """Catches a sink whose `deliver` ends before the queue has its place for the batch."""
+        """Catches a sink whose `deliver` returns before the batch has its place in the queue."""
         if not self.in_order:
             raise unittest.SkipTest("in_order is False")
         self.prepare()
         wanted = {group: [Task("x", [group, n]) for n in range(30)] for group in "abc"}
         with self._flushing(wanted, self.make_sink()) as agg:
-            _idle(agg)
+            _await_idle(agg)
         found = [each.payload for each in self._await_received(90)]
         for group, tasks in wanted.items():
             own = [payload for payload in found if payload[0] == group]
             assert own == [self.form(task.payload) for task in tasks]
 
     def test_values_arrive_as_they_were(self) -> None:
-        """Catches a sink that changes payloads, types, groups or headers, or can't write them."""
+        """Catches a sink that changes payloads, types, groups or headers, or can not write them."""
         self.prepare()
         tasks = [Task(_TEXT, value, headers={"trace": _TEXT}) for value in _VALUES]
         with self._flushing({_TEXT: tasks}, self.make_sink()) as agg:
-            _idle(agg)
+            _await_idle(agg)
             dead = [letter.error for letter in agg.dead_letters()]
-        assert not dead, f"the sink refused what redisagg can pack: {dead[0]}"
+        assert not dead, f"the sink refused a payload that redisagg can pack: {dead[0]}"
         found = self._await_received(len(tasks))
         assert sorted(repr(each.payload) for each in found) == sorted(
             repr(self.form(value)) for value in _VALUES
@@ -152,20 +160,18 @@ class SinkConformance:
             assert each.headers in (None, {"trace": _TEXT})
 
     def test_what_has_no_form_is_refused(self) -> None:
-        """Catches a sink that enqueues something else than a payload that it can't write."""
+        """Catches a sink that enqueues something else in place of a payload that it can't write."""
         self.prepare()
-        batch = MergedTask(
-            "B1", "a", 1, Task("x", object(), "a")
-        )  # a flusher would not come so far
+        batch = MergedTask("B1", "a", 1, Task("x", object(), "a"))
 
         async def deliver() -> None:
             async with self._opened() as sink:
-                await _soon(sink.deliver(batch))
+                await _within_timeout(sink.deliver(batch))
 
         sink = self.make_sink()
         try:
             sink.arguments(batch) if isinstance(sink, ScriptSink) else self._run(deliver)
-        except Exception:  # any will do
+        except Exception:  # of any class
             pass
         else:
             raise AssertionError("a payload without a form was taken")
@@ -173,7 +179,7 @@ class SinkConformance:
         assert self._received() == [], "a payload without a form was enqueued"
 
     def test_nothing_is_lost_while_the_queue_is_away(self) -> None:
-        """Catches a sink that hides a failure, or can't go on after one."""
+        """Catches a sink that hides a failure, or does not recover from one."""
         self.prepare()
         away = self.unavailable()
         if away is None:
@@ -186,7 +192,7 @@ class SinkConformance:
                 time.sleep(1)
                 assert running.stats().flushed == 0, "a batch was taken by no queue"
                 stack.close()
-                _idle(running)
+                _await_idle(running)
         found = self._await_received(3)
         assert {each.payload for each in found} == {"a", "b", "c"}
         ids = {each.batch_id for each in found}
@@ -194,16 +200,16 @@ class SinkConformance:
         assert len(found) == 3 or not self.refuses_repeats
 
     def test_it_serves_again_after_a_stop(self) -> None:
-        """Catches a sink that keeps a connection of an event loop that is gone."""
+        """Catches a sink that keeps a connection of a closed event loop."""
         self.prepare()
         sink = self.make_sink()
         for n in range(3):
             with self._flushing({"a": [Task("x", n)]}, sink) as agg:
-                _idle(agg)
+                _await_idle(agg)
             assert [each.payload for each in self._await_received(n + 1)] == list(range(n + 1))
 
     def test_its_url_names_the_same_queue(self) -> None:
-        """Catches a URL that is taken for another queue, or half read."""
+        """Catches a URL that names another queue, or whose unknown options are ignored."""
         self.prepare()
         url = self.url()
         if url is None:
@@ -211,25 +217,25 @@ class SinkConformance:
         sink = sink_from_url(url)
         assert type(sink) is type(self.make_sink())
         with self._flushing({"a": [Task("x", 1)]}, sink) as agg:
-            _idle(agg)
+            _await_idle(agg)
         assert [each.payload for each in self._await_received(1)] == [1]
         try:
             sink_from_url(f"{url}{'&' if '?' in url else '?'}no-such-option=1")
         except InvalidConfig:
             return
-        raise AssertionError("an unknown option in the URL was taken")
+        raise AssertionError("an unknown option in the URL was ignored")
 
-    # --- for what is delivered to, not written by a script ----------------------------------
+    # --- for delivery sinks only ------------------------------------------------------------
 
     def test_deliver_ends_when_the_queue_has_it(self) -> None:
-        """Catches a sink that leaves the work for later, when its flusher may be dead."""
+        """Catches a sink that is still enqueueing when `deliver` returns."""
         self.prepare()
         batch = _batch(1)
 
         async def check() -> Sequence[Received]:
             async with self._opened() as sink:
-                await _soon(sink.deliver(batch))
-                return await _awaited(self.received())
+                await _within_timeout(sink.deliver(batch))
+                return await _result_of(self.received())
 
         found = self._run(check)
         if not found and self.patience:
@@ -238,16 +244,16 @@ class SinkConformance:
         assert found[0].payload == self.form(batch.task.payload)
 
     def test_a_repeat_is_refused_or_known_by_its_id(self) -> None:
-        """Catches a sink that makes up ids, or that enqueues twice what it says it refuses."""
+        """Catches a sink that changes ids, or repeats a batch although `refuses_repeats` is set."""
         self.prepare()
         batches = [_batch(1), _batch(2, "-1"), _batch(2, "-2")]
 
         async def check() -> None:
             async with self._opened() as sink:
                 for batch in batches:
-                    await _soon(sink.deliver(batch))
+                    await _within_timeout(sink.deliver(batch))
 
-        for _ in range(2):  # the flusher died, another one comes with a sink of its own
+        for _ in range(2):  # as after a crash, when another flusher delivers again
             self._run(check)
         times = 1 if self.refuses_repeats else 2
         time.sleep(self.patience)
@@ -259,13 +265,13 @@ class SinkConformance:
         assert all(each.payload == payloads[each.batch_id] for each in found)
 
     def test_deliveries_side_by_side_do_not_mix(self) -> None:
-        """Catches a sink that keeps what it delivers where another delivery finds it."""
+        """Catches a sink whose concurrent deliveries share state."""
         self.prepare()
         batches = [_batch(n) for n in range(50)]
 
         async def check() -> None:
             async with self._opened() as sink:
-                await _soon(asyncio.gather(*map(sink.deliver, batches)))
+                await _within_timeout(asyncio.gather(*map(sink.deliver, batches)))
 
         self._run(check)
         found = self._await_received(len(batches))
@@ -273,13 +279,13 @@ class SinkConformance:
             (batch.batch_id, repr(self.form(batch.task.payload))) for batch in batches
         )
 
-    # --- what the tests share ---------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _flushing(
         self, wanted: Mapping[str, Sequence[Task]], sink: Sink, **config: Any
     ) -> Iterator[Aggregator]:
-        """A real aggregator whose merges give the wanted tasks, each in a batch of its own."""
+        """Runs an aggregator whose merge function returns the wanted tasks, one for each batch."""
 
         def merge(group: str, tasks: list[Task]) -> Task:
             number: int = tasks[0].payload
@@ -306,24 +312,24 @@ class SinkConformance:
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> Any:
-        """A sink as a flusher uses it."""
+        """Opens a sink as a flusher does, and closes it."""
         sink = self.make_sink()
         assert isinstance(sink, DeliverySink)
         client = endpoint_of(self.redis_url()).asyncio()
         try:
             context = SinkContext(Keyspace("conformance", 2), AsyncTransport(client, _TIMEOUT))
-            await _soon(sink.open(context))
+            await _within_timeout(sink.open(context))
             try:
                 yield sink
             finally:
-                await _soon(sink.close())
+                await _within_timeout(sink.close())
         finally:
             await aclose(client)
 
     def _run(self, check: Callable[[], Awaitable[T]]) -> T:
-        """Runs a check of deliveries; skips it for other sinks."""
+        """Runs a check of deliveries; skips the test if the sink is no `DeliverySink`."""
         if not isinstance(self.make_sink(), DeliverySink):
-            raise unittest.SkipTest("a script enqueues, nothing is delivered")
+            raise unittest.SkipTest("the sink is no DeliverySink")
 
         async def run() -> T:
             return await check()
@@ -331,13 +337,13 @@ class SinkConformance:
         return asyncio.run(run())
 
     def _received(self) -> list[Received]:
-        async def ask() -> Sequence[Received]:
-            return await _awaited(self.received())
+        async def read() -> Sequence[Received]:
+            return await _result_of(self.received())
 
-        return list(asyncio.run(ask()))
+        return list(asyncio.run(read()))
 
     def _await_received(self, count: int) -> list[Received]:
-        """What was received, once it is so much or `patience` is over."""
+        """Waits for at least `count` batches; fails after `patience` seconds."""
         deadline = time.monotonic() + self.patience
         while True:
             found = self._received()
@@ -347,22 +353,22 @@ class SinkConformance:
             time.sleep(0.02)
 
 
-def _idle(agg: Aggregator) -> None:
+def _await_idle(agg: Aggregator) -> None:
     assert agg.wait_until_idle(_TIMEOUT), f"batches are left: {agg.get_batches()}"
 
 
 def _batch(number: int, suffix: str = "") -> MergedTask:
-    """A batch whose id has the form that real ones have."""
+    """Makes a batch with an id in the form of real ones."""
     batch_id = f"{0x18F00000000 + number:012x}-7-{number:08x}{suffix}"
     return MergedTask(batch_id, "group", 1, Task("x", {"of": batch_id}, "group"))
 
 
-async def _soon(work: Awaitable[T]) -> T:
-    """The result of what a right sink does at once; raises `TimeoutError` if it hangs."""
+async def _within_timeout(work: Awaitable[T]) -> T:
+    """Returns the result of an awaitable; raises `TimeoutError` if it takes too long."""
     return await asyncio.wait_for(work, _TIMEOUT)
 
 
-async def _awaited(value: T | Awaitable[T]) -> T:
+async def _result_of(value: T | Awaitable[T]) -> T:
     if inspect.isawaitable(value):
         result: T = await value
         return result

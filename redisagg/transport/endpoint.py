@@ -175,6 +175,7 @@ def _from_url(url: str) -> Endpoint:
             f"behind it if need be, not {scheme!r}"
         )
     try:
+        url.encode()  # connecting would fail with an error that does not name the URL
         if not topology:
             return Endpoint(_options(url), base == "rediss")
         return _from_topology(topology, base == "rediss", rest)

@@ -1,4 +1,4 @@
-"""Looking, steering, workers, the tail and the demo."""
+"""The commands of the command line, except `ingest`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,14 @@ def test_dead_letters(run: Run, redis_url: str) -> None:
     assert "ValueError" in shown.stdout
     assert "\x1b" not in shown.stdout
     assert json.loads(run("dead", "drop", letters[0].batch_id, "--json").stdout)["tasks"] == 2
-    assert json.loads(run("dead", "requeue", "--all", "--json").stdout)["batches"] == 1
+    assert "1 batches with 2 tasks requeued" in run("dead", "requeue", "--all").stdout
+    assert json.loads(run("dead", "requeue", "--all", "--json").stdout) == {
+        "batches": 0,
+        "tasks": 0,
+    }
+    for command in ("requeue", "drop"):
+        assert run("dead", command).exit_code == 2
+        assert run("dead", command, letters[0].batch_id, "--all").exit_code == 2
     assert run("dead", "drop", "nothing").exit_code == 1
     assert run("dead", "show", "nothing").exit_code == 1
 
@@ -82,6 +89,13 @@ def test_the_recorded_number_of_partitions_is_used(run: Run, redis_url: str) -> 
     result = run("stats", "--partitions", "4")
     assert result.exit_code == 1
     assert "partitions" in result.stderr
+
+
+def test_a_foreign_number_of_partitions_is_named(run: Run, sync_redis: redis.Redis) -> None:
+    sync_redis.hset("redisagg:{default}:meta", "partitions", "many")
+    result = run("stats")
+    assert result.exit_code == 1
+    assert "Error: the key redisagg:{default}:meta holds b'many'" in result.stderr
 
 
 def test_a_pipeline_of_worker_and_tail(run: Run, spawn: Spawn) -> None:

@@ -1,8 +1,9 @@
-"""What can be seen of groups, batches in flight and counts, and cancelling what waits."""
+"""Reading groups, batches in flight and counts, and cancelling waiting tasks."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import redis
 
 from redisagg import Task
 from redisagg.errors import InvalidGroupKey
+from redisagg.transport.threads import Transport
+from redisagg.views import Counts
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_batches, enqueued, numbered, payloads
@@ -61,6 +64,7 @@ def test_tasks_are_shown_on_request(make: Make) -> None:
     shown = agg.get_groups(tasks=True)
     stored = [each.task for key in ("a", "b") for each in shown[key].tasks or ()]
     assert stored == added
+    assert agg.get_groups(tasks=True) == agg.get_entries(tasks=True) == shown
     group = agg.get_group("a")
     assert group is not None
     assert group == shown["a"]
@@ -100,6 +104,42 @@ def test_tasks_in_a_claimed_batch_stay_in_sight(make: Make, gate: Gate) -> None:
     assert agg.get_batches() == []
 
 
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of requests in each round trip of blocking aggregators."""
+    found: list[int] = []
+    exchange = Transport.exchange
+
+    def counted(self: Transport, requests: Any, **options: Any) -> list[Any]:
+        found.append(len(requests))
+        return exchange(self, requests, **options)
+
+    monkeypatch.setattr(Transport, "exchange", counted)
+    return found
+
+
+def test_many_batches_are_read_in_few_round_trips(
+    make_one_kind: Make, gate: Gate, trips: list[int]
+) -> None:
+    agg = make_one_kind(group_aggregator=gate, group_max_size=2, partitions=1)
+    added = {f"g{n}": numbered(f"g{n}", 2) for n in range(75)}
+    with agg:
+        agg.add_tasks(task for tasks in added.values() for task in tasks)
+        wait_until(lambda: agg.stats().batches_in_flight == 75, what="75 batches are in flight")
+        trips.clear()
+        batches = agg.get_batches(tasks=True)
+        # All batches; of 64 their times and groups, then their tasks; the same of the others.
+        assert trips == [1, 3 * 64, 64, 3 * 11, 11]
+        found = {batch.group_key: [each.task for each in batch.tasks or ()] for batch in batches}
+        assert found == added
+        assert [batch.batch_id for batch in batches] == sorted(each.batch_id for each in batches)
+        trips.clear()
+        assert len(agg.get_batches()) == 75
+        assert trips == [1, 2 * 64, 2 * 11]
+        gate.open()
+        await_batches(agg, 75)
+
+
 def test_the_counts_of_all_partitions_add_up(make: Make) -> None:
     agg = make(partitions=4, group_max_size=5)
     agg.add_tasks(Task("test", n, f"g{n % 20}") for n in range(60))
@@ -115,7 +155,9 @@ def test_the_counts_of_all_partitions_add_up(make: Make) -> None:
         [flusher] = stats.flushers
         assert {p.leader for p in stats.partitions} == {flusher}
     assert (stats.flushed, stats.batches_flushed, stats.groups) == (60, 20, 0)
-    assert sum(p.flushed for p in stats.partitions) == 60
+    for count in fields(Counts):
+        parts = [getattr(partition, count.name) for partition in stats.partitions]
+        assert getattr(stats, count.name) == sum(parts)
     after = agg.stats()
     assert (after.flushers, {p.leader for p in after.partitions}) == ([], {None})
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from redisagg import AggregationConfig, Aggregator, Task, default_aggregation_config
+from redisagg import (
+    AggregationConfig,
+    Aggregator,
+    AsyncAggregator,
+    Task,
+    default_aggregation_config,
+)
 from redisagg.config import default_aggregator
 from redisagg.errors import InvalidConfig
 
@@ -56,10 +62,15 @@ def test_bad_settings_are_refused(setting: dict[str, Any]) -> None:
         AggregationConfig(**setting)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a{b}", "-a", "x" * 65, "é", 7, None])
-def test_bad_names_are_refused(name: Any) -> None:
+@pytest.fixture(params=[Aggregator, AsyncAggregator])
+def face(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a{b}", "-a", "x" * 65, "é", "\ud800", 7, None, b"a"])
+def test_bad_names_are_refused(face: Any, name: Any) -> None:
     with pytest.raises(InvalidConfig, match="name"):
-        Aggregator(name)
+        face(name)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +79,10 @@ def test_bad_names_are_refused(name: Any) -> None:
         ("redis", 7),
         ("redis", "http://localhost"),
         ("redis", "redis+sentinel://localhost:26379"),
+        ("redis", "redis://\ud800"),
+        ("redis", "redis+cluster://\ud800:7000"),
+        ("redis", "\ud800"),
+        ("redis", b"redis://localhost"),
         ("config", {}),
         ("sink", 7),
         ("sink", "nowhere://x"),
@@ -76,11 +91,14 @@ def test_bad_names_are_refused(name: Any) -> None:
         ("sink", "stream://a?what=1"),
         ("sink", "stream://a?maxlen=many"),
         ("sink", "list://a?format=xml"),
+        ("sink", "stream://\ud800"),
+        ("sink", "\ud800"),
+        ("sink", b"stream://a"),
     ],
 )
-def test_bad_arguments_are_refused(argument: str, value: Any) -> None:
+def test_bad_arguments_are_refused(face: Any, argument: str, value: Any) -> None:
     with pytest.raises(InvalidConfig):
-        Aggregator("a", **{argument: value})
+        face("a", **{argument: value})
 
 
 def test_the_default_aggregator_keeps_the_order() -> None:

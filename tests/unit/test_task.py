@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -46,6 +47,27 @@ def test_a_group_key_has_one_text(key: Any, text: str) -> None:
 def test_other_group_keys_are_refused(key: Any) -> None:
     with pytest.raises(InvalidGroupKey):
         Task("t", None, key)
+
+
+def _nested(key: Any, levels: int) -> Any:
+    for _ in range(levels):
+        key = (key,)
+    return key
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: 10**5_000,  # Python refuses to write it in decimal
+        lambda: ("a" * 300, "b" * 300),
+        lambda: _nested("a", 100_000),  # deeper than Python's stack
+        lambda: _nested(":", 60),  # each level doubles the escapes
+    ],
+    ids=["a huge number", "a long tuple", "a deep tuple", "escaped escapes"],
+)
+def test_group_keys_that_are_hard_to_write_are_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(InvalidGroupKey, match=r"hash of it|flat tuple"):
+        group_key_text(make())
 
 
 def test_an_empty_group_key_is_refused_when_it_matters() -> None:
