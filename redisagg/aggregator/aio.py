@@ -21,6 +21,7 @@ from redisagg.flusher.run import flush_until, serve
 from redisagg.operations import inspecting, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.room import patience
+from redisagg.producer.rounds import Terms
 from redisagg.producer.sequences import forget_calls
 from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
@@ -71,8 +72,12 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().asyncio() if self._own_client else redis
         self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        linger, durability = seconds(self._config.linger), self._namespace.durability
-        self._adder = AsyncAdder(self._terms, self._transport, linger, durability)
+        self._adder = AsyncAdder(
+            Terms.of(self._keyspace, self._config),
+            self._transport,
+            seconds(self._config.linger),
+            self._namespace.durability,
+        )
         self._registering: asyncio.Task[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()

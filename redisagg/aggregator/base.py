@@ -9,7 +9,6 @@ from redisagg.aggregator import reading
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.namespace import Namespace
-from redisagg.producer.rounds import Terms
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
 from redisagg.transport.aio import AsyncTransport
@@ -38,7 +37,6 @@ class AggregatorBase(Generic[TransportT]):
         self._namespace = Namespace.make(name, redis, config, sink)
         self._keyspace = self._namespace.keyspace
         self._config = self._namespace.config
-        self._terms = Terms.of(self._keyspace, self._config)
         self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False
 

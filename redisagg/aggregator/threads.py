@@ -19,6 +19,7 @@ from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.run import FlusherThread, run_until_signalled
 from redisagg.operations import inspecting, steering
 from redisagg.producer.room import patience
+from redisagg.producer.rounds import Terms
 from redisagg.producer.sequences import forget_calls
 from redisagg.producer.threads import ThreadAdder, ThreadStream
 from redisagg.protocol.operations import Operation
@@ -68,8 +69,12 @@ class Aggregator(AggregatorBase[Transport]):
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        linger, durability = seconds(self._config.linger), self._namespace.durability
-        self._adder = ThreadAdder(self._terms, self._transport, linger, durability)
+        self._adder = ThreadAdder(
+            Terms.of(self._keyspace, self._config),
+            self._transport,
+            seconds(self._config.linger),
+            self._namespace.durability,
+        )
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()
 
