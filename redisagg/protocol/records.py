@@ -1,4 +1,4 @@
-"""The msgpack records that the scripts in lua/ store, decoded."""
+"""The msgpack records that the scripts keep, as Python sees them; see lua/includes/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redisagg.errors import KeyConflict
 
 
 class GroupRecord(NamedTuple):
-    """A group, see lua/includes/group.lua; times in ms since the epoch, durations in ms."""
+    """A group; lua/includes/group.lua. Times in ms since the epoch, spans in ms."""
 
     waiting: int
     claimed: int
@@ -30,14 +30,14 @@ class GroupRecord(NamedTuple):
 
     @property
     def due_at(self) -> int:
-        """Due time in ms, 0 for at once; the formula of `due_at` in lua/includes/group.lua."""
+        """When the group is due, ms; 0: at once. The same formula as `due_at` in Lua."""
         if self.waiting >= self.size or self.flush:
             return 0
         return min(self.last + self.grace, self.deadline)
 
 
 class BatchRecord(NamedTuple):
-    """A batch in flight, see lua/includes/batch.lua."""
+    """A batch in flight; lua/includes/batch.lua."""
 
     group: bytes
     start: int
@@ -50,7 +50,7 @@ class BatchRecord(NamedTuple):
 
 
 class DeadRecord(NamedTuple):
-    """A dead letter, see lua/includes/dead.lua."""
+    """A dead letter; lua/includes/dead.lua."""
 
     group: bytes
     size: int
@@ -62,17 +62,17 @@ class DeadRecord(NamedTuple):
 
 
 def group_record(packed: bytes, name: bytes = b"") -> GroupRecord:
-    """Decodes a value of the hash `groups`; raises `KeyConflict` for other bytes."""
+    """Decodes a value of the hash `groups`; raises `KeyConflict` for what is none."""
     return _decoded(GroupRecord, packed, name)
 
 
 def batch_record(packed: bytes, name: bytes = b"") -> BatchRecord:
-    """Decodes a value of the hash `batches`; raises `KeyConflict` for other bytes."""
+    """Decodes a value of the hash `batches`; raises `KeyConflict` for what is none."""
     return _decoded(BatchRecord, packed, name)
 
 
 def dead_record(packed: bytes, name: bytes = b"") -> DeadRecord:
-    """Decodes a value of the hash `dead`; raises `KeyConflict` for other bytes."""
+    """Decodes a value of the hash `dead`; raises `KeyConflict` for what is none."""
     return _decoded(DeadRecord, packed, name)
 
 
@@ -86,15 +86,14 @@ _TYPES = {
 def _decoded(kind: type[R], packed: bytes, name: bytes) -> R:
     try:
         record = kind(*msgpack.unpackb(packed, raw=True))
-    except Exception as error:  # foreign bytes make a decoder raise errors of any class
-        raise _conflict(kind, packed, name) from error
+    except Exception as error:  # whatever a decoder has to say about foreign bytes
+        raise _foreign(kind, packed, name) from error
     if not all(map(isinstance, record, _TYPES[kind])):
-        raise _conflict(kind, packed, name)
+        raise _foreign(kind, packed, name)
     return record
 
 
-def _conflict(kind: type[Any], packed: bytes, name: bytes) -> KeyConflict:
+def _foreign(kind: type[Any], packed: bytes, name: bytes) -> KeyConflict:
     return KeyConflict(
-        f"a key of redisagg holds {packed[:64]!r} in place of the {kind.__name__} of {name!r}, "
-        "which redisagg did not write; find out who writes to redisagg's keys"
+        f"a key of redisagg holds {packed[:64]!r} in place of the {kind.__name__} of {name!r}"
     )

@@ -33,8 +33,9 @@ from redisagg.errors import EmbeddedServerError
 HOST = "127.0.0.1"
 SERVER_NAMES = ("redis-server", "valkey-server")
 
-# Below the ports of outgoing connections on Linux and macOS, so that no client takes the port while
-# the server restarts; and low enough that the port of the cluster bus (port + 10000) is valid.
+# Below the range from which Linux and macOS take the ports of outgoing connections, so that no
+# client gets in between when a server is restarted on its port; and low enough that the bus of a
+# cluster node (port + 10000) is a valid port too.
 _PORTS = range(20_000, 32_000)
 _PORT_TRIES = 20
 

@@ -121,7 +121,6 @@ def test_the_readme_example_makes_its_aggregator() -> None:
     assert merged.payload == {"user": "user:42", "items": [{"text": "hi"}]}
 
 
-@pytest.mark.xfail(strict=True, reason="remove this mark when get_groups is there")
 def test_the_methods_in_the_readme_exist() -> None:
     called = set(re.findall(r"\bagg\.(\w+)\(", read("README.md")))
     assert called >= {"add_task", "get_group", "requeue_dead_letter"}
