@@ -20,7 +20,7 @@ class InvalidConfig(RedisAggError, ValueError):
 
 class InvalidTask(RedisAggError, ValueError):
     """A field of a task, or a task id, is missing, out of range or of the wrong type. Correct it;
-    nothing was written."""
+    the task was not written."""
 
 
 class InvalidGroupKey(InvalidTask):
@@ -107,8 +107,8 @@ class UnexpectedReply(RedisAggError):
 
 
 class MergeError(RedisAggError):
-    """The merge function raised, or returned something other than a `Task`, a list of them or
-    `None`."""
+    """The merge function returned something other than a `Task`, a list of tasks or `None`, or its
+    worker process died. An exception of the merge function keeps its own class."""
 
 
 class MergeTimeout(MergeError, TimeoutError):
@@ -124,7 +124,7 @@ class SinkError(RedisAggError):
 
 
 class UnknownBatch(RedisAggError, KeyError):
-    """No dead letter has that batch id. `dead_letters` lists the ids."""
+    """No dead letter has that batch id, or the id is no `str`. `dead_letters` lists the ids."""
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return Exception.__str__(self)
