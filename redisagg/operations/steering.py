@@ -75,10 +75,7 @@ def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     Raises:
         UnknownBatch: no dead letter has this id.
     """
-    found = yield from find_dead_letter(keyspace, batch_id)
-    if found is None:
-        raise _unknown(batch_id)
-    p, raw_id = found
+    p, raw_id = yield from _existing_dead_letter(keyspace, batch_id)
     packed = yield from ask(command("HGET", p.dead, raw_id))
     if packed is None:
         raise _unknown(batch_id)
@@ -102,12 +99,19 @@ def drop_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     Raises:
         UnknownBatch: no dead letter has this id.
     """
+    p, raw_id = yield from _existing_dead_letter(keyspace, batch_id)
+    count: int = yield from ask(call("drop", [p.state, p.dead, p.dead_tasks(raw_id)], raw_id))
+    return count
+
+
+def _existing_dead_letter(
+    keyspace: Keyspace, batch_id: str
+) -> Operation[tuple[PartitionKeys, bytes]]:
+    """Finds a dead letter as `find_dead_letter`; raises `UnknownBatch` if there is none."""
     found = yield from find_dead_letter(keyspace, batch_id)
     if found is None:
         raise _unknown(batch_id)
-    p, raw_id = found
-    count: int = yield from ask(call("drop", [p.state, p.dead, p.dead_tasks(raw_id)], raw_id))
-    return count
+    return found
 
 
 def _unknown(batch_id: str) -> UnknownBatch:

@@ -85,7 +85,7 @@ def test_each_docstring_says_what_its_method_does(name: str) -> None:
 @pytest.mark.parametrize("name", _METHODS)
 def test_each_argument_and_result_is_documented(name: str) -> None:
     method = _BLOCKING[name]
-    documented = _documented((Aggregator if name == "__init__" else method).__doc__)
+    documented = _documented((Aggregator if name == "__init__" else method).__doc__ or "")
     signature = inspect.signature(method)
     assert documented.get("Args", []) == [each for each in signature.parameters if each != "self"]
     assert ("Returns" in documented) is (signature.return_annotation != "None")
