@@ -1,4 +1,4 @@
-"""Lines of a file as tasks, and the whole way to the queue."""
+"""The command `ingest`: lines of a file become tasks, and batches in the queue."""
 
 from __future__ import annotations
 

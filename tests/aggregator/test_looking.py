@@ -29,13 +29,13 @@ class Gate:
         return Task("merged", {"payloads": [task.payload for task in tasks]})
 
     def open(self) -> None:
-        """Lets all merges end, now and later."""
+        """Lets all merges end, present and future ones."""
         self._open.set()
 
 
 @pytest.fixture
 def gate() -> Any:
-    """A gate that is open at the end, whatever the test did."""
+    """A gate that is opened at the end of the test at the latest."""
     gate = Gate()
     yield gate
     gate.open()

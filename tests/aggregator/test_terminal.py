@@ -1,4 +1,4 @@
-"""The command line shows what strangers sent, and a terminal obeys none of it."""
+"""The command line escapes control characters in untrusted texts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ import pty
 import select
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from redisagg import AggregationConfig, Aggregator, Task
 from redisagg.cli.app import cli
+from tests.support.cli import Run
 from tests.support.shapes import HOSTILE, is_harmless
 from tests.support.tasks import await_dead
-
-Run: TypeAlias = Callable[..., Result]
 
 
 @pytest.fixture
 def run(redis_url: str) -> Run:
-    """Runs the command against an empty server; all that it prints has to be harmless."""
+    """Runs the command against an empty server; checks that its output is harmless."""
 
     def run(*arguments: str, **options: Any) -> Result:
         env = {"REDISAGG_URL": redis_url, "COLUMNS": "5000"}
@@ -125,7 +123,7 @@ def test_payloads_that_have_no_form_in_json_do_not_hide_others(run: Run, redis_u
 
 
 def test_on_a_terminal(redis_url: str) -> None:
-    """Rich writes escapes of its own there; none of the hostile ones may be among them."""
+    """Rich writes escapes of its own to a terminal; the hostile ones must not be among them."""
     text = "\x1b]0;title\x07\x1b[2J\x9b31m[red]x[/red]"
     Aggregator("default", redis_url).add_task(hostile_task(text))
     for arguments in (["groups"], ["peek", text], ["groups", "--json", "--tasks"]):
@@ -135,7 +133,7 @@ def test_on_a_terminal(redis_url: str) -> None:
 
 
 def on_terminal(arguments: list[str], redis_url: str) -> bytes:
-    """What the command writes to a terminal."""
+    """Returns the output of the command on a terminal."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "REDISAGG_URL": redis_url, "TERM": "xterm-256color", "COLUMNS": "400"}
     line = [sys.executable, "-m", "redisagg", *arguments]

@@ -1,4 +1,4 @@
-"""Running the command, in this process or as a process of its own."""
+"""Fixtures that run the command line, in this process or in a new one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Spawn: TypeAlias = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def spawn(redis_url: str) -> Any:
-    """Starts the command as a process; those that are left are killed."""
+    """Starts the command as a process; kills the remaining ones at the end."""
     started: list[subprocess.Popen[bytes]] = []
 
     def spawn(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:

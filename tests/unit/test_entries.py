@@ -1,4 +1,4 @@
-"""Stored tasks: encoding, and whatever else may lie in a list."""
+"""Stored tasks: encoding, decoding, and foreign bytes in their list."""
 
 from __future__ import annotations
 

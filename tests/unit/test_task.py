@@ -1,4 +1,4 @@
-"""What a task takes, and what it refuses."""
+"""Fields of tasks: accepted and refused values."""
 
 from __future__ import annotations
 
