@@ -1,17 +1,17 @@
-"""What a sink is. There are three kinds:
+"""The kinds of sinks.
 
-- A `ScriptSink` writes into the same Redis: its commit script checks the lease, enqueues and
-  removes the batch in one step, so that each batch is enqueued exactly once.
-- A `DeliverySink` hands the merged task to anything else, and the batch is removed after that: a
-  flusher that dies in between leaves a batch that is delivered again, with the same batch id.
-- A `BlockingSink` is a `DeliverySink` for a library that knows no asyncio.
+- A `ScriptSink` is a queue in the same Redis. Its commit script checks the lease, enqueues the
+  merged task and removes the batch in one step, so each batch is enqueued exactly once.
+- A `DeliverySink` is any other queue. The batch is removed after the delivery: if a flusher dies
+  in between, the batch is delivered again, with the same batch id.
+- A `BlockingSink` is a `DeliverySink` for a library without asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -24,37 +24,38 @@ from redisagg.transport.aio import AsyncTransport
 
 @dataclass(frozen=True, slots=True)
 class MergedTask:
-    """A merged task with the batch it was made from, as a sink gets it."""
+    """A merged task and the batch that it was made from, as a sink receives it."""
 
     batch_id: str
-    """Stable: the same however often the batch is claimed, merged or delivered. If the merge
-    returned several tasks, the first is ID-1, the second ID-2 and so on."""
+    """The same whenever the batch is claimed, merged or delivered again. If the merge function
+    returned several tasks, the ids are ID-1, ID-2 and so on, in their order."""
     group: str
     count: int
-    """How many tasks were merged."""
+    """The number of tasks that were merged."""
     task: Task
     """The merged task."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedBatch:
-    """A merged task as it was read back from a queue in Redis."""
+    """A merged task that was read back from a queue in Redis."""
 
     batch_id: str
     type: str
     group: str
     count: int
+    """The number of tasks that were merged."""
     payload: Any
     headers: dict[str, str]
 
 
 Cursor: TypeAlias = "dict[str, Any]"
-"""How far each key of a queue has been read."""
+"""The position up to which each key of a queue has been read."""
 
 
 @dataclass(frozen=True, slots=True)
 class SinkPage:
-    """Batches read from a queue, and the cursor that reads on behind them."""
+    """Batches read from a queue, and the cursor from which to read on."""
 
     batches: Sequence[EnqueuedBatch]
     cursor: Cursor
@@ -62,31 +63,35 @@ class SinkPage:
 
 @dataclass(frozen=True, slots=True)
 class SinkContext:
-    """What a flusher lends to a sink."""
+    """The parts of a flusher that a sink may use."""
 
     keyspace: Keyspace
     transport: AsyncTransport
-    """The flusher's own way to Redis."""
+    """The flusher's own connection to Redis."""
 
 
 class Sink:
-    """Where merged tasks go; make a subclass of one of the three kinds."""
+    """A queue for merged tasks; write a subclass of one of the three kinds."""
 
     inherits: ClassVar[Sequence[str]] = ()
-    """Names in `Task.options` that a merged task takes over from the first of its tasks that has
-    them, unless the merge function gave it others."""
+    """Names in `Task.options`. For each, a merged task takes the value of the first of its tasks
+    that has one, unless the merge function set another."""
 
     def resolve(self, *, clustered: bool) -> Sink:
-        """The sink to use on this kind of Redis, itself unless it is another one on a cluster."""
+        """Returns the sink to use: itself, unless it needs another one on Redis Cluster.
+
+        Args:
+            clustered: whether Redis is a cluster.
+        """
         return self
 
 
 class ScriptSink(Sink, ABC):
-    """A queue in the same Redis, enqueued to by the script that removes the batch.
+    """A queue in the same Redis, written by the script that removes the batch.
 
     Args:
-        name: the key of the queue. On Redis Cluster each partition has its own, with the
-            partition's hash tag behind it: ``NAME:{aggregator:partition}``.
+        name: the key of the queue. On Redis Cluster each partition has its own key,
+            ``NAME:{aggregator:partition}``, with the hash tag of the partition.
 
     Raises:
         InvalidConfig: the name is empty or has braces, which would move the queue to another slot.
@@ -101,7 +106,11 @@ class ScriptSink(Sink, ABC):
         self.name = name
 
     def key(self, slot: str | None) -> bytes:
-        """The key of the queue, for the partition with this hash tag, or None off a cluster."""
+        """The key of the queue.
+
+        Args:
+            slot: the hash tag of the partition; None if Redis is not a cluster.
+        """
         return f"{self.name}:{slot}".encode() if slot else self.name.encode()
 
     def keys(self, keyspace: Keyspace, *, clustered: bool) -> list[bytes]:
@@ -111,23 +120,23 @@ class ScriptSink(Sink, ABC):
         return [self.key(partition.slot) for partition in keyspace.partitions]
 
     def commit_keys(self, slot: str | None) -> Sequence[bytes]:
-        """The keys that the commit script needs once for all batches."""
+        """The keys that the commit script needs once for all batches of a call."""
         return (self.key(slot),)
 
     def options(self) -> Sequence[Any]:
-        """The arguments of the commit script that hold for all batches."""
+        """The arguments of the commit script that apply to all batches of a call."""
         return ()
 
-    def entry_keys(self, batch: MergedTask) -> Sequence[bytes]:
+    def entry_keys(self, merged: MergedTask) -> Sequence[bytes]:
         """The keys that the commit script needs for one merged task."""
         return ()
 
     @abstractmethod
-    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
-        """The arguments of the commit script for one merged task: what is enqueued.
+    def arguments(self, merged: MergedTask) -> Sequence[bytes]:
+        """The arguments of the commit script for one merged task: the entry to enqueue.
 
         Raises:
-            PayloadError: the merged task can't be written in the form of this queue.
+            PayloadError: this queue has no form for the merged task.
         """
 
 
@@ -136,35 +145,41 @@ class ReadableSink(ScriptSink):
 
     @abstractmethod
     def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:
-        """Reads on from `cursor`, at most `limit` batches a key, and removes nothing."""
+        """Reads batches behind `cursor` and removes nothing.
+
+        Args:
+            keys: the keys of the queue.
+            cursor: the position from which to read; `{}` is the start.
+            limit: the largest number of batches to read from each key.
+        """
 
 
 class DeliverySink(Sink, ABC):
-    """Anything else; at least once."""
+    """A queue outside the commit script; batches arrive at least once."""
 
     async def open(self, context: SinkContext) -> None:
-        """Called by a flusher before its first delivery: makes connections."""
+        """Makes connections; a flusher calls it before its first delivery."""
 
     async def close(self) -> None:
-        """Called by a flusher that ends, if it called `open`."""
+        """Closes them; a flusher that called `open` calls it when it ends."""
 
     @abstractmethod
-    async def deliver(self, batch: MergedTask) -> None:
-        """Enqueues the merged task; raises if that failed, and it will be tried again."""
+    async def deliver(self, merged: MergedTask) -> None:
+        """Enqueues a merged task.
+
+        If it raises, the attempt has failed and the task is delivered again after a delay.
+
+        Raises:
+            PayloadError: this queue has no form for the merged task.
+        """
 
 
 class BlockingSink(DeliverySink):
-    """A `DeliverySink` for a blocking library: deliveries are made in threads."""
+    """A `DeliverySink` for a blocking library: deliveries run in threads."""
 
-    async def deliver(self, batch: MergedTask) -> None:
-        await asyncio.to_thread(self.deliver_blocking, batch)
+    async def deliver(self, merged: MergedTask) -> None:
+        await asyncio.to_thread(self.deliver_blocking, merged)
 
     @abstractmethod
-    def deliver_blocking(self, batch: MergedTask) -> None:
-        """As `deliver`, in a thread; several may run at the same time."""
-
-
-def option(task: Task, name: str, default: Any) -> Any:
-    """The setting that the merged task asks for in `Task.options`, or the sink's own."""
-    options: Mapping[str, Any] = task.options
-    return options.get(name, default)
+    def deliver_blocking(self, merged: MergedTask) -> None:
+        """As `deliver`, in a thread; several deliveries may run at the same time."""

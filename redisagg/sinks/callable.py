@@ -1,4 +1,4 @@
-"""Any function as the queue."""
+"""A function as the queue."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from redisagg.task import Task
 class CallableSink(DeliverySink):
     """Calls ``fn(task, batch_id)`` with each merged task, at least once.
 
-    If the flusher dies after the call and before the batch is removed, or if `fn` raises after it
-    did its work, the call is made again with the same batch id: have the queue refuse an id that
-    it has seen. Batches of one group come one after the other, in order.
+    The call is repeated with the same batch id if the flusher dies between the call and the removal
+    of the batch, or if `fn` raises after it did its work: have `fn` ignore an id that it has seen.
+    Calls for one group come one after the other, in order.
 
-    When a call is made again because `fn` raised, the payload is as `redisagg.payload.to_builtin`
+    After a call that raised, the payload of the next one is as `redisagg.payload.to_builtin`
     returns it: a dict for a dataclass, a list for a tuple.
 
     Args:
-        fn: plain or `async`; a plain one runs in a thread.
+        fn: a plain or `async` function; a plain one runs in a thread.
 
     Raises:
         InvalidConfig: `fn` can't be called.
@@ -34,10 +34,10 @@ class CallableSink(DeliverySink):
             raise InvalidConfig(f"CallableSink takes a function, not {type(fn).__name__}")
         self._fn = fn
 
-    async def deliver(self, batch: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> None:
         if inspect.iscoroutinefunction(self._fn):
-            result: Any = self._fn(batch.task, batch.batch_id)
+            result: Any = self._fn(merged.task, merged.batch_id)
         else:
-            result = await asyncio.to_thread(self._fn, batch.task, batch.batch_id)
+            result = await asyncio.to_thread(self._fn, merged.task, merged.batch_id)
         if inspect.isawaitable(result):
             await result

@@ -1,4 +1,4 @@
-"""What the sinks for queues of function calls share: a merged task as arguments of a function."""
+"""Merged tasks as calls of a named function, for the sinks of queues such as Celery or RQ."""
 
 from __future__ import annotations
 
@@ -10,81 +10,113 @@ from redisagg.errors import InvalidConfig, SinkError
 from redisagg.task import Task
 
 Encode: TypeAlias = Callable[[Any], Any]
-"""Turns a payload into what the function gets; may raise `PayloadError`."""
+"""Converts a payload to a value that the queue can serialize; may raise `PayloadError`."""
 
 Arguments: TypeAlias = Literal["auto", "keywords", "payload"]
-"""How a function gets the payload:
+"""How a function receives the payload:
 
-- ``keywords``: it is a map with `str` keys, each an argument by name;
-- ``payload``: as one argument;
-- ``auto``: the first if it is such a map, else the second.
+- ``keywords``: as keyword arguments; the payload has to be a map with `str` keys;
+- ``payload``: as one positional argument;
+- ``auto``: as keyword arguments if the payload is such a map, else as one positional argument.
 """
 
 
-def check_arguments(arguments: str) -> None:
-    """Raises `InvalidConfig` unless it is one of `Arguments`."""
-    if arguments not in {"auto", "keywords", "payload"}:
-        raise InvalidConfig(f"arguments is 'auto', 'keywords' or 'payload', not {arguments!r}")
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """A call of a function, to be enqueued."""
+
+    name: str
+    """The name of the function."""
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    queue: str | None
+    """The name of the queue; None if the sink has no setting of its own for it."""
+    options: dict[str, Any]
+    """The options of the queue system for this call."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A function by its name, with arguments."""
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, task: Task, name: str | None, arguments: Arguments, encode: Encode) -> Call:
-        """The call that a merged task stands for.
-
-        Args:
-            name: of the function; None takes the task's type.
-
-        Raises:
-            PayloadError: `encode` has no form for the payload.
-            SinkError: the payload is no map with `str` keys, but is to be passed by keywords.
-        """
-        payload = encode(task.payload)
-        name = name or task.type
-        by_keywords = isinstance(payload, Mapping) and all(isinstance(key, str) for key in payload)
-        if arguments == "keywords" and not by_keywords:
-            raise SinkError(
-                f"the payload of {task.type} is to be passed by keywords, but it is no map with "
-                "str keys"
-            )
-        if by_keywords and arguments != "payload":
-            return cls(name, (), dict(payload))
-        return cls(name, (payload,), {})
-
-
-def check_options(options: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises `InvalidConfig` if a sink was given an option that its queue does not know."""
-    if unknown := sorted(options.keys() - set(known)):
-        raise InvalidConfig(f"unknown option: {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-def options_for(task: Task, defaults: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """What a sink was given, overridden by what `Task.options` asks for; others stay unheeded."""
-    return {**defaults, **{name: task.options[name] for name in known if name in task.options}}
-
-
-def headers_of(task: Task, taken: Collection[str], system: str) -> dict[str, str]:
-    """The headers of a merged task, for a system that keeps things of its own among them.
-
-    Raises:
-        SinkError: a header has one of the names that are `taken`.
-    """
-    if both := sorted(task.headers.keys() & set(taken)):
-        raise SinkError(f"{system} has a use of its own for the header {', '.join(both)}")
-    return dict(task.headers)
-
-
-def headers_as(task: Task, name: str | None) -> dict[str, dict[str, str]]:
-    """The headers of a merged task as one more argument, for a system without a place for them.
+class FunctionCallOptions:
+    """The settings by which a sink converts merged tasks to calls of a function.
 
     Args:
-        name: of the argument; None leaves the headers out.
+        function: the name of the function; None takes the type of the merged task.
+        known: the names of the options that the queue system has.
+        options: the options of all calls. `Task.options` of a merged task overrides them; names
+            there that are not in `known` are ignored.
+        arguments: how the function receives the payload.
+        encode: converts the payload to a value that the queue can serialize.
+        queue: the name of the queue; ``Task.options["queue"]`` overrides it.
+        headers_as: the keyword argument that receives the headers as a dict, for a queue system
+            without a place for headers; None leaves them out.
+
+    Raises:
+        InvalidConfig: `arguments` is none of `Arguments`, or an option is not in `known`.
     """
-    return {name: dict(task.headers)} if name else {}
+
+    function: str | None
+    known: Collection[str]
+    options: Mapping[str, Any]
+    arguments: Arguments
+    encode: Encode
+    queue: str | None = None
+    headers_as: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.arguments not in {"auto", "keywords", "payload"}:
+            raise InvalidConfig(
+                f"arguments is 'auto', 'keywords' or 'payload', not {self.arguments!r}"
+            )
+        if unknown := sorted(self.options.keys() - set(self.known)):
+            raise InvalidConfig(
+                f"unknown option: {', '.join(unknown)}; known: {', '.join(self.known)}"
+            )
+
+    def call(self, task: Task) -> FunctionCall:
+        """The call for a merged task.
+
+        Raises:
+            PayloadError: `encode` can't convert the payload.
+            SinkError: `arguments` is ``keywords`` and the payload is no map with `str` keys.
+        """
+        args, kwargs = self._arguments(task)
+        if self.headers_as:
+            kwargs[self.headers_as] = dict(task.headers)
+        overriding = {name: task.options[name] for name in self.known if name in task.options}
+        return FunctionCall(
+            name=self.function or task.type,
+            args=args,
+            kwargs=kwargs,
+            queue=task.options.get("queue", self.queue),
+            options={**self.options, **overriding},
+        )
+
+    def _arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        payload = self.encode(task.payload)
+        has_names = isinstance(payload, Mapping) and all(isinstance(key, str) for key in payload)
+        if has_names and self.arguments != "payload":
+            return (), dict(payload)
+        if self.arguments == "keywords":
+            raise SinkError(
+                f"the payload of {task.type} is no map with str keys, so it can't be passed as "
+                "keyword arguments; set arguments='payload' to pass it as one argument"
+            )
+        return (payload,), {}
+
+
+def message_headers(task: Task, reserved: Collection[str], system: str) -> dict[str, str]:
+    """The headers of a merged task, for a queue system that keeps its own fields among them.
+
+    Args:
+        task: the merged task.
+        reserved: the names of those fields.
+        system: the name of the queue system, for the error.
+
+    Raises:
+        SinkError: a header has one of the reserved names.
+    """
+    if clashing := sorted(task.headers.keys() & set(reserved)):
+        raise SinkError(
+            f"{system} reserves the header {', '.join(clashing)}; rename it in the merge function"
+        )
+    return dict(task.headers)

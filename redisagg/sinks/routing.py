@@ -1,4 +1,4 @@
-"""Which sink a merged task goes to: always the same, or what a function of the task says."""
+"""The sink of each merged task: one sink for all, or the one that a function returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink, Sink
 from redisagg.task import Task
 
 Route: TypeAlias = Callable[[Task], Sink]
-"""Gives the sink for a merged task; the same object each time, since each is opened once."""
+"""Returns the sink for a merged task; the same object each time, since each is opened once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Router:
         """The sink for a merged task.
 
         Raises:
-            SinkError: the function returned something else.
+            SinkError: the function returned no sink.
         """
         sink = self.sink if isinstance(self.sink, Sink) else self.sink(task)
         if not isinstance(sink, Sink):
@@ -39,18 +39,25 @@ class Router:
         return self._resolved(sink)
 
     def only(self) -> ScriptSink | DeliverySink | None:
-        """The sink of all merged tasks, or None if a function says which."""
+        """The sink of all merged tasks; None if a function returns it."""
         return self._resolved(self.sink) if isinstance(self.sink, Sink) else None
 
     def _resolved(self, sink: Sink) -> ScriptSink | DeliverySink:
         resolved = sink.resolve(clustered=self.clustered)
         if not isinstance(resolved, ScriptSink | DeliverySink):
-            raise SinkError(f"{type(resolved).__name__} is neither a ScriptSink nor a DeliverySink")
+            raise SinkError(
+                f"{type(resolved).__name__} is neither a ScriptSink nor a DeliverySink; "
+                "make it a subclass of one"
+            )
         return resolved
 
 
 def check_sink(sink: object) -> Sink | Route:
-    """Raises `InvalidConfig` unless it is a sink or a function."""
+    """Returns `sink` if it is a sink or a function.
+
+    Raises:
+        InvalidConfig: it is neither.
+    """
     if isinstance(sink, Sink) or (callable(sink) and not isinstance(sink, type)):
         return sink
     raise InvalidConfig(
@@ -68,27 +75,31 @@ class Deliveries:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def sink_of(self, task: Task) -> DeliverySink:
-        """The sink that takes a merged task which no script enqueues.
+        """The sink for a merged task that is to be delivered.
 
         Raises:
-            SinkError: there is none now, although there was when the task was merged.
+            SinkError: the function returned a `ScriptSink`, although it returned another kind
+                when the task was merged.
         """
         sink = self.router.sink_of(task)
         if not isinstance(sink, DeliverySink):
-            raise SinkError("the sink function gave two sinks for one task; it has to give one")
+            raise SinkError(
+                "the sink function returned two sinks for one task; it has to return the same "
+                "object each time"
+            )
         return sink
 
-    async def deliver(self, sink: DeliverySink, batch: MergedTask) -> None:
-        """Delivers one merged task; raises whatever the sink raises."""
+    async def deliver(self, sink: DeliverySink, merged: MergedTask) -> None:
+        """Delivers one merged task; raises the error of the sink."""
         if sink not in self._opened:
             async with self._opening:
-                if sink not in self._opened:  # by another delivery, while this one waited
+                if sink not in self._opened:  # another delivery may have opened it
                     await sink.open(self.context)
                     self._opened.append(sink)
-        await sink.deliver(batch)
+        await sink.deliver(merged)
 
     async def close(self) -> None:
-        """Closes what was opened."""
+        """Closes the sinks that were opened."""
         for sink in self._opened:
             await sink.close()
         self._opened.clear()

@@ -1,8 +1,8 @@
-"""Sinks by URL, for the command line and settings: ``SCHEME://TARGET?OPTION=VALUE&...``.
+"""Sinks by URL, for the command line and for settings: ``SCHEME://TARGET?OPTION=VALUE&...``.
 
-Third parties add schemes through the entry-point group `redisagg.sinks`: the name of the entry
-point is the scheme, and it is a function of a `SinkUrl` that returns a `Sink`, such as a class's
-`from_url`.
+Other packages add schemes through the entry-point group `redisagg.sinks`. The name of the entry
+point is the scheme; the entry point is a function that takes a `SinkUrl` and returns a `Sink`, such
+as the `from_url` of a class.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from redisagg.sinks.base import Sink
 T = TypeVar("T")
 
 _BUILT_IN = {
-    "stream": "redisagg.sinks.redis.stream:StreamSink",
-    "list": "redisagg.sinks.redis.list:ListSink",
-    "asynq": "redisagg.sinks.asynq:AsynqSink",
-    "celery": "redisagg.sinks.queues.celery:CelerySink",
-    "rq": "redisagg.sinks.queues.rq:RQSink",
-    "arq": "redisagg.sinks.queues.arq:ArqSink",
-    "dramatiq": "redisagg.sinks.queues.dramatiq:DramatiqSink",
-    "taskiq": "redisagg.sinks.queues.taskiq:TaskiqSink",
-    "saq": "redisagg.sinks.queues.saq:SAQSink",
-    "huey": "redisagg.sinks.queues.huey:HueySink",
-    "streaq": "redisagg.sinks.queues.streaq:StreaqSink",
-    "bullmq": "redisagg.sinks.queues.bullmq:BullMQSink",
-    "webhook+http": "redisagg.sinks.webhook:WebhookSink",
-    "webhook+https": "redisagg.sinks.webhook:WebhookSink",
+    "stream": "redisagg.sinks:StreamSink",
+    "list": "redisagg.sinks:ListSink",
+    "asynq": "redisagg.sinks:AsynqSink",
+    "celery": "redisagg.sinks:CelerySink",
+    "rq": "redisagg.sinks:RQSink",
+    "arq": "redisagg.sinks:ArqSink",
+    "dramatiq": "redisagg.sinks:DramatiqSink",
+    "taskiq": "redisagg.sinks:TaskiqSink",
+    "saq": "redisagg.sinks:SAQSink",
+    "huey": "redisagg.sinks:HueySink",
+    "streaq": "redisagg.sinks:StreaqSink",
+    "bullmq": "redisagg.sinks:BullMQSink",
+    "webhook+http": "redisagg.sinks:WebhookSink",
+    "webhook+https": "redisagg.sinks:WebhookSink",
 }
+"""The class of each scheme, as MODULE:CLASS."""
 
 
 class SinkUrl:
-    """A URL of a sink, taken apart.
+    """A URL of a sink, split into scheme, target and options.
 
     Args:
         url: the URL.
 
     Raises:
-        InvalidConfig: it is no URL.
+        InvalidConfig: `url` is not a valid URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -52,17 +53,22 @@ class SinkUrl:
             url.encode()  # a lone surrogate can't be part of a key
             parts = urlsplit(url)
         except ValueError as error:
-            raise InvalidConfig(f"{url!r} is no URL: {error}") from None
+            raise InvalidConfig(f"{url!r} is not a valid URL: {error}") from None
         self.scheme = parts.scheme
         self.target = unquote(parts.netloc + parts.path)
-        """What stands between the scheme and the options."""
+        """The part between the scheme and the options."""
         self._options = dict(parse_qsl(parts.query, keep_blank_values=True))
 
     def option(self, name: str, convert: Callable[[str], T], default: Any = None) -> Any:
-        """Takes an option out; `default` if it is not there.
+        """Removes an option from the URL and returns its value, or `default` if it is missing.
+
+        Args:
+            name: the name of the option.
+            convert: converts the text of the option to its value.
+            default: the value if the URL does not have the option.
 
         Raises:
-            InvalidConfig: `convert` raised ValueError for it.
+            InvalidConfig: `convert` raised `ValueError`.
         """
         text = self._options.pop(name, None)
         if text is None:
@@ -70,13 +76,33 @@ class SinkUrl:
         try:
             return convert(text)
         except ValueError:
-            raise InvalidConfig(f"{text!r} is no value for {name} in {self.url!r}") from None
+            raise InvalidConfig(f"{text!r} is no valid value for {name} in {self.url!r}") from None
 
-    def required(self, name: str) -> str:
-        """Takes an option out that has to be there.
+    def given(
+        self, target: str | None = None, /, **converters: Callable[[str], Any]
+    ) -> dict[str, Any]:
+        """Removes options from the URL; returns those that it has as keyword arguments of a sink.
+
+        Args:
+            target: the argument that the target of the URL sets, unless the target is empty.
+            **converters: for the name of each option, the function that converts its text.
 
         Raises:
-            InvalidConfig: it is missing or empty.
+            InvalidConfig: a function raised `ValueError`.
+        """
+        place = {target: self.target} if target and self.target else {}
+        options = {
+            name: self.option(name, convert)
+            for name, convert in converters.items()
+            if name in self._options
+        }
+        return {**place, **options}
+
+    def required(self, name: str) -> str:
+        """Removes an option from the URL and returns its text.
+
+        Raises:
+            InvalidConfig: the option is missing or empty.
         """
         text: str = self.option(name, str, "")
         if not text:
@@ -84,14 +110,17 @@ class SinkUrl:
         return text
 
     def check_all_taken(self) -> None:
-        """Raises `InvalidConfig` if an option is left: nobody knows it."""
+        """Raises `InvalidConfig` if options are left that no method has removed."""
         if self._options:
             unknown = ", ".join(sorted(self._options))
             raise InvalidConfig(f"{self.url!r} has an unknown option: {unknown}")
 
 
 def sink_from_url(url: str) -> Sink:
-    """The sink that a URL names, such as ``stream://email-batches?format=json``.
+    """The sink for a URL, such as ``stream://email-batches?format=json``.
+
+    Args:
+        url: ``SCHEME://TARGET?OPTION=VALUE&...``; docs/sinks lists the schemes.
 
     Raises:
         InvalidConfig: the scheme or an option is unknown, or a value is wrong.
@@ -100,7 +129,9 @@ def sink_from_url(url: str) -> Sink:
     parsed = SinkUrl(url)
     sink = _factory(parsed.scheme, url)(parsed)
     if not isinstance(sink, Sink):
-        raise SinkError(f"the entry point for {parsed.scheme}:// made no Sink but {sink!r}")
+        raise SinkError(
+            f"the entry point for {parsed.scheme}:// returned {sink!r}; it has to return a Sink"
+        )
     parsed.check_all_taken()
     return sink
 
@@ -115,19 +146,22 @@ def _factory(scheme: str, url: str) -> Callable[[SinkUrl], Any]:
             loaded: Callable[[SinkUrl], Any] = entry_point.load()
             return loaded
     known = ", ".join(f"{each}://" for each in sorted(_BUILT_IN))
-    raise InvalidConfig(f"{url!r} names no sink; known are {known} and what plug-ins add")
+    raise InvalidConfig(f"{url!r} names no sink; known are {known} and the schemes of plug-ins")
 
 
-def require(module: str, extra: str) -> Any:
-    """Imports a module that an extra brings.
+def check_url(url: object, expected: str, *others: type) -> None:
+    """Checks an argument that is the URL of a server, or an object in place of one.
+
+    Args:
+        url: the argument.
+        expected: what the sink accepts, for the error, such as ``RQSink takes the URL of a Redis``.
+        *others: the classes of the objects that it accepts instead.
 
     Raises:
-        SinkError: it is not installed; says which extra to install.
+        InvalidConfig: `url` is neither a `str` that is not empty nor of one of `others`.
     """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise SinkError(
-            f"this sink needs the package {module.partition('.')[0]!r}: "
-            f"pip install 'redisagg[{extra}]'"
-        ) from error
+    if isinstance(url, str):
+        if not url:
+            raise InvalidConfig(f"{expected}, not an empty str")
+    elif not isinstance(url, others):
+        raise InvalidConfig(f"{expected}, not {type(url).__name__}")

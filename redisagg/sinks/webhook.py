@@ -24,7 +24,8 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_json
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.extras import require
+from redisagg.sinks.urls import SinkUrl
 from redisagg.task import Task
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -151,19 +152,19 @@ class WebhookSink(DeliverySink):
         await self._client.aclose()
         self._client = self._slots = None
 
-    async def deliver(self, batch: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> None:
         assert self._slots is not None
-        made = event(batch, self._source)
+        made = event(merged, self._source)
         body = to_json(made).encode()
         headers = {
             "content-type": CONTENT_TYPE,
-            "idempotency-key": batch.batch_id,
+            "idempotency-key": merged.batch_id,
             **_tracing(made),
         }
         # Waiting for its turn must not count: a slow receiver would fail those behind.
         async with self._slots:
             try:
-                signed = {**headers, **self._signature(batch.batch_id, body)}
+                signed = {**headers, **self._signature(merged.batch_id, body)}
                 await asyncio.wait_for(self._post(body, signed), self.timeout)
             except asyncio.TimeoutError:
                 raise SinkError(f"the receiver gave no answer within {self.timeout:g} s") from None
@@ -195,7 +196,7 @@ class WebhookSink(DeliverySink):
         }
 
 
-def event(batch: MergedTask, source: str) -> dict[str, Any]:
+def event(merged: MergedTask, source: str) -> dict[str, Any]:
     """The CloudEvent for a merged task: the same for the same batch, whenever it is made.
 
     Raises:
@@ -203,14 +204,14 @@ def event(batch: MergedTask, source: str) -> dict[str, Any]:
     """
     return {
         "specversion": "1.0",
-        "id": batch.batch_id,
+        "id": merged.batch_id,
         "source": source,
-        "type": _allowed(batch.task.type),
-        "subject": _allowed(batch.group),
-        "redisaggcount": batch.count,
-        **_attributes(batch.task),
+        "type": _allowed(merged.task.type),
+        "subject": _allowed(merged.group),
+        "redisaggcount": merged.count,
+        **_attributes(merged.task),
         "datacontenttype": "application/json",
-        "data": batch.task.payload,
+        "data": merged.task.payload,
     }
 
 

@@ -105,53 +105,53 @@ class AsynqSink(ScriptSink):
     def commit_keys(self, slot: str | None) -> Sequence[bytes]:
         return (keys.QUEUES,)
 
-    def entry_keys(self, batch: MergedTask) -> Sequence[bytes]:
-        options = self._options.overridden(batch.task.options)
-        task = keys.task(options.queue, batch.batch_id)
-        unique = self._unique_key(batch, options).encode() or task
+    def entry_keys(self, merged: MergedTask) -> Sequence[bytes]:
+        options = self._options.overridden(merged.task.options)
+        task = keys.task(options.queue, merged.batch_id)
+        unique = self._unique_key(merged, options).encode() or task
         return task, keys.pending(options.queue), keys.scheduled(options.queue), unique
 
-    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
+    def arguments(self, merged: MergedTask) -> Sequence[bytes]:
         """The arguments of a task for lua/includes/asynq.lua.
 
         Raises:
             InvalidTask: an option of the merged task is out of range or of the wrong type.
             PayloadError: the payload has no form in JSON, or `encode` did not return bytes.
         """
-        task, options = batch.task, self._options.overridden(batch.task.options)
+        task, options = merged.task, self._options.overridden(merged.task.options)
         if not task.type.strip():
             raise InvalidTask("Asynq takes no task with a blank type")
         message = TaskMessage(
             type=task.type,
-            payload=self._payload(batch),
-            id=batch.batch_id,
+            payload=self._payload(merged),
+            id=merged.batch_id,
             queue=options.queue,
             retry=options.max_retry,
             timeout=options.timeout_seconds,
             deadline=options.deadline_at,
-            unique_key=self._unique_key(batch, options),
+            unique_key=self._unique_key(merged, options),
             retention=options.retention_seconds,
             headers=task.headers,
         )
         return (
             options.queue.encode(),
-            batch.batch_id.encode(),
+            merged.batch_id.encode(),
             encode_message(message),
             b"%d" % options.unique_seconds if options.unique_ttl else b"",
             *options.schedule(),
         )
 
-    def queue_of(self, batch: MergedTask) -> str:
+    def queue_of(self, merged: MergedTask) -> str:
         """The name of the queue that a merged task goes to."""
-        return self._options.overridden(batch.task.options).queue
+        return self._options.overridden(merged.task.options).queue
 
-    def _unique_key(self, batch: MergedTask, options: AsynqOptions) -> str:
+    def _unique_key(self, merged: MergedTask, options: AsynqOptions) -> str:
         if options.unique_ttl is None:
             return ""
-        return keys.unique(options.queue, batch.task.type, self._payload(batch))
+        return keys.unique(options.queue, merged.task.type, self._payload(merged))
 
-    def _payload(self, batch: MergedTask) -> bytes:
-        payload = self._encode(batch.task.payload)
+    def _payload(self, merged: MergedTask) -> bytes:
+        payload = self._encode(merged.task.payload)
         if not isinstance(payload, bytes):
             raise PayloadError(f"encode returned {type(payload).__name__}; return bytes")
         return payload
@@ -169,15 +169,15 @@ class _AsynqDelivery(DeliverySink):
     async def open(self, context: SinkContext) -> None:
         self._transport = context.transport
 
-    async def deliver(self, batch: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> None:
         if self._transport is None:
             raise SinkError("the sink is not open")
         sink = self._sink
         replies = await self._transport.exchange(
             [
                 # As Asynq's client does: no step of ours depends on it, and it can be repeated.
-                command("SADD", keys.QUEUES, sink.queue_of(batch)),
-                call("enqueue_asynq", sink.entry_keys(batch), *sink.arguments(batch)),
+                command("SADD", keys.QUEUES, sink.queue_of(merged)),
+                call("enqueue_asynq", sink.entry_keys(merged), *sink.arguments(merged)),
             ]
         )
         for reply in replies:

@@ -8,41 +8,35 @@ from typing import Any
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_builtin
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    headers_as,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 
 OPTIONS = ("queue_name", "defer_until", "defer_by", "expires", "job_try")
 """The arguments of arq's `enqueue_job`, without their underscore, that a sink and `Task.options`
 can set."""
 
-_TAKEN = {"function", "self", "_job_id", *(f"_{name}" for name in OPTIONS)}
+_RESERVED = {"function", "self", "_job_id", *(f"_{name}" for name in OPTIONS)}
+"""The arguments of `enqueue_job`, which the function can't receive by keyword."""
 
 
 class ArqSink(DeliverySink):
     """Enqueues merged tasks for arq workers, with the batch id as the job id.
 
-    arq refuses an id while it knows a job by it: while the job waits or runs (a day unless
-    ``expires`` is set), then for the worker's ``keep_result`` (an hour unless set). A batch that is
-    enqueued again within that time, because a flusher died before it removed it, is enqueued once.
+    arq refuses an id while it keeps the job or its result: while the job waits or runs (at most a
+    day unless ``expires`` is set), then for the worker's ``keep_result`` (an hour by default). A
+    batch that is enqueued again within that time, because a flusher died before it removed the
+    batch, is enqueued once.
 
     Args:
         redis: the URL of the Redis that the workers use, or an `arq.connections.RedisSettings`.
-        function: the name of the arq function; None takes the merged task's type.
+        function: the name of the arq function; None takes the type of the merged task.
         queue: the workers' queue; None takes arq's own default, ``arq:queue``.
-        headers_as: the argument by which the function gets the headers, as a dict; arq has no
-            place for them. None leaves them out.
-        job_serializer: as the workers have it in ``job_deserializer``; None takes pickle.
-        arguments: how the function gets the payload, see `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what the serializer takes; by default into builtins and the
-            standard library's dates, UUIDs and so on.
+        headers_as: the keyword argument by which the function receives the headers as a dict,
+            since arq has no place for them; None leaves them out.
+        job_serializer: the inverse of the workers' ``job_deserializer``; None takes pickle.
+        arguments: how the function receives the payload, see `Arguments`.
+        encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
         **options: further arguments of `enqueue_job` for all jobs, see `OPTIONS`.
 
     Raises:
@@ -62,23 +56,18 @@ class ArqSink(DeliverySink):
         encode: Encode = to_builtin,
         **options: Any,
     ) -> None:
-        arq = require("arq.connections", "arq")
+        kind = require("arq.connections", "arq").RedisSettings
+        check_url(redis, "ArqSink takes the URL of a Redis or RedisSettings", kind)
         try:
-            self.redis = arq.RedisSettings.from_dsn(redis) if isinstance(redis, str) else redis
+            self._redis = kind.from_dsn(redis) if isinstance(redis, str) else redis
         except (RuntimeError, ValueError) as error:
             raise InvalidConfig(f"ArqSink takes the URL of a Redis: {error}") from error
-        if not isinstance(self.redis, arq.RedisSettings):
-            raise InvalidConfig(
-                f"ArqSink takes the URL of a Redis or RedisSettings, not {type(redis).__name__}"
-            )
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.function = function
-        self.headers_as = headers_as
-        self.job_serializer = job_serializer
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options | ({"queue_name": queue} if queue else {})
+        if queue:
+            options["queue_name"] = queue
+        self._calls = FunctionCallOptions(
+            function, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
+        )
+        self._job_serializer = job_serializer
         self._pool: Any = None
 
     @classmethod
@@ -88,31 +77,26 @@ class ArqSink(DeliverySink):
         An empty QUEUE is arq's own default.
         """
         return cls(
-            url.required("redis"),
-            function=url.option("function", str),
-            queue=url.target or None,
-            headers_as=url.option("headers_as", str),
-            arguments=url.option("arguments", str, "auto"),
+            url.required("redis"), **url.given("queue", arguments=str, function=str, headers_as=str)
         )
 
     async def open(self, context: SinkContext) -> None:
         create_pool = require("arq.connections", "arq").create_pool
-        self._pool = await create_pool(self.redis, job_serializer=self.job_serializer)
+        self._pool = await create_pool(self._redis, job_serializer=self._job_serializer)
 
     async def close(self) -> None:
         await self._pool.aclose()
         self._pool = None
 
-    async def deliver(self, batch: MergedTask) -> None:
-        call = Call.of(batch.task, self.function, self.arguments, self.encode)
-        if taken := sorted(_TAKEN & call.kwargs.keys()):
-            raise SinkError(f"arq takes {', '.join(taken)} for itself; use arguments='payload'")
-        options = options_for(batch.task, self.options, OPTIONS)
-        # None for an id that is known: an earlier flusher got this far and no further.
+    async def deliver(self, merged: MergedTask) -> None:
+        call = self._calls.call(merged.task)
+        if clashing := sorted(_RESERVED & call.kwargs.keys()):
+            raise SinkError(f"arq reserves {', '.join(clashing)}; use arguments='payload'")
+        # None is returned for a known id: an earlier flusher died after it enqueued this batch.
         await self._pool.enqueue_job(
             call.name,
             *call.args,
-            _job_id=batch.batch_id,
-            **{f"_{name}": value for name, value in options.items()},
-            **{**call.kwargs, **headers_as(batch.task, self.headers_as)},
+            _job_id=merged.batch_id,
+            **{f"_{name}": value for name, value in call.options.items()},
+            **call.kwargs,
         )

@@ -7,9 +7,10 @@ from typing import Any
 
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_plain
-from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext, option
-from redisagg.sinks.function_calls import Encode, check_options, headers_as, options_for
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Encode, FunctionCall, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 from redisagg.task import Task
 
 OPTIONS = (
@@ -19,25 +20,25 @@ OPTIONS = (
 """The options of a BullMQ job that a sink and `Task.options` can set; times in ms."""
 
 _TRACE_CONTEXT = "tm"
-"""What BullMQ calls a job's `telemetry.metadata` where it stores it: `optsFromJSON` in job.ts."""
+"""The name under which BullMQ stores a job's `telemetry.metadata`, see `optsFromJSON` in job.ts."""
 
 
 class BullMQSink(DeliverySink):
     """Adds merged tasks to a BullMQ queue, with the batch id as the job id.
 
-    BullMQ adds no job under an id that it knows: while the job waits, is delayed or runs, and then
-    for as long as it keeps it, which is for ever unless ``removeOnComplete`` (of the job, or of
-    the worker) or ``removeOnFail`` says otherwise. A batch that is added again within that time,
-    because a flusher died before it removed it, is added once.
+    BullMQ refuses an id while it keeps the job: while the job waits, is delayed or runs, and then
+    for ever, unless ``removeOnComplete`` (of the job, or of the worker) or ``removeOnFail`` limits
+    that. A batch that is added again within that time, because a flusher died before it removed
+    the batch, is added once.
 
     Args:
         redis: the URL of the Redis that the workers use.
         queue: the name of the queue; ``Task.options["queue"]`` overrides it.
-        name: the name of the jobs; None takes the merged task's type.
-        prefix: of all keys, as the workers have it.
-        headers_as: the member of the job's data that gets the headers, as an object; BullMQ has no
-            place for them. None leaves them out.
-        encode: turns the payload into what JSON knows.
+        name: the name of the jobs; None takes the type of the merged task.
+        prefix: the prefix of all keys, as the workers have it.
+        headers_as: the member of the job's data that receives the headers as an object, since
+            BullMQ has no place for them; None leaves them out.
+        encode: converts the payload to the types of JSON.
         **options: options of all jobs, see `OPTIONS`.
 
     Raises:
@@ -57,30 +58,22 @@ class BullMQSink(DeliverySink):
         **options: Any,
     ) -> None:
         require("bullmq", "bullmq")
-        if not isinstance(redis, str) or not redis:
-            raise InvalidConfig(f"BullMQSink takes the URL of a Redis, not {redis!r}")
+        check_url(redis, "BullMQSink takes the URL of a Redis")
         if not _is_queue(queue):
-            raise InvalidConfig(f"the name of a queue is a str without ':', not {queue!r}")
-        check_options(options, OPTIONS)
-        self.redis = redis
-        self.queue = queue
-        self.name = name
-        self.prefix = prefix
-        self.headers_as = headers_as
-        self.encode = encode
-        self.options = options
+            raise InvalidConfig(_NO_QUEUE.format(queue))
+        # A job has one value as its data, so the payload is never passed by keywords.
+        self._calls = FunctionCallOptions(
+            *(name, OPTIONS, options, "payload", encode), queue=queue, headers_as=headers_as
+        )
+        self._redis = redis
+        self._prefix = prefix
         self._queues: dict[str, Any] = {}
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> BullMQSink:
         """``bullmq://QUEUE?redis=redis://HOST:6379/0&name=NAME&prefix=bull&headers_as=NAME``"""
-        return cls(
-            url.required("redis"),
-            url.target,
-            name=url.option("name", str),
-            prefix=url.option("prefix", str, "bull"),
-            headers_as=url.option("headers_as", str),
-        )
+        settings = url.given(name=str, prefix=str, headers_as=str)
+        return cls(url.required("redis"), url.target, **settings)
 
     async def open(self, context: SinkContext) -> None:
         self._queues = {}  # each is made, with a connection of its own, when it is first used
@@ -90,42 +83,44 @@ class BullMQSink(DeliverySink):
             await queue.close()
         self._queues = {}
 
-    async def deliver(self, batch: MergedTask) -> None:
-        task = batch.task
-        # For an id that is known nothing is added: an earlier flusher got this far and no further.
-        await self._queue(option(task, "queue", self.queue)).add(
-            self.name or task.type,
-            self._data(task),
-            {
-                **_trace_context(task),
-                **options_for(task, self.options, OPTIONS),
-                "jobId": batch.batch_id,
-            },
-        )
+    async def deliver(self, merged: MergedTask) -> None:
+        call = self._calls.call(merged.task)
+        options = {**_trace_context(merged.task), **call.options, "jobId": merged.batch_id}
+        # Adds nothing if the id is known: an earlier flusher died after it added this batch.
+        await self._queue(call.queue).add(call.name, _data(call, merged.task.type), options)
 
-    def _queue(self, name: Any) -> Any:
-        if not _is_queue(name):
-            raise SinkError(f"the name of a queue is a str without ':', not {name!r}")
+    def _queue(self, name: object) -> Any:
+        if not isinstance(name, str) or not _is_queue(name):
+            raise SinkError(_NO_QUEUE.format(name))
         if name not in self._queues:
             make = require("bullmq", "bullmq").Queue
-            self._queues[name] = make(name, {"connection": self.redis, "prefix": self.prefix})
+            self._queues[name] = make(name, {"connection": self._redis, "prefix": self._prefix})
         return self._queues[name]
 
-    def _data(self, task: Task) -> Any:
-        data = self.encode(task.payload)
-        if self.headers_as is None:
-            return data
-        if not isinstance(data, dict) or self.headers_as in data:
-            raise SinkError(f"the payload of {task.type} has no place for headers_as")
-        return {**data, **headers_as(task, self.headers_as)}
+
+_NO_QUEUE = "the name of a queue is a str without ':', not {!r}"
 
 
 def _is_queue(name: object) -> bool:
-    return isinstance(name, str) and bool(name) and ":" not in name  # what BullMQ itself asks for
+    """Whether BullMQ accepts the name of a queue."""
+    return isinstance(name, str) and bool(name) and ":" not in name
+
+
+def _data(call: FunctionCall, type: str) -> Any:
+    """The data of a job: the payload, with the headers as one more member of it."""
+    [payload] = call.args
+    if not call.kwargs:
+        return payload
+    if not isinstance(payload, dict) or payload.keys() & call.kwargs.keys():
+        raise SinkError(
+            f"headers_as needs a payload that is a map without the key {', '.join(call.kwargs)}; "
+            f"that of {type} is not"
+        )
+    return {**payload, **call.kwargs}
 
 
 def _trace_context(task: Task) -> dict[str, str]:
-    """The trace context as BullMQ's OpenTelemetry keeps it: a carrier in JSON."""
+    """The trace context in the form of BullMQ's OpenTelemetry: a carrier in JSON."""
     names = ("traceparent", "tracestate")
     carrier = {name: task.headers[name] for name in names if name in task.headers}
     return {_TRACE_CONTEXT: json.dumps(carrier)} if carrier else {}

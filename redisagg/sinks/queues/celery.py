@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    headers_of,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions, message_headers
+from redisagg.sinks.urls import SinkUrl, check_url
 from redisagg.task import Task
 
 OPTIONS = (
@@ -30,18 +22,16 @@ OPTIONS = (
 class CelerySink(BlockingSink):
     """Sends merged tasks to Celery workers, at least once, with the batch id as the task id.
 
-    Celery does not look for an id that it has seen: a flusher that dies between the send and the
-    removal of the batch leaves it to be sent again, with the same id.
+    Celery does not check ids: a batch whose flusher dies between the send and the removal of the
+    batch is sent again, with the same id.
 
     Args:
         app: the URL of a broker, or a `celery.Celery` whose broker, routes and serializer are
             used. With ``executor="process"`` the app has to be importable.
-        task: the name of the Celery task; None takes the merged task's type.
-        queue: None leaves it to Celery's routes.
-        arguments: how the Celery task gets the payload, see
-            `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what Celery's serializer takes; by default into what JSON
-            knows.
+        task: the name of the Celery task; None takes the type of the merged task.
+        queue: the name of the queue; None leaves the choice to Celery's routes.
+        arguments: how the Celery task receives the payload, see `Arguments`.
+        encode: converts the payload for Celery's serializer; default `redisagg.payload.to_plain`.
         **options: further arguments of `send_task` for all tasks, see `OPTIONS`.
 
     Raises:
@@ -59,74 +49,62 @@ class CelerySink(BlockingSink):
         encode: Encode = to_plain,
         **options: Any,
     ) -> None:
-        celery = require("celery", "celery")
-        if not isinstance(app, celery.Celery) and not (isinstance(app, str) and app):
-            raise InvalidConfig(f"CelerySink takes an app or the URL of a broker, not {app!r}")
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.app = app
-        self.task = task
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options | ({"queue": queue} if queue else {})
+        kind = require("celery", "celery").Celery
+        check_url(app, "CelerySink takes an app or the URL of a broker", kind)
+        if queue:
+            options["queue"] = queue
+        self._calls = FunctionCallOptions(
+            task, OPTIONS, options, arguments=arguments, encode=encode
+        )
+        self._app = app
         self._sender: Any = None
-        self._zero_goes_first = False
+        self._zero_is_first = False
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> CelerySink:
         """``celery://QUEUE?broker=redis://HOST:6379/0&task=NAME&arguments=auto``
 
-        An empty QUEUE leaves it to Celery's routes.
+        An empty QUEUE leaves the choice to Celery's routes.
         """
-        return cls(
-            url.required("broker"),
-            task=url.option("task", str),
-            queue=url.target or None,
-            arguments=url.option("arguments", str, "auto"),
-        )
+        return cls(url.required("broker"), **url.given("queue", arguments=str, task=str))
 
     async def open(self, context: SinkContext) -> None:
-        celery = require("celery", "celery")
-        # An app of ours must not become the current one: that is the user's.
-        self._sender = (
-            celery.Celery("redisagg", broker=self.app, set_as_current=False)
-            if isinstance(self.app, str)
-            else self.app
-        )
-        # Asking for it connects to nothing yet.
+        self._sender = self._app
+        if isinstance(self._app, str):
+            make = require("celery", "celery").Celery
+            # The current app of the process stays that of the user.
+            self._sender = make("redisagg", broker=self._app, set_as_current=False)
+        # This makes no connection yet.
         transport = self._sender.connection_for_write().transport
-        self._zero_goes_first = transport.driver_type == "redis"
+        self._zero_is_first = transport.driver_type == "redis"
 
     async def close(self) -> None:
-        # Connections stay: kombu shares them by URL with every other app of this process.
-        if self._sender is not self.app:
+        # Connections stay open: kombu shares them, by URL, with all other apps of the process.
+        if self._sender is not self._app:
             self._sender.close()
         self._sender = None
 
-    def deliver_blocking(self, batch: MergedTask) -> None:
-        call = Call.of(batch.task, self.task, self.arguments, self.encode)
+    def deliver_blocking(self, merged: MergedTask) -> None:
+        call = self._calls.call(merged.task)
         self._sender.send_task(
             call.name,
             args=call.args,
             kwargs=call.kwargs,
-            task_id=batch.batch_id,
-            headers=_headers(batch.task),
-            **{
-                **self._priority(batch.task),
-                **options_for(batch.task, self.options, OPTIONS),
-            },
+            task_id=merged.batch_id,
+            headers=_headers(merged.task),
+            **{**self._priority(merged.task), **call.options},
         )
 
     def _priority(self, task: Task) -> dict[str, int]:
-        """The priority on the broker's scale of 0 to 9, where a message without one counts as 0."""
+        """The priority on the broker's scale of 0 to 9, where 0 is the default."""
         if task.priority == 0:
             return {}
-        priority = -task.priority if self._zero_goes_first else task.priority
+        priority = -task.priority if self._zero_is_first else task.priority
         return {"priority": min(max(priority, 0), 9)}
 
 
 def _headers(task: Task) -> dict[str, str]:
-    """The headers of a message; Celery itself keeps the call among them."""
+    """The headers of a message; Celery keeps the fields of the call among them."""
     context = require("celery.app.task", "celery").Context
-    own = {*vars(context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
-    return headers_of(task, own, "Celery")
+    reserved = {*vars(context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
+    return message_headers(task, reserved, "Celery")

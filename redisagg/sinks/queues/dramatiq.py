@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
-from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext, option
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 from redisagg.task import Task
 
 OPTIONS = (
@@ -24,24 +17,22 @@ OPTIONS = (
 )
 """The options of a Dramatiq message that a sink and `Task.options` can set; times in ms."""
 
-_MOST_PRIORITY = 255  # RabbitMQ's
+_MAX_PRIORITY = 255  # of RabbitMQ
 
 
 class DramatiqSink(BlockingSink):
     """Sends merged tasks to Dramatiq workers, at least once, with the batch id as the message id.
 
-    Dramatiq does not look for an id that it has seen: a flusher that dies between the send and the
-    removal of the batch leaves it to be sent again, with the same id.
+    Dramatiq does not check ids: a batch whose flusher dies between the send and the removal of the
+    batch is sent again, with the same id.
 
     Args:
         broker: the URL of a Redis, or a `dramatiq.Broker` of any kind.
-        actor: the name of the actor; None takes the merged task's type.
+        actor: the name of the actor; None takes the type of the merged task.
         queue: the name of the queue; ``Task.options["queue"]`` overrides it.
-        namespace: the prefix of the keys, as the workers' `RedisBroker` has it; a broker that is
-            passed has its own.
-        arguments: how the actor gets the payload, see `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what Dramatiq's encoder takes; by default into what JSON
-            knows.
+        namespace: for a URL, the prefix of the keys, as the workers' `RedisBroker` has it.
+        arguments: how the actor receives the payload, see `Arguments`.
+        encode: converts the payload for Dramatiq's encoder; default `redisagg.payload.to_plain`.
         **options: options of all messages, see `OPTIONS`.
 
     Raises:
@@ -60,20 +51,13 @@ class DramatiqSink(BlockingSink):
         encode: Encode = to_plain,
         **options: Any,
     ) -> None:
-        dramatiq = require("dramatiq", "dramatiq")
-        if not isinstance(broker, dramatiq.Broker) and not (isinstance(broker, str) and broker):
-            raise InvalidConfig(
-                f"DramatiqSink takes the URL of a Redis or a broker, not {type(broker).__name__}"
-            )
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.broker = broker
-        self.actor = actor
-        self.queue = queue
-        self.namespace = namespace
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options
+        kind = require("dramatiq", "dramatiq").Broker
+        check_url(broker, "DramatiqSink takes the URL of a Redis or a broker", kind)
+        self._broker = broker
+        self._namespace = namespace
+        self._calls = FunctionCallOptions(
+            actor, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
+        )
         self._sender: Any = None
         self._client: Any = None
 
@@ -84,22 +68,18 @@ class DramatiqSink(BlockingSink):
         An empty QUEUE is Dramatiq's own default, ``default``.
         """
         return cls(
-            url.required("redis"),
-            actor=url.option("actor", str),
-            queue=url.target or "default",
-            namespace=url.option("namespace", str, "dramatiq"),
-            arguments=url.option("arguments", str, "auto"),
+            url.required("redis"), **url.given("queue", arguments=str, actor=str, namespace=str)
         )
 
     async def open(self, context: SinkContext) -> None:
-        if not isinstance(self.broker, str):
-            self._sender = self.broker
+        if not isinstance(self._broker, str):
+            self._sender = self._broker
             return
         brokers = require("dramatiq.brokers.redis", "dramatiq")
-        self._client = require("redis", "dramatiq").Redis.from_url(self.broker)
-        # Middleware is for workers, except what the user's own broker may have.
+        self._client = require("redis", "dramatiq").Redis.from_url(self._broker)
+        # Middleware is for workers; a user's own broker may have some for producers.
         self._sender = brokers.RedisBroker(
-            client=self._client, namespace=self.namespace, middleware=[]
+            client=self._client, namespace=self._namespace, middleware=[]
         )
 
     async def close(self) -> None:
@@ -107,29 +87,25 @@ class DramatiqSink(BlockingSink):
             self._client.close()
         self._sender = self._client = None
 
-    def deliver_blocking(self, batch: MergedTask) -> None:
-        task = batch.task
-        call = Call.of(task, self.actor, self.arguments, self.encode)
+    def deliver_blocking(self, merged: MergedTask) -> None:
+        task = merged.task
+        call = self._calls.call(task)
         message = require("dramatiq", "dramatiq").Message(
-            queue_name=option(task, "queue", self.queue),
+            queue_name=call.queue,
             actor_name=call.name,
             args=call.args,
-            kwargs=dict(call.kwargs),
-            options={
-                **_headers(task),
-                **_priority(task),
-                **options_for(task, self.options, OPTIONS),
-            },
-            message_id=batch.batch_id,
+            kwargs=call.kwargs,
+            options={**_headers(task), **_priority(task), **call.options},
+            message_id=merged.batch_id,
         )
-        self._sender.enqueue(message, delay=option(task, "delay", None))
+        self._sender.enqueue(message, delay=task.options.get("delay"))
 
 
 def _headers(task: Task) -> dict[str, dict[str, str]]:
-    """The headers as one option, out of the way of the middleware's own."""
+    """The headers as one option, since Dramatiq's middleware has options of its own."""
     return {"headers": dict(task.headers)} if task.headers else {}
 
 
 def _priority(task: Task) -> dict[str, int]:
-    """The priority as RabbitMQ has it, where a message without one counts as 0."""
-    return {"broker_priority": min(task.priority, _MOST_PRIORITY)} if task.priority > 0 else {}
+    """The priority for RabbitMQ, where 0 is the lowest and the default."""
+    return {"broker_priority": min(task.priority, _MAX_PRIORITY)} if task.priority > 0 else {}

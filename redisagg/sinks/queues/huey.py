@@ -8,17 +8,10 @@ from typing import Any
 from redisagg.durations import Duration, to_ms, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin
-from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext, option
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    headers_as,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCall, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 from redisagg.task import Task
 
 OPTIONS = ("priority", "retries", "retry_delay", "retry_backoff", "eta", "expires", "timeout")
@@ -31,25 +24,23 @@ _KINDS = {"list": "RedisHuey", "priority": "PriorityRedisHuey"}
 class HueySink(BlockingSink):
     """Enqueues merged tasks for Huey consumers, with the batch id as the task id.
 
-    Huey does not look for an id that it has seen. In Redis the sink writes a key of its own with
-    each message, in one transaction, and enqueues nothing while that key is there: a batch that is
-    enqueued again within `remember`, because a flusher died before it removed it, is enqueued once.
-    With Huey's other storages it is enqueued again, with the same id.
+    Huey does not check ids. In Redis the sink writes a key of its own with each message, in one
+    transaction, and enqueues nothing while that key exists: a batch that is enqueued again within
+    `remember`, because a flusher died before it removed the batch, is enqueued once. In Huey's
+    other storages the batch is enqueued again, with the same id.
 
     Args:
         huey: the URL of the Redis that the consumers use, or a `huey.Huey` whose storage and
             serializer are used.
-        task: the consumers' name of the task, such as ``"app.tasks.digest"``; None takes the
-            merged task's type.
+        task: the consumers' name of the task, such as ``"app.tasks.digest"``; None takes the type
+            of the merged task.
         name: for a URL, the name of the consumers' Huey.
-        kind: for a URL, what Huey the consumers have: ``"list"`` (`RedisHuey`, `RedisExpireHuey`)
-            or ``"priority"`` (`PriorityRedisHuey`, `PriorityRedisExpireHuey`).
-        remember: how long an id is refused after it was enqueued.
-        headers_as: the argument by which the task gets the headers, as a dict; Huey has no place
-            for them. None leaves them out.
-        arguments: how the task gets the payload, see `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what the serializer takes; by default into builtins and the
-            standard library's dates, UUIDs and so on.
+        kind: for a URL, the class of the consumers' Huey: ``"list"`` (`RedisHuey`,
+            `RedisExpireHuey`) or ``"priority"`` (`PriorityRedisHuey`, `PriorityRedisExpireHuey`).
+        remember: seconds (or a `timedelta`) in which an enqueued id is refused.
+        headers_as: the keyword argument that receives the headers, see `FunctionCallOptions`.
+        arguments: how the task receives the payload, see `Arguments`.
+        encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
         **options: fields of all messages, see `OPTIONS`.
 
     Raises:
@@ -70,27 +61,22 @@ class HueySink(BlockingSink):
         encode: Encode = to_builtin,
         **options: Any,
     ) -> None:
-        known = require("huey", "huey").Huey
-        if not isinstance(huey, known) and not (isinstance(huey, str) and huey):
+        huey_class = require("huey", "huey").Huey
+        check_url(huey, "HueySink takes the URL of a Redis or a Huey", huey_class)
+        if isinstance(huey, huey_class) and huey.immediate:
             raise InvalidConfig(
-                f"HueySink takes the URL of a Redis or a Huey, not {type(huey).__name__}"
+                "a Huey in immediate mode has no queue; give one with immediate=False"
             )
-        if isinstance(huey, known) and huey.immediate:
-            raise InvalidConfig("a Huey in immediate mode has no queue")
         if kind not in _KINDS:
             raise InvalidConfig(f"kind is 'list' or 'priority', not {kind!r}")
         to_seconds(remember, "remember", InvalidConfig)
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.huey = huey
-        self.task = task
-        self.name = name
-        self.kind = kind
-        self.remember = remember
-        self.headers_as = headers_as
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options
+        self._calls = FunctionCallOptions(
+            task, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
+        )
+        self._huey = huey
+        self._name = name
+        self._kind = kind
+        self._remember = remember
         self._sender: Any = None
 
     @classmethod
@@ -99,71 +85,69 @@ class HueySink(BlockingSink):
 
         An empty NAME is Huey's own default, ``huey``; ``remember=3600`` is in seconds.
         """
-        return cls(
-            url.required("redis"),
-            task=url.option("task", str),
-            name=url.target or "huey",
-            kind=url.option("kind", str, "list"),
-            remember=url.option("remember", float, 3600),
-            headers_as=url.option("headers_as", str),
-            arguments=url.option("arguments", str, "auto"),
+        settings = url.given(
+            "name", arguments=str, task=str, kind=str, remember=float, headers_as=str
         )
+        return cls(url.required("redis"), **settings)
 
     async def open(self, context: SinkContext) -> None:
-        self._sender = self.huey
-        if isinstance(self.huey, str):
-            make = getattr(require("huey", "huey"), _KINDS[self.kind])
-            self._sender = make(self.name, url=self.huey)
+        self._sender = self._huey
+        if isinstance(self._huey, str):
+            make = getattr(require("huey", "huey"), _KINDS[self._kind])
+            self._sender = make(self._name, url=self._huey)
 
     async def close(self) -> None:
         sender, self._sender = self._sender, None
-        if sender is not None and sender is not self.huey:
+        if sender is not None and sender is not self._huey:
             sender.storage.conn.close()
 
-    def deliver_blocking(self, batch: MergedTask) -> None:
-        task = batch.task
-        call = Call.of(task, self.task, self.arguments, self.encode)
-        message = self._message(batch.batch_id, task, call)
+    def deliver_blocking(self, merged: MergedTask) -> None:
+        message = self._message(merged)
         data = self._sender.serializer.serialize(message)
         storage = self._sender.storage
         if not isinstance(storage, require("huey.storage", "huey").RedisStorage):
             storage.enqueue(data, message.priority)
             return
-        seen = f"redisagg:huey:{storage.name}:{batch.batch_id}"
+        seen = f"redisagg:huey:{storage.name}:{merged.batch_id}"
 
         def enqueue(transaction: Any) -> None:
             if transaction.exists(seen):
-                return  # an earlier flusher got this far and no further
+                return  # an earlier flusher died after it enqueued this batch
             transaction.multi()
-            transaction.set(seen, b"", px=to_ms(self.remember))
-            # Huey's own way to enqueue, whatever it is, becomes part of the transaction.
+            transaction.set(seen, b"", px=to_ms(self._remember))
+            # The storage's own enqueue, with the transaction as its connection.
             sender = copy.copy(storage)
             sender.conn = transaction
             sender.enqueue(data, message.priority)
 
         storage.conn.transaction(enqueue, seen)
 
-    def _message(self, batch_id: str, task: Task, call: Call) -> Any:
-        """What Huey's registry would make of a task; fields left out take the consumer's defaults.
+    def _message(self, merged: MergedTask) -> Any:
+        """The message that Huey's registry would make of a task.
 
-        (A task made by the registry of a producer would have that producer's own defaults, and a
-        producer has to have the task's function.)
+        The registry itself needs the function of the task, and would set the defaults of the
+        producer's decorator. Fields that this message leaves out take the consumer's defaults.
         """
+        task, call = merged.task, self._calls.call(merged.task)
+        return require("huey.registry", "huey").Message(
+            id=merged.batch_id,
+            name=call.name,
+            args=call.args,
+            kwargs=call.kwargs,
+            **self._fields(task, call),
+        )
+
+    def _fields(self, task: Task, call: FunctionCall) -> dict[str, Any]:
+        """The fields of a message besides the call."""
         utils = require("huey.utils", "huey")
         utc = self._sender.utc
-        fields = options_for(task, self.options, OPTIONS)
+        fields = dict(call.options)
         if task.priority and self._sender.storage.priority:
-            fields = {"priority": task.priority, **fields}
+            fields.setdefault("priority", task.priority)
         if (eta := fields.get("eta")) is not None:
             fields["eta"] = utils.normalize_time(eta, utc=utc)
-        elif delay := option(task, "delay", None):
+        elif delay := task.options.get("delay"):
             fields["eta"] = utils.normalize_time(delay=delay, utc=utc)
         if expires := fields.get("expires"):
             fields["expires_resolved"] = utils.normalize_expire_time(expires, utc)
-        return require("huey.registry", "huey").Message(
-            id=batch_id,
-            name=call.name,
-            args=call.args,
-            kwargs={**call.kwargs, **headers_as(task, self.headers_as)},
-            **fields,
-        )
+        return fields

@@ -5,18 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin, to_plain
-from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext, option
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 
 OPTIONS = (
     *("timeout", "result_ttl", "ttl", "failure_ttl", "at_front", "description", "retry"),
@@ -33,20 +26,19 @@ _SERIALIZERS = {
 class RQSink(BlockingSink):
     """Enqueues merged tasks for RQ workers, with the batch id as the job id.
 
-    RQ refuses an id while it knows a job by it: while the job waits or runs, then for
-    ``result_ttl`` seconds (500 unless set), or ``failure_ttl`` (a year) if it failed. A batch that
-    is enqueued again within that time, because a flusher died before it removed it, is enqueued
-    once.
+    RQ refuses an id while it keeps the job: while the job waits or runs, then for ``result_ttl``
+    seconds (500 by default), or ``failure_ttl`` (a year) if it failed. A batch that is enqueued
+    again within that time, because a flusher died before it removed the batch, is enqueued once.
 
     Args:
         redis: the URL of the Redis that the workers use.
-        function: where the workers import the function from, such as ``"app.tasks.digest"``; None
-            takes the merged task's type.
+        function: the import path of the function, such as ``"app.tasks.digest"``; None takes the
+            type of the merged task.
         queue: the name of the queue; ``Task.options["queue"]`` overrides it.
-        serializer: the workers' serializer: ``"pickle"``, ``"json"``, or where to import one from.
-        arguments: how the function gets the payload, see `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what the serializer takes; by default into what JSON knows
-            for ``"json"``, else into builtins and the standard library's dates, UUIDs and so on.
+        serializer: the serializer of the workers: ``"pickle"``, ``"json"`` or an import path.
+        arguments: how the function receives the payload, see `Arguments`.
+        encode: converts the payload for the serializer. None takes `redisagg.payload.to_plain` for
+            ``"json"`` and `redisagg.payload.to_builtin` for all others.
         **options: further arguments of `enqueue_call` for all jobs, see `OPTIONS`.
 
     Raises:
@@ -66,53 +58,41 @@ class RQSink(BlockingSink):
         **options: Any,
     ) -> None:
         require("rq", "rq")
-        if not isinstance(redis, str) or not redis:
-            raise InvalidConfig(f"RQSink takes the URL of a Redis, not {redis!r}")
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.redis = redis
-        self.function = function
-        self.queue = queue
-        self.serializer = serializer
-        self.arguments = arguments
-        self.encode = encode or (to_plain if serializer == "json" else to_builtin)
-        self.options = options
+        check_url(redis, "RQSink takes the URL of a Redis")
+        encode = encode or (to_plain if serializer == "json" else to_builtin)
+        self._calls = FunctionCallOptions(
+            function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
+        )
+        self._redis = redis
+        self._serializer = _SERIALIZERS.get(serializer, serializer)
         self._client: Any = None
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> RQSink:
         """``rq://QUEUE?redis=redis://HOST:6379/0&function=NAME&serializer=json&arguments=auto``"""
         return cls(
-            url.required("redis"),
-            function=url.option("function", str),
-            queue=url.target or "default",
-            serializer=url.option("serializer", str, "pickle"),
-            arguments=url.option("arguments", str, "auto"),
+            url.required("redis"), **url.given("queue", arguments=str, function=str, serializer=str)
         )
 
     async def open(self, context: SinkContext) -> None:
-        self._client = require("redis", "rq").Redis.from_url(self.redis)
+        self._client = require("redis", "rq").Redis.from_url(self._redis)
 
     async def close(self) -> None:
         self._client.close()
         self._client = None
 
-    def deliver_blocking(self, batch: MergedTask) -> None:
+    def deliver_blocking(self, merged: MergedTask) -> None:
         rq = require("rq", "rq")
-        call = Call.of(batch.task, self.function, self.arguments, self.encode)
-        queue = rq.Queue(
-            option(batch.task, "queue", self.queue),
-            connection=self._client,
-            serializer=_SERIALIZERS.get(self.serializer, self.serializer),
-        )
-        # A duplicate: an earlier flusher got this far and no further.
+        call = self._calls.call(merged.task)
+        queue = rq.Queue(call.queue, connection=self._client, serializer=self._serializer)
+        # The id is known if an earlier flusher died after it enqueued this batch.
         with contextlib.suppress(rq.exceptions.DuplicateJobError):
             queue.enqueue_call(
                 call.name,
                 args=call.args,
                 kwargs=call.kwargs,
-                job_id=batch.batch_id,
-                meta=dict(batch.task.headers),
-                unique=True,  # looked for and enqueued in one script
-                **options_for(batch.task, self.options, OPTIONS),
+                job_id=merged.batch_id,
+                meta=dict(merged.task.headers),
+                unique=True,  # RQ checks the id and enqueues in one script
+                **call.options,
             )

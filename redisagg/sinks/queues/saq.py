@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
-from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext, option
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 
 OPTIONS = (
     *("timeout", "heartbeat", "retries", "ttl", "retry_delay", "retry_backoff"),
@@ -28,20 +21,19 @@ OPTIONS = (
 class SAQSink(DeliverySink):
     """Enqueues merged tasks for SAQ workers, with the batch id as the key of the job.
 
-    SAQ refuses a key while a job by it waits or runs. The sink also looks for a job that has
-    ended, which SAQ keeps for its ``ttl`` (600 seconds unless set, for ever with 0, not at all with
-    -1). A batch that is enqueued again within that time, because a flusher died before it removed
-    it, is enqueued once.
+    SAQ refuses a key while the job waits or runs. The sink also looks for a job that has ended,
+    which SAQ keeps for its ``ttl`` (600 seconds by default; 0 keeps it for ever, -1 not at all). A
+    batch that is enqueued again within that time, because a flusher died before it removed the
+    batch, is enqueued once.
 
     Args:
         redis: the URL of the Redis that the workers use.
-        function: the name of the SAQ function; None takes the merged task's type.
+        function: the name of the SAQ function; None takes the type of the merged task.
         queue: the name of the queue; ``Task.options["queue"]`` overrides it.
-        dump: as the workers' `saq.Queue` has it; None takes JSON.
-        arguments: how the function gets the payload, see
-            `redisagg.sinks.function_calls.Arguments`. SAQ
-            knows arguments by name only: as one argument, it is called ``payload``.
-        encode: turns the payload into what `dump` takes; by default into what JSON knows.
+        dump: the `dump` of the workers' `saq.Queue`; None takes JSON.
+        arguments: how the function receives the payload, see `Arguments`. SAQ has keyword
+            arguments only: a payload that is passed as one argument is called ``payload``.
+        encode: converts the payload for `dump`; default `redisagg.payload.to_plain`.
         **options: settings of all jobs, see `OPTIONS`.
 
     Raises:
@@ -61,19 +53,14 @@ class SAQSink(DeliverySink):
         **options: Any,
     ) -> None:
         require("saq", "saq")
-        if not isinstance(redis, str) or not redis:
-            raise InvalidConfig(f"SAQSink takes the URL of a Redis, not {redis!r}")
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.redis = redis
-        self.function = function
-        self.queue = queue
-        self.dump = dump
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options
+        check_url(redis, "SAQSink takes the URL of a Redis")
+        self._calls = FunctionCallOptions(
+            function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
+        )
+        self._redis = redis
+        self._dump = dump
         self._client: Any = None
-        self._queues: dict[str, Any] = {}
+        self._queues: dict[str | None, Any] = {}
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> SAQSink:
@@ -81,40 +68,34 @@ class SAQSink(DeliverySink):
 
         An empty QUEUE is SAQ's own default, ``default``.
         """
-        return cls(
-            url.required("redis"),
-            function=url.option("function", str),
-            queue=url.target or "default",
-            arguments=url.option("arguments", str, "auto"),
-        )
+        return cls(url.required("redis"), **url.given("queue", arguments=str, function=str))
 
     async def open(self, context: SinkContext) -> None:
-        self._client = require("redis.asyncio", "saq").Redis.from_url(self.redis)
+        self._client = require("redis.asyncio", "saq").Redis.from_url(self._redis)
 
     async def close(self) -> None:
         client, self._client, self._queues = self._client, None, {}
         if client is not None:
             await client.aclose()
 
-    async def deliver(self, batch: MergedTask) -> None:
-        task = batch.task
-        call = Call.of(task, self.function, self.arguments, self.encode)
-        queue = self._queue(option(task, "queue", self.queue))
-        # SAQ's own script does not look at a job that has ended, but lets a new one replace it.
-        if await self._client.exists(queue.job_id(batch.batch_id)):
-            return  # an earlier flusher got this far and no further
+    async def deliver(self, merged: MergedTask) -> None:
+        call = self._calls.call(merged.task)
+        queue = self._queue(call.queue)
+        # SAQ's own script lets a new job replace one of the same key that has ended.
+        if await self._client.exists(queue.job_id(merged.batch_id)):
+            return  # an earlier flusher died after it enqueued this batch
         await queue.enqueue(
             require("saq", "saq").Job(
                 function=call.name,
-                kwargs={"payload": call.args[0]} if call.args else dict(call.kwargs),
-                key=batch.batch_id,
-                meta=dict(task.headers),
-                **options_for(task, self.options, OPTIONS),
+                kwargs={"payload": call.args[0]} if call.args else call.kwargs,
+                key=merged.batch_id,
+                meta=dict(merged.task.headers),
+                **call.options,
             )
         )
 
-    def _queue(self, name: str) -> Any:
+    def _queue(self, name: str | None) -> Any:
         if name not in self._queues:
             make = require("saq.queue.redis", "saq").RedisQueue
-            self._queues[name] = make(self._client, name, self.dump)
+            self._queues[name] = make(self._client, name, self._dump)
         return self._queues[name]

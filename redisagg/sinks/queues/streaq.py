@@ -6,43 +6,34 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    headers_as,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
+from redisagg.sinks.urls import SinkUrl, check_url
 
 OPTIONS = ("priority", "delay", "schedule", "expire")
-"""What a sink and `Task.options` can set of a Streaq task; times in seconds."""
+"""The settings of a Streaq task that a sink and `Task.options` can set; times in seconds."""
 
 
 class StreaqSink(DeliverySink):
     """Enqueues merged tasks for Streaq workers, with the batch id as the task id.
 
-    Streaq refuses an id while a task by it waits or runs. The sink also looks for its result, which
-    Streaq keeps for the task's ``ttl`` (5 minutes unless set). A batch that is enqueued again
-    within that time, because a flusher died before it removed it, is enqueued once.
+    Streaq refuses an id while the task waits or runs. The sink also looks for its result, which
+    Streaq keeps for the task's ``ttl`` (5 minutes by default). A batch that is enqueued again
+    within that time, because a flusher died before it removed the batch, is enqueued once.
 
     Args:
         worker: the URL of the Redis that the workers use, or a `streaq.Worker` for this sink alone:
-            its connections are opened and closed with it, on the flusher's event loop.
-        task: the name of the Streaq task; None takes the merged task's type.
+            the sink opens and closes its connections, on the flusher's event loop.
+        task: the name of the Streaq task; None takes the type of the merged task.
         queue: for a URL, the name of the workers' queue.
-        serializer: for a URL, as the workers have it; None takes pickle.
-        headers_as: the argument by which the task gets the headers, as a dict; Streaq has no place
-            for them. None leaves them out.
-        arguments: how the task gets the payload, see `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what the serializer takes; by default into builtins and the
-            standard library's dates, UUIDs and so on.
-        **options: of all tasks, see `OPTIONS`.
+        serializer: for a URL, the serializer of the workers; None takes pickle.
+        headers_as: the keyword argument by which the task receives the headers as a dict, since
+            Streaq has no place for them; None leaves them out.
+        arguments: how the task receives the payload, see `Arguments`.
+        encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
+        **options: settings of all tasks, see `OPTIONS`.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
@@ -61,21 +52,14 @@ class StreaqSink(DeliverySink):
         encode: Encode = to_builtin,
         **options: Any,
     ) -> None:
-        known = require("streaq", "streaq").Worker
-        if not isinstance(worker, known) and not (isinstance(worker, str) and worker):
-            raise InvalidConfig(
-                f"StreaqSink takes the URL of a Redis or a Worker, not {type(worker).__name__}"
-            )
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.worker = worker
-        self.task = task
-        self.queue = queue
-        self.serializer = serializer
-        self.headers_as = headers_as
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options
+        kind = require("streaq", "streaq").Worker
+        check_url(worker, "StreaqSink takes the URL of a Redis or a Worker", kind)
+        self._calls = FunctionCallOptions(
+            task, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
+        )
+        self._worker = worker
+        self._queue = queue
+        self._serializer = serializer
         self._closing = asyncio.Event()
         self._opened: asyncio.Future[Any] | None = None
         self._holder: asyncio.Task[None] | None = None
@@ -87,11 +71,7 @@ class StreaqSink(DeliverySink):
         An empty QUEUE is Streaq's own default, ``default``.
         """
         return cls(
-            url.required("redis"),
-            task=url.option("task", str),
-            queue=url.target or "default",
-            headers_as=url.option("headers_as", str),
-            arguments=url.option("arguments", str, "auto"),
+            url.required("redis"), **url.given("queue", arguments=str, task=str, headers_as=str)
         )
 
     async def open(self, context: SinkContext) -> None:
@@ -100,30 +80,29 @@ class StreaqSink(DeliverySink):
     async def close(self) -> None:
         self._closing.set()
         holder = self._holder
-        # Nothing of this event loop stays: the sink may be opened on another one.
+        # The sink may be opened again on another event loop, so nothing of this one is kept.
         self._closing, self._opened, self._holder = asyncio.Event(), None, None
         if holder is not None:
             await holder
 
-    async def deliver(self, batch: MergedTask) -> None:
-        call = Call.of(batch.task, self.task, self.arguments, self.encode)
-        options = options_for(batch.task, self.options, OPTIONS)
+    async def deliver(self, merged: MergedTask) -> None:
+        call = self._calls.call(merged.task)
         sender = await self._sender()
-        # Streaq's own script does not look at a task that has ended.
-        if await sender.redis.exists([sender.results_key + batch.batch_id]):
-            return  # an earlier flusher got this far and no further
+        # Streaq's own script does not look for a task that has ended.
+        if await sender.redis.exists([sender.results_key + merged.batch_id]):
+            return  # an earlier flusher died after it enqueued this batch
         task = sender.enqueue_unsafe(call.name)
-        task.id = batch.batch_id
+        task.id = merged.batch_id
         task.args = call.args
-        # Not as arguments of enqueue_unsafe, which has names of its own among them.
-        task.kwargs = {**call.kwargs, **headers_as(batch.task, self.headers_as)}
-        task.parent.expire = options.pop("expire", None)
-        await task.start(**options)
+        # Set here, since enqueue_unsafe has keyword arguments of its own.
+        task.kwargs = call.kwargs
+        task.parent.expire = call.options.pop("expire", None)
+        await task.start(**call.options)
 
     async def _sender(self) -> Any:
         """The worker, with its connections open.
 
-        Raises whatever opening them raised; the next call tries again.
+        Raises the error of opening them; the next call tries again.
         """
         if self._opened is None or self._holder is None or self._holder.done():
             self._opened = asyncio.get_running_loop().create_future()
@@ -131,13 +110,13 @@ class StreaqSink(DeliverySink):
         return await asyncio.shield(self._opened)
 
     async def _hold(self, opened: asyncio.Future[Any], closing: asyncio.Event) -> None:
-        """Opens the connections and closes them: anyio wants both from one task."""
-        worker = self.worker
+        """Opens the connections and closes them; anyio needs one asyncio task to do both."""
+        worker = self._worker
         try:
             if isinstance(worker, str):
-                settings = {"serializer": self.serializer} if self.serializer else {}
+                settings = {"serializer": self._serializer} if self._serializer else {}
                 make = require("streaq", "streaq").Worker
-                worker = make(worker, queue_name=self.queue, **settings)
+                worker = make(worker, queue_name=self._queue, **settings)
             async with worker:
                 opened.set_result(worker)
                 await closing.wait()
@@ -148,6 +127,6 @@ class StreaqSink(DeliverySink):
 
 
 def _cause(error: Exception) -> Exception:
-    """What is in the groups that anyio makes of exceptions, where it is one thing."""
+    """The one exception in the exception groups that anyio raises, or else the outer group."""
     inner: tuple[Exception, ...] = getattr(error, "exceptions", ())
     return _cause(inner[0]) if len(inner) == 1 else error

@@ -6,24 +6,16 @@ from typing import Any
 
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
-from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext, option
-from redisagg.sinks.function_calls import (
-    Arguments,
-    Call,
-    Encode,
-    check_arguments,
-    check_options,
-    headers_of,
-    options_for,
-)
-from redisagg.sinks.urls import SinkUrl, require
-from redisagg.task import Task
+from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
+from redisagg.sinks.extras import require
+from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions, message_headers
+from redisagg.sinks.urls import SinkUrl, check_url
 
 OPTIONS = ("priority", "timeout", "delay", "max_retries", "retry_on_error", "ack_type")
 """The labels of Taskiq's own that a sink and `Task.options` can set; times in seconds."""
 
 _QUEUE = "queue_name"
-"""The label by which the Redis brokers of Taskiq send a message to another queue."""
+"""The label with which Taskiq's Redis brokers send a message to another queue."""
 
 _BROKERS = {"list": "ListQueueBroker", "stream": "RedisStreamBroker"}
 
@@ -31,20 +23,19 @@ _BROKERS = {"list": "ListQueueBroker", "stream": "RedisStreamBroker"}
 class TaskiqSink(DeliverySink):
     """Sends merged tasks to Taskiq workers, at least once, with the batch id as the task id.
 
-    Taskiq does not look for an id that it has seen: a flusher that dies between the send and the
-    removal of the batch leaves it to be sent again, with the same id.
+    Taskiq does not check ids: a batch whose flusher dies between the send and the removal of the
+    batch is sent again, with the same id.
 
     Args:
-        broker: the URL of a Redis, or an `AsyncBroker` of any kind, for this sink alone: it is
-            started and shut down with it, on the flusher's event loop.
-        task: the name of the Taskiq task; None takes the merged task's type.
-        queue: the name of the queue; a broker that is passed has its own.
-            ``Task.options["queue"]`` overrides either.
-        kind: for a URL, which broker the workers have: ``"list"`` (`ListQueueBroker`) or
-            ``"stream"`` (`RedisStreamBroker`).
-        arguments: how the task gets the payload, see `redisagg.sinks.function_calls.Arguments`.
-        encode: turns the payload into what Taskiq's formatter takes; by default into what JSON
-            knows.
+        broker: the URL of a Redis, or an `AsyncBroker` of any kind, for this sink alone: the sink
+            starts it and shuts it down, on the flusher's event loop.
+        task: the name of the Taskiq task; None takes the type of the merged task.
+        queue: for a URL, the name of the queue. ``Task.options["queue"]`` overrides the queue of
+            any broker.
+        kind: for a URL, the broker of the workers: ``"list"`` (`ListQueueBroker`) or ``"stream"``
+            (`RedisStreamBroker`).
+        arguments: how the task receives the payload, see `Arguments`.
+        encode: converts the payload for Taskiq's formatter; default `redisagg.payload.to_plain`.
         **options: labels of all messages, see `OPTIONS`.
 
     Raises:
@@ -63,24 +54,18 @@ class TaskiqSink(DeliverySink):
         encode: Encode = to_plain,
         **options: Any,
     ) -> None:
-        taskiq = require("taskiq", "taskiq")
+        broker_class = require("taskiq", "taskiq").AsyncBroker
         if isinstance(broker, str):
             require("taskiq_redis", "taskiq")
-        elif not isinstance(broker, taskiq.AsyncBroker):
-            raise InvalidConfig(
-                f"TaskiqSink takes the URL of a Redis or a broker, not {type(broker).__name__}"
-            )
+        check_url(broker, "TaskiqSink takes the URL of a Redis or a broker", broker_class)
         if kind not in _BROKERS:
             raise InvalidConfig(f"kind is 'list' or 'stream', not {kind!r}")
-        check_arguments(arguments)
-        check_options(options, OPTIONS)
-        self.broker = broker
-        self.task = task
-        self.queue = queue
-        self.kind = kind
-        self.arguments = arguments
-        self.encode = encode
-        self.options = options
+        self._calls = FunctionCallOptions(
+            task, OPTIONS, options, arguments=arguments, encode=encode
+        )
+        self._broker = broker
+        self._default_queue = queue
+        self._kind = kind
         self._sender: Any = None
 
     @classmethod
@@ -89,38 +74,28 @@ class TaskiqSink(DeliverySink):
 
         An empty QUEUE is Taskiq's own default, ``taskiq``.
         """
-        return cls(
-            url.required("redis"),
-            task=url.option("task", str),
-            queue=url.target or "taskiq",
-            kind=url.option("kind", str, "list"),
-            arguments=url.option("arguments", str, "auto"),
-        )
+        return cls(url.required("redis"), **url.given("queue", arguments=str, task=str, kind=str))
 
     async def open(self, context: SinkContext) -> None:
-        self._sender = self.broker
-        if isinstance(self.broker, str):
-            make = getattr(require("taskiq_redis", "taskiq"), _BROKERS[self.kind])
-            self._sender = make(self.broker, queue_name=self.queue)
-        # This also makes the group of a stream, behind which no message is missed.
+        self._sender = self._broker
+        if isinstance(self._broker, str):
+            make = getattr(require("taskiq_redis", "taskiq"), _BROKERS[self._kind])
+            self._sender = make(self._broker, queue_name=self._default_queue)
+        # A stream's consumer group is made here too, so that workers miss no later message.
         await self._sender.startup()
 
     async def close(self) -> None:
         await self._sender.shutdown()
         self._sender = None
 
-    async def deliver(self, batch: MergedTask) -> None:
-        call = Call.of(batch.task, self.task, self.arguments, self.encode)
-        kicker = require("taskiq.kicker", "taskiq").AsyncKicker(
-            call.name, self._sender, self._labels(batch.task)
-        )
-        await kicker.with_task_id(batch.batch_id).kiq(*call.args, **call.kwargs)
-
-    def _labels(self, task: Task) -> dict[str, Any]:
-        """Headers, priority and options: Taskiq has one place for all of them."""
-        labels: dict[str, Any] = {**headers_of(task, {*OPTIONS, _QUEUE}, "Taskiq")}
-        if task.priority:
-            labels["priority"] = task.priority
-        if queue := option(task, "queue", None):
-            labels[_QUEUE] = queue
-        return {**labels, **options_for(task, self.options, OPTIONS)}
+    async def deliver(self, merged: MergedTask) -> None:
+        call = self._calls.call(merged.task)
+        # Taskiq has one place for headers, priority, queue and options: the labels.
+        labels: dict[str, Any] = {
+            **message_headers(merged.task, {*OPTIONS, _QUEUE}, "Taskiq"),
+            **({"priority": merged.task.priority} if merged.task.priority else {}),
+            **({_QUEUE: call.queue} if call.queue else {}),
+            **call.options,
+        }
+        kicker = require("taskiq.kicker", "taskiq").AsyncKicker(call.name, self._sender, labels)
+        await kicker.with_task_id(merged.batch_id).kiq(*call.args, **call.kwargs)

@@ -29,15 +29,15 @@ def load(raw: bytes, format: Format) -> Any:
     return unpack(raw) if format == "msgpack" else json.loads(raw)
 
 
-def fields(batch: MergedTask) -> dict[str, Any]:
+def fields(merged: MergedTask) -> dict[str, Any]:
     """What an entry carries, in this order."""
     return {
-        "batch_id": batch.batch_id,
-        "type": batch.task.type,
-        "group": batch.group,
-        "count": batch.count,
-        "payload": batch.task.payload,
-        "headers": dict(batch.task.headers),
+        "batch_id": merged.batch_id,
+        "type": merged.task.type,
+        "group": merged.group,
+        "count": merged.count,
+        "payload": merged.task.payload,
+        "headers": dict(merged.task.headers),
     }
 
 

@@ -37,8 +37,8 @@ class ListSink(ReadableSink):
         """``list://NAME?format=json``"""
         return cls(url.target, format=url.option("format", str, "msgpack"))
 
-    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
-        return (dump(fields(batch), self.format),)
+    def arguments(self, merged: MergedTask) -> Sequence[bytes]:
+        return (dump(fields(merged), self.format),)
 
     def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:
         # The cursor counts elements from the left, so it holds as long as nobody takes any.

@@ -49,8 +49,8 @@ class StreamSink(ReadableSink):
     def options(self) -> Sequence[Any]:
         return ("" if self.maxlen is None else self.maxlen,)
 
-    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
-        values = fields(batch)
+    def arguments(self, merged: MergedTask) -> Sequence[bytes]:
+        values = fields(merged)
         for name in ("payload", "headers"):
             values[name] = dump(values[name], self.format)
         flat: list[bytes] = []
