@@ -1,9 +1,9 @@
-"""An HTTP endpoint as the queue: a webhook for each merged task.
+"""An HTTP endpoint as the queue: one request for each merged task.
 
-What is sent is a CloudEvent 1.0 in JSON, in structured mode
+The body is a CloudEvent 1.0 in JSON, in structured mode
 (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md),
-with trace context by its distributed tracing extension (.../extensions/distributed-tracing.md),
-signed as Standard Webhooks 1.0.0 says
+with trace context by its distributed tracing extension (.../extensions/distributed-tracing.md).
+The request is signed as in Standard Webhooks 1.0.0
 (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md).
 """
 
@@ -34,9 +34,9 @@ _ATTRIBUTES = (
     *("specversion", "id", "source", "type", "subject", "time", "redisaggcount"),
     *("datacontenttype", "dataschema", "data"),
 )
-"""The members of an event that are CloudEvents' own, or ours; no header may become one."""
+"""The members of an event that CloudEvents or redisagg define; no header may replace one."""
 
-_OWN_HEADERS = {
+_RESERVED_HEADERS = {
     *("content-type", "content-length", "transfer-encoding", "idempotency-key"),
     *("webhook-id", "webhook-timestamp", "webhook-signature", "traceparent", "tracestate"),
 }
@@ -46,8 +46,8 @@ _VALUE = re.compile(r"[!-~]([ \t!-~]*[!-~])?")  # RFC 9110, 5.5, without obs-tex
 _URI_REFERENCE = re.compile(r"[!-~]+")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?")
 
-# What the type String of CloudEvents does not allow: control characters and noncharacters.
-_NOT_ALLOWED = re.compile(
+# Control characters and noncharacters, which the type String of CloudEvents does not allow.
+_FORBIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef"
     + "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
     + "]"
@@ -56,35 +56,35 @@ _NOT_ALLOWED = re.compile(
 _SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = range(24, 65)
 
-_ANSWER_BYTES = 65_536
-"""How much of an answer is read, so that its connection can be used again."""
+_READ_BYTES = 65_536
+"""The number of bytes of a response that are read, so that its connection can be reused."""
 
 _QUOTED_BYTES = 200
-"""How much of an answer is quoted in an error."""
+"""The number of bytes of a response that an error quotes."""
 
 
 class WebhookSink(DeliverySink):
     """Posts each merged task to a URL as a CloudEvent, at least once, with the batch id as its id.
 
-    A flusher that dies between the answer and the removal of the batch, or that does not get the
-    answer, leaves it to be posted again, with the same id: have the receiver refuse an id that it
-    has seen.
+    The event is posted again, with the same id, if the flusher dies between the response and the
+    removal of the batch, or if the response is lost: have the receiver ignore an id that it has
+    seen.
 
-    An answer of 200 to 299 is success. Anything else (redirects are not followed), no answer
-    within `timeout`, or no connection fails the attempt; `AggregationConfig.max_attempts` and
-    `retry_delay` say how often and when it is made again. Each request is made from its start, so
-    the time in its signature is that of the attempt.
+    A status of 200 to 299 is success. The attempt fails with any other status (redirects are not
+    followed), without a complete response within `timeout`, or without a connection.
+    `AggregationConfig.max_attempts` and `retry_delay` limit and delay further attempts. Each
+    attempt is signed anew, with its own time.
 
     Args:
-        url: ``https://`` or ``http://``, with whatever query the receiver wants.
-        secrets: what requests are signed with: none, or one or several of the form ``whsec_`` and
-            24 to 64 bytes in base64. With several there is a signature by each, for the time in
-            which a receiver goes over from one to the next.
-        source: the event's ``source``, a URI reference; None takes ``/redisagg/NAME``, the name
-            being the aggregator's.
+        url: an ``https://`` or ``http://`` URL, which may have a query.
+        secrets: the secrets that sign the requests; none, one or several, each ``whsec_`` and 24 to
+            64 bytes in base64. With several, a request has a signature by each, so that a receiver
+            can change from one to the next.
+        source: the ``source`` of the event, a URI reference; None takes ``/redisagg/NAME`` with
+            the name of the aggregator.
         headers: further headers of all requests, such as ``Authorization``.
-        timeout: seconds (or a `timedelta`) until the answer has to be complete.
-        connections: how many requests a flusher makes at the same time.
+        timeout: seconds (or a `timedelta`) within which the response has to be complete.
+        connections: the number of requests that a flusher makes at the same time.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
@@ -109,7 +109,7 @@ class WebhookSink(DeliverySink):
         self.headers = _checked_headers(headers or {})
         self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
         if not isinstance(connections, int) or connections < 1:
-            raise InvalidConfig(f"connections is a number from 1, not {connections!r}")
+            raise InvalidConfig(f"connections is a whole number from 1, not {connections!r}")
         self.connections = connections
         self._keys = [_key(text) for text in ([secrets] if isinstance(secrets, str) else secrets)]
         self._source = ""
@@ -120,19 +120,19 @@ class WebhookSink(DeliverySink):
     def from_url(cls, url: SinkUrl) -> WebhookSink:
         """``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=15&connections=16``
 
-        Or ``webhook+http://``. ``secret_env`` names the environment variable with the secrets,
-        with blanks between them. A receiver's own query can't be given here.
+        Or ``webhook+http://``. ``secret_env`` is the name of the environment variable with the
+        secrets, separated by blanks. The query of the receiver can't be set here.
         """
         parts = urlsplit(url.url)
         variable = url.option("secret_env", str, "")
         if variable and not os.environ.get(variable, "").split():
-            raise InvalidConfig(f"there is no secret in the environment variable {variable!r}")
+            raise InvalidConfig(
+                f"the environment variable {variable!r} has no secret; set it or omit secret_env"
+            )
         return cls(
             f"{parts.scheme.partition('+')[2]}://{parts.netloc}{parts.path}",
             secrets=os.environ[variable].split() if variable else (),
-            source=url.option("source", str),
-            timeout=url.option("timeout", float, 15),
-            connections=url.option("connections", int, 16),
+            **url.given(source=str, timeout=float, connections=int),
         )
 
     async def open(self, context: SinkContext) -> None:
@@ -141,8 +141,8 @@ class WebhookSink(DeliverySink):
         self._slots = asyncio.Semaphore(self.connections)
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity", **self.headers},
-            follow_redirects=False,  # they would take the headers elsewhere
-            timeout=None,  # ours is for the whole, httpx's for each read
+            follow_redirects=False,  # a redirect would send the headers to another host
+            timeout=None,  # httpx limits each read; `deliver` limits the whole request
             limits=httpx.Limits(
                 max_connections=self.connections, max_keepalive_connections=self.connections
             ),
@@ -154,14 +154,14 @@ class WebhookSink(DeliverySink):
 
     async def deliver(self, merged: MergedTask) -> None:
         assert self._slots is not None
-        made = event(merged, self._source)
-        body = to_json(made).encode()
+        event = cloud_event(merged, self._source)
+        body = to_json(event).encode()
         headers = {
             "content-type": CONTENT_TYPE,
             "idempotency-key": merged.batch_id,
-            **_tracing(made),
+            **_trace_context(event),
         }
-        # Waiting for its turn must not count: a slow receiver would fail those behind.
+        # The wait for a slot is outside the timeout: a slow receiver must not fail later tasks.
         async with self._slots:
             try:
                 signed = {**headers, **self._signature(merged.batch_id, body)}
@@ -172,13 +172,14 @@ class WebhookSink(DeliverySink):
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> None:
         client = self._client
         async with client.stream("POST", self.url, content=body, headers=headers) as response:
-            answer = b""
-            async for part in response.aiter_raw():  # not unpacked: it may be a bomb
-                answer += part
-                if len(answer) > _ANSWER_BYTES:
+            body_read = b""
+            # Raw: a compressed response may be very large when it is unpacked.
+            async for part in response.aiter_raw():
+                body_read += part
+                if len(body_read) > _READ_BYTES:
                     break
         if not 200 <= response.status_code <= 299:
-            quoted = answer[:_QUOTED_BYTES].decode(errors="replace")
+            quoted = body_read[:_QUOTED_BYTES].decode(errors="replace")
             raise SinkError(f"the receiver answered {response.status_code}: {quoted!r}")
 
     def _signature(self, batch_id: str, body: bytes) -> dict[str, str]:
@@ -196,18 +197,18 @@ class WebhookSink(DeliverySink):
         }
 
 
-def event(merged: MergedTask, source: str) -> dict[str, Any]:
-    """The CloudEvent for a merged task: the same for the same batch, whenever it is made.
+def cloud_event(merged: MergedTask, source: str) -> dict[str, Any]:
+    """The CloudEvent for a merged task, the same for each attempt.
 
     Raises:
-        SinkError: a header has no name among the attributes of an event.
+        SinkError: the name of a header can't become that of an attribute.
     """
     return {
         "specversion": "1.0",
         "id": merged.batch_id,
         "source": source,
-        "type": _allowed(merged.task.type),
-        "subject": _allowed(merged.group),
+        "type": _replace_forbidden(merged.task.type),
+        "subject": _replace_forbidden(merged.group),
         "redisaggcount": merged.count,
         **_attributes(merged.task),
         "datacontenttype": "application/json",
@@ -216,29 +217,32 @@ def event(merged: MergedTask, source: str) -> dict[str, Any]:
 
 
 def _attributes(task: Task) -> dict[str, str]:
-    """The headers as extension attributes, whose names are of lower-case letters and digits."""
+    """The headers as extension attributes, whose names have lower-case letters and digits only."""
     attributes: dict[str, str] = {}
     for name, value in task.headers.items():
         attribute = re.sub("[^a-z0-9]", "", name.lower())
         if not attribute or attribute in _ATTRIBUTES or attribute in attributes:
-            raise SinkError(f"the header {name!r} can't become an attribute of an event")
-        attributes[attribute] = _allowed(value)
+            raise SinkError(
+                f"the header {name!r} can't become an attribute of an event; rename it in the "
+                "merge function"
+            )
+        attributes[attribute] = _replace_forbidden(value)
     return attributes
 
 
-def _tracing(made: Mapping[str, Any]) -> dict[str, str]:
-    """The headers of W3C Trace Context, which have to say what the event says.
+def _trace_context(event: Mapping[str, Any]) -> dict[str, str]:
+    """The HTTP headers of W3C Trace Context, with the values of the event.
 
-    Only what is of the right form: headers of tasks may come from outside.
+    Values of another form are left out, since the headers of tasks may come from outside.
     """
-    if not _TRACEPARENT.fullmatch(made.get("traceparent", "")):
+    if not _TRACEPARENT.fullmatch(event.get("traceparent", "")):
         return {}
     names = ("traceparent", "tracestate")
-    return {name: made[name] for name in names if _VALUE.fullmatch(made.get(name, ""))}
+    return {name: event[name] for name in names if _VALUE.fullmatch(event.get(name, ""))}
 
 
-def _allowed(text: str) -> str:
-    return _NOT_ALLOWED.sub("\ufffd", text)
+def _replace_forbidden(text: str) -> str:
+    return _FORBIDDEN.sub("\ufffd", text)
 
 
 def _checked_url(url: object) -> str:
@@ -257,22 +261,22 @@ def _checked_headers(headers: object) -> dict[str, str]:
         raise InvalidConfig(f"headers are a mapping, not {type(headers).__name__}")
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise InvalidConfig(f"{name!r} is no name of a header")
-        if name.lower() in _OWN_HEADERS:
-            raise InvalidConfig(f"the sink itself sets the header {name}")
+            raise InvalidConfig(f"{name!r} is not a valid name of a header")
+        if name.lower() in _RESERVED_HEADERS:
+            raise InvalidConfig(f"the sink itself sets the header {name}; leave it out")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
-            raise InvalidConfig(f"the value of the header {name} is not of printable ASCII")
+            raise InvalidConfig(f"the value of the header {name} has to be printable ASCII")
     return dict(headers)
 
 
 def _key(secret: object) -> bytes:
-    """The bytes of a secret; no error shows it."""
+    """The bytes of a secret; errors do not show it."""
     if not isinstance(secret, str) or not secret.startswith(_SECRET_PREFIX):
         raise InvalidConfig(f"a secret is a str that begins with {_SECRET_PREFIX}")
     try:
         key = base64.b64decode(secret[len(_SECRET_PREFIX) :], validate=True)
     except (ValueError, binascii.Error):
-        raise InvalidConfig(f"what follows {_SECRET_PREFIX} in a secret is base64") from None
+        raise InvalidConfig(f"a secret is {_SECRET_PREFIX} and base64") from None
     if len(key) not in _SECRET_BYTES:
         raise InvalidConfig(f"a secret has 24 to 64 bytes, not {len(key)}")
     return key

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
 pytestmark = pytest.mark.timeout(300)
 
-ARQ = System(
+SYSTEM = System(
     extra="arq",
     sink="arq://digests?redis={url}",
     worker=("{python}", "-m", "arq", "tests.sinks.workers.arq_settings.WorkerSettings"),
     env={"REDISAGG_TEST_REDIS": "{url}"},
 )
-
-
-@pytest.fixture
-def trial(redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(ARQ, redis_url, tmp_path)
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
@@ -30,15 +23,7 @@ def test_every_task_is_received_once(trial: Trial) -> None:
 def test_a_repeat_is_refused_while_arq_knows_the_job(trial: Trial) -> None:
     kept = {"id": "B1", "type": "anything"}
     forgotten = {"id": "B2", "type": "forgotten"}
-    trial.deliver(kept, kept, forgotten, forgotten)
-    with trial.worker():
-        assert ids(trial, 2) == ["B1", "B2"]
-        trial.deliver(kept, forgotten)
-        assert ids(trial, 3) == ["B1", "B2", "B2"]
-
-
-def ids(trial: Trial, count: int) -> list[str]:
-    return sorted(entry["id"] for entry in trial.await_received(count))
+    check_repeats_are_refused(trial, kept, forgotten=forgotten)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -171,9 +171,9 @@ class ShelfSink(DeliverySink):
     async def close(self) -> None:
         self.shelf = None
 
-    async def deliver(self, batch: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> None:
         await asyncio.sleep(0)
-        self.put(batch.batch_id, json.dumps(to_plain(batch.task.payload)))
+        self.put(merged.batch_id, json.dumps(to_plain(merged.task.payload)))
 
     def put(self, batch_id: str, payload: str) -> None:
         assert self.shelf is not None
@@ -207,16 +207,16 @@ class Reorders(ShelfSink):
 
 
 class WritesOtherForms(ShelfSink):
-    async def deliver(self, batch: MergedTask) -> None:
-        self.put(batch.batch_id, json.dumps(batch.task.payload, default=str))
+    async def deliver(self, merged: MergedTask) -> None:
+        self.put(merged.batch_id, json.dumps(merged.task.payload, default=str))
 
 
 class WritesAnything(ShelfSink):
-    async def deliver(self, batch: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> None:
         try:
-            await super().deliver(batch)
+            await super().deliver(merged)
         except TypeError:
-            self.put(batch.batch_id, json.dumps(repr(batch.task.payload)))
+            self.put(merged.batch_id, json.dumps(repr(merged.task.payload)))
 
 
 class HidesFailures(ShelfSink):
@@ -256,9 +256,9 @@ class TakesAnyOption(ShelfSink):
 
 
 class DoesItLater(ShelfSink):
-    async def deliver(self, batch: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> None:
         asyncio.get_running_loop().call_later(
-            0.05, self.put, batch.batch_id, json.dumps(batch.task.payload)
+            0.05, self.put, merged.batch_id, json.dumps(merged.task.payload)
         )
 
 
@@ -274,10 +274,10 @@ class ForgetsTheSuffix(Refuses):
 
 
 class MixesUp(ShelfSink):
-    async def deliver(self, batch: MergedTask) -> None:
-        self.batch = batch
+    async def deliver(self, merged: MergedTask) -> None:
+        self.merged = merged
         await asyncio.sleep(0)
-        await super().deliver(self.batch)
+        await super().deliver(self.merged)
 
 
 class OnShelf(SinkConformance):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, check, check_repeats_keep_their_id
 
 pytestmark = pytest.mark.timeout(300)
 
-DRAMATIQ = System(
+SYSTEM = System(
     extra="dramatiq",
     sink="dramatiq://digests?redis={url}",
     worker=(
@@ -21,20 +19,12 @@ DRAMATIQ = System(
 )
 
 
-@pytest.fixture
-def trial(redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(DRAMATIQ, redis_url, tmp_path)
-
-
 def test_every_task_is_received_once(trial: Trial) -> None:
     check(trial.run(), refuses_repeats=False)
 
 
 def test_a_repeat_has_the_same_id(trial: Trial) -> None:
-    batch = {"id": "B1", "type": "anything", "payload": 1}
-    trial.deliver(batch, batch)
-    with trial.worker():
-        assert [entry["id"] for entry in trial.await_received(2)] == ["B1", "B1"]
+    check_repeats_keep_their_id(trial)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

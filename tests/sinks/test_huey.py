@@ -15,14 +15,16 @@ pytestmark = pytest.mark.timeout(300)
 
 TASKS = "tests.sinks.workers.huey_tasks"
 
-HUEY = System(
+SYSTEM = System(
     extra="huey",
     sink=f"huey://digests?redis={{url}}&task={TASKS}.digest:all",
     worker=("{python}", "-m", "huey.bin.huey_consumer", f"{TASKS}.huey", "--max-delay", "0.1"),
     env={"REDISAGG_TEST_REDIS": "{url}", "REDISAGG_TEST_KIND": "list"},
 )
 PRIORITY = replace(
-    HUEY, sink=f"{HUEY.sink}&kind=priority", env={**HUEY.env, "REDISAGG_TEST_KIND": "priority"}
+    SYSTEM,
+    sink=f"{SYSTEM.sink}&kind=priority",
+    env={**SYSTEM.env, "REDISAGG_TEST_KIND": "priority"},
 )
 
 A_HUEY_OF_ONES_OWN = """
@@ -30,8 +32,7 @@ import asyncio
 from huey import MemoryHuey
 from redisagg import Task
 from redisagg.errors import InvalidConfig
-from redisagg.sinks import MergedTask
-from redisagg.sinks.queues.huey import HueySink
+from redisagg.sinks import HueySink, MergedTask
 
 huey = MemoryHuey("digests", compression=True)
 huey.task(name="digest")(print)
@@ -57,12 +58,7 @@ else:
 """
 
 
-@pytest.fixture
-def trial(redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(HUEY, redis_url, tmp_path)
-
-
-@pytest.mark.parametrize("system", [HUEY, PRIORITY], ids=["list", "priority"])
+@pytest.mark.parametrize("system", [SYSTEM, PRIORITY], ids=["list", "priority"])
 def test_every_task_is_received_once(system: System, redis_url: str, tmp_path: Path) -> None:
     check(Trial(system, redis_url, tmp_path).run(), refuses_repeats=True)
 
@@ -71,7 +67,7 @@ def test_every_task_is_received_once(system: System, redis_url: str, tmp_path: P
 def test_a_repeat_is_refused_for_as_long_as_the_id_is_remembered(
     kind: str, redis_url: str, tmp_path: Path
 ) -> None:
-    trial = Trial({"list": HUEY, "priority": PRIORITY}[kind], redis_url, tmp_path)
+    trial = Trial({"list": SYSTEM, "priority": PRIORITY}[kind], redis_url, tmp_path)
     kept = {"id": "B1", "type": f"{TASKS}.anything"}
     forgotten = {"id": "B2", "type": f"{TASKS}.anything"}
     sink = f"huey://digests?redis={{url}}&kind={kind}"

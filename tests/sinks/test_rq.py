@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
 pytestmark = pytest.mark.timeout(300)
 
 JOBS = "tests.sinks.workers.rq_jobs"
 
-RQ = System(
+SYSTEM = System(
     extra="rq",
     sink=f"rq://digests?redis={{url}}&function={JOBS}.aggregated",
     worker=(
@@ -22,24 +20,15 @@ RQ = System(
 )
 
 
-@pytest.fixture
-def trial(redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(RQ, redis_url, tmp_path)
-
-
 def test_every_task_is_received_once(trial: Trial) -> None:
     check(trial.run(), refuses_repeats=True)
 
 
 def test_a_repeat_is_refused_while_rq_knows_the_job(trial: Trial) -> None:
     sink = f"rq://digests?redis={{url}}&function={JOBS}.anything"
-    waiting = {"id": "B1", "type": "x"}
+    kept = {"id": "B1", "type": "x"}
     forgotten = {"id": "B2", "type": "x", "options": {"result_ttl": 0}}
-    trial.deliver(waiting, waiting, forgotten, forgotten, sink=sink)
-    with trial.worker():
-        assert [entry["id"] for entry in trial.await_received(2)] == ["B1", "B2"]
-        trial.deliver(waiting, forgotten, sink=sink)
-        assert [entry["id"] for entry in trial.await_received(3)] == ["B1", "B2", "B2"]
+    check_repeats_are_refused(trial, kept, forgotten=forgotten, sink=sink)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
 pytestmark = pytest.mark.timeout(300)
 
-SAQ = System(
+SYSTEM = System(
     extra="saq",
     sink="saq://digests?redis={url}",
     worker=("{python}", "-m", "saq", "tests.sinks.workers.saq_settings.settings"),
     env={"REDISAGG_TEST_REDIS": "{url}"},
 )
-
-
-@pytest.fixture
-def trial(redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(SAQ, redis_url, tmp_path)
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
@@ -31,15 +24,7 @@ def test_a_repeat_is_refused_while_saq_knows_the_job(trial: Trial) -> None:
     kept = {"id": "B1", "type": "anything"}
     forgotten = {"id": "B2", "type": "anything", "options": {"ttl": -1}}
     failed = {"id": "B3", "type": "failing", "payload": {}}
-    trial.deliver(kept, kept, forgotten, forgotten, failed, failed)
-    with trial.worker():
-        assert ids(trial, 3) == ["B1", "B2", "B3"]
-        trial.deliver(kept, forgotten, failed)
-        assert ids(trial, 4) == ["B1", "B2", "B2", "B3"]
-
-
-def ids(trial: Trial, count: int) -> list[str]:
-    return sorted(entry["id"] for entry in trial.await_received(count))
+    check_repeats_are_refused(trial, kept, failed, forgotten=forgotten)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.sinks.environment import CHECKOUT
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("functions")]
 
-STREAQ = System(
+SYSTEM = System(
     extra="streaq",
     sink="streaq://digests?redis={url}",
     worker=("{python}", "-m", "streaq", "run", "tests.sinks.workers.streaq_worker:worker"),
@@ -24,8 +23,7 @@ import asyncio
 import sys
 from coredis.exceptions import ConnectionError
 from redisagg import Task
-from redisagg.sinks import MergedTask
-from redisagg.sinks.queues.streaq import StreaqSink
+from redisagg.sinks import MergedTask, StreaqSink
 from streaq import Worker
 
 def batches():
@@ -58,11 +56,6 @@ asyncio.run(deliver())
 """
 
 
-@pytest.fixture
-def trial(functions: None, redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(STREAQ, redis_url, tmp_path)
-
-
 def test_every_task_is_received_once(trial: Trial) -> None:
     check(trial.run(), refuses_repeats=True)
 
@@ -71,15 +64,7 @@ def test_a_repeat_is_refused_while_streaq_knows_the_task(trial: Trial) -> None:
     kept = {"id": "B1", "type": "anything"}
     forgotten = {"id": "B2", "type": "forgotten", "payload": {}}
     failed = {"id": "B3", "type": "failing", "payload": {}}
-    trial.deliver(kept, kept, forgotten, forgotten, failed, failed)
-    with trial.worker():
-        assert ids(trial, 3) == ["B1", "B2", "B3"]
-        trial.deliver(kept, forgotten, failed)
-        assert ids(trial, 4) == ["B1", "B2", "B2", "B3"]
-
-
-def ids(trial: Trial, count: int) -> list[str]:
-    return sorted(entry["id"] for entry in trial.await_received(count))
+    check_repeats_are_refused(trial, kept, failed, forgotten=forgotten)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, check, check_repeats_keep_their_id
 
 pytestmark = pytest.mark.timeout(300)
 
-TASKIQ = System(
+SYSTEM = System(
     extra="taskiq",
     sink="taskiq://digests?redis={url}",
     worker=(
@@ -21,27 +21,19 @@ TASKIQ = System(
     env={"REDISAGG_TEST_REDIS": "{url}", "REDISAGG_TEST_KIND": "list"},
 )
 STREAM = replace(
-    TASKIQ,
+    SYSTEM,
     sink="taskiq://digests?redis={url}&kind=stream",
-    env={**TASKIQ.env, "REDISAGG_TEST_KIND": "stream"},
+    env={**SYSTEM.env, "REDISAGG_TEST_KIND": "stream"},
 )
 
 
-@pytest.fixture
-def trial(redis_url: str, tmp_path: Path) -> Trial:
-    return Trial(TASKIQ, redis_url, tmp_path)
-
-
-@pytest.mark.parametrize("system", [TASKIQ, STREAM], ids=["list", "stream"])
+@pytest.mark.parametrize("system", [SYSTEM, STREAM], ids=["list", "stream"])
 def test_every_task_is_received_once(system: System, redis_url: str, tmp_path: Path) -> None:
     check(Trial(system, redis_url, tmp_path).run(), refuses_repeats=False)
 
 
 def test_a_repeat_has_the_same_id(trial: Trial) -> None:
-    batch = {"id": "B1", "type": "anything", "payload": {"a": 1}}
-    trial.deliver(batch, batch)
-    with trial.worker():
-        assert [entry["id"] for entry in trial.await_received(2)] == ["B1", "B1"]
+    check_repeats_keep_their_id(trial)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

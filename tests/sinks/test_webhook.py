@@ -251,7 +251,7 @@ def test_without_secrets_there_is_no_signature(trial: Trial, free_port: int) -> 
 MAKES = """
 import json, sys
 from redisagg.errors import InvalidConfig
-from redisagg.sinks.webhook import WebhookSink
+from redisagg.sinks import WebhookSink
 
 for arguments in json.loads(sys.argv[1]):
     try:

@@ -1,4 +1,4 @@
-"""The names of Asynq's keys, as `internal/base/base.go` of v0.26.0 makes them.
+"""The names of Asynq's keys, as in `internal/base/base.go` of v0.26.0.
 
 All keys of a queue share the hash tag ``{QUEUE}``, and so a slot of Redis Cluster.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from hashlib import md5
 
 QUEUES = b"asynq:queues"
-"""The set with the names of all queues; it has a slot of its own."""
+"""The set of the names of all queues; it has a slot of its own."""
 
 
 def _of(queue: str, name: str) -> str:
@@ -21,17 +21,17 @@ def task(queue: str, task_id: str) -> bytes:
 
 
 def pending(queue: str) -> bytes:
-    """The list with the ids of the tasks that can be worked on; the oldest is on the right."""
+    """The list of the ids of tasks that can be processed; the oldest is on the right."""
     return _of(queue, "pending").encode()
 
 
 def scheduled(queue: str) -> bytes:
-    """The sorted set with the ids of the tasks for later, by Unix time in seconds."""
+    """The sorted set of the ids of tasks for later, by Unix time in seconds."""
     return _of(queue, "scheduled").encode()
 
 
 def unique(queue: str, type: str, payload: bytes) -> str:
-    """The key whose presence says that such a task is in the queue; a task carries its name."""
-    # MD5 is what Asynq takes; a task without a payload has no checksum there.
+    """The key that exists while such a task is in the queue; the task stores its name."""
+    # Asynq uses MD5, and no checksum for a task without a payload.
     checksum = md5(payload, usedforsecurity=False).hexdigest() if payload else ""
     return _of(queue, f"unique:{type}:{checksum}")

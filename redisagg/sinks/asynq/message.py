@@ -2,8 +2,8 @@
 
 Fields and numbers are those of `internal/proto/asynq.proto` in v0.26.0, the encoding is that of
 https://protobuf.dev/programming-guides/encoding/: each field has ``number << 3 | wire type``, then
-a varint (wire type 0) or a length and bytes (wire type 2). A field that has its zero value is left
-out, the others stand in the order of their numbers.
+a varint (wire type 0) or a length and bytes (wire type 2). A field with its zero value is left out;
+the others are in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ _FIELDS: dict[int, tuple[str, type]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskMessage:
-    """A task as Asynq stores it. Times are Unix times, spans are in seconds, 0 is none."""
+    """A task as Asynq stores it. Times are Unix times, durations are in seconds, 0 means none."""
 
     type: str = ""
     payload: bytes = b""
     id: str = ""
     queue: str = ""
     retry: int = 0
-    """How often it is tried again at most."""
+    """The largest number of retries."""
     retried: int = 0
-    """How often it has been."""
+    """The number of retries so far."""
     error_msg: str = ""
-    """Why it failed last."""
+    """The error of the last attempt."""
     timeout: int = 0
-    """How long one attempt may take."""
+    """The time limit of one attempt."""
     deadline: int = 0
-    """When the last attempt has to be done."""
+    """The time at which the last attempt has to be complete."""
     unique_key: str = ""
-    """The Redis key that keeps its like out."""
+    """The Redis key that keeps equal tasks out."""
     last_failed_at: int = 0
     retention: int = 0
-    """How long it is kept after it succeeded."""
+    """The time for which the task is kept after it succeeded."""
     completed_at: int = 0
     group_key: str = ""
-    """The group that it waits in to be aggregated by Asynq itself."""
+    """The group in which it waits for an aggregation by Asynq itself."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode(message: TaskMessage) -> bytes:
-    """The bytes of a message, as Asynq's own `EncodeMessage` gives them.
+    """The bytes of a message, as Asynq's own `EncodeMessage` returns them.
 
-    A map has no order in protobuf; here it keeps that of `headers`.
+    A map has no order in protobuf; here it has that of `headers`.
     """
     out = bytearray()
     for number, (name, kind) in _FIELDS.items():
@@ -80,7 +80,7 @@ def encode(message: TaskMessage) -> bytes:
 
 
 def decode(data: bytes) -> TaskMessage:
-    """The message in `data`; fields that this version of Asynq does not know are passed over.
+    """The message in `data`; fields that Asynq v0.26.0 does not have are skipped.
 
     Raises:
         ValueError: `data` is no such message.
@@ -121,7 +121,7 @@ def _field(number: int, value: int | str | bytes) -> bytes:
 
 
 def _put_varint(out: bytearray, value: int) -> None:
-    """Seven bits a byte, the lowest first, the high bit says that more follow."""
+    """Writes seven bits a byte, the lowest first; the high bit is set if more bytes follow."""
     value &= (1 << 64) - 1  # a negative number is its two's complement in 64 bits
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -152,7 +152,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, and where it ends."""
+    """The number that begins at the index `at`, and the index behind it."""
     value = 0
     for place in range(10):
         if at + place >= len(data):

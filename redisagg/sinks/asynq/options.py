@@ -1,4 +1,4 @@
-"""How a task is enqueued in Asynq: what its client takes as options, checked."""
+"""The options of a task in Asynq, checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Moment: TypeAlias = "float | datetime"
 """Seconds since the epoch, or a `datetime` with a time zone."""
 
 DEFAULT_TIMEOUT = 30 * 60
-"""What Asynq's client sets if a task has neither timeout nor deadline, seconds."""
+"""Seconds; what Asynq's client sets if a task has neither timeout nor deadline."""
 
 _DURATIONS = ("timeout", "retention", "unique_ttl", "process_in")
 _MOMENTS = ("deadline", "process_at")
@@ -23,10 +23,10 @@ _MOMENTS = ("deadline", "process_at")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsynqOptions:
-    """The options of an enqueued task; `AsynqSink` says what they mean.
+    """The options of an enqueued task; `AsynqSink` describes them.
 
     Raises:
-        InvalidConfig: one is out of range or of the wrong type.
+        InvalidConfig: an option is out of range or of the wrong type.
     """
 
     queue: str = "default"
@@ -40,10 +40,12 @@ class AsynqOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.queue, str) or not self.queue.strip():
-            raise InvalidConfig(f"the name of a queue is a str that is not blank: {self.queue!r}")
+            raise InvalidConfig(
+                f"the name of a queue is a str that is not blank, not {self.queue!r}"
+            )
         if "{" in self.queue or "}" in self.queue:
-            # Asynq puts the name between braces, to keep the keys of a queue in one slot.
-            raise InvalidConfig(f"the name of a queue has no braces: {self.queue!r}")
+            # Asynq uses the name as a hash tag, so that all keys of a queue are in one slot.
+            raise InvalidConfig(f"the name of a queue has no braces, unlike {self.queue!r}")
         retry = self.max_retry
         if not isinstance(retry, int) or isinstance(retry, bool) or not 0 <= retry < 2**31:
             raise InvalidConfig(f"max_retry is a whole number from 0 to 2^31 - 1, not {retry!r}")
@@ -57,15 +59,15 @@ class AsynqOptions:
             raise InvalidConfig("give process_at or process_in, not both")
 
     def overridden(self, options: Mapping[str, Any]) -> AsynqOptions:
-        """These options with what a task asks for in `Task.options`; others there are ignored.
+        """These options, overridden by those in `Task.options`; other names there are ignored.
 
         Raises:
-            InvalidTask: a task's option is out of range or of the wrong type.
+            InvalidTask: an option of the task is out of range or of the wrong type.
         """
         changes = {name: options[name] for name in _NAMES if name in options}
         if not changes:
             return self
-        # One says anew what the other said.
+        # Either one replaces the other.
         if "process_at" in changes or "process_in" in changes:
             changes = {"process_at": None, "process_in": None, **changes}
         try:
@@ -75,28 +77,28 @@ class AsynqOptions:
 
     @property
     def timeout_seconds(self) -> int:
-        """How long an attempt may take; whole seconds, rounded up, since 0 is for ever."""
+        """The time limit of an attempt in whole seconds, rounded up, since 0 means no limit."""
         if self.timeout is None and self.deadline is None:
             return DEFAULT_TIMEOUT
         return _whole(self.timeout)
 
     @property
     def deadline_at(self) -> int:
-        """Unix time; 0 if there is none."""
+        """The deadline as Unix time in whole seconds; 0 if there is none."""
         return 0 if self.deadline is None else math.floor(_timestamp(self.deadline, "deadline"))
 
     @property
     def retention_seconds(self) -> int:
-        """How long the task is kept after it succeeded; 0: not at all."""
+        """The time for which Asynq keeps the task after it succeeded; 0 if it does not."""
         return _whole(self.retention)
 
     @property
     def unique_seconds(self) -> int:
-        """How long the task keeps its like out; 0: not at all."""
+        """The time for which the task keeps equal tasks out; 0 if it does not."""
         return _whole(self.unique_ttl)
 
     def schedule(self) -> tuple[bytes, bytes]:
-        """When the task is to be processed: at (Unix time) and in, ms, each empty if not said."""
+        """`process_at` (Unix time) and `process_in` in milliseconds, each empty if not set."""
         at, delay = self.process_at, self.process_in
         return (
             b"" if at is None else b"%d" % round(1000 * _timestamp(at, "process_at")),
@@ -115,12 +117,14 @@ def _timestamp(moment: object, what: str) -> float:
     """A moment as seconds since the epoch."""
     if isinstance(moment, datetime):
         if moment.tzinfo is None:
-            raise InvalidConfig(f"{what} needs a time zone: {moment!r}")
+            raise InvalidConfig(f"{what} needs a datetime with a time zone, not {moment!r}")
         moment = moment.timestamp()
     if not isinstance(moment, int | float) or isinstance(moment, bool):
         raise InvalidConfig(
             f"{what} is a datetime or seconds since the epoch, not {type(moment).__name__}"
         )
-    if not 0 < moment < 2**38:  # a slip of units, such as milliseconds
-        raise InvalidConfig(f"{what} is no time in seconds since the epoch: {moment!r}")
+    if not 0 < moment < 2**38:  # catches milliseconds
+        raise InvalidConfig(
+            f"{what} is in seconds since the epoch, which {moment!r} can't be; is it milliseconds?"
+        )
     return float(moment)

@@ -24,26 +24,30 @@ _INHERITED = ("queue", "max_retry", "timeout", "deadline")
 class AsynqSink(ScriptSink):
     """Enqueues merged tasks in Asynq (https://github.com/hibiken/asynq), exactly once each.
 
-    What is written is what Asynq's client v0.26.0 writes; docs/asynq.md says what a worker gets
-    and what holds on Redis Cluster, where it takes two steps. `Task.options` of a merged task may
-    hold any of the arguments but `encode`, which count instead of those given here. Where the
-    merge function left out `queue`, `max_retry`, `timeout` or `deadline`, the first of the merged
-    tasks that has it in its options decides, and only then the sink.
+    The sink writes what Asynq's client v0.26.0 writes. docs/asynq.md describes what a worker
+    receives, and Redis Cluster, where the enqueue and the removal of the batch are two steps.
+
+    `Task.options` of a merged task overrides any argument but `encode`. For `queue`, `max_retry`,
+    `timeout` and `deadline` it takes the value of the first of the merged tasks that has one, if
+    the merge function sets none.
 
     Args:
         queue: the name of the queue.
-        max_retry: how often a failed task is tried again.
-        timeout: how long an attempt may take, in whole seconds, rounded up. With neither timeout
-            nor deadline Asynq's default of 30 minutes holds.
-        deadline: when the last attempt has to be done: a `datetime` with a time zone, or seconds
-            since the epoch.
-        retention: how long Asynq keeps a task that succeeded; None not at all.
-        unique_ttl: how long a task keeps another with the same queue, type and payload out, at
-            most until it succeeded. The other is dropped, as if it were enqueued.
-        process_at: when the task is to be processed; at once if that is over.
-        process_in: how long after it was enqueued it is to be processed.
-        encode: makes the bytes of a payload; JSON if None, but a payload of `bytes` is taken as
-            it is and None is none.
+        max_retry: the largest number of retries of a failed task.
+        timeout: the time limit of an attempt in seconds (or a `timedelta`), rounded up to whole
+            seconds. With neither timeout nor deadline, Asynq's default of 30 minutes applies.
+        deadline: the time at which the last attempt has to be complete: a `datetime` with a time
+            zone, or seconds since the epoch.
+        retention: seconds (or a `timedelta`) for which Asynq keeps a task that succeeded; None
+            keeps none.
+        unique_ttl: seconds (or a `timedelta`) in which a task keeps out others with the same
+            queue, type and payload, at most until it succeeded. Those are dropped, as if they
+            were enqueued.
+        process_at: the time at which the task is to be processed, as `deadline`; a time in the
+            past means at once.
+        process_in: seconds (or a `timedelta`) between the enqueue and the processing.
+        encode: converts a payload to bytes. None writes JSON; a payload of `bytes` is then written
+            as it is, and a payload of None as no bytes.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
@@ -85,18 +89,15 @@ class AsynqSink(ScriptSink):
     def from_url(cls, url: SinkUrl) -> AsynqSink:
         """``asynq://QUEUE?max_retry=5&timeout=30``
 
-        The names are those of the arguments; spans are seconds, moments seconds since the epoch
-        or ISO 8601 with an offset.
+        The options have the names of the arguments. Durations are in seconds; times are seconds
+        since the epoch, or ISO 8601 with an offset.
         """
-        given = {"max_retry": url.option("max_retry", int, 25)}
-        for name in ("timeout", "retention", "unique_ttl", "process_in"):
-            given[name] = url.option(name, float)
-        for name in ("deadline", "process_at"):
-            given[name] = url.option(name, _moment)
-        return cls(url.target or "default", **given)
+        durations = dict.fromkeys(("timeout", "retention", "unique_ttl", "process_in"), float)
+        times = dict.fromkeys(("deadline", "process_at"), _moment)
+        return cls(**url.given("queue", max_retry=int, **durations, **times))
 
     def resolve(self, *, clustered: bool) -> Sink:
-        # An Asynq queue has a slot of its own: no script can reach both it and a partition.
+        # An Asynq queue has a slot of its own, which no script can reach together with a partition.
         return self._on_cluster if clustered else self
 
     def key(self, slot: str | None) -> bytes:
@@ -116,7 +117,7 @@ class AsynqSink(ScriptSink):
 
         Raises:
             InvalidTask: an option of the merged task is out of range or of the wrong type.
-            PayloadError: the payload has no form in JSON, or `encode` did not return bytes.
+            PayloadError: JSON has no form for the payload, or `encode` did not return bytes.
         """
         task, options = merged.task, self._options.overridden(merged.task.options)
         if not task.type.strip():
@@ -158,7 +159,7 @@ class AsynqSink(ScriptSink):
 
 
 class _AsynqDelivery(DeliverySink):
-    """The same on Redis Cluster: at least once, in a step of its own before the commit."""
+    """An `AsynqSink` on Redis Cluster: enqueues before the commit, at least once."""
 
     inherits = _INHERITED
 
@@ -171,11 +172,11 @@ class _AsynqDelivery(DeliverySink):
 
     async def deliver(self, merged: MergedTask) -> None:
         if self._transport is None:
-            raise SinkError("the sink is not open")
+            raise SinkError("the sink is not open; await open() first")
         sink = self._sink
         replies = await self._transport.exchange(
             [
-                # As Asynq's client does: no step of ours depends on it, and it can be repeated.
+                # As Asynq's client does. It can be repeated, and no later step depends on it.
                 command("SADD", keys.QUEUES, sink.queue_of(merged)),
                 call("enqueue_asynq", sink.entry_keys(merged), *sink.arguments(merged)),
             ]
@@ -186,10 +187,10 @@ class _AsynqDelivery(DeliverySink):
 
 
 def as_json(payload: Any) -> bytes:
-    """A payload as Go's `encoding/json` reads it; `bytes` are taken as they are, None is none.
+    """A payload in JSON for Go's `encoding/json`; `bytes` stay as they are, None becomes no bytes.
 
     Raises:
-        PayloadError: it holds something that has no form in JSON; see `redisagg.payload.to_json`.
+        PayloadError: JSON has no form for the payload; see `redisagg.payload.to_json`.
     """
     if payload is None:
         return b""

@@ -1,1 +1,1 @@
-"""Task queues with clients of their own, such as Celery or RQ; at least once, by a stable id."""
+"""Task queues with their own libraries, such as Celery or RQ; one module for each."""

@@ -1,1 +1,1 @@
-"""Queues in the same Redis, written by the commit script: a stream or a list."""
+"""A stream or a list in the same Redis as the queue."""

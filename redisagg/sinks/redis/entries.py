@@ -14,23 +14,31 @@ Format: TypeAlias = Literal["msgpack", "json"]
 
 
 def check_format(format: str) -> None:
-    """Raises `InvalidConfig` unless it is ``msgpack`` or ``json``."""
+    """Raises `InvalidConfig` if the format is neither ``msgpack`` nor ``json``."""
     if format not in {"msgpack", "json"}:
         raise InvalidConfig(f"the format of a queue is 'msgpack' or 'json', not {format!r}")
 
 
 def dump(value: Any, format: Format) -> bytes:
-    """`value` in a format; raises `PayloadError` if it has none."""
+    """`value` as bytes.
+
+    Raises:
+        PayloadError: the format has no form for `value`.
+    """
     return pack(value) if format == "msgpack" else to_json(value).encode()
 
 
 def load(raw: bytes, format: Format) -> Any:
-    """The value in bytes that `dump` made; raises `ValueError` for others."""
+    """The inverse of `dump`.
+
+    Raises:
+        ValueError: `dump` did not make these bytes.
+    """
     return unpack(raw) if format == "msgpack" else json.loads(raw)
 
 
 def fields(merged: MergedTask) -> dict[str, Any]:
-    """What an entry carries, in this order."""
+    """The fields of an entry, in the order in which they are written."""
     return {
         "batch_id": merged.batch_id,
         "type": merged.task.type,
@@ -42,7 +50,11 @@ def fields(merged: MergedTask) -> dict[str, Any]:
 
 
 def enqueued(values: Mapping[str, Any]) -> EnqueuedBatch:
-    """The batch in the fields of an entry; raises `ValueError` if one is missing."""
+    """The batch in the fields of an entry.
+
+    Raises:
+        ValueError: a field is missing or has the wrong type.
+    """
     try:
         return EnqueuedBatch(
             batch_id=str(values["batch_id"]),
@@ -53,4 +65,4 @@ def enqueued(values: Mapping[str, Any]) -> EnqueuedBatch:
             headers=dict(values["headers"]),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"not an entry of redisagg: {error}") from error
+        raise ValueError(f"not an entry that redisagg wrote: {error}") from error

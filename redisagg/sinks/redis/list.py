@@ -14,12 +14,13 @@ from redisagg.sinks.urls import SinkUrl
 class ListSink(ReadableSink):
     """Appends merged tasks to the right end of a list, exactly once each.
 
-    An element is one map with ``batch_id``, ``type``, ``group``, ``count``, ``payload`` and
+    An element is a map with ``batch_id``, ``type``, ``group``, ``count``, ``payload`` and
     ``headers``.
 
     Args:
-        name: the key of the list; on Redis Cluster one for each partition, see `ScriptSink`.
-        format: ``"msgpack"`` or ``"json"``, of the whole element.
+        name: the key of the list; on Redis Cluster there is one for each partition, see
+            `ScriptSink`.
+        format: the format of the whole element, ``"msgpack"`` or ``"json"``.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
@@ -35,13 +36,13 @@ class ListSink(ReadableSink):
     @classmethod
     def from_url(cls, url: SinkUrl) -> ListSink:
         """``list://NAME?format=json``"""
-        return cls(url.target, format=url.option("format", str, "msgpack"))
+        return cls(url.target, **url.given(format=str))
 
     def arguments(self, merged: MergedTask) -> Sequence[bytes]:
         return (dump(fields(merged), self.format),)
 
     def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:
-        # The cursor counts elements from the left, so it holds as long as nobody takes any.
+        # The cursor counts elements from the left, so it is valid until a consumer removes one.
         starts = [int(cursor.get(key.decode(), 0)) for key in keys]
         replies = yield from ask_all(
             [
@@ -59,9 +60,9 @@ class ListSink(ReadableSink):
         """The batch in an element.
 
         Raises:
-            ValueError: the element is not one that this sink wrote.
+            ValueError: this sink did not write the element.
         """
         values = load(element, self.format)
         if not isinstance(values, dict):
-            raise ValueError("not an element of redisagg: no map")
+            raise ValueError("not an element that redisagg wrote: no map")
         return enqueued(values)

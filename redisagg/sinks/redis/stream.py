@@ -21,10 +21,11 @@ class StreamSink(ReadableSink):
     ``payload`` and ``headers`` (msgpack, or JSON with ``format="json"``).
 
     Args:
-        name: the key of the stream; on Redis Cluster one for each partition, see `ScriptSink`.
-        format: ``"msgpack"`` or ``"json"``, of payload and headers.
-        maxlen: about how many entries the stream keeps; older ones are trimmed, consumed or not.
-            None keeps all.
+        name: the key of the stream; on Redis Cluster there is one for each partition, see
+            `ScriptSink`.
+        format: the format of payload and headers, ``"msgpack"`` or ``"json"``.
+        maxlen: the approximate number of entries that the stream keeps. Older entries are trimmed,
+            consumed or not; None keeps all.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
@@ -36,15 +37,14 @@ class StreamSink(ReadableSink):
         super().__init__(name)
         check_format(format)
         if maxlen is not None and (not isinstance(maxlen, int) or maxlen < 1):
-            raise InvalidConfig(f"maxlen is a number of entries or None, not {maxlen!r}")
+            raise InvalidConfig(f"maxlen is a number of entries from 1, or None, not {maxlen!r}")
         self.format = format
         self.maxlen = maxlen
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> StreamSink:
         """``stream://NAME?format=json&maxlen=100000``"""
-        format = url.option("format", str, "msgpack")
-        return cls(url.target, format=format, maxlen=url.option("maxlen", int))
+        return cls(url.target, **url.given(format=str, maxlen=int))
 
     def options(self) -> Sequence[Any]:
         return ("" if self.maxlen is None else self.maxlen,)
@@ -74,10 +74,13 @@ class StreamSink(ReadableSink):
         return SinkPage(batches, after)
 
     def decode(self, entry: Mapping[bytes, bytes]) -> EnqueuedBatch:
-        """The batch in an entry's fields, as a client without decode_responses returns them.
+        """The batch in an entry.
+
+        Args:
+            entry: its fields, as a client without decode_responses returns them.
 
         Raises:
-            ValueError: the entry is not one that this sink wrote.
+            ValueError: this sink did not write the entry.
         """
         values: dict[str, Any] = {}
         for raw_name, raw in entry.items():

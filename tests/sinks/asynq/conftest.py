@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from redisagg import Aggregator
-from redisagg.sinks.asynq import AsynqSink
+from redisagg.sinks import AsynqSink
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.sinks.asynq.program import SOURCE, Asynq, running
 from tests.support.aggregators import Make, making

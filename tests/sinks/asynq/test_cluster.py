@@ -14,8 +14,7 @@ from redis.asyncio import RedisCluster as AsyncRedisCluster
 from redisagg import Task
 from redisagg.errors import KeyConflict, SinkError
 from redisagg.protocol.keys import Keyspace
-from redisagg.sinks import DeliverySink, MergedTask, SinkContext
-from redisagg.sinks.asynq import AsynqSink
+from redisagg.sinks import AsynqSink, DeliverySink, MergedTask, SinkContext
 from redisagg.transport.aio import AsyncTransport
 from tests.sinks.asynq.program import Asynq
 from tests.sinks.asynq.test_consumer import await_shared, kill_in_the_midst, merging, payload

@@ -10,8 +10,7 @@ import redis
 
 from redisagg import Task
 from redisagg.errors import InvalidConfig
-from redisagg.sinks import sink_from_url
-from redisagg.sinks.asynq import AsynqSink
+from redisagg.sinks import AsynqSink, sink_from_url
 from redisagg.sinks.asynq.message import TaskMessage, decode
 from tests.support.aggregators import Make
 from tests.support.tasks import await_dead, numbered

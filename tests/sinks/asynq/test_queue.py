@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from redisagg import Task
-from redisagg.sinks.asynq import AsynqSink
+from redisagg.sinks import AsynqSink
 from tests.sinks.asynq.program import Asynq
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until

@@ -11,8 +11,7 @@ import pytest
 import redis
 
 from redisagg import Task
-from redisagg.sinks import sink_from_url
-from redisagg.sinks.asynq import AsynqSink
+from redisagg.sinks import AsynqSink, sink_from_url
 from redisagg.sinks.asynq.message import decode, encode
 from tests.sinks.asynq.program import Asynq
 from tests.support.aggregators import Make
