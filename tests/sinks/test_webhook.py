@@ -267,14 +267,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"url": "https:///hook"}, "WebhookSink takes an https:// or http:// URL with a host"),
     ({"url": 7}, "WebhookSink takes a URL: "),
     ({"secrets": "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, "a secret is a str that begins with whsec_"),
-    ({"secrets": "whsec_!"}, "what follows whsec_ in a secret is base64"),
+    ({"secrets": "whsec_!"}, "a secret is whsec_ and base64"),
     ({"secrets": [NEW, "whsec_YWJj"]}, "a secret has 24 to 64 bytes, not 3"),
     ({"source": ""}, "source is a URI reference, not ''"),
-    ({"headers": {"a b": "x"}}, "'a b' is no name of a header"),
-    ({"headers": {"a": "x\ny"}}, "the value of the header a is not of printable ASCII"),
+    ({"headers": {"a b": "x"}}, "'a b' is not a valid name of a header"),
+    ({"headers": {"a": "x\ny"}}, "the value of the header a has to be printable ASCII"),
     ({"headers": {"Webhook-Id": "x"}}, "the sink itself sets the header Webhook-Id"),
     ({"timeout": 0}, "timeout is from 0.001 to "),
-    ({"connections": 0}, "connections is a number from 1, not 0"),
+    ({"connections": 0}, "connections is a whole number from 1, not 0"),
 ]
 
 
