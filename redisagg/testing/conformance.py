@@ -162,19 +162,20 @@ class SinkConformance:
     def test_what_has_no_form_is_refused(self) -> None:
         """Catches a sink that enqueues something else in place of a payload that it can't write."""
         self.prepare()
-        batch = MergedTask("B1", "a", 1, Task("x", object(), "a"))
+        # Delivered here, since a flusher can't pack such a task.
+        merged = MergedTask("B1", "a", 1, Task("x", object(), "a"))
 
         async def deliver() -> None:
             async with self._opened() as sink:
-                await _within_timeout(sink.deliver(batch))
+                await _within_timeout(sink.deliver(merged))
 
         sink = self.make_sink()
         try:
-            sink.arguments(batch) if isinstance(sink, ScriptSink) else self._run(deliver)
+            sink.arguments(merged) if isinstance(sink, ScriptSink) else self._run(deliver)
         except Exception:  # of any class
             pass
         else:
-            raise AssertionError("a payload without a form was taken")
+            raise AssertionError("a payload without a form was accepted")
         time.sleep(self.patience)
         assert self._received() == [], "a payload without a form was enqueued"
 
@@ -190,7 +191,7 @@ class SinkConformance:
             agg = self._flushing(wanted, self.make_sink(), max_attempts=10_000)
             with agg as running:
                 time.sleep(1)
-                assert running.stats().flushed == 0, "a batch was taken by no queue"
+                assert running.stats().flushed == 0, "flushed although the queue is unavailable"
                 stack.close()
                 _await_idle(running)
         found = self._await_received(3)
@@ -230,53 +231,53 @@ class SinkConformance:
     def test_deliver_ends_when_the_queue_has_it(self) -> None:
         """Catches a sink that is still enqueueing when `deliver` returns."""
         self.prepare()
-        batch = _batch(1)
+        merged = _merged(1)
 
         async def check() -> Sequence[Received]:
             async with self._opened() as sink:
-                await _within_timeout(sink.deliver(batch))
+                await _within_timeout(sink.deliver(merged))
                 return await _result_of(self.received())
 
         found = self._run(check)
         if not found and self.patience:
             found = self._await_received(1)
-        assert [each.batch_id for each in found] == [batch.batch_id]
-        assert found[0].payload == self.form(batch.task.payload)
+        assert [each.batch_id for each in found] == [merged.batch_id]
+        assert found[0].payload == self.form(merged.task.payload)
 
     def test_a_repeat_is_refused_or_known_by_its_id(self) -> None:
         """Catches a sink that changes ids, or repeats a batch although `refuses_repeats` is set."""
         self.prepare()
-        batches = [_batch(1), _batch(2, "-1"), _batch(2, "-2")]
+        tasks = [_merged(1), _merged(2, "-1"), _merged(2, "-2")]
 
         async def check() -> None:
             async with self._opened() as sink:
-                for batch in batches:
-                    await _within_timeout(sink.deliver(batch))
+                for merged in tasks:
+                    await _within_timeout(sink.deliver(merged))
 
         for _ in range(2):  # as after a crash, when another flusher delivers again
             self._run(check)
         times = 1 if self.refuses_repeats else 2
         time.sleep(self.patience)
-        found = self._await_received(len(batches) * times)
+        found = self._await_received(len(tasks) * times)
         assert Counter(each.batch_id for each in found) == {
-            batch.batch_id: times for batch in batches
+            merged.batch_id: times for merged in tasks
         }
-        payloads = {batch.batch_id: self.form(batch.task.payload) for batch in batches}
+        payloads = {merged.batch_id: self.form(merged.task.payload) for merged in tasks}
         assert all(each.payload == payloads[each.batch_id] for each in found)
 
     def test_deliveries_side_by_side_do_not_mix(self) -> None:
         """Catches a sink whose concurrent deliveries share state."""
         self.prepare()
-        batches = [_batch(n) for n in range(50)]
+        tasks = [_merged(n) for n in range(50)]
 
         async def check() -> None:
             async with self._opened() as sink:
-                await _within_timeout(asyncio.gather(*map(sink.deliver, batches)))
+                await _within_timeout(asyncio.gather(*map(sink.deliver, tasks)))
 
         self._run(check)
-        found = self._await_received(len(batches))
+        found = self._await_received(len(tasks))
         assert sorted((each.batch_id, repr(each.payload)) for each in found) == sorted(
-            (batch.batch_id, repr(self.form(batch.task.payload))) for batch in batches
+            (merged.batch_id, repr(self.form(merged.task.payload))) for merged in tasks
         )
 
     # --- helpers ----------------------------------------------------------------------------
@@ -357,7 +358,7 @@ def _await_idle(agg: Aggregator) -> None:
     assert agg.wait_until_idle(_TIMEOUT), f"batches are left: {agg.get_batches()}"
 
 
-def _batch(number: int, suffix: str = "") -> MergedTask:
+def _merged(number: int, suffix: str = "") -> MergedTask:
     """Makes a batch with an id in the form of real ones."""
     batch_id = f"{0x18F00000000 + number:012x}-7-{number:08x}{suffix}"
     return MergedTask(batch_id, "group", 1, Task("x", {"of": batch_id}, "group"))

@@ -1,4 +1,4 @@
-"""What tests of several sinks need."""
+"""Fixtures for the tests of several sinks."""
 
 from __future__ import annotations
 

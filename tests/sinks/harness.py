@@ -1,7 +1,7 @@
-"""The trial that each queue system is put to: real flushers, one of them killed, a real worker.
+"""Runs a queue system with real flushers, one of which is killed, and a real worker.
 
-The flushers, by ``redisagg worker --sink``, and the system's worker run in the system's own
-environment, see `environment`; the producers run in the tests' own.
+The flushers (``redisagg worker --sink``) and the worker run in the virtual environment of the
+system, see `environment`; the producers run in that of the tests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTITIONS = 8
 PRODUCERS = ("one", "two")
 KILLED_AFTER = 20  # batches received
 
-_SETTLE = 1.0  # seconds in which a batch too many would arrive
+_SETTLE = 1.0  # seconds within which a repeated batch would arrive
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class System:
 
     extra: str
     sink: str
-    """The URL of the sink that gets what `Aggregator` merges by default from tasks ``test``."""
+    """The URL of a sink for the default merge of tasks of the type ``test``."""
     worker: Sequence[str]
-    """The command; it runs in the checkout and appends JSON objects to the file in `RECEIVED`, by
-    `tests.sinks.workers.note`. Of a merged batch they have ``id`` and ``payloads``."""
+    """The command of the worker, which runs in the checkout and records the ``id`` and the
+    ``payloads`` of each batch by `tests.sinks.workers.note`."""
     env: Mapping[str, str] = field(default_factory=dict)
     also: Sequence[str] = ()
     """Further requirements of the environment."""
 
 
 class Trial:
-    """One system at work on one Redis.
+    """A queue system with one Redis.
 
     Args:
-        url: of the Redis that holds both the groups and the queue.
-        folder: for logs and what the worker received.
+        url: the URL of the Redis with the groups and the queue.
+        folder: the folder for logs and for the file with the received tasks.
     """
 
     def __init__(self, system: System, url: str, folder: Path) -> None:
@@ -68,13 +68,13 @@ class Trial:
         self._received = folder / "received"
 
     def received(self) -> list[dict[str, Any]]:
-        """What the worker has noted so far."""
+        """All that the worker has recorded so far."""
         if not self._received.exists():
             return []
         return [json.loads(line) for line in self._received.read_text().splitlines()]
 
     def await_received(self, count: int, timeout: float = 60) -> list[dict[str, Any]]:
-        """Waits until the worker has noted so much, and a moment for more; returns all."""
+        """Waits until the worker has recorded `count` tasks, then for repeats; returns all."""
         what = f"the worker has received {count}"
         wait_until(lambda: len(self.received()) >= count, timeout=timeout, what=what)
         time.sleep(_SETTLE)
@@ -89,7 +89,7 @@ class Trial:
         """Runs the system's worker, which may still be starting when the block begins.
 
         Args:
-            arguments: go behind the system's own command.
+            arguments: further arguments of the command.
         """
         env = {name: self._filled(value) for name, value in self.system.env.items()}
         command = [self._filled(part) for part in (*self.system.worker, *arguments)]
@@ -103,7 +103,7 @@ class Trial:
         subprocess.run(command, cwd=CHECKOUT, check=True, timeout=60)
 
     def run(self) -> list[dict[str, Any]]:
-        """Adds the tasks, kills a flusher on the way; returns what the worker received."""
+        """Adds the tasks and kills a flusher meanwhile; returns all that the worker recorded."""
         config = {"group_max_size": BATCH, "partitions": PARTITIONS}
         flusher = [
             *(str(self.python), "-m", "redisagg", "worker", "tests", "--redis", self.url),
@@ -141,7 +141,7 @@ class Trial:
                 timeout=60,
                 what="the worker receives batches",
             )
-            assert agg.stats().flushed < TASKS, "too late to kill a flusher on the way"
+            assert agg.stats().flushed < TASKS, "all tasks were flushed before a flusher was killed"
             killed.kill()
             entries = self.await_received(TASKS // BATCH)
             assert agg.wait_until_idle(10)
@@ -149,7 +149,7 @@ class Trial:
         return entries
 
     def log(self, name: str) -> Path:
-        """Where the process of this name logs."""
+        """The log file of the process of this name."""
         return self.folder / f"{name}.log"
 
     def _filled(self, text: str) -> str:
@@ -167,7 +167,7 @@ def running(
     """A process that ends with the block; pytest shows its log if the test failed.
 
     Args:
-        env: what it has in its environment besides ours.
+        env: additions to the environment of the tests.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -193,9 +193,9 @@ def check(entries: Sequence[Mapping[str, Any]], *, refuses_repeats: bool) -> Non
 
     Args:
         entries: what `Trial.run` returned.
-        refuses_repeats: whether the system enqueues an id once. If not, a batch may have come
-            again from the flusher that was killed, with the same id and the same tasks, and only
-            from that one: it had no more in hand than it may merge at a time.
+        refuses_repeats: whether the system enqueues an id only once. If not, batches of the killed
+            flusher may be repeated, with the same id and tasks, at most as many as a flusher merges
+            at a time.
     """
     batches = {entry["id"]: entry for entry in entries}
     assert len(batches) == TASKS // BATCH

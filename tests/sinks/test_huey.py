@@ -54,7 +54,7 @@ try:
 except InvalidConfig:
     pass
 else:
-    raise AssertionError("a Huey without a queue was taken")
+    raise AssertionError("a Huey without a queue was accepted")
 """
 
 

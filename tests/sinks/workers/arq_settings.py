@@ -1,4 +1,4 @@
-"""Settings of an arq worker as users have them."""
+"""Settings of an arq worker as users write them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.sinks.workers.note import note
 
 
 async def aggregated(ctx: dict[str, Any], group: str, count: int, payloads: list[Any]) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     note(id=ctx["job_id"], group=group, count=count, payloads=payloads)
 
 
 async def anything(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     note(id=ctx["job_id"], args=args, kwargs=kwargs)
 
 

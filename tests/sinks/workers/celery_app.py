@@ -1,4 +1,4 @@
-"""A Celery application as users have them."""
+"""A Celery application as users write them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ app.conf.broker_connection_retry_on_startup = True
 
 @app.task(bind=True, name="test:aggregated")
 def aggregated(self: Task, group: str, count: int, payloads: list[Any]) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     note(id=self.request.id, group=group, count=count, payloads=payloads)
 
 
 @app.task(bind=True, name="anything")
 def anything(self: Task, *args: Any, **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     note(
         id=self.request.id,
         args=args,

@@ -1,4 +1,4 @@
-"""Dramatiq actors as users have them."""
+"""Dramatiq actors as users write them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor(actor_name="test:aggregated", queue_name="digests")
 def aggregated(group: str, count: int, payloads: list[Any]) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     message = CurrentMessage.get_current_message()
     note(id=message.message_id, group=group, count=count, payloads=payloads)
 
 
 @dramatiq.actor(actor_name="anything", queue_name="digests")
 def anything(*args: Any, **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     message = CurrentMessage.get_current_message()
     options = {k: v for k, v in message.options.items() if k != "redis_message_id"}
     note(id=message.message_id, args=args, kwargs=kwargs, options=options)

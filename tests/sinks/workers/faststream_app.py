@@ -1,4 +1,4 @@
-"""A FastStream subscriber as users have one, for ``faststream run ...:app``."""
+"""A FastStream subscriber as users write one, for ``faststream run ...:app``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = FastStream(broker)
 
 
 class Entry(BaseModel):
-    """What an entry of a stream holds, in JSON."""
+    """The fields of an entry, in JSON."""
 
     batch_id: str
     type: str
@@ -32,7 +32,7 @@ class Entry(BaseModel):
 
 @app.on_startup
 async def make_group() -> None:
-    """Has the group begin with what is in the stream."""
+    """Starts the group at the first entry of the stream."""
     async with redis.Redis.from_url(URL) as client:
         with contextlib.suppress(redis.ResponseError):  # BUSYGROUP
             await client.xgroup_create("digests", "workers", id="0", mkstream=True)
@@ -40,5 +40,5 @@ async def make_group() -> None:
 
 @broker.subscriber(stream=StreamSub("digests", group="workers", consumer="one"))
 async def digest(entry: Entry) -> None:
-    """Notes what came."""
+    """Records an entry."""
     note(id=entry.batch_id, payloads=entry.payload["payloads"], entry=entry.model_dump())

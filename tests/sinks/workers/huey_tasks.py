@@ -1,4 +1,4 @@
-"""Tasks for Huey as users have them."""
+"""Tasks for Huey as users write them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ huey = _KINDS[os.environ["REDISAGG_TEST_KIND"]]("digests", url=os.environ["REDIS
 
 @huey.task(context=True, name="digest:all")
 def aggregated(group: str, count: int, payloads: list[Any], task: Task) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     note(id=task.id, group=group, count=count, payloads=payloads)
 
 
 @huey.task(context=True, retries=3, retry_delay=7)
 def anything(*args: Any, task: Task, **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     note(
         id=task.id,
         args=args,

@@ -1,4 +1,4 @@
-"""How a worker tells the test what it received. Knows nothing of redisagg, as no worker must."""
+"""Records for a test what a worker received; without redisagg, which no worker needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RECEIVED = "REDISAGG_TEST_RECEIVED"
 
 
 def note(**what: Any) -> None:
-    """Appends a line to the file; lines of several processes don't mix."""
+    """Appends a line to the file in one write, so that lines of several processes do not mix."""
     line = json.dumps(what, default=repr) + "\n"
     file = os.open(os.environ[RECEIVED], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, line.encode())

@@ -1,4 +1,4 @@
-"""A flusher that gives up soon, for ``redisagg worker tests.sinks.workers.quick_flusher:agg``."""
+"""A flusher with few attempts, for ``redisagg worker tests.sinks.workers.quick_flusher:agg``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions for RQ as users have them."""
+"""Functions for RQ as users write them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.sinks.workers.note import note
 
 
 def aggregated(group: str, count: int, payloads: list[Any]) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     job = get_current_job()
     note(id=job.id, group=group, count=count, payloads=payloads)
 
 
 def anything(*args: Any, **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     job = get_current_job()
     note(
         id=job.id, args=args, kwargs=kwargs, headers=job.meta, queue=job.origin, ttl=job.result_ttl

@@ -1,4 +1,4 @@
-"""Settings of a SAQ worker as users have them."""
+"""Settings of a SAQ worker as users write them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.sinks.workers.note import note
 
 
 async def aggregated(ctx: dict[str, Any], group: str, count: int, payloads: list[Any]) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     note(id=ctx["job"].key, group=group, count=count, payloads=payloads)
 
 
 async def anything(ctx: dict[str, Any], **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     job = ctx["job"]
     note(id=job.key, kwargs=kwargs, headers=job.meta, timeout=job.timeout, ttl=job.ttl)
 
 
 async def failing(ctx: dict[str, Any]) -> None:
-    """Notes that it was called, and fails."""
+    """Records its call and fails."""
     note(id=ctx["job"].key)
     raise RuntimeError("as it should")
 

@@ -1,4 +1,4 @@
-"""A consumer group of redis-py as users have one: python -m tests.sinks.workers.stream_group URL"""
+"""A consumer group of redis-py, as a user's: python -m tests.sinks.workers.stream_group URL"""
 
 from __future__ import annotations
 

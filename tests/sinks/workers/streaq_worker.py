@@ -1,4 +1,4 @@
-"""A Streaq worker with tasks as users have them."""
+"""A Streaq worker with tasks as users write them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ worker = Worker(
 
 @worker.task(name="test:aggregated")
 async def aggregated(group: str, count: int, payloads: list[Any]) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     note(id=aggregated.context.task_id, group=group, count=count, payloads=payloads)
 
 
 @worker.task(name="anything")
 async def anything(*args: Any, **kwargs: Any) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     note(id=anything.context.task_id, args=args, kwargs=kwargs)
 
 
@@ -34,6 +34,6 @@ async def forgotten() -> None:
 
 @worker.task(name="failing")
 async def failing() -> None:
-    """Notes that it was called, and fails."""
+    """Records its call and fails."""
     note(id=failing.context.task_id)
     raise RuntimeError("as it should")

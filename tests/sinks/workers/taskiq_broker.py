@@ -1,4 +1,4 @@
-"""A Taskiq broker with tasks as users have them."""
+"""A Taskiq broker with tasks as users write them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _CONTEXT = TaskiqDepends()
 async def aggregated(
     group: str, count: int, payloads: list[Any], context: Context = _CONTEXT
 ) -> None:
-    """What becomes of a batch without a merge function."""
+    """Records a batch of the default merge."""
     note(id=context.message.task_id, group=group, count=count, payloads=payloads)
 
 
 @broker.task(task_name="anything")
 async def anything(a: Any = None, context: Context = _CONTEXT) -> None:
-    """Notes all it can get hold of."""
+    """Records all that it receives."""
     message = context.message
     note(id=message.task_id, args=message.args, kwargs=message.kwargs, labels=message.labels)

@@ -1,8 +1,8 @@
-"""A receiver of webhooks as users have one: python -m tests.sinks.workers.webhook_receiver PORT
+"""A receiver of webhooks as users write one: python -m tests.sinks.workers.webhook_receiver PORT
 
-Notes each request, then answers 200; or, to the first requests for an id, what the words behind
-PORT say: a status (``307`` with a place to go to), ``hang`` for no answer, ``drip`` for one that
-does not end, ``drop`` for an end of the connection.
+Records each request, then answers 200. Further arguments set the answers to the first requests for
+an id: a status (``307`` has a location), ``hang`` for no answer, ``drip`` for one without end,
+``drop`` to close the connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _requests: Counter[str] = Counter()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Notes what was posted."""
+    """Records requests."""
 
     protocol_version = "HTTP/1.1"
 
@@ -40,11 +40,11 @@ class Handler(BaseHTTPRequestHandler):
             body=body,
             answer=answer,
         )
-        with contextlib.suppress(ConnectionError):  # the sink may have given up
+        with contextlib.suppress(ConnectionError):  # the sink may have closed it after its timeout
             self.answer(answer)
 
     def answer(self, answer: str) -> None:
-        """Answers, or does not."""
+        """Answers as the arguments tell."""
         self.close_connection = not answer.isdecimal()
         if answer == "hang":
             time.sleep(60)
@@ -62,11 +62,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"so\n")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: what counts is noted."""
+        """Logs nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """Room for all who come at once."""
+    """A server with a backlog for many requests at once."""
 
     request_queue_size = 128
     daemon_threads = True
