@@ -359,7 +359,7 @@ def _await_idle(agg: Aggregator) -> None:
 
 
 def _merged(number: int, suffix: str = "") -> MergedTask:
-    """Makes a batch with an id in the form of real ones."""
+    """Makes a merged task with a batch id in the form of real ones."""
     batch_id = f"{0x18F00000000 + number:012x}-7-{number:08x}{suffix}"
     return MergedTask(batch_id, "group", 1, Task("x", {"of": batch_id}, "group"))
 
