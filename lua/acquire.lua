@@ -27,8 +27,8 @@ if expires > now and redis.call('HGET', state, 'owner') ~= owner then
 end
 
 -- A script that is denied a command after it has enqueued would leave its batch in place, to be
--- enqueued again. So a flusher that is denied one of these commands can't lead. They change nothing:
--- there is no such key and no such member.
+-- enqueued again. So a flusher that is denied one of these commands can't lead. They change
+-- nothing: there is no such key and no such member.
 local LEADER_COMMANDS = {
   { 'HINCRBY', state, 'token', 0 },  -- creates the hash: commands for lists and sets fail from here
   { 'LTRIM', no_tasks, 0, -1 }, { 'LRANGE', no_tasks, 0, 0 }, { 'LINDEX', no_tasks, 0 },
@@ -50,8 +50,8 @@ end
 if redis.call('ZCARD', claims) > 0 then
   redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
 end
--- The time is part of the token because of failovers: a replica that became the primary may not know
--- the last lease, and would give its token to another leader by counting alone.
+-- The time is part of the token because of failovers: a replica that became the primary may not
+-- know the last lease, and would give its token to another leader by counting alone.
 local token = math.max(read_count(state, 'token') + 1, now)
 redis.call('HSET', state, 'owner', owner, 'wake', 0, 'token', string.format('%.0f', token),
   'expires', string.format('%.0f', now + lease_ms))

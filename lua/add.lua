@@ -8,16 +8,16 @@
 --        5 maximum number of pending tasks in this partition, 0 for no maximum
 --        6 maximum bytes of their entries, 0 for no maximum
 --        7 '1' if ids that were flushed lately are not accepted again, else ''
---        then for each section: group key; limits, four numbers with one space between: grace period
---        (ms), max delay (ms), max size, priority; number of tasks; for each task id, body
+--        then for each section: group key; limits, four numbers with one space between: grace
+--        period (ms), max delay (ms), max size, priority; number of tasks; for each task id, body
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
 --        group changes nothing), or the text of the error that refused the whole section: a key of
 --        the group holds a foreign type or record; its limits or an id are malformed; or too much
 --        would be pending (FULL). Other errors refuse the whole call, with nothing written.
 --
 -- A section is a run of tasks for one group that have the same limits. A call that is repeated
--- because its reply was lost gets its first reply again. A call that comes after a later call of the
--- same producer is refused: the producer has given it up.
+-- because its reply was lost gets its first reply again. A call that comes after a later call of
+-- the same producer is refused: the producer has given it up.
 
 -- @include assert_type
 -- @include call_chunked
@@ -125,9 +125,9 @@ local function too_full(group, ids, first, n)
   end
 end
 
--- Adds the section at ARGV[at], which has n tasks. Returns the number of its tasks that were new, or
--- the error that refused it. Numbers go to Redis as text throughout: its own conversion takes longer
--- than the command.
+-- Adds the section at ARGV[at], which has n tasks. Returns the number of its tasks that were new,
+-- or the error that refused it. Numbers go to Redis as text throughout: its own conversion takes
+-- longer than the command.
 local function add_section(tasks, ids, at, n)
   local group, limits_text, first = args[at + GROUP_KEY], args[at + LIMITS], at + TASKS
   local g, foreign = read_group(groups, group)
@@ -189,8 +189,8 @@ local function add_section(tasks, ids, at, n)
   if g[HELD] > 0 then return #entries end
   local due_ms = due_at(g)
   if due_ms > 0 then
-    -- The time in `due` may be too early, never too late. A task that only moves the time back leaves
-    -- the index as it is, and `poll` corrects it. A group in `ready` stays there.
+    -- The time in `due` may be too early, never too late. A task that only moves the time back
+    -- leaves the index as it is, and `poll` corrects it. A group in `ready` stays there.
     if not due_before or due_ms < due_before then
       redis.call('ZADD', due, string.format('%d', due_ms), group)
       earliest = math.min(earliest, due_ms)

@@ -4,8 +4,8 @@
 -- ARGV   1 group key  2 task id
 -- Reply  1, or 0 if no such task waits (a batch may hold it)
 --
--- Cost: O(1) to find the task, plus one step for each earlier task that was cancelled since it came;
--- and one pass over the list to remove it.
+-- Cost: O(1) to find the task, plus one step for each earlier task that was cancelled since it
+-- came; and one pass over the list to remove it.
 
 -- @include clock
 -- @include counts

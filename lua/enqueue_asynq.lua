@@ -1,6 +1,6 @@
--- enqueue_asynq: enqueues one merged task in Asynq, on a cluster where the queue and the batch are in
--- different slots. The caller has added the queue's name to the set of Asynq's queues, which is in a
--- third slot.
+-- enqueue_asynq: enqueues one merged task in Asynq, on a cluster where the queue and the batch are
+-- in different slots. The caller has added the queue's name to the set of Asynq's queues, which is
+-- in a third slot.
 --
 -- KEYS   4, see includes/asynq.lua
 -- ARGV   6, see includes/asynq.lua

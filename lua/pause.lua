@@ -1,5 +1,5 @@
--- pause: stops or resumes claims in a partition. Tasks can still be added, and batches in flight are
--- finished.
+-- pause: stops or resumes claims in a partition. Tasks can still be added, and batches in flight
+-- are finished.
 --
 -- KEYS   1 state
 -- ARGV   1 '1' to pause, '0' to resume  2 wake channel  3 partition number

@@ -58,8 +58,8 @@ end
 
 local next_at = math.min(name_returned(claims), name_returned(retry))
 
--- Groups whose time has come move to `ready`, where priority decides. All of them move before any is
--- named, so that a high priority is seen; MAX_PROMOTED bounds the time that one call takes.
+-- Groups whose time has come move to `ready`, where priority decides. All of them move before any
+-- is named, so that a high priority is seen; MAX_PROMOTED bounds the time that one call takes.
 local next_due = score_at(due, 0)
 if next_due <= now then
   local names = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, MAX_PROMOTED)

@@ -2,7 +2,8 @@
 --
 -- KEYS   1 meta
 -- ARGV   1 key schema version  2 number of partitions
--- Reply  { schema version, number of partitions }: those in force. A caller with others has to stop.
+-- Reply  { schema version, number of partitions }: those in force. A caller with others has to
+--        stop.
 
 local meta = KEYS[1]
 local schema, partitions = ARGV[1], ARGV[2]

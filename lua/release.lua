@@ -1,5 +1,5 @@
--- release: gives the lease of a partition back, so that another flusher can take it at once. Batches
--- that the leader has not committed can be claimed again.
+-- release: gives the lease of a partition back, so that another flusher can take it at once.
+-- Batches that the leader has not committed can be claimed again.
 --
 -- KEYS   1 state  2 claims
 -- ARGV   1 fencing token  2 wake channel

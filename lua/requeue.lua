@@ -1,5 +1,5 @@
--- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks of
--- its group. It is merged anew.
+-- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks
+-- of its group. It is merged anew.
 --
 -- KEYS   1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead  8 tasks of the group
 --        9 tasks of the dead letter

@@ -1,5 +1,5 @@
--- set_aside: copies undecodable entries of a claimed batch to the dead letters, so that the batch can
--- be committed without them. A repeated call changes nothing.
+-- set_aside: copies undecodable entries of a claimed batch to the dead letters, so that the batch
+-- can be committed without them. A repeated call changes nothing.
 --
 -- KEYS   1 state  2 groups  3 batches  4 dead  5 tasks of the group  6 tasks of the dead letter
 -- ARGV   1 fencing token  2 batch id  3 id of the dead letter  4 error text
@@ -26,9 +26,8 @@ local batch = read_batch(batches, id)
 local g = batch and read_group(groups, batch[GROUP])
 if not g then return 'GONE' end
 -- The letter may exist, or be requeued and in flight: a second one would have the same id.
-if redis.call('HEXISTS', dead, letter_id) == 1 or redis.call('HEXISTS', batches, letter_id) == 1 then
-  return 'OK'
-end
+local known = redis.call('HEXISTS', dead, letter_id) + redis.call('HEXISTS', batches, letter_id)
+if known > 0 then return 'OK' end
 assert_type('LLEN', { dead_tasks })
 local head = batch[START] - g[BASE]
 local count = #ARGV - FIRST_PLACE + 1

@@ -2,8 +2,8 @@
 --
 -- KEYS   1 state  2 groups  3 batches  4 retry  5 dead
 -- ARGV   none
--- Reply  { waiting tasks, tasks in flight, bytes of both, batches flushed, tasks flushed, dead tasks,
---        open groups, batches in flight, those of them in retry, dead letters, 1 if paused,
+-- Reply  { waiting tasks, tasks in flight, bytes of both, batches flushed, tasks flushed, dead
+--        tasks, open groups, batches in flight, those of them in retry, dead letters, 1 if paused,
 --        owner of the lease or '', fencing token, ms until the lease runs out or 0 }
 
 -- @include clock
@@ -12,8 +12,8 @@ local state, groups, batches, retry, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], 
 local now = clock()
 
 local waiting, claimed, bytes, flushed, flushed_tasks, dead_tasks, paused, owner, token, expires =
-  unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'flushed', 'flushed_tasks', 'dead',
-    'paused', 'owner', 'token', 'expires'))
+  unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'flushed', 'flushed_tasks',
+    'dead', 'paused', 'owner', 'token', 'expires'))
 local function number(field) return tonumber(field or 0) end
 local lease_left = math.max(0, (number(expires) or 0) - now)
 return {

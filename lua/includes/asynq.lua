@@ -1,6 +1,6 @@
 -- A task in Asynq, written as Asynq's client writes it (internal/rdb/rdb.go of v0.26.0: Enqueue,
--- EnqueueUnique, Schedule, ScheduleUnique). Asynq's servers read these fields by their names. A task
--- has these keys, KEYS[key + place], and arguments, ARGV[at + place].
+-- EnqueueUnique, Schedule, ScheduleUnique). Asynq's servers read these fields by their names. A
+-- task has these keys, KEYS[key + place], and arguments, ARGV[at + place].
 local TASK      = 0  -- the task's hash
 local PENDING   = 1  -- list of the ids that wait
 local SCHEDULED = 2  -- sorted set of the ids that wait for their time

@@ -30,8 +30,8 @@ local function hold(g, batch, until_ms)
   g[HELD_UNTIL] = math.max(g[HELD_UNTIL], until_ms)
 end
 
--- Reverses `hold` for a batch that is taken out of retry. HELD_FROM moves behind the batch: the next
--- batch in retry starts there or later.
+-- Reverses `hold` for a batch that is taken out of retry. HELD_FROM moves behind the batch: the
+-- next batch in retry starts there or later.
 local function release_hold(g, batch)
   g[HELD] = math.max(0, g[HELD] - 1)
   g[HELD_FROM] = batch[START] + batch[TASK_COUNT]

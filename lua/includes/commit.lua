@@ -18,8 +18,8 @@ end
 
 -- What the commit scripts share: enqueues batches and removes them. An entry is what a queue gets
 -- for one merged task; a batch whose merge returned several tasks has several entries. `sink` has
---   enqueue     function(from, n, key): writes the entries whose n arguments begin at ARGV[from] and
---               whose keys begin at KEYS[key]; returns nil or a reply of redis.pcall
+--   enqueue     function(from, n, key): writes the entries whose n arguments begin at ARGV[from]
+--               and whose keys begin at KEYS[key]; returns nil or a reply of redis.pcall
 --   queue_keys  number of keys of the queue
 --   options     number of arguments for the whole call
 --   arity       number of arguments of an entry

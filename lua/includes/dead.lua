@@ -1,7 +1,7 @@
 -- @include batch
 
--- A dead letter: the record in the hash `dead`, a msgpack array with these places. Its tasks are in a
--- list of its own.
+-- A dead letter: the record in the hash `dead`, a msgpack array with these places. Its tasks are in
+-- a list of its own.
 local DEAD_GROUP      = 1  -- the group key
 local DEAD_TASK_COUNT = 2  -- number of its tasks
 local DEAD_ATTEMPTS   = 3  -- ATTEMPTS of the batch

@@ -42,8 +42,8 @@ local function ready_score(g)
   return string.format('%.0f', due_at(g) - g[PRIORITY] * PRIORITY_STEP)
 end
 
--- Puts the group into the index of its state: `ready`, `due` or neither. The arguments have no names
--- because a table of them for each group costs time.
+-- Puts the group into the index of its state: `ready`, `due` or neither. The arguments have no
+-- names because a table of them for each group costs time.
 local function schedule(due, ready, group, g, now)
   if g[WAITING] == 0 or g[HELD] > 0 then
     redis.call('ZREM', due, group)

@@ -1,6 +1,6 @@
 -- A record: a msgpack array with a fixed number of places, in a field of a hash.
--- Returns the record; nil if the field does not exist; nil and true if it holds foreign bytes, which
--- must not stop a script.
+-- Returns the record; nil if the field does not exist; nil and true if it holds foreign bytes,
+-- which must not stop a script.
 local function read_record(hash, field, places)
   local packed = redis.call('HGET', hash, field)
   if not packed then return nil end

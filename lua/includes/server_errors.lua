@@ -1,6 +1,7 @@
--- The texts of errors that concern the server (read-only, out of memory, can't persist or replicate)
--- or the user, with the error code to put before the text. Before Redis 7 the text of an error in a
--- script has a prefix before its code. Before Redis 7.2 the error of a denied command has no code.
+-- The texts of errors that concern the server (read-only, out of memory, can't persist or
+-- replicate) or the user, with the error code to put before the text. Before Redis 7 the text of an
+-- error in a script has a prefix before its code. Before Redis 7.2 the error of a denied command
+-- has no code.
 local SERVER_ERRORS = {
   ['READONLY '] = '', ['OOM '] = '', ['MISCONF '] = '', ['NOREPLICAS '] = '', ['NOPERM '] = '',
   ['The user executing the script'] = 'NOPERM ', ['ACL failure in script'] = 'NOPERM ',

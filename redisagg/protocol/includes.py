@@ -2,9 +2,9 @@
 
 A line ``-- @include NAME`` stands for ``includes/NAME.lua``, which may have such lines itself.
 
-``python redisagg/protocol/includes.py FOLDER`` writes the expanded scripts of a clone into a folder,
-for clients in other languages. This module uses the standard library only: the build of a wheel runs
-it without redisagg's dependencies.
+``python redisagg/protocol/includes.py FOLDER`` writes the expanded scripts of a clone into a
+folder, for clients in other languages. This module uses the standard library only: the build of a
+wheel runs it without redisagg's dependencies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """luacheck over the expanded scripts: python -m tests.support.luacheck
 
-Luacheck needs the expanded scripts, since includes are text. Most scripts use some names of an
-include only, so a warning about an unused name in an include counts if all scripts that have the
-include get it. Warnings are reported at their place in `lua/`. The exit status is 1 if there are any.
+Includes are text, so luacheck needs the expanded scripts. Most scripts use only some names of an
+include: a warning about an unused name in an include counts if it is unused in all scripts that
+have the include. Warnings are printed with their place in `lua/`. The exit status is 1 if there are
+any.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LUA = ROOT / "lua"
 
 _TAG = " --@ "
 _INCLUDE = "-- @include "
-_LINE = re.compile(r".*?(\w+)\.lua:(\d+):\d+: (\((\w)\d+\) .*)")
+_LINE = re.compile(r".*?(\w+)\.lua:(\d+):\d+: (\([WE](\d)\d+\) .*)")
 
 
 class Warning(NamedTuple):
