@@ -82,16 +82,19 @@ local function entry_head(id)
   return head
 end
 
--- Most sections have the same limits.
+-- Most sections have the same limits, so each text is parsed once.
 local parsed = {}
 local function parse_limits(text)
   local limits = parsed[text]
   if not limits then
     local grace, delay, size, priority = string.match(text, '^(%d+) (%d+) (%d+) (-?%d+)$')
-    limits = { tonumber(grace), tonumber(delay), tonumber(size), tonumber(priority) }
+    limits = {
+      grace = tonumber(grace), delay = tonumber(delay), size = tonumber(size),
+      priority = tonumber(priority),
+    }
     parsed[text] = limits
   end
-  return unpack(limits, 1, 4)
+  return limits.grace, limits.delay, limits.size, limits.priority
 end
 
 local function seen_lately(group, id)
@@ -218,10 +221,7 @@ end
 if total > 0 then
   add_count(state, 'waiting', total)
   add_count(state, 'bytes', total_length)
-  wake_leader{
-    state = state, channel = channel, partition = partition, due_at = earliest,
-    wake = tonumber(wake) or 0,
-  }
+  if earliest < (tonumber(wake) or 0) then wake_leader(state, channel, partition) end
 end
 -- Even if nothing was new: the tasks that wait now may be gone when the call is repeated.
 if call_number then

@@ -6,6 +6,7 @@
 -- Reply  number of tasks that were newly marked
 
 -- @include clock
+-- @include counts
 -- @include flush
 -- @include schema
 -- @include wake
@@ -22,7 +23,7 @@ for at = FIRST_GROUP, #ARGV do
   marked = marked
     + flush_group{ groups = groups, due = due, ready = ready, group = ARGV[at], now = now }
 end
-if marked > 0 then
-  wake_leader{ state = state, channel = channel, partition = partition, due_at = now }
+if marked > 0 and now < read_count(state, 'wake') then
+  wake_leader(state, channel, partition)
 end
 return marked

@@ -6,6 +6,7 @@
 -- Reply  { cursor of the next call, '0' after the last group; number of tasks newly marked }
 
 -- @include clock
+-- @include counts
 -- @include flush
 -- @include schema
 -- @include wake
@@ -22,7 +23,7 @@ for i = 1, #fields, 2 do  -- group key, record, group key, record, ...
   marked = marked
     + flush_group{ groups = groups, due = due, ready = ready, group = fields[i], now = now }
 end
-if marked > 0 then
-  wake_leader{ state = state, channel = channel, partition = partition, due_at = now }
+if marked > 0 and now < read_count(state, 'wake') then
+  wake_leader(state, channel, partition)
 end
 return { next_cursor, marked }

@@ -63,5 +63,5 @@ redis.call('UNLINK', dead_tasks)
 add_count(state, 'claimed', count)
 add_count(state, 'bytes', length)
 add_count(state, 'dead', -count)
-wake_leader{ state = state, channel = channel, partition = partition, due_at = now }
+if now < read_count(state, 'wake') then wake_leader(state, channel, partition) end
 return count
