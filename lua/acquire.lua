@@ -1,53 +1,58 @@
 -- acquire: takes the lease of a partition if it is free.
 --
--- KEYS  1 state  2 claims  3 tasks of a group that can't be, with an empty key
--- ARGV  1 owner  2 lease ms
--- Reply { fencing token, 0 } or { 0, ms until the present lease runs out }; an error if the user may
---       not run what a leader has to.
+-- KEYS   1 state  2 claims  3 tasks of the empty group key, which no group has
+-- ARGV   1 owner  2 lease time, ms
+-- Reply  { fencing token, 0 } or { 0, ms until the present lease runs out };
+--        an error if the user may not run a command that a leader needs
 --
--- The token only grows: whatever an earlier leader still sends carries a smaller one and is
--- refused. Its claims are void, so all of them can be taken over at once.
+-- The token only grows. Whatever an earlier leader still sends has a smaller token and is refused.
+-- The claims of earlier leaders are void, so all of their batches can be taken over at once.
 
 -- @include clock
--- @include schema
 -- @include counts
--- @include refused
+-- @include schema
+-- @include server_errors
 
-local state, claims, nothing = KEYS[1], KEYS[2], KEYS[3]
+local state, claims, no_tasks = KEYS[1], KEYS[2], KEYS[3]
+local owner, lease_ms = ARGV[1], tonumber(ARGV[2])
 local now = clock()
-local newer = refuse_schema(redis.call('HGET', state, 'schema'))
-if newer then return newer end
+
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
 local expires = read_count(state, 'expires')
--- Its own lease is granted anew: it asks only for what it does not lead, so the reply to an earlier
--- call was lost, and nobody knows that token.
-if expires > now and redis.call('HGET', state, 'owner') ~= ARGV[1] then
+-- A flusher asks only for what it does not lead. If it owns the lease, the reply to an earlier call
+-- was lost and nobody knows that token: the lease is granted again.
+if expires > now and redis.call('HGET', state, 'owner') ~= owner then
   return { 0, expires - now }
 end
 
--- A script that is denied a command after it has enqueued would leave its batch where it is, to be
--- enqueued again. So who is denied one can't lead. Nothing comes of these: no such key, no such member.
-local LEADING = {
-  { 'HINCRBY', state, 'token', 0 },  -- from here on there is a hash, and lists and sets are refused
-  { 'LTRIM', nothing, 0, -1 }, { 'LRANGE', nothing, 0, 0 }, { 'LINDEX', nothing, 0 },
-  { 'LLEN', nothing }, { 'RPUSH', state, '' }, { 'RENAME', nothing, nothing }, { 'UNLINK', nothing },
+-- A script that is denied a command after it has enqueued would leave its batch in place, to be
+-- enqueued again. So a flusher that is denied one of these commands can't lead. They change
+-- nothing: there is no such key and no such member.
+local LEADER_COMMANDS = {
+  { 'HINCRBY', state, 'token', 0 },  -- creates the hash: commands for lists and sets fail from here
+  { 'LTRIM', no_tasks, 0, -1 }, { 'LRANGE', no_tasks, 0, 0 }, { 'LINDEX', no_tasks, 0 },
+  { 'LLEN', no_tasks }, { 'RPUSH', state, '' },
+  { 'RENAME', no_tasks, no_tasks }, { 'UNLINK', no_tasks },
   { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
   { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
-  { 'SADD', state, '' }, { 'PTTL', nothing }, { 'PEXPIRE', nothing, 1 },
+  { 'SADD', state, '' }, { 'PTTL', no_tasks }, { 'PEXPIRE', no_tasks, 1 },
 }
-for _, command in ipairs(LEADING) do
+for _, command in ipairs(LEADER_COMMANDS) do
   local reply = redis.pcall(unpack(command))
-  local refused = type(reply) == 'table' and reply.err and refusal_of_all(reply.err)
-  if refused then
-    return redis.error_reply(refused.err .. " (the command '" .. command[1] .. "')")
+  local denied = type(reply) == 'table' and reply.err and server_error(reply.err)
+  if denied then
+    local name = command[1]
+    return redis.error_reply(denied.err .. " (the command '" .. name .. "')")
   end
 end
 
 if redis.call('ZCARD', claims) > 0 then
   redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
 end
--- The time is in it for the sake of a replica that became the primary and has not heard of the last
--- lease: counting alone would give its token to another leader.
+-- The time is part of the token because of failovers: a replica that became the primary may not
+-- know the last lease, and would give its token to another leader by counting alone.
 local token = math.max(read_count(state, 'token') + 1, now)
-redis.call('HSET', state, 'owner', ARGV[1], 'wake', 0, 'token', string.format('%.0f', token),
-  'expires', string.format('%.0f', now + tonumber(ARGV[2])))
+redis.call('HSET', state, 'owner', owner, 'wake', 0, 'token', string.format('%.0f', token),
+  'expires', string.format('%.0f', now + lease_ms))
 return { token, 0 }

@@ -1,70 +1,75 @@
 -- add: puts tasks into their groups.
 --
--- KEYS  1 state  2 groups  3 due  4 ready  5 call (of this producer)  6 seen  7 seen_before
---       then for each section: tasks and ids of its group
--- ARGV  1 call number, growing from call to call of this producer; '' if it never repeats a call
---       2 how long the call is remembered, ms
---       3 wake channel  4 partition number
---       5 how many tasks and 6 bytes of entries may be pending in this partition, 0 for any number
---       7 '1' if ids that were flushed lately are not accepted again, else ''
---       then for each section: group key; limits, four numbers with a space between: grace period
---       ms, max delay ms, max size, priority; number of tasks n; then n times: id, body
--- Reply for each section: how many of its tasks were new (an id that waits already in its group
---       changes nothing), or a string with the error that kept the whole section out: a key of the
---       group holds a foreign type or record, its limits or an id are malformed, or it would
---       make too much pending (FULL). Other errors keep the whole call out, with nothing written.
+-- KEYS   1 state  2 groups  3 due  4 ready  5 call (of this producer)  6 seen  7 seen_before
+--        then for each section: tasks and ids of its group
+-- ARGV   1 call number, larger in each call of this producer; '' if it never repeats a call
+--        2 how long the call is remembered, ms
+--        3 wake channel  4 partition number
+--        5 maximum number of pending tasks in this partition, 0 for no maximum
+--        6 maximum bytes of their entries, 0 for no maximum
+--        7 '1' if ids that were flushed lately are not accepted again, else ''
+--        then for each section: group key; limits, four numbers with one space between: grace
+--        period (ms), max delay (ms), max size, priority; number of tasks; for each task id, body
+-- Reply  for each section the number of its tasks that were new (an id that already waits in its
+--        group changes nothing), or the text of the error that refused the whole section: a key of
+--        the group holds a foreign type or record; its limits or an id are malformed; or too much
+--        would be pending (FULL). Other errors refuse the whole call, with nothing written.
 --
--- A section is a run of tasks for one group that share their limits. A call that is repeated
--- because its reply was lost gets its first reply again, and a call that comes after a later
--- one of the same producer is not carried out: it was given up.
+-- A section is a run of tasks for one group that have the same limits. A call that is repeated
+-- because its reply was lost gets its first reply again. A call that comes after a later call of
+-- the same producer is refused: the producer has given it up.
 
+-- @include assert_type
+-- @include call_chunked
 -- @include clock
--- @include schema
--- @include expect
--- @include record
 -- @include counts
--- @include group
--- @include each
 -- @include entry
+-- @include group
+-- @include record
+-- @include schema
 -- @include seen
--- @include refused
+-- @include server_errors
+-- @include waiting
 -- @include wake
 
 local state, groups, due, ready, call = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local seen, seen_before = KEYS[6], KEYS[7]
-local SECTION_KEYS, SECTION_ARGS = 8, 8  -- where the first section begins
-local number = tonumber(ARGV[1])
-if number then
+local call_number, remember_ms, channel, partition = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local max_tasks, max_bytes, dedupe = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local FIRST_KEY, FIRST_ARG = 8, 8  -- of the first section
+-- Places in a section, from its first argument on; its tasks come last.
+local GROUP_KEY, LIMITS, COUNT, TASKS = 0, 1, 2, 3
+
+if call_number then
   local remembered = redis.call('GET', call)
   if remembered then
-    local last = cmsgpack.unpack(remembered)
-    if last[1] == number then
-      -- A write that changes nothing: WAIT on this connection is to cover what the first call wrote.
-      redis.call('PEXPIRE', call, ARGV[2])
-      return last[2]
+    local last_number, last_reply = unpack(cmsgpack.unpack(remembered))
+    if last_number == call_number then
+      -- A write, so that WAIT on this connection covers what the first call wrote.
+      redis.call('PEXPIRE', call, remember_ms)
+      return last_reply
     end
-    if last[1] > number then return redis.error_reply('LATE a later call was made') end
+    if last_number > call_number then return redis.error_reply('LATE a later call was made') end
   end
 end
-expect('ZCARD', { due, ready })
-local dedupe = ARGV[7] == '1'
-if dedupe then expect('SCARD', { seen, seen_before }) end
-local counts = redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema')
-local newer = refuse_schema(counts[5])
-if newer then return newer end
+assert_type('ZCARD', { due, ready })
+if dedupe then assert_type('SCARD', { seen, seen_before }) end
+local stored_waiting, stored_claimed, stored_bytes, wake, schema =
+  unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema'))
+local refused = refuse_schema(schema)
+if refused then return refused end
 
 local args = ARGV
 local now = clock()
-local earliest = math.huge  -- when the first of the touched groups is due
-local total, total_length = 0, 0
+local earliest = math.huge  -- when the first of the changed groups is due
+local total, total_length = 0, 0  -- of the new tasks
 
--- Backpressure. What is in flight is pending too: it fills Redis until its queue has it.
-local most, most_bytes = tonumber(args[5]), tonumber(args[6])
-local limited = most > 0 or most_bytes > 0
-if most == 0 then most = math.huge end
-if most_bytes == 0 then most_bytes = math.huge end
-local pending = (tonumber(counts[1]) or 0) + (tonumber(counts[2]) or 0)
-local pending_bytes = tonumber(counts[3]) or 0
+-- Backpressure. Tasks in flight are pending too: they take memory until their queue has them.
+local limited = max_tasks > 0 or max_bytes > 0
+if max_tasks == 0 then max_tasks = math.huge end
+if max_bytes == 0 then max_bytes = math.huge end
+local pending = (tonumber(stored_waiting) or 0) + (tonumber(stored_claimed) or 0)
+local pending_bytes = tonumber(stored_bytes) or 0
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local prefix, heads = entry_prefix(now), {}
@@ -77,16 +82,19 @@ local function entry_head(id)
   return head
 end
 
--- Most sections have the same limits.
+-- Most sections have the same limits, so each text is parsed once.
 local parsed = {}
-local function limits(text)
-  local l = parsed[text]
-  if not l then
+local function parse_limits(text)
+  local limits = parsed[text]
+  if not limits then
     local grace, delay, size, priority = string.match(text, '^(%d+) (%d+) (%d+) (-?%d+)$')
-    l = { tonumber(grace), tonumber(delay), tonumber(size), tonumber(priority) }
-    parsed[text] = l
+    limits = {
+      grace = tonumber(grace), delay = tonumber(delay), size = tonumber(size),
+      priority = tonumber(priority),
+    }
+    parsed[text] = limits
   end
-  return l[1], l[2], l[3], l[4]
+  return limits.grace, limits.delay, limits.size, limits.priority
 end
 
 local function seen_lately(group, id)
@@ -96,49 +104,52 @@ local function seen_lately(group, id)
     or redis.call('SISMEMBER', seen_before, member) == 1
 end
 
--- Returns an error if the n tasks from ARGV[at] on are too many. Those that are known make nothing
--- fuller.
-local function too_full(group, ids, at, n)
+-- Returns an error if the n tasks from ARGV[first] on are too many. Known tasks do not count.
+local function too_full(group, ids, first, n)
   local tasks, bytes = pending + total, pending_bytes + total_length
-  for i = at, at + 2 * n - 2, 2 do
+  local last = first + 2 * n - 2
+  for i = first, last, 2 do
+    local id, body = args[i], args[i + 1]
     tasks = tasks + 1
-    bytes = bytes + #prefix + 1 + #args[i] + #args[i + 1]
+    bytes = bytes + #prefix + 1 + #id + #body
   end
-  if tasks <= most and bytes <= most_bytes then return nil end
-  for i = at, at + 2 * n - 2, 2 do
-    local waits = redis.pcall('HEXISTS', ids, args[i])
+  if tasks <= max_tasks and bytes <= max_bytes then return nil end
+  for i = first, last, 2 do
+    local id, body = args[i], args[i + 1]
+    local waits = redis.pcall('HEXISTS', ids, id)
     if type(waits) == 'table' then return waits.err end
-    if waits == 1 or seen_lately(group, args[i]) then
+    if waits == 1 or seen_lately(group, id) then
       tasks = tasks - 1
-      bytes = bytes - #prefix - 1 - #args[i] - #args[i + 1]
+      bytes = bytes - #prefix - 1 - #id - #body
     end
   end
-  if tasks > pending + total and (tasks > most or bytes > most_bytes) then
+  if tasks > pending + total and (tasks > max_tasks or bytes > max_bytes) then
     return 'FULL too much is pending'
   end
 end
 
--- Adds the section at ARGV[at]; returns how many of its tasks were new, or what kept it out.
--- Numbers are handed to Redis as text throughout: its own conversion takes longer than the command.
+-- Adds the section at ARGV[at], which has n tasks. Returns the number of its tasks that were new,
+-- or the error that refused it. Numbers go to Redis as text throughout: its own conversion takes
+-- longer than the command.
 local function add_section(tasks, ids, at, n)
-  local group = args[at]
+  local group, limits_text, first = args[at + GROUP_KEY], args[at + LIMITS], at + TASKS
   local g, foreign = read_group(groups, group)
   if foreign then return FOREIGN end
   g = g or new_group()
   local number = g[BASE] + g[CLAIMED] + g[WAITING]
-  local grace, delay, size, priority = limits(args[at + 1])
+  local grace, delay, size, priority = parse_limits(limits_text)
   if not priority or size < 1 then return 'ERR limits: GRACE_MS DELAY_MS SIZE PRIORITY' end
-  local full = limited and too_full(group, ids, at + 3, n)
+  local full = limited and too_full(group, ids, first, n)
   if full then return full end
   local entries, length = {}, 0
-  for i = at + 3, at + 1 + 2 * n, 2 do
+  for i = first, first + 2 * n - 2, 2 do
     local id = args[i]
     local head = entry_head(id)
     if not head then
-      forget_ids(ids, entries)
+      remove_ids(ids, entries)
       return 'ERR an id has 1 to 128 bytes'
     end
-    -- The first write: what Redis refuses (a foreign type, no memory) it refuses here.
+    -- The first write: Redis refuses here, for a foreign type or for lack of memory, or not at all.
     local new = 0
     if not seen_lately(group, id) then
       new = redis.pcall('HSETNX', ids, id, string.format('%d', number + #entries))
@@ -152,17 +163,18 @@ local function add_section(tasks, ids, at, n)
     end
   end
   if #entries == 0 then return 0 end
-  for from = 1, #entries, 4000 do
-    local pushed = redis.pcall('RPUSH', tasks, unpack(entries, from, math.min(from + 3999, #entries)))
+  for from = 1, #entries, CHUNK do
+    local to = math.min(from + CHUNK - 1, #entries)
+    local pushed = redis.pcall('RPUSH', tasks, unpack(entries, from, to))
     if type(pushed) == 'table' then  -- a foreign type: nothing has been pushed
-      forget_ids(ids, entries)
+      remove_ids(ids, entries)
       return pushed.err
     end
   end
 
   local was_full = g[WAITING] > 0 and g[WAITING] >= g[SIZE]
-  local was_due = g[WAITING] > 0 and due_at(g)
-  if not was_due then
+  local due_before = g[WAITING] > 0 and due_at(g)
+  if not due_before then
     g[FIRST], g[DEADLINE], g[DELAY], g[SIZE], g[PRIORITY] = now, now + delay, delay, size, priority
   else
     g[DEADLINE] = math.min(g[DEADLINE], now + delay)
@@ -180,9 +192,9 @@ local function add_section(tasks, ids, at, n)
   if g[HELD] > 0 then return #entries end
   local due_ms = due_at(g)
   if due_ms > 0 then
-    -- What `due` says may be too early, never too late: a task that only moves the time back
-    -- leaves it as it is, and `poll` puts it right. A group in `ready` stays there.
-    if not was_due or due_ms < was_due then
+    -- The time in `due` may be too early, never too late. A task that only moves the time back
+    -- leaves the index as it is, and `poll` corrects it. A group in `ready` stays there.
+    if not due_before or due_ms < due_before then
       redis.call('ZADD', due, string.format('%d', due_ms), group)
       earliest = math.min(earliest, due_ms)
     end
@@ -197,22 +209,22 @@ local function add_section(tasks, ids, at, n)
 end
 
 local reply = {}
-local at = SECTION_ARGS
-for key = SECTION_KEYS, #KEYS, 2 do
-  local n = tonumber(args[at + 2])
-  local status = add_section(KEYS[key], KEYS[key + 1], at, n)
-  local refused = type(status) == 'string' and total == 0 and refusal_of_all(status)
+local at = FIRST_ARG
+for key = FIRST_KEY, #KEYS, 2 do
+  local tasks, ids, n = KEYS[key], KEYS[key + 1], tonumber(args[at + COUNT])
+  local status = add_section(tasks, ids, at, n)
+  refused = type(status) == 'string' and total == 0 and server_error(status)
   if refused then return refused end
   reply[#reply + 1] = status
-  at = at + 3 + 2 * n
+  at = at + TASKS + 2 * n
 end
 if total > 0 then
   add_count(state, 'waiting', total)
   add_count(state, 'bytes', total_length)
-  wake_leader(state, ARGV[3], ARGV[4], earliest, tonumber(counts[4]) or 0)
+  if earliest < (tonumber(wake) or 0) then wake_leader(state, channel, partition) end
 end
--- Even if nothing was new: what waits now may be gone when the call is repeated.
-if number then
-  redis.call('SET', call, cmsgpack.pack({ number, reply }), 'PX', ARGV[2])
+-- Even if nothing was new: the tasks that wait now may be gone when the call is repeated.
+if call_number then
+  redis.call('SET', call, cmsgpack.pack({ call_number, reply }), 'PX', remember_ms)
 end
 return reply

@@ -1,25 +1,24 @@
--- bury: moves a batch whose attempts are used up, with all its tasks, to the dead letters.
+-- bury: moves a batch with all its tasks to the dead letters. Sent when its attempts are used up.
 --
--- KEYS  1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group  7 tasks of the dead
--- ARGV  1 fencing token  2 batch id  3 error text  4 traceback
--- Reply 'OK', 'GONE' or 'ORDER', as in includes/commit.lua
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group
+--        7 tasks of the dead letter
+-- ARGV   1 fencing token  2 batch id  3 error text  4 traceback
+-- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua
 
--- @include clock
--- @include schema
--- @include fence
--- @include expect
--- @include record
--- @include counts
--- @include group
--- @include each
+-- @include assert_type
 -- @include batch
+-- @include call_chunked
+-- @include clock
+-- @include counts
 -- @include dead
+-- @include fence
+-- @include group
 
 local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7]
-local id = ARGV[2]
+local token, id, error, traceback = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local now = clock()
-local stale = fence(state, ARGV[1], now)
+local stale = fence(state, token, now)
 if stale then return stale end
 
 local batch = read_batch(batches, id)
@@ -29,17 +28,20 @@ local g = read_group(groups, group)
 if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until they are gone
 if not is_head(g, batch) then return 'ORDER' end
 
-expect('LLEN', { dead_tasks })
-redis.call('HSET', dead, id, pack_dead(batch, batch[COUNT], now, ARGV[3], ARGV[4]))
-if batch[COUNT] == g[WAITING] + g[CLAIMED] then
+assert_type('LLEN', { dead_tasks })
+local count = batch[TASK_COUNT]
+redis.call('HSET', dead, id, pack_dead{
+  batch = batch, task_count = count, died = now, error = error, traceback = traceback,
+})
+if count == g[WAITING] + g[CLAIMED] then
   redis.call('RENAME', tasks, dead_tasks)
 else
-  each('RPUSH', dead_tasks, redis.call('LRANGE', tasks, 0, batch[COUNT] - 1))
-  redis.call('LTRIM', tasks, batch[COUNT], -1)
+  call_chunked('RPUSH', dead_tasks, redis.call('LRANGE', tasks, 0, count - 1))
+  redis.call('LTRIM', tasks, count, -1)
 end
 close_batch(batches, claims, id, batch, g)
 write_group(groups, group, g)
-add_count(state, 'claimed', -batch[COUNT])
+add_count(state, 'claimed', -count)
 add_count(state, 'bytes', -batch[LENGTH])
-add_count(state, 'dead', batch[COUNT])
+add_count(state, 'dead', count)
 return 'OK'

@@ -1,19 +1,18 @@
--- cancel_group: takes all waiting tasks out of a group. Tasks that a batch holds stay with it.
+-- cancel_group: removes all waiting tasks of a group. Tasks that a batch holds stay with it.
 --
--- KEYS  1 state  2 groups  3 due  4 ready  5 tasks  6 ids
--- ARGV  1 group key
--- Reply how many tasks were cancelled.
+-- KEYS   1 state  2 groups  3 due  4 ready  5 tasks  6 ids
+-- ARGV   1 group key
+-- Reply  number of tasks that were cancelled
 
--- @include schema
--- @include record
 -- @include counts
 -- @include group
+-- @include schema
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group = ARGV[1]
 
-local newer = refuse_schema(redis.call('HGET', state, 'schema'))
-if newer then return newer end
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
 local g = read_group(groups, group)
 if not g or g[WAITING] == 0 then return 0 end
 local cancelled, length = g[WAITING], g[BYTES]
@@ -23,9 +22,10 @@ else
   redis.call('LTRIM', tasks, 0, g[CLAIMED] - 1)
 end
 redis.call('UNLINK', ids)
-g[WAITING], g[FLUSH], g[BYTES] = 0, 0, 0
+g[WAITING], g[MARKED], g[BYTES] = 0, 0, 0
 write_group(groups, group, g)
-schedule(due, ready, group, g, 0)
+local NO_TIME = 0  -- a group without waiting tasks is in no index, whatever the time
+schedule(due, ready, group, g, NO_TIME)
 add_count(state, 'waiting', -cancelled)
 add_count(state, 'bytes', -length)
 return cancelled

@@ -1,32 +1,32 @@
--- cancel_task: takes one waiting task out of its group.
+-- cancel_task: removes one waiting task from its group.
 --
--- KEYS  1 state  2 groups  3 due  4 ready  5 tasks  6 ids
--- ARGV  1 group key  2 task id
--- Reply 1, or 0 if no such task waits (a batch may hold it already).
+-- KEYS   1 state  2 groups  3 due  4 ready  5 tasks  6 ids
+-- ARGV   1 group key  2 task id
+-- Reply  1, or 0 if no such task waits (a batch may hold it)
 --
--- Cost: O(1) to find the task unless tasks before it were cancelled since it came, then a step
--- for each of those; and one pass over the list to close the gap.
+-- Cost: O(1) to find the task, plus one step for each earlier task that was cancelled since it
+-- came; and one pass over the list to remove it.
 
 -- @include clock
--- @include schema
--- @include record
 -- @include counts
--- @include group
--- @include each
 -- @include entry
+-- @include group
+-- @include schema
+-- @include waiting
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, id = ARGV[1], ARGV[2]
 
-local newer = refuse_schema(redis.call('HGET', state, 'schema'))
-if newer then return newer end
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
 local number = redis.call('HGET', ids, id)
 if not number then return 0 end
 local g = read_group(groups, group)
 if not g then return 0 end
 
--- The task stood at number - BASE when it came and can only have moved towards the head since.
-local place = math.min(number - g[BASE], g[CLAIMED] + g[WAITING] - 1)
+-- The task was at number - BASE when it came. Since then it can only have moved towards the head.
+local last_place = g[CLAIMED] + g[WAITING] - 1
+local place = math.min(number - g[BASE], last_place)
 while place >= g[CLAIMED] and entry_id(redis.call('LINDEX', tasks, place) or '') ~= id do
   place = place - 1
 end
@@ -34,9 +34,8 @@ if place < g[CLAIMED] then return 0 end
 
 local now = clock()
 local length = #redis.call('LINDEX', tasks, place)
-local last_place = g[CLAIMED] + g[WAITING] - 1
-redis.call('LSET', tasks, place, '')  -- no entry is empty, so this marks just the one to remove
-redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')
+redis.call('LSET', tasks, place, '')  -- no entry is empty, so LREM finds only this one
+redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')  -- from the nearer end
 redis.call('HDEL', ids, id)
 g[WAITING] = g[WAITING] - 1
 g[BYTES] = math.max(0, g[BYTES] - length)

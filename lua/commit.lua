@@ -1,16 +1,9 @@
--- commit: removes batches that are done, and enqueues nothing: their merge returned None, or
--- their sink has the merged task already (it lives outside this Redis).
+-- commit: removes batches that are done and enqueues nothing: their merge returned None, or their
+-- sink, outside this Redis, has the merged task already.
 --
--- KEYS, ARGV, reply: see includes/commit.lua, with no key and no option of a sink; n is 0.
+-- KEYS, ARGV, reply: as in includes/commit.lua. The queue has no key, the call no option, and each
+-- batch 0 arguments.
 
--- @include clock
--- @include schema
--- @include fence
--- @include record
--- @include counts
--- @include group
--- @include batch
--- @include refused
 -- @include commit
 
-return commit(nil, 0, 0, 1, 0)
+return commit{ queue_keys = 0, options = 0, arity = 1, entry_keys = 0 }

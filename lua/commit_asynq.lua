@@ -1,17 +1,11 @@
 -- commit_asynq: enqueues the merged tasks in Asynq and removes their batches, in one step.
 --
--- KEYS, ARGV, reply: see includes/commit.lua
--- Key of the sink: the set of Asynq's queues. No option.
--- Keys and arguments of an entry: see includes/asynq.lua
+-- KEYS, ARGV, reply: as in includes/commit.lua
+-- Keys of the queue:      the set of Asynq's queues
+-- Options:                none
+-- Keys of an entry:       4, see includes/asynq.lua
+-- Arguments of an entry:  6, see includes/asynq.lua
 
--- @include clock
--- @include schema
--- @include fence
--- @include record
--- @include counts
--- @include group
--- @include batch
--- @include refused
 -- @include asynq
 -- @include commit
 
@@ -24,13 +18,15 @@ local function enqueue(from, n, key)
     if refused then return refused end
   end
   for entry = 0, entries - 1 do
-    local at = from + entry * ASYNQ_ARITY
-    -- The first write of all: a foreign type, no memory or a replica is refused here.
-    local known = redis.pcall('SADD', queues, ARGV[at])
-    if type(known) == 'table' then return known end
-    local reply = asynq_enqueue(key + entry * ASYNQ_KEYS, at)
+    local entry_key, at = key + entry * ASYNQ_KEYS, from + entry * ASYNQ_ARITY
+    -- The first write: a foreign type, no memory or a replica is refused here.
+    local added = redis.pcall('SADD', queues, ARGV[at + QUEUE])
+    if type(added) == 'table' then return added end
+    local reply = asynq_enqueue(entry_key, at)
     if type(reply) == 'table' then return reply end
   end
 end
 
-return commit(enqueue, 1, 0, ASYNQ_ARITY, ASYNQ_KEYS)
+return commit{
+  enqueue = enqueue, queue_keys = 1, options = 0, arity = ASYNQ_ARITY, entry_keys = ASYNQ_KEYS,
+}

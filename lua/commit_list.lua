@@ -1,17 +1,11 @@
 -- commit_list: appends the merged tasks to a list and removes their batches, in one step.
 --
--- KEYS, ARGV, reply: see includes/commit.lua
--- Key of the sink: the list; its oldest element is on the left. No option.
--- Argument of an entry: the element.
+-- KEYS, ARGV, reply: as in includes/commit.lua
+-- Keys of the queue:      the list; its oldest element is on the left
+-- Options:                none
+-- Keys of an entry:       none
+-- Arguments of an entry:  the element
 
--- @include clock
--- @include schema
--- @include fence
--- @include record
--- @include counts
--- @include group
--- @include batch
--- @include refused
 -- @include commit
 
 local list = KEYS[7]
@@ -20,4 +14,4 @@ local function enqueue(from, n)
   return redis.pcall('RPUSH', list, unpack(ARGV, from, from + n - 1))
 end
 
-return commit(enqueue, 1, 0, 1, 0)
+return commit{ enqueue = enqueue, queue_keys = 1, options = 0, arity = 1, entry_keys = 0 }

@@ -1,36 +1,30 @@
 -- commit_stream: appends the merged tasks to a stream and removes their batches, in one step.
 --
--- KEYS, ARGV, reply: see includes/commit.lua
--- Key of the sink: the stream.
--- Option: about how many entries the stream keeps at most, '' for all.
--- Arguments of an entry: 6 times field, value.
+-- KEYS, ARGV, reply: as in includes/commit.lua
+-- Keys of the queue:      the stream
+-- Options:                approximate maximum length of the stream, entries; '' for no maximum
+-- Keys of an entry:       none
+-- Arguments of an entry:  6 times field, value
 
--- @include clock
--- @include schema
--- @include fence
--- @include record
--- @include counts
--- @include group
--- @include batch
--- @include refused
 -- @include commit
 
+local stream, max_length = KEYS[7], ARGV[2]
 local ARITY = 12
-local stream, keep = KEYS[7], ARGV[2]
 
 local function append(from)
-  if keep == '' then
-    return redis.pcall('XADD', stream, '*', unpack(ARGV, from, from + ARITY - 1))
+  local to = from + ARITY - 1
+  if max_length == '' then
+    return redis.pcall('XADD', stream, '*', unpack(ARGV, from, to))
   end
-  return redis.pcall('XADD', stream, 'MAXLEN', '~', keep, '*', unpack(ARGV, from, from + ARITY - 1))
+  return redis.pcall('XADD', stream, 'MAXLEN', '~', max_length, '*', unpack(ARGV, from, to))
 end
 
--- What refuses the first entry (a foreign type, no memory) is all that can refuse one.
+-- An error (a foreign type, no memory) comes at the first entry of a batch or not at all.
 local function enqueue(from, n)
-  for entry = from, from + n - 1, ARITY do
-    local reply = append(entry)
+  for at = from, from + n - 1, ARITY do
+    local reply = append(at)
     if type(reply) == 'table' and reply.err then return reply end
   end
 end
 
-return commit(enqueue, 1, 1, ARITY, 0)
+return commit{ enqueue = enqueue, queue_keys = 1, options = 1, arity = ARITY, entry_keys = 0 }

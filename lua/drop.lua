@@ -1,19 +1,22 @@
 -- drop: deletes a dead letter with its tasks.
 --
--- KEYS  1 state  2 dead  3 tasks of the dead letter
--- ARGV  1 batch id
--- Reply number of its tasks, 0 if there is no such dead letter.
+-- KEYS   1 state  2 dead  3 tasks of the dead letter
+-- ARGV   1 batch id
+-- Reply  number of its tasks, 0 if there is no such dead letter
 
--- @include schema
 -- @include counts
 -- @include dead
+-- @include schema
 
-local newer = refuse_schema(redis.call('HGET', KEYS[1], 'schema'))
-if newer then return newer end
-local packed = redis.call('HGET', KEYS[2], ARGV[1])
+local state, dead, dead_tasks = KEYS[1], KEYS[2], KEYS[3]
+local id = ARGV[1]
+
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
+local packed = redis.call('HGET', dead, id)
 if not packed then return 0 end
-local count = cmsgpack.unpack(packed)[DEAD_COUNT]
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('UNLINK', KEYS[3])
-add_count(KEYS[1], 'dead', -count)
+local count = cmsgpack.unpack(packed)[DEAD_TASK_COUNT]
+redis.call('HDEL', dead, id)
+redis.call('UNLINK', dead_tasks)
+add_count(state, 'dead', -count)
 return count

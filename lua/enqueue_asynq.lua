@@ -1,9 +1,12 @@
--- enqueue_asynq: enqueues one merged task in Asynq where its queue has another slot than the batch.
--- The queue's name has been added to the set of Asynq's queues, which has a third slot, before.
+-- enqueue_asynq: enqueues one merged task in Asynq, on a cluster where the queue and the batch are
+-- in different slots. The caller has added the queue's name to the set of Asynq's queues, which is
+-- in a third slot.
 --
--- KEYS, ARGV: see includes/asynq.lua
--- Reply 1, or 0 if the id, or its like in a queue of unique ones, is there already.
+-- KEYS   4, see includes/asynq.lua
+-- ARGV   6, see includes/asynq.lua
+-- Reply  1, or 0 if the id is in Asynq already or the lock of a unique task is taken
 
 -- @include asynq
 
-return asynq_refusal(1, 1) or asynq_enqueue(1, 1)
+local FIRST_KEY, FIRST_ARG = 1, 1
+return asynq_refusal(FIRST_KEY, FIRST_ARG) or asynq_enqueue(FIRST_KEY, FIRST_ARG)

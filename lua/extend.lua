@@ -1,16 +1,22 @@
--- extend: prolongs claims of batches that are still in hand.
+-- extend: prolongs the claims of batches that the leader still works on.
 --
--- KEYS  1 state  2 claims
--- ARGV  1 fencing token  2 how long the claims last from now, ms, then batch ids
--- Reply 1
+-- KEYS   1 state  2 claims
+-- ARGV   1 fencing token  2 duration of the claims from now, ms
+--        then batch ids
+-- Reply  1
 
 -- @include clock
--- @include schema
 -- @include fence
 
+local state, claims = KEYS[1], KEYS[2]
+local token, claim_ms = ARGV[1], tonumber(ARGV[2])
+local FIRST_BATCH = 3
 local now = clock()
-local stale = fence(KEYS[1], ARGV[1], now)
+local stale = fence(state, token, now)
 if stale then return stale end
-local deadline = now + tonumber(ARGV[2])
-for i = 3, #ARGV do redis.call('ZADD', KEYS[2], 'XX', deadline, ARGV[i]) end
+
+for at = FIRST_BATCH, #ARGV do
+  local id = ARGV[at]
+  redis.call('ZADD', claims, 'XX', now + claim_ms, id)
+end
 return 1

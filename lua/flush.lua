@@ -1,23 +1,29 @@
--- flush: makes groups due now.
+-- flush: makes all waiting tasks of groups due now.
 --
--- KEYS  1 state  2 groups  3 due  4 ready
--- ARGV  1 wake channel  2 partition number, then group keys
--- Reply how many tasks were told to go.
+-- KEYS   1 state  2 groups  3 due  4 ready
+-- ARGV   1 wake channel  2 partition number
+--        then group keys
+-- Reply  number of tasks that were newly marked
 
 -- @include clock
--- @include schema
--- @include record
 -- @include counts
--- @include group
 -- @include flush
+-- @include schema
 -- @include wake
 
-local newer = refuse_schema(redis.call('HGET', KEYS[1], 'schema'))
-if newer then return newer end
+local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local channel, partition = ARGV[1], ARGV[2]
+local FIRST_GROUP = 3
+
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
 local now = clock()
-local told = 0
-for i = 3, #ARGV do
-  told = told + flush_group(KEYS[2], KEYS[3], KEYS[4], ARGV[i], now)
+local marked = 0
+for at = FIRST_GROUP, #ARGV do
+  marked = marked
+    + flush_group{ groups = groups, due = due, ready = ready, group = ARGV[at], now = now }
 end
-if told > 0 then wake_leader(KEYS[1], ARGV[1], ARGV[2], now) end
-return told
+if marked > 0 and now < read_count(state, 'wake') then
+  wake_leader(state, channel, partition)
+end
+return marked

@@ -1,25 +1,29 @@
--- flush_all: makes everything that waits in a partition due now, a bounded number of groups a call.
+-- flush_all: makes all waiting tasks of a partition due now, a limited number of groups per call.
 --
--- KEYS  1 state  2 groups  3 due  4 ready
--- ARGV  1 wake channel  2 partition number  3 cursor, '0' at first  4 about how many groups
--- Reply { cursor for the next call, '0' when all groups were seen; how many tasks were told to go }
+-- KEYS   1 state  2 groups  3 due  4 ready
+-- ARGV   1 wake channel  2 partition number  3 cursor, '0' in the first call
+--        4 approximate number of groups
+-- Reply  { cursor of the next call, '0' after the last group; number of tasks newly marked }
 
 -- @include clock
--- @include schema
--- @include record
 -- @include counts
--- @include group
 -- @include flush
+-- @include schema
 -- @include wake
 
-local newer = refuse_schema(redis.call('HGET', KEYS[1], 'schema'))
-if newer then return newer end
+local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local channel, partition, cursor, group_count = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
 local now = clock()
-local told = 0
-local page = redis.call('HSCAN', KEYS[2], ARGV[3], 'COUNT', ARGV[4])
-local fields = page[2]
-for i = 1, #fields, 2 do
-  told = told + flush_group(KEYS[2], KEYS[3], KEYS[4], fields[i], now)
+local marked = 0
+local next_cursor, fields = unpack(redis.call('HSCAN', groups, cursor, 'COUNT', group_count))
+for i = 1, #fields, 2 do  -- group key, record, group key, record, ...
+  marked = marked
+    + flush_group{ groups = groups, due = due, ready = ready, group = fields[i], now = now }
 end
-if told > 0 then wake_leader(KEYS[1], ARGV[1], ARGV[2], now) end
-return { page[1], told }
+if marked > 0 and now < read_count(state, 'wake') then
+  wake_leader(state, channel, partition)
+end
+return { next_cursor, marked }

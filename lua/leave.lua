@@ -1,9 +1,12 @@
--- leave: takes a flusher out of the live ones.
+-- leave: removes a flusher from the live ones.
 --
--- KEYS  1 flushers
--- ARGV  1 flusher id  2 wake channel
--- Reply 1, or 0 if it was not there.
+-- KEYS   1 flushers
+-- ARGV   1 flusher id  2 wake channel
+-- Reply  1, or 0 if it was not among them
 
-local removed = redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('PUBLISH', ARGV[2], 'left')
+local flushers = KEYS[1]
+local flusher, channel = ARGV[1], ARGV[2]
+
+local removed = redis.call('ZREM', flushers, flusher)
+redis.call('PUBLISH', channel, 'left')
 return removed

@@ -1,33 +1,30 @@
--- poll: what a leader can claim now, and when it has to look again.
+-- poll: names what a leader can claim now, and says when to poll again.
 --
--- KEYS  1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready
--- ARGV  1 fencing token  2 at most how many items  3 longest sleep, ms
--- Reply { ms until there is more, {batch id or '', group, batch id or '', group, ...} }
---       An item with a batch id is a batch that came back: its claim ran out (its flusher died),
---       or its retry is due. An item without is a group with a batch to be cut.
---       0 ms: there is more now. -1: the namespace is paused.
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready
+-- ARGV   1 fencing token  2 maximum number of items  3 longest sleep, ms
+-- Reply  { ms until there is more, { batch id or '', group key, batch id or '', group key, ... } }
+--        An item with a batch id is a batch that came back: its claim ran out, as its flusher died,
+--        or its retry is due. An item without one is a group from which a batch can be cut.
+--        0 ms: there is more now. -1: the namespace is paused.
 --
--- Cost: O(log n) for each group that has become due, or would have but for the tasks that came
--- since; nothing for the others.
+-- Cost: O(log n) for each group whose time in `due` has come; nothing for the others.
 
--- @include clock
--- @include schema
--- @include fence
--- @include record
--- @include group
 -- @include batch
--- @include each
+-- @include call_chunked
+-- @include clock
+-- @include fence
+-- @include group
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local token, max_items, sleep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local MAX_PROMOTED = 500  -- groups that one call moves to `ready`
 local now = clock()
-local stale = fence(state, ARGV[1], now)
+local stale = fence(state, token, now)
 if stale then return stale end
-local PROMOTE = 500
-local limit, sleep = tonumber(ARGV[2]), tonumber(ARGV[3])
 
 if redis.call('HEXISTS', state, 'paused') == 1 then
-  redis.call('HSET', state, 'wake', string.format('%.0f', now + sleep))
+  redis.call('HSET', state, 'wake', string.format('%.0f', now + sleep_ms))
   return { -1, {} }
 end
 
@@ -37,59 +34,63 @@ local function add_item(id, group)
   items[#items + 1] = group
 end
 
-local function room() return limit - #items / 2 end
+local function room() return max_items - #items / 2 end
 
--- Batches first: they are older than what still waits in their groups. Takes what is due by `now`
--- and returns the score of the first that is not.
-local function returned(index)
-  local head = redis.call('ZRANGE', index, 0, 0, 'WITHSCORES')
-  if not head[1] or tonumber(head[2]) > now then return tonumber(head[2]) or math.huge end
+-- The score of the member with this rank, or infinity if there is none.
+local function score_at(index, rank)
+  local _, score = unpack(redis.call('ZRANGE', index, rank, rank, 'WITHSCORES'))
+  return tonumber(score) or math.huge
+end
+
+-- Names batches that came back, before any group: they are older than the waiting tasks of their
+-- groups. Returns the score of the first batch that is not named.
+local function name_returned(index)
+  local first = score_at(index, 0)
+  if first > now then return first end
   if room() <= 0 then return now end
   local ids = redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, room())
   for _, id in ipairs(ids) do
     local batch = read_batch(batches, id)
     if batch then add_item(id, batch[GROUP]) else redis.call('ZREM', index, id) end
   end
-  head = redis.call('ZRANGE', index, #ids, #ids, 'WITHSCORES')
-  return tonumber(head[2]) or math.huge
+  return score_at(index, #ids)
 end
 
-local next_at = math.min(returned(claims), returned(retry))
+local next_at = math.min(name_returned(claims), name_returned(retry))
 
--- Groups whose time has come move to `ready`, where priority decides. All of them do before any
--- is named, so that a high priority is seen; PROMOTE bounds how long one call keeps Redis busy.
-local head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
-if head[1] and tonumber(head[2]) <= now then
-  local names = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, PROMOTE)
+-- Groups whose time has come move to `ready`, where priority decides. All of them move before any
+-- is named, so that a high priority is seen; MAX_PROMOTED bounds the time that one call takes.
+local next_due = score_at(due, 0)
+if next_due <= now then
+  local names = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, MAX_PROMOTED)
   local done, later = {}, {}
   for _, group in ipairs(names) do
     local g, foreign = read_group(groups, group)
-    local at = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
-    if foreign then at = now + sleep end  -- perhaps its record is put right by then
-    if at and at > now then  -- or tasks have come since the index was told
-      later[#later + 1] = at
+    local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
+    if foreign then group_due = now + sleep_ms end  -- the record may be repaired by then
+    if group_due and group_due > now then  -- later tasks have moved the time back
+      later[#later + 1] = group_due
       later[#later + 1] = group
     else
-      if at then redis.call('ZADD', ready, 'LT', ready_score(g), group) end
+      if group_due then redis.call('ZADD', ready, 'LT', ready_score(g), group) end
       done[#done + 1] = group
     end
   end
-  each('ZREM', due, done)
-  each('ZADD', due, later)
-  head = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+  call_chunked('ZREM', due, done)
+  call_chunked('ZADD', due, later)
+  next_due = score_at(due, 0)
 end
-local next_due = tonumber(head[2]) or math.huge
 next_at = math.min(next_at, next_due)
 
 if room() > 0 and next_due > now then
   for _, group in ipairs(redis.call('ZRANGE', ready, 0, room() - 1)) do add_item('', group) end
 end
 
--- A leader that got something looks again when it has dealt with it: nobody needs to wake it.
+-- A leader that got items polls again when it has dealt with them: nobody needs to wake it.
 if #items > 0 or next_at <= now then
   redis.call('HSET', state, 'wake', 0)
   return { 0, items }
 end
-next_at = math.min(next_at, now + sleep)
+next_at = math.min(next_at, now + sleep_ms)
 redis.call('HSET', state, 'wake', string.format('%.0f', next_at))
 return { next_at - now, items }

@@ -1,19 +1,26 @@
--- recall: frees all claims of a leader but those that it knows of: the reply to a claim was lost.
+-- recall: frees all claims of a partition except those of the given batches. Sent by a leader to
+-- which the reply to a claim was lost.
 --
--- KEYS  1 state  2 claims
--- ARGV  1 fencing token  2 how long the other claims last from now, ms, then their batch ids
--- Reply 1
+-- KEYS   1 state  2 claims
+-- ARGV   1 fencing token  2 duration of the given claims from now, ms
+--        then ids of the batches that the leader knows
+-- Reply  1
 
 -- @include clock
--- @include schema
 -- @include fence
 
+local state, claims = KEYS[1], KEYS[2]
+local token, claim_ms = ARGV[1], tonumber(ARGV[2])
+local FIRST_BATCH = 3
 local now = clock()
-local stale = fence(KEYS[1], ARGV[1], now)
+local stale = fence(state, token, now)
 if stale then return stale end
-if redis.call('ZCARD', KEYS[2]) > 0 then
-  redis.call('ZUNIONSTORE', KEYS[2], 1, KEYS[2], 'WEIGHTS', 0)
+
+if redis.call('ZCARD', claims) > 0 then
+  redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
 end
-local deadline = now + tonumber(ARGV[2])
-for i = 3, #ARGV do redis.call('ZADD', KEYS[2], 'XX', deadline, ARGV[i]) end
+for at = FIRST_BATCH, #ARGV do
+  local id = ARGV[at]
+  redis.call('ZADD', claims, 'XX', now + claim_ms, id)
+end
 return 1

@@ -1,14 +1,18 @@
--- register: records what a namespace is made of, at its first use.
+-- register: records the schema and the number of partitions of a namespace at its first use.
 --
--- KEYS  1 meta
--- ARGV  1 key schema version  2 number of partitions
--- Reply { schema version, number of partitions } that are in force; a caller that differs has to
---       stop.
+-- KEYS   1 meta
+-- ARGV   1 key schema version  2 number of partitions
+-- Reply  { schema version, number of partitions }: those in force. A caller with others has to
+--        stop.
 
-local meta = redis.call('HMGET', KEYS[1], 'schema', 'partitions')
-if not meta[1] or not meta[2] then  -- so that who only looks needs no right to write
-  redis.call('HSETNX', KEYS[1], 'schema', ARGV[1])
-  redis.call('HSETNX', KEYS[1], 'partitions', ARGV[2])
-  meta = redis.call('HMGET', KEYS[1], 'schema', 'partitions')
+local meta = KEYS[1]
+local schema, partitions = ARGV[1], ARGV[2]
+
+local in_force = redis.call('HMGET', meta, 'schema', 'partitions')
+local known_schema, known_partitions = unpack(in_force)
+if not known_schema or not known_partitions then  -- so that reading needs no right to write
+  redis.call('HSETNX', meta, 'schema', schema)
+  redis.call('HSETNX', meta, 'partitions', partitions)
+  in_force = redis.call('HMGET', meta, 'schema', 'partitions')
 end
-return meta
+return in_force

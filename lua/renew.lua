@@ -1,15 +1,17 @@
--- renew: prolongs the lease of a partition that is still held.
+-- renew: prolongs the lease of a partition while it runs.
 --
--- KEYS  1 state
--- ARGV  1 fencing token  2 lease ms
--- Reply 1. A lease that ran out is not prolonged: it has to be acquired again, with a new token.
+-- KEYS   1 state
+-- ARGV   1 fencing token  2 lease time from now, ms
+-- Reply  1. A lease that ran out is not prolonged: it has to be acquired again, with a new token.
 
 -- @include clock
--- @include schema
 -- @include fence
 
+local state = KEYS[1]
+local token, lease_ms = ARGV[1], tonumber(ARGV[2])
 local now = clock()
-local stale = fence(KEYS[1], ARGV[1], now)
+local stale = fence(state, token, now)
 if stale then return stale end
-redis.call('HSET', KEYS[1], 'expires', string.format('%.0f', now + tonumber(ARGV[2])))
+
+redis.call('HSET', state, 'expires', string.format('%.0f', now + lease_ms))
 return 1

@@ -1,49 +1,58 @@
--- requeue: gives a dead letter another life as the same batch, ahead of what its group holds.
+-- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks
+-- of its group. It is merged anew.
 --
--- KEYS  1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead
---       8 tasks of the group  9 tasks of the dead letter
--- ARGV  1 batch id  2 wake channel  3 partition number
--- Reply number of its tasks, 0 if there is no such dead letter.
+-- KEYS   1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead  8 tasks of the group
+--        9 tasks of the dead letter
+-- ARGV   1 batch id  2 wake channel  3 partition number
+-- Reply  number of its tasks, 0 if there is no such dead letter
 
--- @include clock
--- @include schema
--- @include expect
--- @include record
--- @include counts
--- @include group
--- @include each
--- @include entry
+-- @include assert_type
 -- @include batch
+-- @include call_chunked
+-- @include clock
+-- @include counts
 -- @include dead
+-- @include entry
+-- @include group
+-- @include record
+-- @include schema
 -- @include wake
 
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local id = ARGV[1]
+local id, channel, partition = ARGV[1], ARGV[2], ARGV[3]
 local now = clock()
 
-local newer = refuse_schema(redis.call('HGET', state, 'schema'))
-if newer then return newer end
+local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+if refused then return refused end
 local packed = redis.call('HGET', dead, id)
 if not packed then return 0 end
 local letter = cmsgpack.unpack(packed)
 local group = letter[DEAD_GROUP]
 local entries = redis.call('LRANGE', dead_tasks, 0, -1)
-local count = #entries
+local count, length = #entries, total_bytes(entries)
 local g, foreign = read_group(groups, group)
 if foreign then return redis.error_reply(FOREIGN) end
 g = g or new_group()
-expect('LLEN', { tasks })
-expect('HLEN', { batches })
-expect('ZCARD', { retry, due, ready })
+assert_type('LLEN', { tasks })
+assert_type('HLEN', { batches })
+assert_type('ZCARD', { retry, due, ready })
 
 local reversed = {}
 for i = 1, count do reversed[i] = entries[count + 1 - i] end
-each('LPUSH', tasks, reversed)
+call_chunked('LPUSH', tasks, reversed)
 g[BASE] = g[BASE] - count
 g[CLAIMED] = g[CLAIMED] + count
-local length = total_bytes(entries)
-local batch = { group, g[BASE], count, 0, letter[4], letter[6], length, '' }  -- it merges anew
+local batch = {
+  [GROUP] = group,
+  [START] = g[BASE],
+  [TASK_COUNT] = count,
+  [ATTEMPTS] = 0,
+  [CREATED] = letter[DEAD_CREATED],
+  [ERROR] = letter[DEAD_ERROR],
+  [LENGTH] = length,
+  [MERGED] = '',
+}
 hold(g, batch, now)
 redis.call('HSET', batches, id, cmsgpack.pack(batch))
 redis.call('ZADD', retry, now, id)
@@ -54,5 +63,5 @@ redis.call('UNLINK', dead_tasks)
 add_count(state, 'claimed', count)
 add_count(state, 'bytes', length)
 add_count(state, 'dead', -count)
-wake_leader(state, ARGV[2], ARGV[3], now)
+if now < read_count(state, 'wake') then wake_leader(state, channel, partition) end
 return count

@@ -1,40 +1,42 @@
--- set_aside: copies entries of a claimed batch that can't be decoded to the dead letters, so that
--- the batch can be committed without them. Repeating it changes nothing.
+-- set_aside: copies undecodable entries of a claimed batch to the dead letters, so that the batch
+-- can be committed without them. A repeated call changes nothing.
 --
--- KEYS  1 state  2 groups  3 batches  4 dead  5 tasks of the group  6 tasks of the dead letter
--- ARGV  1 fencing token  2 batch id  3 id of the dead letter  4 error text
---       then the places of the entries in the batch, from 0
--- Reply 'OK' or 'GONE'
+-- KEYS   1 state  2 groups  3 batches  4 dead  5 tasks of the group  6 tasks of the dead letter
+-- ARGV   1 fencing token  2 batch id  3 id of the dead letter  4 error text
+--        then the places of the entries in the batch, from 0
+-- Reply  'OK' or 'GONE'
 
--- @include clock
--- @include schema
--- @include fence
--- @include expect
--- @include record
--- @include counts
--- @include group
+-- @include assert_type
 -- @include batch
+-- @include clock
+-- @include counts
 -- @include dead
+-- @include fence
+-- @include group
 
 local state, groups, batches, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local tasks, dead_tasks = KEYS[5], KEYS[6]
+local token, id, letter_id, error = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local FIRST_PLACE = 5
 local now = clock()
-local stale = fence(state, ARGV[1], now)
+local stale = fence(state, token, now)
 if stale then return stale end
 
-local batch = read_batch(batches, ARGV[2])
+local batch = read_batch(batches, id)
 local g = batch and read_group(groups, batch[GROUP])
 if not g then return 'GONE' end
--- Here already, or requeued and in flight: a second one would share its id.
-if redis.call('HEXISTS', dead, ARGV[3]) == 1 or redis.call('HEXISTS', batches, ARGV[3]) == 1 then
-  return 'OK'
-end
-expect('LLEN', { dead_tasks })
+-- The letter may exist, or be requeued and in flight: a second one would have the same id.
+local known = redis.call('HEXISTS', dead, letter_id) + redis.call('HEXISTS', batches, letter_id)
+if known > 0 then return 'OK' end
+assert_type('LLEN', { dead_tasks })
 local head = batch[START] - g[BASE]
-local count = #ARGV - 4
-redis.call('HSET', dead, ARGV[3], pack_dead(batch, count, now, ARGV[4], ''))
-for i = 5, #ARGV do
-  redis.call('RPUSH', dead_tasks, redis.call('LINDEX', tasks, head + tonumber(ARGV[i])))
+local count = #ARGV - FIRST_PLACE + 1
+redis.call('HSET', dead, letter_id, pack_dead{
+  batch = batch, task_count = count, died = now, error = error, traceback = '',
+})
+for at = FIRST_PLACE, #ARGV do
+  local place = head + tonumber(ARGV[at])
+  redis.call('RPUSH', dead_tasks, redis.call('LINDEX', tasks, place))
 end
 add_count(state, 'dead', count)
 return 'OK'

@@ -1,56 +1,71 @@
--- A task in Asynq, written as its client writes it (internal/rdb/rdb.go of v0.26.0: Enqueue,
--- EnqueueUnique, Schedule, ScheduleUnique; the field names are read by its servers).
---
--- Keys, from KEYS[key] on: the task's hash, pending, scheduled, unique (not used without a TTL)
--- Arguments, from ARGV[at] on: queue, task id, message, seconds for which the task keeps its like
--- out or '', when to process it: at (Unix time) and in, ms, or ''
-local ASYNQ_KEYS, ASYNQ_ARITY = 4, 6
+-- A task in Asynq, written as Asynq's client writes it (internal/rdb/rdb.go of v0.26.0: Enqueue,
+-- EnqueueUnique, Schedule, ScheduleUnique). Asynq's servers read these fields by their names. A
+-- task has these keys, KEYS[key + place], and arguments, ARGV[at + place].
+local TASK      = 0  -- the task's hash
+local PENDING   = 1  -- list of the ids that wait
+local SCHEDULED = 2  -- sorted set of the ids that wait for their time
+local UNIQUE    = 3  -- the lock of a unique task; not used without LOCK_SECONDS
+local ASYNQ_KEYS = 4
 
-local asynq_clock = redis.call('TIME')
-local asynq_now_ms = asynq_clock[1] * 1000 + math.floor(asynq_clock[2] / 1000)
+local QUEUE        = 0  -- name of the queue
+local TASK_ID      = 1
+local MESSAGE      = 2  -- the packed task
+local LOCK_SECONDS = 3  -- lifetime of the lock, seconds, or ''
+local PROCESS_AT   = 4  -- when to process the task, Unix time in ms, or ''
+local PROCESS_IN   = 5  -- the same in ms from now, or ''
+local ASYNQ_ARITY = 6
 
--- When the task is to be processed, ms, or nil: at once. Asynq has it wait only if that is to come.
+local asynq_seconds, asynq_microseconds = unpack(redis.call('TIME'))
+local asynq_now_ms = asynq_seconds * 1000 + math.floor(asynq_microseconds / 1000)
+
+-- The time for which the task is scheduled, ms, or nil: at once. Asynq schedules a task only for a
+-- time to come.
 local function asynq_process_at(at)
-  local moment, delay = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  if delay then moment = asynq_now_ms + delay end
-  if moment and moment > asynq_now_ms then return moment end
+  local process_at, process_in = tonumber(ARGV[at + PROCESS_AT]), tonumber(ARGV[at + PROCESS_IN])
+  if process_in then process_at = asynq_now_ms + process_in end
+  if process_at and process_at > asynq_now_ms then return process_at end
 end
 
--- The error with which Redis would refuse the task for a foreign type, or nil; only reads.
+-- The error with which Redis would refuse the task for a foreign type, or nil. Only reads.
 local function asynq_refusal(key, at)
   local reply
   if asynq_process_at(at) then
-    reply = redis.pcall('ZCARD', KEYS[key + 2])
+    reply = redis.pcall('ZCARD', KEYS[key + SCHEDULED])
   else
-    reply = redis.pcall('LLEN', KEYS[key + 1])
+    reply = redis.pcall('LLEN', KEYS[key + PENDING])
   end
   if type(reply) == 'table' and reply.err then return reply end
 end
 
--- Enqueues the task. An id that is there, or its like in a queue of unique ones, stays as it is:
--- Asynq's client has an error for that, and here it is in the queue already.
--- Returns 1, 0 if nothing was enqueued, or the error with which Redis refused it.
+-- Enqueues the task. If its id is in Asynq already, or the lock of a unique task is taken, nothing
+-- changes. Asynq's client raises an error then; here the task counts as enqueued.
+-- Returns 1, 0 if nothing was enqueued, or the error with which Redis refused the task.
 local function asynq_enqueue(key, at)
-  local task, id, unique = KEYS[key], ARGV[at + 1], KEYS[key + 3]
+  local task, unique = KEYS[key + TASK], KEYS[key + UNIQUE]
+  local id, message = ARGV[at + TASK_ID], ARGV[at + MESSAGE]
   if redis.call('EXISTS', task) == 1 then return 0 end
-  local process_at, ttl = asynq_process_at(at), tonumber(ARGV[at + 3])
-  if ttl then
-    if process_at then ttl = math.floor((process_at - asynq_now_ms) / 1000 + ttl) end
-    local locked = redis.pcall('SET', unique, id, 'NX', 'EX', string.format('%d', ttl))
+  local process_at, lock_seconds = asynq_process_at(at), tonumber(ARGV[at + LOCK_SECONDS])
+  if lock_seconds then
+    if process_at then
+      lock_seconds = math.floor((process_at - asynq_now_ms) / 1000 + lock_seconds)
+    end
+    local locked = redis.pcall('SET', unique, id, 'NX', 'EX', string.format('%d', lock_seconds))
     if not locked then return 0 end
     if locked.err then return locked end
   end
 
-  local state = process_at and 'scheduled' or 'pending'
-  local written = redis.pcall('HSET', task, 'msg', ARGV[at + 2], 'state', state)
+  local task_state = process_at and 'scheduled' or 'pending'
+  local written = redis.pcall('HSET', task, 'msg', message, 'state', task_state)
   if type(written) == 'table' then return written end
-  if ttl then redis.call('HSET', task, 'unique_key', unique) end
+  if lock_seconds then redis.call('HSET', task, 'unique_key', unique) end
   if process_at then
-    redis.call('ZADD', KEYS[key + 2], string.format('%d', math.floor(process_at / 1000)), id)
+    local score = string.format('%d', math.floor(process_at / 1000))
+    redis.call('ZADD', KEYS[key + SCHEDULED], score, id)
   else
-    -- Nanoseconds: more digits than a Lua number holds.
-    redis.call('HSET', task, 'pending_since', asynq_clock[1] .. string.format('%06d000', asynq_clock[2]))
-    redis.call('LPUSH', KEYS[key + 1], id)
+    -- Nanoseconds, put together as text: a Lua number has too few digits.
+    local pending_since = asynq_seconds .. string.format('%06d000', asynq_microseconds)
+    redis.call('HSET', task, 'pending_since', pending_since)
+    redis.call('LPUSH', KEYS[key + PENDING], id)
   end
   return 1
 end

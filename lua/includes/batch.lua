@@ -1,13 +1,16 @@
--- A batch in flight: the record in the hash `batches`, a msgpack array with these places. Its
--- tasks stay where they are, at the head of their group's list, so that a claim copies nothing.
-local GROUP    = 1   -- the group key
-local START    = 2   -- absolute number of its first task
-local COUNT    = 3   -- how many tasks it holds
-local ATTEMPTS = 4   -- how often it has been claimed to be merged or, since it is, to be enqueued
-local CREATED  = 5   -- when it was claimed first, ms
-local ERROR    = 6   -- why the last attempt failed, or ''
-local LENGTH   = 7   -- bytes of its entries
-local MERGED   = 8   -- what the merge returned, as the flusher packed it, or '' until it has
+-- @include group
+-- @include record
+
+-- A batch in flight: the record in the hash `batches`, a msgpack array with these places. Its tasks
+-- stay at the head of their group's list, so that a claim copies nothing.
+local GROUP      = 1  -- the group key
+local START      = 2  -- absolute number of its first task
+local TASK_COUNT = 3  -- number of its tasks
+local ATTEMPTS   = 4  -- number of claims to merge it, or, since it is merged, to enqueue it
+local CREATED    = 5  -- when it was first claimed, ms
+local ERROR      = 6  -- error text of the last failed attempt, or ''
+local LENGTH     = 7  -- bytes of its entries
+local MERGED     = 8  -- the serialized merge result, or '' if none is stored
 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
@@ -17,42 +20,33 @@ local function read_batch(batches, id)
   end
 end
 
--- Batches of one group leave in the order of their tasks, so only the batch at the head may.
+-- Whether the batch may leave: batches of a group leave in the order of their tasks.
 local function is_head(g, batch) return batch[START] == g[BASE] end
 
--- Marks the group of a batch that waits for a retry.
+-- Marks the group of a batch that is put into retry.
 local function hold(g, batch, until_ms)
-  if g[HELD] == 0 or batch[START] < g[HELD_AT] then g[HELD_AT] = batch[START] end
+  if g[HELD] == 0 or batch[START] < g[HELD_FROM] then g[HELD_FROM] = batch[START] end
   g[HELD] = g[HELD] + 1
-  g[UNTIL] = math.max(g[UNTIL], until_ms)
+  g[HELD_UNTIL] = math.max(g[HELD_UNTIL], until_ms)
 end
 
--- The opposite. What is next in the group is held too, or one before it will be, or it leaves.
-local function let_go(g, batch)
+-- Reverses `hold` for a batch that is taken out of retry. HELD_FROM moves behind the batch: the
+-- next batch in retry starts there or later.
+local function release_hold(g, batch)
   g[HELD] = math.max(0, g[HELD] - 1)
-  g[HELD_AT] = batch[START] + batch[COUNT]
+  g[HELD_FROM] = batch[START] + batch[TASK_COUNT]
 end
 
--- Whether one before it in its group waits for a retry.
+-- Whether an earlier batch of the group is in retry.
 local function is_behind_held(g, batch)
-  return g[HELD] > 0 and batch[START] > g[HELD_AT] and not is_head(g, batch)
+  return g[HELD] > 0 and batch[START] > g[HELD_FROM] and not is_head(g, batch)
 end
 
--- Forgets a batch that is at the head of its group; the caller has dealt with its tasks in the
--- list and writes the group's record.
+-- Removes the record and the claim of a batch at the head of its group. The caller takes the tasks
+-- off the list and writes the group's record.
 local function close_batch(batches, claims, id, batch, g)
   redis.call('HDEL', batches, id)
   redis.call('ZREM', claims, id)
-  g[BASE] = g[BASE] + batch[COUNT]
-  g[CLAIMED] = g[CLAIMED] - batch[COUNT]
-end
-
--- Takes the batch's tasks off the head of the list. A foreign type in its place stays as it is;
--- that the leader may trim lists at all has been seen to when it got its lease.
-local function trim_batch(tasks, batch, g)
-  if batch[COUNT] == g[WAITING] + g[CLAIMED] then
-    redis.pcall('LTRIM', tasks, 1, 0)  -- the whole list, and so the key
-  else
-    redis.pcall('LTRIM', tasks, batch[COUNT], -1)
-  end
+  g[BASE] = g[BASE] + batch[TASK_COUNT]
+  g[CLAIMED] = g[CLAIMED] - batch[TASK_COUNT]
 end

@@ -1,5 +1,5 @@
--- Redis' own clock in whole milliseconds: no node's clock takes part in any decision.
+-- Redis' own clock in whole milliseconds. The clocks of clients take part in no decision.
 local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  local seconds, microseconds = unpack(redis.call('TIME'))
+  return seconds * 1000 + math.floor(microseconds / 1000)
 end

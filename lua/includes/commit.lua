@@ -1,26 +1,57 @@
--- What all commit scripts share. Each hands over `enqueue(from, n, key)`, which writes the n
--- arguments at ARGV[from] into its queue by redis.pcall and returns the reply; `key` is the place in
--- KEYS of the first key of these entries. An entry has `arity` arguments and `entry_keys` keys: a
--- merge that returned several tasks has several entries.
+-- @include batch
+-- @include clock
+-- @include counts
+-- @include fence
+-- @include group
+-- @include record
+-- @include server_errors
+
+-- Takes the batch's tasks off the head of the list. A foreign type in place of the list stays as it
+-- is. `acquire` has made sure that the leader may run LTRIM.
+local function trim_batch(tasks, batch, g)
+  if batch[TASK_COUNT] == g[WAITING] + g[CLAIMED] then
+    redis.pcall('LTRIM', tasks, 1, 0)  -- the whole list, and so the key
+  else
+    redis.pcall('LTRIM', tasks, batch[TASK_COUNT], -1)
+  end
+end
+
+-- What the commit scripts share: enqueues batches and removes them. An entry is what a queue gets
+-- for one merged task; a batch whose merge returned several tasks has several entries. `sink` has
+--   enqueue     function(from, n, key): writes the entries whose n arguments begin at ARGV[from]
+--               and whose keys begin at KEYS[key]; returns nil or a reply of redis.pcall
+--   queue_keys  number of keys of the queue
+--   options     number of arguments for the whole call
+--   arity       number of arguments of an entry
+--   entry_keys  number of keys of an entry
 --
--- KEYS  1 state  2 groups  3 batches  4 claims  5 due  6 ready
---       `queue_keys` keys of the sink, then for each batch: tasks of its group, keys of its entries
--- ARGV  1 fencing token  `options` arguments of the sink
---       then for each batch: batch id, number n of its arguments (0: enqueue nothing), and they
--- Reply for each batch: 'OK', 'GONE' (committed before, or no longer in flight), 'ORDER' (an older
---       batch of its group has to go first), or the error with which the queue refused it. An
---       error that is the server's refuses the whole call, with nothing written.
-local function commit(enqueue, queue_keys, options, arity, entry_keys)
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 due  6 ready
+--        then the keys of the queue
+--        then for each batch: tasks of its group, keys of its entries
+-- ARGV   1 fencing token
+--        then the options
+--        then for each batch: batch id, number of arguments of its entries (0: enqueue nothing),
+--        these arguments
+-- Reply  for each batch one of
+--        'OK'     enqueued and removed
+--        'GONE'   committed before, or no longer in flight
+--        'ORDER'  an older batch of the group has to leave first
+--        or the text of the error with which the queue refused the batch.
+--        An error that concerns the server refuses the whole call, with nothing written.
+local function commit(sink)
+  local enqueue, arity, entry_keys = sink.enqueue, sink.arity, sink.entry_keys
   local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-  local due, ready = KEYS[5], KEYS[6]
+  local token = ARGV[1]
+  local FIRST_KEY, FIRST_ARG = 7 + sink.queue_keys, 2 + sink.options  -- of the first batch
   local now = clock()
-  local stale = fence(state, ARGV[1], now)
+  local stale = fence(state, token, now)
   if stale then return stale end
 
-  local records = {}  -- of the groups touched: each is read and written once
+  local records = {}  -- of the groups: each is read and written once
   local flushed, tasks_flushed, bytes_flushed = 0, 0, 0
 
   local function commit_one(id, key, from, n)
+    local tasks, entries_key = KEYS[key], key + 1
     local batch = read_batch(batches, id)
     if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
     local group = batch[GROUP]
@@ -28,27 +59,27 @@ local function commit(enqueue, queue_keys, options, arity, entry_keys)
     if not g then return FOREIGN end
     if not is_head(g, batch) then return 'ORDER' end
     if n > 0 then
-      -- Before everything else: a queue that refuses leaves the batch as it was.
-      local reply = enqueue(from, n, key + 1)
+      -- Before every other write: a batch that its queue refuses stays as it was.
+      local reply = enqueue(from, n, entries_key)
       if type(reply) == 'table' and reply.err then return reply.err end
     end
-    trim_batch(KEYS[key], batch, g)
+    trim_batch(tasks, batch, g)
     close_batch(batches, claims, id, batch, g)
     records[group] = g
-    flushed, tasks_flushed = flushed + 1, tasks_flushed + batch[COUNT]
+    flushed, tasks_flushed = flushed + 1, tasks_flushed + batch[TASK_COUNT]
     bytes_flushed = bytes_flushed + batch[LENGTH]
     return 'OK'
   end
 
   local reply = {}
-  local at, key = 2 + options, 7 + queue_keys
+  local key, at = FIRST_KEY, FIRST_ARG
   while ARGV[at] do
-    local n = tonumber(ARGV[at + 1])
-    local status = commit_one(ARGV[at], key, at + 2, n)
-    local refused = flushed == 0 and refusal_of_all(status)
+    local id, n, from = ARGV[at], tonumber(ARGV[at + 1]), at + 2
+    local status = commit_one(id, key, from, n)
+    local refused = flushed == 0 and server_error(status)
     if refused then return refused end
     reply[#reply + 1] = status
-    at = at + 2 + n
+    at = from + n
     key = key + 1 + n / arity * entry_keys
   end
   for group, g in pairs(records) do

@@ -1,5 +1,5 @@
--- The counts in the state. Foreign bytes in place of one count as 0: they must not stop a script, and
--- less so one that has written already.
+-- The counts in the state. Foreign bytes in place of a count are read as 0: they must not stop a
+-- script, least of all one that has already written.
 local function read_count(state, field) return tonumber(redis.call('HGET', state, field)) or 0 end
 
 local function add_count(state, field, n)
@@ -8,6 +8,6 @@ local function add_count(state, field, n)
   if string.find(reply.err, 'not an integer', 1, true) then
     redis.call('HSET', state, field, math.max(0, n))
   else
-    redis.call('HINCRBY', state, field, n)  -- refused for another reason, and so again
+    redis.call('HINCRBY', state, field, n)  -- raises the error that pcall returned
   end
 end

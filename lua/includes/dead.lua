@@ -1,10 +1,25 @@
--- A dead letter: the record in the hash `dead`, a msgpack array of
---   group key, number of tasks, attempts, first claimed at ms, died at ms, error text, traceback
--- Its tasks are in a list of their own.
-local DEAD_GROUP, DEAD_COUNT = 1, 2
+-- @include batch
 
-local function pack_dead(batch, count, now, error, traceback)
+-- A dead letter: the record in the hash `dead`, a msgpack array with these places. Its tasks are in
+-- a list of its own.
+local DEAD_GROUP      = 1  -- the group key
+local DEAD_TASK_COUNT = 2  -- number of its tasks
+local DEAD_ATTEMPTS   = 3  -- ATTEMPTS of the batch
+local DEAD_CREATED    = 4  -- CREATED of the batch
+local DEAD_DIED       = 5  -- when it became a dead letter, ms
+local DEAD_ERROR      = 6  -- error text
+local DEAD_TRACEBACK  = 7  -- traceback, or ''
+
+-- The packed record of tasks of a batch; `letter` has batch, task_count, died, error, traceback.
+local function pack_dead(letter)
+  local batch = letter.batch
   return cmsgpack.pack({
-    batch[GROUP], count, batch[ATTEMPTS], batch[CREATED], now, error, traceback,
+    [DEAD_GROUP] = batch[GROUP],
+    [DEAD_TASK_COUNT] = letter.task_count,
+    [DEAD_ATTEMPTS] = batch[ATTEMPTS],
+    [DEAD_CREATED] = batch[CREATED],
+    [DEAD_DIED] = letter.died,
+    [DEAD_ERROR] = letter.error,
+    [DEAD_TRACEBACK] = letter.traceback,
   })
 end

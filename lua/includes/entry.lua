@@ -16,25 +16,3 @@ local function total_bytes(entries)
   for i = 1, #entries do total = total + #entries[i] end
   return total
 end
-
--- Takes the ids of entries out of the hash of ids that wait.
-local function forget_ids(ids, entries)
-  local names = {}
-  for i = 1, #entries do
-    local entry = entries[i]
-    names[i] = sub(entry, 8, 7 + (byte(entry, 7) or 0))
-  end
-  each('HDEL', ids, names)
-end
-
--- After the head of the waiting tasks changed: their oldest arrival and their deadline. The
--- deadline never moves back, since each task's own max delay is known only by its minimum.
-local function refresh_head(tasks, g)
-  if g[WAITING] == 0 then
-    g[FLUSH] = 0
-    return
-  end
-  g[FIRST] = entry_arrival(redis.call('LINDEX', tasks, g[CLAIMED]) or '')
-  g[DEADLINE] = math.max(g[DEADLINE], g[FIRST] + g[DELAY])
-  g[FLUSH] = math.min(g[FLUSH], g[WAITING])
-end

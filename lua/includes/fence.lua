@@ -1,12 +1,15 @@
--- The fence: only the holder of a lease that is still running gets past it.
+-- @include schema
+
+-- The fence: only the holder of a running lease gets past it.
 -- Returns nil, or the error reply that the script has to return.
 local function fence(state, token, now)
-  local lease = redis.call('HMGET', state, 'token', 'expires', 'schema')
-  if lease[1] ~= token then
+  local newest_token, expires, schema =
+    unpack(redis.call('HMGET', state, 'token', 'expires', 'schema'))
+  if newest_token ~= token then
     return redis.error_reply('STALE the partition has another leader')
   end
-  if (tonumber(lease[2]) or 0) <= now then
+  if (tonumber(expires) or 0) <= now then
     return redis.error_reply('STALE the lease has expired')
   end
-  return refuse_schema(lease[3])
+  return refuse_schema(schema)
 end

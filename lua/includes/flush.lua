@@ -1,13 +1,16 @@
--- Tells everything that waits in a group to go now; what comes later waits its own time.
--- Returns how many tasks that are, but for those that have been told before.
-local function flush_group(groups, due, ready, group, now)
-  local g = read_group(groups, group)
+-- @include group
+
+-- Makes all waiting tasks of a group due now; tasks that come later are not. Returns the number of
+-- tasks that were newly marked. `where` has groups, due, ready, group, now.
+local function flush_group(where)
+  local group = where.group
+  local g = read_group(where.groups, group)
   if not g then return 0 end
-  local told = g[WAITING] - g[FLUSH]
-  if told > 0 then
-    g[FLUSH] = g[WAITING]
-    write_group(groups, group, g)
-    schedule(due, ready, group, g, now)
+  local marked = g[WAITING] - g[MARKED]
+  if marked > 0 then
+    g[MARKED] = g[WAITING]
+    write_group(where.groups, group, g)
+    schedule(where.due, where.ready, group, g, where.now)
   end
-  return told
+  return marked
 end

@@ -1,28 +1,30 @@
--- A group: the record in the hash `groups`, a msgpack array with these places.
-local WAITING  = 1   -- tasks that no batch holds yet
-local CLAIMED  = 2   -- tasks at the head of the list that batches hold
-local BASE     = 3   -- absolute number of the task at the head of the list
-local FIRST    = 4   -- arrival of the oldest waiting task, ms
-local LAST     = 5   -- arrival of the newest waiting task, ms
-local DEADLINE = 6   -- when the oldest waiting task has waited its max delay, ms
-local GRACE    = 7   -- grace period that the newest task asked for, ms
-local DELAY    = 8   -- shortest max delay that a waiting task asked for, ms
-local SIZE     = 9   -- smallest max size that a waiting task asked for
-local PRIORITY = 10  -- highest priority that a waiting task asked for
-local FLUSH    = 11  -- how many of the waiting tasks have been told to go at once
-local HELD     = 12  -- batches of this group that wait for a retry and hold it back
-local HELD_AT  = 13  -- absolute number of the first task that they hold, or of one before it
-local UNTIL    = 14  -- when the last of them may be claimed again, ms
-local BYTES    = 15  -- length of all entries that wait
+-- @include record
 
--- The score in `ready` sorts by priority first, then by due time: 2^42 ms is in the year 2109,
--- and priorities from -1000 to 1000 keep the sum exact in a double.
+-- A group: the record in the hash `groups`, a msgpack array with these places.
+local WAITING    = 1   -- number of tasks that no batch holds yet
+local CLAIMED    = 2   -- number of tasks at the head of the list that batches hold
+local BASE       = 3   -- absolute number of the task at the head of the list
+local FIRST      = 4   -- arrival of the oldest waiting task, ms
+local LAST       = 5   -- arrival of the newest waiting task, ms
+local DEADLINE   = 6   -- end of the oldest waiting task's max delay, ms
+local GRACE      = 7   -- grace period of the newest task, ms
+local DELAY      = 8   -- shortest max delay among the waiting tasks, ms
+local SIZE       = 9   -- smallest max size among the waiting tasks
+local PRIORITY   = 10  -- highest priority among the waiting tasks
+local MARKED     = 11  -- number of waiting tasks, from the oldest on, that a flush made due
+local HELD       = 12  -- number of batches in retry; no batch is cut while it is above 0
+local HELD_FROM  = 13  -- absolute number of the first task of those batches, or of one before it
+local HELD_UNTIL = 14  -- when the last of those batches may be claimed again, ms
+local BYTES      = 15  -- bytes of the waiting entries
+
+-- The score in `ready` sorts by priority first, then by due time. 2^42 ms is in the year 2109, and
+-- with priorities from -1000 to 1000 a double holds the sum exactly.
 local PRIORITY_STEP = 4398046511104
 
--- The record of a group that has no task yet.
+-- The record of a group without tasks.
 local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 } end
 
--- The record, nil if there is none, or nil and true for foreign bytes.
+-- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_group(groups, group)
   local g, foreign = read_record(groups, group, BYTES)
   if not g then return nil, foreign end
@@ -30,9 +32,9 @@ local function read_group(groups, group)
   return g
 end
 
--- When the group is due, ms; 0: now, whatever the time.
+-- When the group is due, ms. 0: at once.
 local function due_at(g)
-  if g[WAITING] >= g[SIZE] or g[FLUSH] > 0 then return 0 end
+  if g[WAITING] >= g[SIZE] or g[MARKED] > 0 then return 0 end
   return math.min(g[LAST] + g[GRACE], g[DEADLINE])
 end
 
@@ -40,7 +42,8 @@ local function ready_score(g)
   return string.format('%.0f', due_at(g) - g[PRIORITY] * PRIORITY_STEP)
 end
 
--- Puts the group where its state says: into `ready`, into `due`, or into neither.
+-- Puts the group into the index of its state: `ready`, `due` or neither. The arguments have no
+-- names because a table of them for each group costs time.
 local function schedule(due, ready, group, g, now)
   if g[WAITING] == 0 or g[HELD] > 0 then
     redis.call('ZREM', due, group)
@@ -54,7 +57,7 @@ local function schedule(due, ready, group, g, now)
   end
 end
 
--- Stores the record, or forgets a group that has no task left.
+-- Stores the record, or removes that of a group without tasks.
 local function write_group(groups, group, g)
   if g[WAITING] + g[CLAIMED] == 0 then
     redis.call('HDEL', groups, group)

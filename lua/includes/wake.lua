@@ -1,9 +1,6 @@
--- Wakes the partition's leader if it sleeps past `at` (ms). `wake` in the state says when it
--- will look by itself; 0 means that it has been told and has not looked since.
--- A caller that has read it says what it was.
-local function wake_leader(state, channel, partition, at, wake)
-  if at < (wake or read_count(state, 'wake')) then
-    redis.call('HSET', state, 'wake', 0)
-    redis.call('PUBLISH', channel, partition)
-  end
+-- Wakes the leader of a partition. Called if the leader sleeps too long: the field `wake` of the
+-- state says until when, ms; 0: it was woken and has not polled since.
+local function wake_leader(state, channel, partition)
+  redis.call('HSET', state, 'wake', 0)
+  redis.call('PUBLISH', channel, partition)
 end

@@ -218,7 +218,7 @@ def _batch_state(
     return BatchState(
         batch_id=_text(batch.id),
         group_key=_text(record.group),
-        size=record.size,
+        size=record.task_count,
         attempts=record.attempts,
         claimed_at=record.created / 1000,
         state="claimed" if retry_at is None else "retry",
@@ -231,7 +231,7 @@ def _batch_tasks(batch: _FoundBatch, packed_group: bytes) -> Request:
     """The request for the tasks of a batch; its record counts them from the start of its group."""
     record = batch.record
     first = record.start - group_record(packed_group, record.group).base
-    return _range(batch.partition.tasks(record.group), first, first + record.size - 1)
+    return _range(batch.partition.tasks(record.group), first, first + record.task_count - 1)
 
 
 def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
@@ -259,7 +259,7 @@ def _dead_letter(batch_id: bytes, packed: bytes) -> DeadLetter:
     return DeadLetter(
         batch_id=_text(batch_id),
         group_key=_text(record.group),
-        size=record.size,
+        size=record.task_count,
         attempts=record.attempts,
         claimed_at=record.created / 1000,
         died_at=record.died / 1000,

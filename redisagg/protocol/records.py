@@ -1,4 +1,4 @@
-"""The msgpack records that the scripts keep, as Python sees them; see lua/includes/."""
+"""The msgpack records that the scripts store. The fields have the names of the places in Lua."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redisagg.errors import KeyConflict
 
 
 class GroupRecord(NamedTuple):
-    """A group; lua/includes/group.lua. Times in ms since the epoch, spans in ms."""
+    """A group; see lua/includes/group.lua. Times are ms since the epoch, spans are ms."""
 
     waiting: int
     claimed: int
@@ -22,26 +22,26 @@ class GroupRecord(NamedTuple):
     delay: int
     size: int
     priority: int
-    flush: int
+    marked: int
     held: int
-    held_at: int
-    until: int
+    held_from: int
+    held_until: int
     bytes: int
 
     @property
     def due_at(self) -> int:
-        """When the group is due, ms; 0: at once. The same formula as `due_at` in Lua."""
-        if self.waiting >= self.size or self.flush:
+        """When the group is due, ms since the epoch; 0: at once. As `due_at` in Lua."""
+        if self.waiting >= self.size or self.marked:
             return 0
         return min(self.last + self.grace, self.deadline)
 
 
 class BatchRecord(NamedTuple):
-    """A batch in flight; lua/includes/batch.lua."""
+    """A batch in flight; see lua/includes/batch.lua."""
 
     group: bytes
     start: int
-    size: int
+    task_count: int
     attempts: int
     created: int
     error: bytes
@@ -50,10 +50,10 @@ class BatchRecord(NamedTuple):
 
 
 class DeadRecord(NamedTuple):
-    """A dead letter; lua/includes/dead.lua."""
+    """A dead letter; see lua/includes/dead.lua."""
 
     group: bytes
-    size: int
+    task_count: int
     attempts: int
     created: int
     died: int
@@ -62,18 +62,42 @@ class DeadRecord(NamedTuple):
 
 
 def group_record(packed: bytes, name: bytes = b"") -> GroupRecord:
-    """Decodes a value of the hash `groups`; raises `KeyConflict` for what is none."""
-    return _decoded(GroupRecord, packed, name)
+    """Decodes a value of the hash `groups`.
+
+    Args:
+        packed: The value.
+        name: The field, for the error message.
+
+    Raises:
+        KeyConflict: The value is no record of a group.
+    """
+    return _decode(GroupRecord, packed, name)
 
 
 def batch_record(packed: bytes, name: bytes = b"") -> BatchRecord:
-    """Decodes a value of the hash `batches`; raises `KeyConflict` for what is none."""
-    return _decoded(BatchRecord, packed, name)
+    """Decodes a value of the hash `batches`.
+
+    Args:
+        packed: The value.
+        name: The field, for the error message.
+
+    Raises:
+        KeyConflict: The value is no record of a batch.
+    """
+    return _decode(BatchRecord, packed, name)
 
 
 def dead_record(packed: bytes, name: bytes = b"") -> DeadRecord:
-    """Decodes a value of the hash `dead`; raises `KeyConflict` for what is none."""
-    return _decoded(DeadRecord, packed, name)
+    """Decodes a value of the hash `dead`.
+
+    Args:
+        packed: The value.
+        name: The field, for the error message.
+
+    Raises:
+        KeyConflict: The value is no record of a dead letter.
+    """
+    return _decode(DeadRecord, packed, name)
 
 
 R = TypeVar("R", GroupRecord, BatchRecord, DeadRecord)
@@ -83,17 +107,17 @@ _TYPES = {
 }
 
 
-def _decoded(kind: type[R], packed: bytes, name: bytes) -> R:
+def _decode(kind: type[R], packed: bytes, name: bytes) -> R:
     try:
         record = kind(*msgpack.unpackb(packed, raw=True))
-    except Exception as error:  # whatever a decoder has to say about foreign bytes
-        raise _foreign(kind, packed, name) from error
+    except Exception as error:  # msgpack raises many types for foreign bytes
+        raise _key_conflict(kind, packed, name) from error
     if not all(map(isinstance, record, _TYPES[kind])):
-        raise _foreign(kind, packed, name)
+        raise _key_conflict(kind, packed, name)
     return record
 
 
-def _foreign(kind: type[Any], packed: bytes, name: bytes) -> KeyConflict:
+def _key_conflict(kind: type[Any], packed: bytes, name: bytes) -> KeyConflict:
     return KeyConflict(
         f"a key of redisagg holds {packed[:64]!r} in place of the {kind.__name__} of {name!r}"
     )

@@ -1,27 +1,32 @@
-"""The Lua scripts: read from `lua/`, includes put in, called by their SHA-1.
+"""The Lua scripts, and the requests that call them by their SHA-1.
 
-A line ``-- @include NAME`` stands for the text of ``lua/includes/NAME.lua``. The scripts lie in
-the package in a wheel, and beside it in a clone.
+A wheel has the expanded scripts in ``redisagg/lua``. In a clone they are in ``lua``, beside the
+package, and are expanded when they are loaded.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
+from redisagg.protocol.includes import expand_file
 
 
 class Script(NamedTuple):
-    """A script as Redis gets it."""
+    """An expanded script."""
 
     name: str
     source: bytes
     sha: bytes
+    """The SHA-1 of the source in hexadecimal digits."""
+
+    @classmethod
+    def of(cls, name: str, source: bytes) -> Script:
+        """Makes a script of its source."""
+        return cls(name, source, sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
 class Request(NamedTuple):
@@ -38,7 +43,7 @@ class Request(NamedTuple):
         return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
 
     def command_with_source(self) -> tuple[Any, ...]:
-        """The command for a server that does not know the script; it will from then on."""
+        """The command for a server that does not know the script yet; it loads the script."""
         if self.script is None:
             return tuple(self.args)
         return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
@@ -50,35 +55,30 @@ def call(name: str, keys: Sequence[bytes], *args: Any) -> Request:
 
 
 def command(*args: Any) -> Request:
-    """The request for a plain command; for reading only, scripts do all the writing."""
+    """The request for a plain command that only reads: all writing is done by scripts."""
     return Request(None, (), args)
 
 
 @cache
 def load(name: str) -> Script:
-    """The script `name` with its includes put in.
+    """Loads and expands the script `name`.
 
     Raises:
-        FileNotFoundError: there is no such script, or it includes what is not there.
+        FileNotFoundError: The script or one of its includes does not exist.
+        ValueError: An include includes itself, directly or through others.
     """
-    folder = _folder()
-
-    def include(match: re.Match[str]) -> str:
-        return (folder / "includes" / f"{match[1]}.lua").read_text("utf-8")
-
-    text = _INCLUDE.sub(include, (folder / f"{name}.lua").read_text("utf-8"))
-    source = text.encode()
-    return Script(name, source, sha1(source, usedforsecurity=False).hexdigest().encode())
+    return Script.of(name, expand_file(_folder(), name).encode())
 
 
 def find(sha: bytes) -> Script | None:
-    """The script with this SHA-1, or None if it is none of ours."""
+    """Finds the script with a SHA-1, given in hexadecimal digits; None if there is none."""
     scripts = (load(path.stem) for path in _folder().glob("*.lua"))
     return next((script for script in scripts if script.sha == sha), None)
 
 
 @cache
 def _folder() -> Path:
+    """The folder of the scripts: in the package in a wheel, beside it in a clone."""
     package = Path(__file__).parents[1]
     packaged = package / "lua"
     return packaged if packaged.is_dir() else package.parent / "lua"

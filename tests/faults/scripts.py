@@ -1,4 +1,4 @@
-"""The scripts from another folder than `lua/`: a copy with something taken out of it."""
+"""Changed copies of the scripts in `lua/`, and their use in place of the originals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from redisagg.protocol import scripts
 _LUA = Path(__file__).parents[2] / "lua"
 
 Changes = Mapping[str, tuple[str, str]]
-"""Texts to put in place of others, by file name: `includes/fence`, `claim`."""
+"""Texts to replace and their replacements, by file name: `includes/fence`, `claim`."""
 
 
 def changed_copy(folder: Path, changes: Changes) -> Path:
-    """Copies `lua/` into `folder` with some texts replaced; returns where it is."""
+    """Copies `lua/` into `folder`, applies the changes and returns the copy's path."""
     copy = folder / "lua"
     shutil.copytree(_LUA, copy)
     for name, (old, new) in changes.items():
@@ -28,14 +28,14 @@ def changed_copy(folder: Path, changes: Changes) -> Path:
 
 
 def use(folder: Path) -> None:
-    """Has this process load the scripts from `folder` from now on."""
+    """Makes this process load the scripts from `folder`."""
     scripts._folder = lambda: folder  # type: ignore[assignment]
     scripts.load.cache_clear()
 
 
 @contextlib.contextmanager
 def using(folder: Path) -> Iterator[None]:
-    """The same, as long as the `with` block lasts."""
+    """Makes this process load the scripts from `folder` within the `with` block."""
     before = scripts._folder
     use(folder)
     try:

@@ -1,1 +1,1 @@
-"""The scripts against a model of one partition: whatever is done, both are in the same state."""
+"""A model of one partition, to which the scripts are compared after each of many random calls."""

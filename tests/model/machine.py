@@ -1,4 +1,4 @@
-"""Does the same random things to Redis and to the model, and compares after each."""
+"""A hypothesis state machine that makes the same calls to Redis and to the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _KEYS = _SPACE.partitions[0]
 _CHANNEL = _SPACE.wake_channel
 _START = 1_700_000_000_000
 _LEASE = 1_000
-_LEFT_ALONE = 5_000
+_QUARANTINE = 5_000
 _REMEMBERED = 600_000
-_WINDOW = 3_600_000  # by the real clock, which the scripts' own does not follow
+_WINDOW = 3_600_000  # by the clock of Redis: the test's own clock expires no keys
 
 _groups = st.sampled_from([b"a", b"b", b"c"])
 _ids = st.sampled_from([b"1", b"2", b"3", b"4", b"5", b"six", b"7" * 100])
@@ -39,8 +39,8 @@ _limits = st.builds(
 _sections = st.lists(
     st.tuples(_groups, _limits, st.lists(_ids, min_size=1, max_size=6)), min_size=1, max_size=3
 )
-_terms = st.builds(
-    m.Terms,
+_add_options = st.builds(
+    m.AddOptions,
     tasks=st.sampled_from([0, 0, 0, 3, 8]),
     bytes=st.sampled_from([0, 0, 0, 60, 150]),
     dedupe=st.booleans(),
@@ -58,7 +58,7 @@ Drawn: TypeAlias = list[tuple[bytes, m.Limits, list[bytes]]]
 
 
 class Machine(RuleBasedStateMachine):
-    """Redis and the model side by side."""
+    """Redis and the model, in the same state after each rule."""
 
     def __init__(self, scripts: Scripts) -> None:
         super().__init__()
@@ -68,24 +68,26 @@ class Machine(RuleBasedStateMachine):
         self.model = m.Partition(_START)
         self.numbers = Counter[bytes]()
         """The number of each producer's last call."""
-        self.last_call: dict[bytes, tuple[int, list[m.Section], m.Terms]] = {}
+        self.last_call: dict[bytes, tuple[int, list[m.Section], m.AddOptions]] = {}
         self.serial = 0
         self.acknowledged: set[bytes] = set()
-        """Bodies of tasks; each is used once."""
+        """Bodies of added tasks; no two tasks have the same body."""
         self.gone: set[bytes] = set()
-        """Those that were cancelled, dropped or not enqueued."""
+        """Bodies of tasks that were cancelled, dropped or committed without an entry."""
         self.copied: dict[bytes, set[bytes]] = {}
-        """Those that were set aside, by batch: until that is gone they are in two places."""
+        """Bodies that were set aside, by batch id: in two places until the batch is committed."""
         self.cut: list[bytes] = []
-        """Ids of all batches there ever were."""
+        """Ids of all batches that were ever cut."""
         self.buried: set[bytes] = set()
         self.left: dict[bytes, list[int]] = {}
-        """Which batches of a group have left, as places in `cut`."""
+        """The batches of a group that have left, as places in `cut`."""
 
-    # --- doing the same to both ---------------------------------------------------------------
+    # --- calls ----------------------------------------------------------------------------------
 
-    def same(self, expected: Callable[[], Any], name: str, keys: list[bytes], *args: Any) -> Any:
-        """Runs a script; its reply is to be that of the model."""
+    def run_on_both(
+        self, expected: Callable[[], Any], name: str, keys: list[bytes], *args: Any
+    ) -> Any:
+        """Runs a script and asserts that its reply is the model's."""
         reply = error = None
         try:
             reply = self.scripts.call(name, keys, *args)
@@ -107,7 +109,7 @@ class Machine(RuleBasedStateMachine):
         return self.led() and bool(self.model.batches)
 
     def some_batches(self, data: st.DataObject, most: int = 4) -> list[bytes]:
-        """Ids of batches, more of those that are claimed than in retry or gone."""
+        """Draws batch ids; those of claimed batches three times as often."""
         known = list(self.model.claims) * 3 + list(self.model.batches) + self.cut[-2:]
         return data.draw(st.lists(st.sampled_from(known), min_size=1, max_size=most))
 
@@ -119,7 +121,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(drawn=_sections, claimed=st.sampled_from([True, True, False]))
     def first_leader(self, drawn: Drawn, claimed: bool) -> None:
-        """Most runs start with batches: Hypothesis leaves rules out of many runs altogether."""
+        """Has most runs start with batches, since Hypothesis leaves rules out of many runs."""
         self._acquire(b"x")
         if claimed:
             self._add(b"none", None, self.sections(drawn))
@@ -143,7 +145,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(owner=_owners, how=st.sampled_from(["asks", "dies", "dies", "releases", "released"]))
     def change_leader(self, owner: bytes, how: str) -> None:
-        """Another takes over when the lease of the leader has run out, or it was released."""
+        """Another leader acquires after the lease has run out or was released."""
         if how == "dies" and self.led():
             self.tick(self.model.expires - self.model.now)
         if how.startswith("release"):
@@ -153,21 +155,23 @@ class Machine(RuleBasedStateMachine):
 
     def _acquire(self, owner: bytes) -> None:
         keys = [_KEYS.state, _KEYS.claims, _KEYS.tasks(b"")]
-        self.same(lambda: self.model.acquire(owner, _LEASE), "acquire", keys, owner, _LEASE)
+        self.run_on_both(lambda: self.model.acquire(owner, _LEASE), "acquire", keys, owner, _LEASE)
 
     def _release(self, token: int) -> None:
         keys = [_KEYS.state, _KEYS.claims]
-        self.same(lambda: self.model.release(token), "release", keys, token, _CHANNEL)
+        self.run_on_both(lambda: self.model.release(token), "release", keys, token, _CHANNEL)
 
     def _renew(self, token: int) -> None:
-        self.same(lambda: self.model.renew(token, _LEASE), "renew", [_KEYS.state], token, _LEASE)
+        self.run_on_both(
+            lambda: self.model.renew(token, _LEASE), "renew", [_KEYS.state], token, _LEASE
+        )
 
     # --- producers ----------------------------------------------------------------------------
 
-    @rule(producer=_producers, drawn=_sections, terms=_terms)
-    def add(self, producer: bytes, drawn: Drawn, terms: m.Terms) -> None:
+    @rule(producer=_producers, drawn=_sections, options=_add_options)
+    def add(self, producer: bytes, drawn: Drawn, options: m.AddOptions) -> None:
         self.numbers[producer] += 1
-        call = self.numbers[producer], self.sections(drawn), terms
+        call = self.numbers[producer], self.sections(drawn), options
         self.last_call[producer] = call
         self._add(producer, *call)
 
@@ -185,7 +189,7 @@ class Machine(RuleBasedStateMachine):
             self._add(producer, *self.last_call[producer])
 
     def sections(self, drawn: Drawn) -> list[m.Section]:
-        """Sections whose tasks have bodies that there are once only."""
+        """Sections whose tasks have new bodies."""
         made = []
         for group, limits, ids in drawn:
             first = self.serial
@@ -199,19 +203,21 @@ class Machine(RuleBasedStateMachine):
         producer: bytes,
         number: int | None,
         sections: list[m.Section],
-        terms: m.Terms = m.Terms(),  # noqa: B008 - a tuple
+        options: m.AddOptions = m.AddOptions(),  # noqa: B008 - a tuple
     ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready, _KEYS.call(producer)]
         keys += [_KEYS.seen, _KEYS.seen_before]
         args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, 0]
-        args += [terms.tasks, terms.bytes, "1" if terms.dedupe else ""]
+        args += [options.tasks, options.bytes, "1" if options.dedupe else ""]
         for group, limits, tasks in sections:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
             args += (group, b"%d %d %d %d" % limits, len(tasks))
             for pair in tasks:
                 args += pair
         known = set(self.waiting())
-        self.same(lambda: self.model.add(producer, number, sections, terms), "add", keys, *args)
+        self.run_on_both(
+            lambda: self.model.add(producer, number, sections, options), "add", keys, *args
+        )
         self.acknowledged |= set(self.waiting()) - known
 
     def waiting(self) -> list[bytes]:
@@ -219,26 +225,28 @@ class Machine(RuleBasedStateMachine):
         return [entry.body for group in groups for entry in group.waiting]
 
     @rule(producers=st.lists(_producers, min_size=1, unique=True))
-    def forget(self, producers: list[bytes]) -> None:
+    def forget_calls(self, producers: list[bytes]) -> None:
         keys = [_KEYS.call(producer) for producer in producers]
-        self.same(lambda: self.model.forget(producers), "forget_calls", keys)
+        self.run_on_both(lambda: self.model.forget_calls(producers), "forget_calls", keys)
         for producer in producers:
-            self.last_call.pop(producer, None)  # it ends: it sends nothing more
+            self.last_call.pop(producer, None)  # the producer ends and sends nothing more
 
     # --- claims -------------------------------------------------------------------------------
 
     @precondition(led)
-    @rule(limit=st.integers(1, 4), room=_rooms, lasts=st.sampled_from([50, 900, 900]), late=_lates)
-    def poll_and_claim(self, limit: int, room: m.Room, lasts: int, late: int) -> None:
+    @rule(
+        limit=st.integers(1, 4), room=_rooms, duration=st.sampled_from([50, 900, 900]), late=_lates
+    )
+    def poll_and_claim(self, limit: int, room: m.Room, duration: int, late: int) -> None:
         items = self._poll(self.model.token, limit)
         self.tick(late)
         if items:
-            self._claim(self.model.token, lasts, replace(room), items)
+            self._claim(self.model.token, duration, replace(room), items)
 
     @precondition(led)
     @rule(drawn=_sections, span=_spans, room=_rooms)
     def add_and_claim(self, drawn: Drawn, span: int, room: m.Room) -> None:
-        """So that there are batches in most runs."""
+        """Has most runs have batches."""
         self._add(b"none", None, self.sections(drawn))
         self.tick(span)
         self._renew(self.model.token) if self.led() else self._acquire(b"y")
@@ -249,7 +257,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(in_flight)
     @rule(drawn=_sections, limit=st.integers(1, 3), room=_rooms)
     def commit_and_claim(self, drawn: Drawn, limit: int, room: m.Room) -> None:
-        """A turn of a leader, with tasks that come in its midst."""
+        """A commit, a poll and a claim of a leader, with an `add` before the claim."""
         self.commit_oldest()
         items = self._poll(self.model.token, limit)
         self._add(b"none", None, self.sections(drawn))
@@ -259,7 +267,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(led)
     @rule(data=st.data())
     def claim_anything(self, data: st.DataObject) -> None:
-        """Items that no poll has named, or one long ago."""
+        """Claims items that no poll has named lately."""
         items = [(b"", group) for group in (b"a", b"b", b"c")]
         items += [(each, self.group_of(each)) for each in [*self.model.batches, *self.cut[-1:]]]
         drawn = data.draw(st.lists(st.sampled_from(items), min_size=1, unique=True, max_size=4))
@@ -273,21 +281,21 @@ class Machine(RuleBasedStateMachine):
             wait, items = self.model.poll(token, limit, _LEASE)
             return [wait, [each for item in items for each in item]]
 
-        reply = self.same(expected, "poll", keys, token, limit, _LEASE)
+        reply = self.run_on_both(expected, "poll", keys, token, limit, _LEASE)
         return list(zip(reply[1][::2], reply[1][1::2], strict=True)) if reply else []
 
     def _claim(
-        self, token: int, lasts: int, room: m.Room, items: list[tuple[bytes, bytes]]
+        self, token: int, duration: int, room: m.Room, items: list[tuple[bytes, bytes]]
     ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
         keys += [_KEYS.due, _KEYS.ready, _KEYS.seen, _KEYS.seen_before]
         dedupe = room.tasks != 3  # most flushers do
-        args: list[Any] = [token, lasts, 0, room.batches, room.tasks, room.bytes, _LEFT_ALONE]
+        args: list[Any] = [token, duration, 0, room.batches, room.tasks, room.bytes, _QUARANTINE]
         args.append(_WINDOW if dedupe else 0)
         for batch_id, group in items:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
             args += (batch_id, group)
-        # The model is told the ids that Redis gives: that they are new is what matters.
+        # The model takes the batch ids from Redis and checks only that they are new.
         before = set(self.model.batches)
         given: list[bytes] = []
 
@@ -301,9 +309,9 @@ class Machine(RuleBasedStateMachine):
                 given.append(batch_id)
                 return batch_id
 
-            return self.model.claim(token, lasts, room, items, new_id, dedupe=dedupe)
+            return self.model.claim(token, duration, room, items, new_id, dedupe=dedupe)
 
-        self.same(expected, "claim", keys, *args)
+        self.run_on_both(expected, "claim", keys, *args)
         self.cut += given
         for batch_id in given:
             batch = self.model.batches[batch_id]
@@ -311,15 +319,15 @@ class Machine(RuleBasedStateMachine):
             assert len(batch.entries) <= asked, f"a batch of {len(batch.entries)}, not {asked}"
 
     @precondition(in_flight)
-    @rule(data=st.data(), lasts=_spans)
-    def extend(self, data: st.DataObject, lasts: int) -> None:
-        self._extend(self.model.token, lasts, self.some_batches(data))
+    @rule(data=st.data(), duration=_spans)
+    def extend(self, data: st.DataObject, duration: int) -> None:
+        self._extend(self.model.token, duration, self.some_batches(data))
 
-    def _extend(self, token: int, lasts: int, batch_ids: list[bytes]) -> None:
+    def _extend(self, token: int, duration: int, batch_ids: list[bytes]) -> None:
         keys = [_KEYS.state, _KEYS.claims]
-        self.same(
-            lambda: self.model.extend(token, lasts, batch_ids),
-            "extend", keys, token, lasts, *batch_ids,
+        self.run_on_both(
+            lambda: self.model.extend(token, duration, batch_ids),
+            "extend", keys, token, duration, *batch_ids,
         )  # fmt: skip
 
     # --- the end of batches -------------------------------------------------------------------
@@ -327,9 +335,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(in_flight)
     @rule()
     def commit_oldest(self) -> None:
-        """As a leader does that has merged all it holds."""
+        """Commits all batches in order, as a leader does that has merged all of them."""
         groups = self.model.groups.values()
-        batch_ids = [batch.id for group in groups for batch in group.flight]
+        batch_ids = [batch.id for group in groups for batch in group.in_flight]
         self._commit(self.model.token, [(each, 1) for each in batch_ids])
 
     @precondition(in_flight)
@@ -347,7 +355,7 @@ class Machine(RuleBasedStateMachine):
         for batch_id, count in batches:
             batch = self.model.batches.get(batch_id)
             bodies = [entry.body for entry in batch.entries] if batch else []
-            # What was set aside is no part of the merged task.
+            # Entries that were set aside are not part of the merged task.
             aside = self.copied.get(batch_id, ())
             payload = b"".join(body for body in bodies if body not in aside)
             messages = [self._message(batch_id, payload if not n else b"") for n in range(count)]
@@ -356,7 +364,7 @@ class Machine(RuleBasedStateMachine):
             args += (batch_id, 12 * count)
             args += [part for message in messages for part in message]
         orders = {batch_id: self.group_of(batch_id) for batch_id, _ in batches}
-        reply = self.same(
+        reply = self.run_on_both(
             lambda: self.model.commit_stream(token, [(each, texts) for each, _, texts in commits]),
             "commit_stream", keys, *args,
         )  # fmt: skip
@@ -372,12 +380,12 @@ class Machine(RuleBasedStateMachine):
         return tuple(part for pair in fields.items() for part in pair)
 
     def _left(self, batch_id: bytes, group: bytes) -> None:
-        """Batches leave in the order in which they were cut, but for a second life."""
+        """Asserts that batches leave in the order in which they were cut, unless requeued."""
         if batch_id in self.buried or batch_id not in self.cut:
             return
         left = self.left.setdefault(group, [])
         place = self.cut.index(batch_id)
-        assert not left or left[-1] < place, f"{batch_id!r} has left behind a younger one"
+        assert not left or left[-1] < place, f"{batch_id!r} has left after a later one"
         left.append(place)
 
     @precondition(in_flight)
@@ -398,11 +406,11 @@ class Machine(RuleBasedStateMachine):
     @precondition(in_flight)
     @rule(data=st.data())
     def retry_again(self, data: st.DataObject) -> None:
-        """Of batches that were put back together, the first is once more; the others are due."""
-        groups = [each for each in self.model.groups.values() if len(each.flight) > 1]
+        """Puts the batches of a group into retry, and the first of them once more."""
+        groups = [each for each in self.model.groups.values() if len(each.in_flight) > 1]
         if not groups:
             return
-        batches = data.draw(st.sampled_from(groups)).flight
+        batches = data.draw(st.sampled_from(groups)).in_flight
         items = [(batch.id, batch.group) for batch in batches]
         self._retry(self.model.token, [m.Retry(each, 0, 1, b"", b"") for each, _ in items])
         self._claim(self.model.token, 900, m.Room(1, 99, 9999), items)
@@ -413,7 +421,7 @@ class Machine(RuleBasedStateMachine):
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
         keys += [_KEYS.due, _KEYS.ready]
         args = [b"" if part is None else part for batch in batches for part in batch]
-        self.same(lambda: self.model.retry(token, batches), "retry", keys, token, *args)
+        self.run_on_both(lambda: self.model.retry(token, batches), "retry", keys, token, *args)
 
     @precondition(in_flight)
     @rule(data=st.data(), error=_texts)
@@ -424,7 +432,7 @@ class Machine(RuleBasedStateMachine):
         group = self.group_of(batch_id)
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.dead]
         keys += [_KEYS.tasks(group), _KEYS.dead_tasks(batch_id)]
-        reply = self.same(
+        reply = self.run_on_both(
             lambda: self.model.bury(token, batch_id, error, b"Traceback"),
             "bury", keys, token, batch_id, error, b"Traceback",
         )  # fmt: skip
@@ -446,7 +454,7 @@ class Machine(RuleBasedStateMachine):
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.dead]
         keys += [_KEYS.tasks(self.group_of(batch_id)), _KEYS.dead_tasks(letter)]
         before = set(self.model.dead)
-        self.same(
+        self.run_on_both(
             lambda: self.model.set_aside(token, batch_id, letter, b"no", places),
             "set_aside", keys, token, batch_id, letter, b"no", *places,
         )  # fmt: skip
@@ -454,7 +462,7 @@ class Machine(RuleBasedStateMachine):
             bodies = {entry.body for entry in self.model.dead[new].entries}
             self.copied.setdefault(batch_id, set()).update(bodies)
 
-    # --- a leader that is one no more ---------------------------------------------------------
+    # --- a leader whose lease is over ---------------------------------------------------------
 
     @rule(
         earlier=st.integers(0, 2),
@@ -466,9 +474,9 @@ class Machine(RuleBasedStateMachine):
         ),
     )
     def stale_leader(self, earlier: int, what: str) -> None:
-        """Whatever it sends is refused; that nothing changes is seen by the comparison."""
+        """All of its calls are refused. The comparison shows that they change nothing."""
         token = self.model.token - earlier
-        if self.model.leads(token):  # its lease runs out before it knows
+        if self.model.leads(token):  # the lease runs out unnoticed
             self.tick(self.model.expires - self.model.now)
         batch_ids = list(self.model.batches) or self.cut[-1:] or [b"none"]
         if what == "poll":
@@ -509,23 +517,23 @@ class Machine(RuleBasedStateMachine):
         group = found.record.group if found else b"a"
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.due, _KEYS.ready]
         keys += [_KEYS.dead, _KEYS.tasks(group), _KEYS.dead_tasks(letter)]
-        self.same(lambda: self.model.requeue(letter), "requeue", keys, letter, _CHANNEL, 0)
+        self.run_on_both(lambda: self.model.requeue(letter), "requeue", keys, letter, _CHANNEL, 0)
 
     def _drop(self, letter: bytes) -> None:
         found = self.model.dead.get(letter)
         if found:
             self.gone |= {entry.body for entry in found.entries}
         keys = [_KEYS.state, _KEYS.dead, _KEYS.dead_tasks(letter)]
-        self.same(lambda: self.model.drop(letter), "drop", keys, letter)
+        self.run_on_both(lambda: self.model.drop(letter), "drop", keys, letter)
 
     @rule(groups=st.lists(_groups, max_size=2, unique=True))
     def flush(self, groups: list[bytes]) -> None:
-        """These groups, or all of them."""
+        """Flushes these groups, or all groups if there are none."""
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
         if groups:
-            self.same(lambda: self.model.flush(groups), "flush", keys, _CHANNEL, 0, *groups)
+            self.run_on_both(lambda: self.model.flush(groups), "flush", keys, _CHANNEL, 0, *groups)
         else:
-            self.same(self.model.flush_all, "flush_all", keys, _CHANNEL, 0, 0, 100)
+            self.run_on_both(self.model.flush_all, "flush_all", keys, _CHANNEL, 0, 0, 100)
 
     @rule(paused=st.sampled_from([True, False, False]))
     def pause(self, paused: bool) -> None:
@@ -541,7 +549,7 @@ class Machine(RuleBasedStateMachine):
 
     def _pause(self, paused: bool) -> None:
         args = (int(paused), _CHANNEL, 0)
-        self.same(lambda: self.model.pause(paused), "pause", [_KEYS.state], *args)
+        self.run_on_both(lambda: self.model.pause(paused), "pause", [_KEYS.state], *args)
 
     def some_wait(self) -> bool:
         return bool(self.waiting())
@@ -565,28 +573,28 @@ class Machine(RuleBasedStateMachine):
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
         keys += [_KEYS.tasks(group), _KEYS.ids(group)]
         waited = set(self.waiting())
-        self.same(expected, name, keys, *args)
+        self.run_on_both(expected, name, keys, *args)
         self.gone |= waited - set(self.waiting())
 
-    # --- what holds always --------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------
 
     @invariant()
     def same_state(self) -> None:
-        self.picture = in_redis(self.scripts.client, _KEYS)
-        found = differences(self.picture, in_model(self.model))
+        self.snapshot = in_redis(self.scripts.client, _KEYS)
+        found = differences(self.snapshot, in_model(self.model))
         assert not found, "\n".join(found)
         self._stats()
         self._each_task_is_in_one_place()
-        self._groups_are_seen_to()
+        self._each_waiting_group_is_indexed()
 
     def _stats(self) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.dead]
-        self.same(self.model.stats, "stats", keys)
+        self.run_on_both(self.model.stats, "stats", keys)
 
     def _each_task_is_in_one_place(self) -> None:
-        lists = [*self.picture["tasks"].values(), *self.picture["dead tasks"].values()]
+        lists = [*self.snapshot["tasks"].values(), *self.snapshot["dead tasks"].values()]
         places = Counter(entry[7 + entry[6] :] for entries in lists for entry in entries)
-        for message in self.picture["stream"][""]:
+        for message in self.snapshot["stream"][""]:
             payload = message[message.index(b"payload") + 1]
             places.update(part + b">" for part in payload.split(b">")[:-1])
         places.update(self.gone)
@@ -596,8 +604,8 @@ class Machine(RuleBasedStateMachine):
         more -= {body for bodies in self.copied.values() for body in bodies}
         assert not more, f"in several places: {more}"
 
-    def _groups_are_seen_to(self) -> None:
-        """What waits is in an index, unless held, and is due in time for each of its tasks."""
+    def _each_waiting_group_is_indexed(self) -> None:
+        """Asserts that each group that is not held is in an index, due within each task's delay."""
         for name, group in self.model.groups.items():
             if group.waiting and not self.model.held(name):
                 assert name in self.model.due or name in self.model.ready

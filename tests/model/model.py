@@ -1,8 +1,7 @@
-"""One partition as it should be, in plain Python.
+"""A model of one partition in plain Python.
 
-It holds tasks where the scripts hold numbers: a batch has its tasks, a group its batches and what
-still waits. So the places in lists, the counters and the marks that the scripts keep up to date are
-worked out here from what is there.
+A batch holds its tasks, and a group its batches and its waiting tasks. So the model computes places
+in lists, counters and marks from its contents, where the scripts keep them up to date.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from typing import Any, NamedTuple
 from redisagg.protocol.records import BatchRecord, DeadRecord
 
 PRIORITY_STEP = 2**42
-BEHIND = 50  # ms
+BEHIND_MS = 50
 
 
 class Refused(Exception):
-    """A script's reply is an error with this text."""
+    """A script replied with an error; the message is the error's text."""
 
 
 class Limits(NamedTuple):
-    """What a task asks of its group; times in ms."""
+    """The limits of a section; spans in ms."""
 
     grace: int
     delay: int
@@ -47,17 +46,18 @@ class Entry(NamedTuple):
         return self.arrival.to_bytes(6, "big") + bytes([len(self.id)]) + self.id + self.body
 
 
-class Terms(NamedTuple):
-    """What an `add` says apart from its sections."""
+class AddOptions(NamedTuple):
+    """The options of an `add` call."""
 
     tasks: int = 0
-    """How many may be pending; 0 for any number."""
+    """Maximum number of pending tasks; 0 for no maximum."""
     bytes: int = 0
+    """Maximum bytes of their entries; 0 for no maximum."""
     dedupe: bool = False
 
 
 class Section(NamedTuple):
-    """A part of an `add`: tasks of one group, as id and body."""
+    """A section of an `add` call: tasks of one group, as id and body."""
 
     group: bytes
     limits: Limits
@@ -66,6 +66,8 @@ class Section(NamedTuple):
 
 @dataclass
 class Batch:
+    """A batch in flight."""
+
     id: bytes
     group: bytes
     entries: list[Entry]
@@ -76,18 +78,19 @@ class Batch:
 
 
 class Retry(NamedTuple):
-    """A batch that is given back."""
+    """A batch in a `retry` call."""
 
     batch_id: bytes
     delay: int | None
-    """None: it is not, only what it was merged to is stored."""
+    """ms; None: the batch stays claimed and only its merge result is stored."""
     counts: int
+    """1 if the attempt counts, else 0."""
     error: bytes
     merged: bytes
 
 
 @dataclass
-class Letter:
+class DeadLetter:
     """A dead letter."""
 
     record: DeadRecord
@@ -96,60 +99,69 @@ class Letter:
 
 @dataclass
 class Group:
+    """A group."""
+
     base: int = 0
-    flight: list[Batch] = field(default_factory=list)
-    """Batches, in the order in which they have to leave."""
+    in_flight: list[Batch] = field(default_factory=list)
+    """Batches in the order in which they have to leave."""
     waiting: list[Entry] = field(default_factory=list)
     numbers: dict[bytes, int] = field(default_factory=dict)
-    """Ids that wait, with the number that their task got when it came."""
+    """The absolute number that each waiting task got when it came, by its id."""
     deadline: int = 0
     limits: Limits = _NONE
-    flush: int = 0
-    held_at: int = 0
-    """The place of the first batch that waits for a retry, or of one before it."""
-    until: int = 0
-    """When the last one may be taken back."""
+    marked: int = 0
+    """Number of waiting tasks that a flush made due."""
+    held_from: int = 0
+    """Absolute number of the first task of the batches in retry, or of one before it."""
+    held_until: int = 0
+    """When the last of those batches may be claimed again."""
 
     @property
     def claimed(self) -> int:
-        return sum(len(batch.entries) for batch in self.flight)
+        """Number of tasks in batches."""
+        return sum(len(batch.entries) for batch in self.in_flight)
 
     @property
     def due_at(self) -> int:
-        if self.flush or len(self.waiting) >= self.limits.size:
+        """When the group is due; 0: at once."""
+        if self.marked or len(self.waiting) >= self.limits.size:
             return 0
         return min(self.waiting[-1].arrival + self.limits.grace, self.deadline)
 
     @property
     def score(self) -> int:
+        """The score in `ready`."""
         return self.due_at - self.limits.priority * PRIORITY_STEP
 
     def start(self, batch: Batch) -> int:
-        before = self.flight[: self.flight.index(batch)]
+        """Absolute number of the first task of a batch."""
+        before = self.in_flight[: self.in_flight.index(batch)]
         return self.base + sum(len(each.entries) for each in before)
 
-    def head_changed(self) -> None:
-        """What waits has lost tasks: mind the oldest of those that are left."""
-        self.flush = min(self.flush, len(self.waiting))
+    def refresh_head(self) -> None:
+        """Updates the group after its waiting tasks have lost some."""
+        self.marked = min(self.marked, len(self.waiting))
         if self.waiting:
             self.deadline = max(self.deadline, self.waiting[0].arrival + self.limits.delay)
 
 
 def length(entries: Iterable[Entry]) -> int:
+    """Bytes of entries."""
     return sum(len(entry.raw) for entry in entries)
 
 
 def seen_member(group: bytes, task_id: bytes) -> bytes:
+    """The member of the set `seen` for an id."""
     return len(group).to_bytes(2, "big") + group + task_id
 
 
 def in_order(index: dict[bytes, int]) -> list[bytes]:
-    """The members of a sorted set."""
+    """The members of a sorted set, in its order."""
     return sorted(index, key=lambda member: (index[member], member))
 
 
 class Partition:
-    """The state, and a method for each script: it returns the script's reply."""
+    """The state of a partition, with a method for each script that returns the script's reply."""
 
     def __init__(self, now: int) -> None:
         self.now = now
@@ -167,15 +179,16 @@ class Partition:
         self.retries: dict[bytes, int] = {}
         self.due: dict[bytes, int] = {}
         self.ready: dict[bytes, int] = {}
-        self.dead: dict[bytes, Letter] = {}
+        self.dead: dict[bytes, DeadLetter] = {}
         self.calls: dict[bytes, tuple[int, list[int | bytes]]] = {}
         self.seen: set[bytes] = set()
-        """Group and id of what was flushed; the window outlasts a test."""
+        """The group and id of each flushed task; the dedupe window is longer than a test."""
         self.stream: list[tuple[bytes, ...]] = []
 
-    # --- what the scripts share --------------------------------------------------------------
+    # --- shared by the scripts ---------------------------------------------------------------
 
     def leads(self, token: int) -> bool:
+        """Whether the lease of this token runs."""
         return token == self.token and self.expires > self.now
 
     def _fence(self, token: int) -> None:
@@ -185,11 +198,11 @@ class Partition:
             raise Refused("STALE the lease has expired")
 
     def held(self, name: bytes) -> int:
-        """How many batches of a group wait for a retry, and hold it back."""
-        return sum(batch.id in self.retries for batch in self.groups[name].flight)
+        """Number of batches of a group that are in retry; they hold the group."""
+        return sum(batch.id in self.retries for batch in self.groups[name].in_flight)
 
     def _schedule(self, name: bytes) -> None:
-        """Puts a group where it belongs, or forgets it if it is empty."""
+        """Puts a group into the index of its state, and removes it if it is empty."""
         group = self.groups[name]
         self.due.pop(name, None)
         self.ready.pop(name, None)
@@ -198,13 +211,13 @@ class Partition:
                 self.ready[name] = group.score
             else:
                 self.due[name] = group.due_at
-        self._tidy(name)
+        self._remove_if_empty(name)
 
-    def _tidy(self, name: bytes) -> None:
+    def _remove_if_empty(self, name: bytes) -> None:
         group = self.groups[name]
         if not group.waiting:
-            group.flush = 0
-        if not group.waiting and not group.flight:
+            group.marked = 0
+        if not group.waiting and not group.in_flight:
             del self.groups[name]
 
     def _wake(self, at: float) -> None:
@@ -214,7 +227,7 @@ class Partition:
     # --- producers ---------------------------------------------------------------------------
 
     def add(
-        self, producer: bytes, number: int | None, sections: Iterable[Section], terms: Terms
+        self, producer: bytes, number: int | None, sections: Iterable[Section], options: AddOptions
     ) -> list[int | bytes]:
         if number is not None and producer in self.calls:
             last, reply = self.calls[producer]
@@ -225,10 +238,10 @@ class Partition:
         reply: list[int | bytes] = []
         earliest = math.inf
         for section in sections:
-            if self._too_full(section, terms):
+            if self._too_full(section, options):
                 reply.append(b"FULL too much is pending")
                 continue
-            added, due = self._add_section(section, dedupe=terms.dedupe)
+            added, due = self._add_section(section, dedupe=options.dedupe)
             reply.append(added)
             earliest = min(earliest, due)
         if any(isinstance(each, int) and each for each in reply):
@@ -237,18 +250,18 @@ class Partition:
             self.calls[producer] = (number, reply)
         return reply
 
-    def _too_full(self, section: Section, terms: Terms) -> bool:
+    def _too_full(self, section: Section, options: AddOptions) -> bool:
         group = self.groups.get(section.group, Group())
         new = [
             Entry(0, task_id, body, section.limits)
             for task_id, body in section.tasks
             if task_id not in group.numbers
-            and not (terms.dedupe and seen_member(section.group, task_id) in self.seen)
+            and not (options.dedupe and seen_member(section.group, task_id) in self.seen)
         ]
         counts = self.counters()
         tasks = counts["waiting"] + counts["claimed"] + len(new)
         size = counts["bytes"] + length(new)
-        return bool(new) and (0 < terms.tasks < tasks or 0 < terms.bytes < size)
+        return bool(new) and (0 < options.tasks < tasks or 0 < options.bytes < size)
 
     def _add_section(self, section: Section, *, dedupe: bool) -> tuple[int, float]:
         name, limits = section.group, section.limits
@@ -261,7 +274,7 @@ class Partition:
                 group.numbers[task_id] = first + len(new)
                 new.append(Entry(self.now, task_id, body, limits))
         if not new:
-            self._tidy(name)
+            self._remove_if_empty(name)
             return 0, math.inf
         was_full = bool(group.waiting) and len(group.waiting) >= group.limits.size
         was_due = group.due_at if group.waiting else None
@@ -281,9 +294,9 @@ class Partition:
         if self.held(name):
             return len(new), math.inf
         if group.due_at > 0:
-            # What is in `ready` stays there: once due, a group stays due.
+            # A group in `ready` stays there: once due, it stays due.
             if was_due is not None and was_due <= group.due_at:
-                return len(new), math.inf  # the index may be early; `poll` looks again
+                return len(new), math.inf  # the index may be early; `poll` corrects it
             self.due[name] = group.due_at
             return len(new), group.due_at
         self.ready[name] = min(self.ready.get(name, group.score), group.score)
@@ -292,7 +305,7 @@ class Partition:
         self.due.pop(name, None)
         return len(new), self.now
 
-    def forget(self, producers: Sequence[bytes]) -> int:
+    def forget_calls(self, producers: Sequence[bytes]) -> int:
         return sum(self.calls.pop(producer, None) is not None for producer in producers)
 
     # --- leases ------------------------------------------------------------------------------
@@ -351,7 +364,7 @@ class Partition:
     def claim(
         self,
         token: int,
-        lasts: int,
+        duration: int,
         room: Room,
         items: Iterable[tuple[bytes, bytes]],
         new_id: Callable[[], bytes],
@@ -359,35 +372,35 @@ class Partition:
         dedupe: bool,
     ) -> list[list[Any]]:
         self._fence(token)
-        until = self.now + lasts
-        handed: list[Batch] = []
+        until = self.now + duration
+        claimed: list[Batch] = []
 
-        def hand_out(batch: Batch) -> None:
+        def claim_batch(batch: Batch) -> None:
             batch.attempts += 1
-            handed.append(batch)
+            claimed.append(batch)
             room.take(batch)
 
         for batch_id, name in items:
             if not room.left:
                 continue
             if batch_id:
-                if self._take_back(batch_id):
-                    hand_out(self.batches[batch_id])
+                if self._take_over(batch_id):
+                    claim_batch(self.batches[batch_id])
             else:
-                cut = self._cut(name, room, new_id, hand_out)
+                cut = self._cut(name, room, new_id, claim_batch)
                 if dedupe:
                     self.seen |= {seen_member(name, entry.id) for entry in cut}
-        for batch in handed:
+        for batch in claimed:
             self.claims[batch.id] = until
         return [
             [
                 *(each.id, each.group, each.attempts, each.created, each.error, each.merged),
                 raws(each.entries),
             ]
-            for each in handed
+            for each in claimed
         ]
 
-    def _take_back(self, batch_id: bytes) -> bool:
+    def _take_over(self, batch_id: bytes) -> bool:
         waits = self.retries.get(batch_id)
         at = self.claims.get(batch_id, math.inf) if waits is None else waits
         if at > self.now or (self.paused and waits is not None):
@@ -395,13 +408,13 @@ class Partition:
         batch = self.batches[batch_id]
         group = self.groups[batch.group]
         start = group.start(batch)
-        if self.held(batch.group) and start > group.held_at and group.flight[0] is not batch:
+        if self.held(batch.group) and start > group.held_from and group.in_flight[0] is not batch:
             index = self.claims if waits is None else self.retries
-            index[batch_id] = max(group.until, self.now + BEHIND)
+            index[batch_id] = max(group.held_until, self.now + BEHIND_MS)
             return False
         if waits is not None:
             del self.retries[batch_id]
-            group.held_at = start + len(batch.entries)
+            group.held_from = start + len(batch.entries)
             self._schedule(batch.group)
         return True
 
@@ -410,7 +423,7 @@ class Partition:
         name: bytes,
         room: Room,
         new_id: Callable[[], bytes],
-        hand_out: Callable[[Batch], None],
+        claim_batch: Callable[[Batch], None],
     ) -> list[Entry]:
         if self.paused or name not in self.ready:
             return []
@@ -424,21 +437,21 @@ class Partition:
             del group.waiting[:size]
             for entry in batch.entries:
                 del group.numbers[entry.id]
-            group.flush = max(0, group.flush - len(batch.entries))
-            group.head_changed()
-            group.flight.append(batch)
+            group.marked = max(0, group.marked - len(batch.entries))
+            group.refresh_head()
+            group.in_flight.append(batch)
             self.batches[batch.id] = batch
             self.sequence += 1
             cut += batch.entries
-            hand_out(batch)
+            claim_batch(batch)
         self._schedule(name)
         return cut
 
-    def extend(self, token: int, lasts: int, batch_ids: Iterable[bytes]) -> int:
+    def extend(self, token: int, duration: int, batch_ids: Iterable[bytes]) -> int:
         self._fence(token)
         for batch_id in batch_ids:
             if batch_id in self.claims:
-                self.claims[batch_id] = self.now + lasts
+                self.claims[batch_id] = self.now + duration
         return 1
 
     # --- the end of batches ------------------------------------------------------------------
@@ -447,15 +460,15 @@ class Partition:
         if batch_id not in self.claims:
             return b"GONE"
         batch = self.batches[batch_id]
-        return b"OK" if self.groups[batch.group].flight[0] is batch else b"ORDER"
+        return b"OK" if self.groups[batch.group].in_flight[0] is batch else b"ORDER"
 
     def _close(self, batch_id: bytes) -> Batch:
         batch = self.batches.pop(batch_id)
         del self.claims[batch_id]
         group = self.groups[batch.group]
-        del group.flight[0]
+        del group.in_flight[0]
         group.base += len(batch.entries)
-        self._tidy(batch.group)
+        self._remove_if_empty(batch.group)
         return batch
 
     def commit_stream(
@@ -476,14 +489,16 @@ class Partition:
         reply = self._may_leave(batch_id)
         if reply == b"OK":
             batch = self._close(batch_id)
-            self.dead[batch_id] = self._letter(batch, batch.entries, error, traceback)
+            self.dead[batch_id] = self._dead_letter(batch, batch.entries, error, traceback)
         return reply
 
-    def _letter(self, batch: Batch, entries: list[Entry], error: bytes, traceback: bytes) -> Letter:
+    def _dead_letter(
+        self, batch: Batch, entries: list[Entry], error: bytes, traceback: bytes
+    ) -> DeadLetter:
         record = DeadRecord(
             batch.group, len(entries), batch.attempts, batch.created, self.now, error, traceback
         )
-        return Letter(record, entries)
+        return DeadLetter(record, entries)
 
     def set_aside(
         self, token: int, batch_id: bytes, letter_id: bytes, error: bytes, places: Sequence[int]
@@ -494,7 +509,7 @@ class Partition:
         if letter_id not in self.dead and letter_id not in self.batches:
             batch = self.batches[batch_id]
             entries = [batch.entries[place] for place in places]
-            self.dead[letter_id] = self._letter(batch, entries, error, b"")
+            self.dead[letter_id] = self._dead_letter(batch, entries, error, b"")
         return b"OK"
 
     def retry(self, token: int, batches: Iterable[Retry]) -> list[int]:
@@ -508,10 +523,10 @@ class Partition:
                     batch.attempts = 1
                 batch.merged = merged or batch.merged
                 if delay is not None:
-                    self._put_back(batch, delay, counts, error)
+                    self._put_into_retry(batch, delay, counts, error)
         return reply
 
-    def _put_back(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
+    def _put_into_retry(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
         del self.claims[batch.id]
         self._hold(batch, self.now + delay)
         if not counts:
@@ -522,8 +537,8 @@ class Partition:
     def _hold(self, batch: Batch, until: int) -> None:
         group = self.groups[batch.group]
         start = group.start(batch)
-        group.held_at = min(group.held_at, start) if self.held(batch.group) else start
-        group.until = max(group.until, until)
+        group.held_from = min(group.held_from, start) if self.held(batch.group) else start
+        group.held_until = max(group.held_until, until)
         self.retries[batch.id] = until
 
     # --- operators ---------------------------------------------------------------------------
@@ -535,7 +550,7 @@ class Partition:
         record = letter.record
         batch = Batch(letter_id, record.group, letter.entries, record.created, error=record.error)
         group = self.groups.setdefault(record.group, Group())
-        group.flight.insert(0, batch)
+        group.in_flight.insert(0, batch)
         group.base -= len(batch.entries)
         self.batches[letter_id] = batch
         self._hold(batch, self.now)
@@ -548,16 +563,16 @@ class Partition:
         return len(letter.entries) if letter else 0
 
     def flush(self, names: Iterable[bytes]) -> int:
-        told = 0
+        marked = 0
         for name in names:
             group = self.groups.get(name)
-            if group and group.flush < len(group.waiting):
-                told += len(group.waiting) - group.flush
-                group.flush = len(group.waiting)
+            if group and group.marked < len(group.waiting):
+                marked += len(group.waiting) - group.marked
+                group.marked = len(group.waiting)
                 self._schedule(name)
-        if told:
+        if marked:
             self._wake(self.now)
-        return told
+        return marked
 
     def flush_all(self) -> list[Any]:
         return [b"0", self.flush(list(self.groups))]
@@ -575,7 +590,7 @@ class Partition:
             return 0
         del group.numbers[task_id]
         group.waiting = [entry for entry in group.waiting if entry.id != task_id]
-        group.head_changed()
+        group.refresh_head()
         self._schedule(name)
         return 1
 
@@ -588,7 +603,7 @@ class Partition:
         self._schedule(name)
         return cancelled
 
-    # --- looking -----------------------------------------------------------------------------
+    # --- reading -----------------------------------------------------------------------------
 
     def stats(self) -> list[Any]:
         left = max(0, self.expires - self.now)
@@ -612,7 +627,7 @@ class Partition:
             "waiting": sum(len(group.waiting) for group in self.groups.values()),
             "claimed": sum(group.claimed for group in self.groups.values()),
             "bytes": sum(
-                length(group.waiting) + sum(length(batch.entries) for batch in group.flight)
+                length(group.waiting) + sum(length(batch.entries) for batch in group.in_flight)
                 for group in self.groups.values()
             ),
             "dead": sum(len(letter.entries) for letter in self.dead.values()),
@@ -621,6 +636,7 @@ class Partition:
         }
 
     def batch_records(self) -> dict[bytes, BatchRecord]:
+        """The records of all batches, by batch id."""
         return {
             each.id: BatchRecord(
                 each.group,
@@ -638,7 +654,7 @@ class Partition:
 
 @dataclass
 class Room:
-    """What one claim may still take."""
+    """The remaining limits of a `claim` call."""
 
     batches: int
     tasks: int
@@ -655,4 +671,5 @@ class Room:
 
 
 def raws(entries: Iterable[Entry]) -> list[bytes]:
+    """The stored bytes of entries."""
     return [entry.raw for entry in entries]

@@ -1,4 +1,4 @@
-"""What is in Redis and what is in the model, in one form that can be compared."""
+"""Snapshots of Redis and of the model, in one form that can be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redisagg.protocol.records import batch_record, dead_record, group_record
 from tests.model.clock import CLOCK_KEY
 from tests.model.model import Group, Partition, length, raws
 
-Picture: TypeAlias = dict[str, dict[Any, Any]]
+Snapshot: TypeAlias = dict[str, dict[Any, Any]]
 
 STREAM = b"model:stream"
 
@@ -33,13 +33,13 @@ return reply
 """
 
 
-def in_redis(client: redis.Redis, keys: PartitionKeys) -> Picture:
-    """What Redis holds; keys that nobody knows are under "stray"."""
+def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
+    """The contents of Redis. Keys of other names are under "stray"."""
     dump = dict(client.execute_command("EVAL", _DUMP, 0))
     dump.pop(CLOCK_KEY, None)
     state = _pairs(dump.pop(keys.state, []))
     groups = _pairs(dump.pop(keys.groups, []))
-    picture: Picture = {
+    snapshot: Snapshot = {
         "state": {
             field.decode(): value if field == b"owner" else int(value)
             for field, value in state.items()
@@ -65,27 +65,27 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Picture:
     }
     for name in ("claims", "retry", "due", "ready"):
         members = _pairs(dump.pop(getattr(keys, name), []))
-        picture[name] = {member: int(score) for member, score in members.items()}
+        snapshot[name] = {member: int(score) for member, score in members.items()}
     tasks, ids, dead, calls = keys.tasks(b""), keys.ids(b""), keys.dead_tasks(b""), keys.call(b"")
     for key, value in dump.items():
         if key.startswith(tasks):
-            picture["tasks"][key[len(tasks) :]] = value
+            snapshot["tasks"][key[len(tasks) :]] = value
         elif key.startswith(ids):
             numbers = _pairs(value).items()
-            picture["ids"][key[len(ids) :]] = {task_id: int(n) for task_id, n in numbers}
+            snapshot["ids"][key[len(ids) :]] = {task_id: int(n) for task_id, n in numbers}
         elif key.startswith(dead):
-            picture["dead tasks"][key[len(dead) :]] = value
+            snapshot["dead tasks"][key[len(dead) :]] = value
         elif key.startswith(calls):
-            picture["calls"][key[len(calls) :]] = msgpack.unpackb(value, raw=True)
+            snapshot["calls"][key[len(calls) :]] = msgpack.unpackb(value, raw=True)
         else:
-            picture["stray"][key] = value
-    # Whether a field is missing or 0 makes no difference to a script.
-    picture["state"] = {field: value for field, value in picture["state"].items() if value}
-    return picture
+            snapshot["stray"][key] = value
+    # To a script, a missing field and 0 are the same.
+    snapshot["state"] = {field: value for field, value in snapshot["state"].items() if value}
+    return snapshot
 
 
-def in_model(model: Partition) -> Picture:
-    """What Redis should hold."""
+def in_model(model: Partition) -> Snapshot:
+    """The contents that Redis should have by the model."""
     state = {
         **model.counters(),
         "owner": model.owner,
@@ -96,8 +96,8 @@ def in_model(model: Partition) -> Picture:
         "sequence": model.sequence,
     }
     groups = model.groups.items()
-    flying = {
-        name: raws([entry for batch in group.flight for entry in batch.entries])
+    in_flight = {
+        name: raws([entry for batch in group.in_flight for entry in batch.entries])
         for name, group in groups
     }
     return {
@@ -106,7 +106,7 @@ def in_model(model: Partition) -> Picture:
         "batches": model.batch_records(),
         "dead": {each: letter.record for each, letter in model.dead.items()},
         "stream": {"": model.stream},
-        "tasks": {name: flying[name] + raws(group.waiting) for name, group in groups},
+        "tasks": {name: in_flight[name] + raws(group.waiting) for name, group in groups},
         "ids": {name: group.numbers for name, group in groups if group.numbers},
         "dead tasks": {each: raws(letter.entries) for each, letter in model.dead.items()},
         "seen": {"": model.seen},
@@ -123,8 +123,8 @@ def _group(packed: bytes) -> dict[str, int]:
     fields = group_record(packed)._asdict()
     if fields["waiting"]:
         return fields
-    # The rest is about what waits.
-    places = ("waiting", "claimed", "base", "flush", "held", "held_at", "until", "bytes")
+    # The other places describe the waiting tasks.
+    places = ("waiting", "claimed", "base", "marked", "held", "held_from", "held_until", "bytes")
     return {name: fields[name] for name in places}
 
 
@@ -133,10 +133,10 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "waiting": len(group.waiting),
         "claimed": group.claimed,
         "base": group.base,
-        "flush": group.flush,
+        "marked": group.marked,
         "held": held,
-        "held_at": group.held_at,
-        "until": group.until,
+        "held_from": group.held_from,
+        "held_until": group.held_until,
         "bytes": length(group.waiting),
     }
     if group.waiting:
@@ -151,8 +151,8 @@ def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def differences(redis: Picture, model: Picture) -> list[str]:
-    """One line for each place where they differ."""
+def differences(redis: Snapshot, model: Snapshot) -> list[str]:
+    """One line for each difference."""
     return [
         f"{part} {key!r}: Redis {redis[part].get(key)!r}, the model {model[part].get(key)!r}"
         for part in sorted(redis.keys() | model.keys())

@@ -1,24 +1,23 @@
-"""The protocol of leases, claims and commits, small enough to look at all that can happen.
+"""A model of leases, claims and commits that is small enough to search all of its states.
 
-A state holds what Redis holds for one partition and what producers and flushers remember. A step
-is one script of `lua/`, carried out as a whole, or something that happens between scripts: a crash,
-the end of a lease. This file has the states and the scripts, `steps.py` all steps that a state
-allows, and `search.py` takes all of them from everywhere.
+A state holds the contents of Redis for one partition and the memory of producers and flushers. A
+step is one script of `lua/`, which is atomic, or an event between scripts: a crash, the end of a
+lease. This module has the states and the scripts, `steps.py` the steps that a state allows, and
+`search.py` takes every step from every state.
 
-Time is not counted: whatever has to wait (a group until it is due, a lease or a claim until it runs
-out, a batch until its retry) may come at any moment. So every pause of a flusher is in here, as a
-run in which it takes no step while others do, and goes on later with what it held.
+The model has no clock: a group may become due, a lease or a claim may run out, and a retry may
+become due at any moment. A pause of a flusher is a run in which it takes no step while others do.
 
-The reply to any script may get lost, and its sender repeats it. A copy of a producer's call may
-also arrive later. Such a copy of what a flusher sent has no step of its own: it holds nothing but a
-token and what it is about, and so is as good as a request sent just then whose reply is lost.
+The reply to any script may be lost, and its sender repeats the script. A copy of a producer's call
+may also arrive later. A late copy of a flusher's request needs no step: it has the same effect as a
+new request with the same token whose reply is lost.
 
-A flusher may do more here than the real one does: it commits in any order, and gives back or buries
-what it likes, however many attempts there were. The scripts alone have to keep order. A merge has
-no step: nobody else sees when between claim and commit it happens, and it may fail at any time.
+A flusher in the model may do more than a real one: it commits in any order, and puts into retry or
+buries any batch, after any number of attempts. So the order is kept by the scripts alone. A merge
+has no step: other parts do not see when it happens, and it may fail at any time.
 
-Left out, since they change nothing that is checked here: `extend`, `set_aside`, `join` and `leave`,
-the wake-ups, and all that an operator asks for.
+`extend`, `set_aside`, `join`, `leave`, the wake-ups and the operations of operators are left out,
+since they change nothing that is checked here.
 """
 
 from __future__ import annotations
@@ -30,51 +29,51 @@ Tasks = tuple[str, ...]
 Reply = Any
 
 CLAIMED, FREE, RETRY = "claimed", "free", "retry"
-"""Where a batch is: in `claims`, there with a score of 0, or in `retry`."""
+"""The place of a batch: in `claims`, in `claims` with a score of 0, or in `retry`."""
 
 NOBODY = -1
 NEW = -1
-"""In place of a batch: one that is to be cut."""
+"""Stands for the start of a batch that is to be cut."""
 
 
 class Batch(NamedTuple):
-    """A record in `batches`. The absolute number of its first task stands for its id."""
+    """A record in `batches`. The absolute number of its first task is its id."""
 
     start: int
-    size: int
+    task_count: int
     place: str
 
 
 class Group(NamedTuple):
-    """What Redis holds of a group."""
+    """A group in Redis."""
 
     tasks: Tasks = ()
-    """The list `tasks:G`, oldest first: those in batches, then those that wait."""
+    """The list `tasks:G`, oldest first: tasks in batches, then waiting tasks."""
     base: int = 0
     """The absolute number of the task at the head of the list."""
     batches: tuple[Batch, ...] = ()
     held: int = 0
-    """How many of its batches wait for a retry."""
+    """Number of its batches in retry."""
     left: Tasks = ()
-    """The tasks in the batches that were enqueued or buried, in order."""
+    """The tasks of the enqueued and buried batches, in order."""
     arrived: Tasks = ()
-    """All that was ever added, in order; for the checks only."""
+    """All tasks that were ever added, in order; for the checks only."""
 
 
 class Redis(NamedTuple):
-    """What Redis holds."""
+    """The contents of Redis."""
 
     groups: tuple[Group, ...]
     calls: tuple[int, ...]
-    """For each producer the number of its last call that is remembered."""
+    """For each producer the number of its remembered call."""
     token: int = 0
     owner: int = NOBODY
     running: bool = False
-    """Whether there is a lease that has not run out."""
+    """Whether a lease runs."""
 
 
-class Job(NamedTuple):
-    """A batch in the hands of a flusher, with its own copy of the tasks."""
+class ClaimedBatch(NamedTuple):
+    """A batch in the memory of a flusher, with a copy of its tasks."""
 
     group: int
     start: int
@@ -82,14 +81,14 @@ class Job(NamedTuple):
 
 
 class Flusher(NamedTuple):
-    """What a flusher remembers."""
+    """The memory of a flusher."""
 
     token: int = 0
-    hand: tuple[Job, ...] = ()
+    in_flight: tuple[ClaimedBatch, ...] = ()
 
 
 class Request(NamedTuple):
-    """A script that a flusher asks for."""
+    """A script that a flusher sends."""
 
     script: str
     flusher: int
@@ -97,25 +96,26 @@ class Request(NamedTuple):
     group: int = 0
     start: int = NEW
     tasks: Tasks = ()
-    known: tuple[Job, ...] = ()
+    known: tuple[ClaimedBatch, ...] = ()
 
 
 class State(NamedTuple):
-    """All there is."""
+    """A state of the whole system."""
 
     redis: Redis
     acknowledged: tuple[int, ...]
-    """For each producer how many of its calls were answered."""
+    """For each producer the number of its calls that were answered."""
     flushers: tuple[Flusher, ...]
 
 
-class World(NamedTuple):
-    """What is tried.
+class Scenario(NamedTuple):
+    """The calls and the flushers of a search.
 
     Args:
-        calls: for each producer its calls: the group and the task of each.
-        size: the most that a batch may hold.
-        without: checks that are taken out of the scripts.
+        calls: For each producer its calls: the group and the task of each.
+        size: The maximum number of tasks in a batch.
+        flushers: The number of flushers.
+        without: Checks that are removed from the scripts.
     """
 
     calls: tuple[tuple[tuple[int, str], ...], ...]
@@ -125,23 +125,28 @@ class World(NamedTuple):
 
     @property
     def start(self) -> State:
+        """The state before any call."""
         groups = 1 + max(group for calls in self.calls for group, _ in calls)
         none = (0,) * len(self.calls)
         return State(Redis((Group(),) * groups, none), none, (Flusher(),) * self.flushers)
 
-    def checks(self, what: str) -> bool:
-        return what not in self.without
+    def checks(self, name: str) -> bool:
+        """Whether the scripts have a check."""
+        return name not in self.without
 
 
 # --- the scripts -----------------------------------------------------------------------------
 
 
-def add(world: World, redis: Redis, producer: int, number: int) -> Redis:
-    """`add.lua`, one task a call. A call up to the last one that was remembered is not carried out
-    (again). A task that waits already is not added, but its call remembered."""
-    if number <= redis.calls[producer] and world.checks("calls"):
+def add(scenario: Scenario, redis: Redis, producer: int, number: int) -> Redis:
+    """`add.lua`, with one task per call.
+
+    The remembered call and earlier ones are not carried out again. A task that already waits is not
+    added, but its call is remembered.
+    """
+    if number <= redis.calls[producer] and scenario.checks("calls"):
         return redis
-    index, task = world.calls[producer][number - 1]
+    index, task = scenario.calls[producer][number - 1]
     group = redis.groups[index]
     calls = replaced(redis.calls, producer, number)
     if task in group.tasks[claimed(group) :]:
@@ -150,20 +155,22 @@ def add(world: World, redis: Redis, producer: int, number: int) -> Redis:
     return _with(redis, index, group)._replace(calls=calls)
 
 
-def acquire(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`acquire.lua`: a lease that is free, or the flusher's own, with a larger token. What the
-    leader before had claimed is free to be claimed again."""
+def acquire(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`acquire.lua`: takes a lease that is free, or the flusher's own, with a larger token.
+
+    The batches that the previous leader had claimed can be claimed again.
+    """
     if redis.running and redis.owner != request.flusher:
         return redis, 0
-    if world.checks("void"):
+    if scenario.checks("void"):
         redis = _free_claims(redis, ())
-    token = redis.token + 1 if world.checks("growth") else 1
+    token = redis.token + 1 if scenario.checks("growth") else 1
     return redis._replace(token=token, owner=request.flusher, running=True), token
 
 
-def fence(world: World, redis: Redis, request: Request) -> Reply:
-    """`includes/fence.lua`, with which all other scripts begin but `release`."""
-    broken = world.without if request.script == "commit" else ()  # only there is it taken out
+def fence(scenario: Scenario, redis: Redis, request: Request) -> Reply:
+    """`includes/fence.lua`, with which all scripts of a leader but `release` begin."""
+    broken = scenario.without if request.script == "commit" else ()  # other scripts keep the check
     if request.token != redis.token and "token" not in broken:
         return "STALE"
     if not redis.running and "lease" not in broken:
@@ -171,26 +178,28 @@ def fence(world: World, redis: Redis, request: Request) -> Reply:
     return None
 
 
-def renew(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`renew.lua`: since time is not counted, all it does is to tell whether the lease is over."""
+def renew(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`renew.lua`: without a clock, it only says whether the lease is over."""
     return redis, 1
 
 
-def release(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`release.lua`: gives the lease back, if the token is still the newest."""
+def release(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`release.lua`: gives the lease back if the token is the newest."""
     if redis.token != request.token:
         return redis, 0
     return _free_claims(redis, ())._replace(running=False, owner=NOBODY), 1
 
 
-def recall(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`recall.lua`: frees all claims but those that the leader knows of."""
+def recall(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`recall.lua`: frees all claims except those that the leader knows."""
     return _free_claims(redis, request.known), 1
 
 
-def claim(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`poll.lua` and `claim.lua`: cuts a batch from what waits in a group, or takes over one whose
-    claim is free or has run out, or whose retry is due. Whatever waits for a retry holds its group.
+def claim(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`poll.lua` and `claim.lua`: cuts a batch, or takes over one that came back.
+
+    A batch comes back when its claim is free or has run out, or its retry is due. A batch in retry
+    holds its group: none is cut from it.
     """
     group = redis.groups[request.group]
     if request.start == NEW:
@@ -198,8 +207,8 @@ def claim(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
         count = group.base + len(group.tasks) - start
         if not count or group.held:
             return redis, None
-        if world.checks("size"):
-            count = min(count, world.size)
+        if scenario.checks("size"):
+            count = min(count, scenario.size)
     else:
         batch = batch_at(group, request.start)
         if batch is None:
@@ -209,30 +218,30 @@ def claim(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
             group = group._replace(held=group.held - 1)
     tasks = group.tasks[start - group.base : start - group.base + count]
     group = _put(group, Batch(start, count, CLAIMED))
-    return _with(redis, request.group, group), Job(request.group, start, tasks)
+    return _with(redis, request.group, group), ClaimedBatch(request.group, start, tasks)
 
 
-def commit(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`commit_stream.lua` and its like: enqueues the merged task and removes the batch."""
+def commit(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """The commit scripts: enqueue the merged task and remove the batch."""
     group = redis.groups[request.group]
-    status = _may_leave(world, group, request)
+    status = _may_leave(scenario, group, request)
     if status != "OK":
         return redis, status
     return _with(redis, request.group, _close(group, request, request.tasks)), status
 
 
-def bury(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+def bury(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
     """`bury.lua`: moves the batch with its tasks to the dead letters."""
     group = redis.groups[request.group]
-    status = _may_leave(world, group, request)
+    status = _may_leave(scenario, group, request)
     if status != "OK":
         return redis, status
     tasks = group.tasks[: len(request.tasks)]
     return _with(redis, request.group, _close(group, request, tasks)), status
 
 
-def retry(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
-    """`retry.lua`: gives the batch back, to be claimed again later."""
+def retry(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`retry.lua`: puts the batch into retry."""
     group = redis.groups[request.group]
     batch = batch_at(group, request.start)
     if batch is None or batch.place == RETRY:
@@ -241,16 +250,16 @@ def retry(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
     return _with(redis, request.group, group), 1
 
 
-def _may_leave(world: World, group: Group, request: Request) -> str:
-    """What `includes/commit.lua` and `bury.lua` look at first."""
+def _may_leave(scenario: Scenario, group: Group, request: Request) -> str:
+    """The first checks of `includes/commit.lua` and `bury.lua`."""
     batch = batch_at(group, request.start)
-    if (batch is None or batch.place == RETRY) and world.checks("gone"):
+    if (batch is None or batch.place == RETRY) and scenario.checks("gone"):
         return "GONE"
-    return "ORDER" if request.start != group.base and world.checks("order") else "OK"
+    return "ORDER" if request.start != group.base and scenario.checks("order") else "OK"
 
 
 def _close(group: Group, request: Request, leaving: Tasks) -> Group:
-    """`trim_batch` and `close_batch` in `includes/batch.lua`."""
+    """`trim_batch` in `includes/commit.lua` and `close_batch` in `includes/batch.lua`."""
     count = len(request.tasks)
     return group._replace(
         tasks=group.tasks[count:],
@@ -260,23 +269,25 @@ def _close(group: Group, request: Request, leaving: Tasks) -> Group:
     )
 
 
-def _free_claims(redis: Redis, known: tuple[Job, ...]) -> Redis:
-    """The `ZUNIONSTORE` that sets the scores of all claims to 0, but for those that are known."""
+def _free_claims(redis: Redis, known: tuple[ClaimedBatch, ...]) -> Redis:
+    """The `ZUNIONSTORE` that sets the scores of all claims to 0, except the known ones."""
     for index, group in enumerate(redis.groups):
         for batch in group.batches:
-            mine = any((job.group, job.start) == (index, batch.start) for job in known)
-            if batch.place == CLAIMED and not mine:
+            is_known = any((each.group, each.start) == (index, batch.start) for each in known)
+            if batch.place == CLAIMED and not is_known:
                 group = _put(group, batch._replace(place=FREE))
                 redis = _with(redis, index, group)
     return redis
 
 
 def batch_at(group: Group, start: int) -> Batch | None:
+    """The batch with this start, or None."""
     return next((batch for batch in group.batches if batch.start == start), None)
 
 
 def claimed(group: Group) -> int:
-    return sum(batch.size for batch in group.batches)
+    """Number of tasks in batches."""
+    return sum(batch.task_count for batch in group.batches)
 
 
 def _put(group: Group, new: Batch) -> Group:
@@ -289,16 +300,17 @@ def _with(redis: Redis, index: int, group: Group) -> Redis:
 
 
 def replaced(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    """A copy of `values` with one of them replaced."""
     return (*values[:index], value, *values[index + 1 :])
 
 
-_SCRIPTS: dict[str, Callable[[World, Redis, Request], tuple[Redis, Reply]]] = {
+_SCRIPTS: dict[str, Callable[[Scenario, Redis, Request], tuple[Redis, Reply]]] = {
     each.__name__: each for each in (acquire, renew, release, recall, claim, commit, bury, retry)
 }
 
 
-def carry_out(world: World, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+def carry_out(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
     """Runs a flusher's script."""
-    if request.script not in ("acquire", "release") and fence(world, redis, request):
+    if request.script not in ("acquire", "release") and fence(scenario, redis, request):
         return redis, "STALE"
-    return _SCRIPTS[request.script](world, redis, request)
+    return _SCRIPTS[request.script](scenario, redis, request)

@@ -1,87 +1,89 @@
-"""Looking at every state that a world can get into, and at what must hold in each."""
+"""A search of all states of a scenario, with the checks of each state and step."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from typing import NamedTuple
 
-from tests.protocol.model import NEW, NOBODY, Flusher, Job, Redis, Request, State, World
+from tests.protocol.model import NEW, NOBODY, ClaimedBatch, Flusher, Redis, Request, Scenario, State
 from tests.protocol.steps import Step, steps
 
 
-class Finding(NamedTuple):
-    """What a search came to."""
+class SearchResult(NamedTuple):
+    """The result of a search."""
 
     states: int
     steps: int
     fault: str = ""
     trace: tuple[str, ...] = ()
-    """How the fault came about, in as few steps as can be."""
+    """The shortest way to the fault, one line for each step."""
 
     def __str__(self) -> str:
-        lines = [f"{self.states:,} states, {self.steps:,} steps: {self.fault or 'all is well'}"]
+        lines = [f"{self.states:,} states, {self.steps:,} steps: {self.fault or 'no fault'}"]
         return "\n".join([*lines, *(f"{n:4}. {line}" for n, line in enumerate(self.trace, 1))])
 
 
-class _Way(NamedTuple):
-    """How a state was come by first: from which state, and in which order its flushers now are."""
+class _Origin(NamedTuple):
+    """How a state was first reached."""
 
     at: int
+    """The index of the state before the step."""
     step: Step | None
     order: tuple[int, ...]
+    """The earlier position of each flusher."""
 
 
-def search(world: World) -> Finding:
-    """Takes every step from every state, the nearest to the start first, up to a fault."""
-    states = [world.start]
-    places = {world.start: 0}
-    came: list[_Way] = [_Way(0, None, ())]
-    before: list[list[int]] = [[]]  # the states from which a helpful step leads to each
+def search(scenario: Scenario) -> SearchResult:
+    """Takes every step from every state, breadth first, until a fault is found."""
+    states = [scenario.start]
+    places = {scenario.start: 0}
+    origins: list[_Origin] = [_Origin(0, None, ())]
+    before: list[list[int]] = [[]]  # for each state those from which a progress step leads to it
     taken = 0
-    for at, state in enumerate(states):  # it grows meanwhile
-        for step in steps(world, state):
+    for at, state in enumerate(states):  # the list grows during the loop
+        for step in steps(scenario, state):
             taken += 1
             fault = fault_of_step(state, step)
-            then, order = _plain(step.then)
+            then, order = _canonical(step.then)
             place = places.get(then)
             if place is None:
-                fault = fault or fault_of_state(world, then)
+                fault = fault or fault_of_state(scenario, then)
                 place = places[then] = len(states)
                 states.append(then)
-                came.append(_Way(at, step, order))
+                origins.append(_Origin(at, step, order))
                 before.append([])
             if fault:
-                trace = _trace([*came, _Way(at, step, order)], -1)
-                return Finding(len(states), taken, fault, trace)
-            if step.helps:
+                trace = _trace([*origins, _Origin(at, step, order)], -1)
+                return SearchResult(len(states), taken, fault, trace)
+            if step.progress:
                 before[place].append(at)
     stuck = _stuck(states, before)
     if stuck is None:
-        return Finding(len(states), taken)
-    fault = "what is there now will never be enqueued, though all goes well from now on"
-    return Finding(len(states), taken, fault, _trace(came, stuck))
+        return SearchResult(len(states), taken)
+    fault = "the tasks will never be enqueued, even without further failures"
+    return SearchResult(len(states), taken, fault, _trace(origins, stuck))
 
 
-def fault_of_state(world: World, state: State) -> str:
-    """What is wrong with a state, if anything is."""
+def fault_of_state(scenario: Scenario, state: State) -> str:
+    """The fault of a state, or an empty text."""
     for index, group in enumerate(state.redis.groups):
-        made = Counter(task for calls in world.calls for where, task in calls if where == index)
+        made = Counter(task for calls in scenario.calls for where, task in calls if where == index)
         if Counter(group.arrived) - made:
             return "a call was carried out twice"
-        for calls, answered in zip(world.calls, state.acknowledged, strict=True):
+        for calls, answered in zip(scenario.calls, state.acknowledged, strict=True):
             if any(
                 where == index and task not in group.arrived for where, task in calls[:answered]
             ):
                 return "a task was acknowledged that is not there"
         if group.left + group.tasks != group.arrived:
             return "a task is lost, enqueued twice, or enqueued out of order"
-        if any(batch.size > world.size for batch in group.batches):
+        if any(batch.task_count > scenario.size for batch in group.batches):
             return "a batch holds more than the max size"
     return ""
 
 
 def fault_of_step(state: State, step: Step) -> str:
-    """What is wrong with a step, if anything is."""
+    """The fault of a step, or an empty text."""
     old, new, request = state.redis, step.then.redis, step.what
     if step.late:
         return "a call that had been answered was carried out later"
@@ -94,7 +96,7 @@ def fault_of_step(state: State, step: Step) -> str:
 
 
 def _stuck(states: list[State], before: list[list[int]]) -> int | None:
-    """The first state from which helpful steps don't lead to one where nothing is left to do."""
+    """The first state from which progress steps do not lead to one without tasks, or None."""
     well = {at for at, state in enumerate(states) if not any(g.tasks for g in state.redis.groups)}
     ways = deque(well)
     while ways:
@@ -104,34 +106,35 @@ def _stuck(states: list[State], before: list[list[int]]) -> int | None:
     return next((at for at in range(len(states)) if at not in well), None)
 
 
-def _plain(state: State) -> tuple[State, tuple[int, ...]]:
-    """The one state that stands for all that differ in names only, and the order of its flushers.
+def _canonical(state: State) -> tuple[State, tuple[int, ...]]:
+    """The canonical form of a state, and the earlier position of each of its flushers.
 
-    The newest token becomes 2 and all older ones 1: a script only asks whether a token is the
-    newest, and one that is not will never be again. With the real numbers there would be no end
-    of states, as a lease may change hands for ever. Flushers are all alike, so they are sorted.
+    The newest token becomes 2 and all older ones 1: a script only checks whether a token is the
+    newest, and an older one never becomes the newest again. Real tokens would make the number of
+    states infinite, since a lease may change hands for ever. Flushers are alike, so they are
+    sorted.
     """
     redis, acknowledged, flushers = state
     newest, owner = redis.token, redis.owner
     known = [
-        (token and (2 if token == newest else 1), hand, number == owner, number)
-        for number, (token, hand) in enumerate(flushers)
+        (token and (2 if token == newest else 1), in_flight, number == owner, number)
+        for number, (token, in_flight) in enumerate(flushers)
     ]
     known.sort()
     order = tuple(number for *_, number in known)
     if owner != NOBODY:
         owner = order.index(owner)
     redis = Redis(redis.groups, redis.calls, 2 if newest else 0, owner, redis.running)
-    named = tuple(Flusher(token, hand) for token, hand, *_ in known)
+    named = tuple(Flusher(token, in_flight) for token, in_flight, *_ in known)
     return State(redis, acknowledged, named), order
 
 
-def _trace(came: list[_Way], at: int) -> tuple[str, ...]:
-    """The steps to a state, with the same names for the same flushers all the way."""
+def _trace(origins: list[_Origin], at: int) -> tuple[str, ...]:
+    """The steps to a state. Each flusher has the same name in all of them."""
     ways: list[tuple[Step, tuple[int, ...]]] = []
-    while (step := came[at].step) is not None:
-        ways.append((step, came[at].order))
-        at = came[at].at
+    while (step := origins[at].step) is not None:
+        ways.append((step, origins[at].order))
+        at = origins[at].at
     names = "ABCD"
     lines: list[str] = []
     for step, order in reversed(ways):
@@ -145,15 +148,15 @@ def _line(step: Step, names: str) -> str:
     if isinstance(what, Request):
         if what.script == "acquire":
             reply = "it leads, with a new token"
-        elif isinstance(reply, Job):
+        elif isinstance(reply, ClaimedBatch):
             reply = f"{_batch_name(reply)}, which has {' '.join(reply.tasks)}"
         about = f" {_batch_name(what)}" if what.script in _ABOUT_A_BATCH else ""
         what = f"flusher {names[what.flusher]}: {what.script}{about}"
     said = f" -> {reply}" if reply else ""
-    return f"{what}{said}{'' if step.heard else ' (nobody hears it)'}"
+    return f"{what}{said}{'' if step.replied else ' (reply lost)'}"
 
 
-def _batch_name(of: Job | Request) -> str:
+def _batch_name(of: ClaimedBatch | Request) -> str:
     return "a new batch" if of.start == NEW else f"batch {'gh'[of.group]}{of.start}"
 
 

@@ -1,4 +1,4 @@
-"""What lua/README.md promises producers in other languages, call by call."""
+"""The contract for producers in other languages in lua/README.md, call by call."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def add(
     client: redis.Redis,
     *sections: Section,
     number: object = "",
-    most: int = 0,
+    max_tasks: int = 0,
     dedupe: str = "",
 ) -> Any:
-    """Calls the script as a producer by the name of `p` does, with partition 0."""
+    """Calls the script for partition 0 as the producer `p`."""
     own = ("state", "groups", "due", "ready", "call:p", "seen", "seen_before")
     keys = [PREFIX + each for each in own]
-    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", 0, most, 0, dedupe]
+    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", 0, max_tasks, 0, dedupe]
     for group, limits, tasks in sections:
         keys += (f"{PREFIX}tasks:{group}", f"{PREFIX}ids:{group}")
         arguments += (group, limits, len(tasks))
@@ -64,8 +64,8 @@ def test_a_repeated_call_gets_its_first_reply_and_a_late_one_is_refused(
 
 
 def test_a_full_partition_keeps_out_what_is_new(sync_redis: redis.Redis) -> None:
-    assert add(sync_redis, section("1", "2"), most=2) == [2]
-    full, known = add(sync_redis, section("3", group="h"), section("1", "2"), most=2)
+    assert add(sync_redis, section("1", "2"), max_tasks=2) == [2]
+    full, known = add(sync_redis, section("3", group="h"), section("1", "2"), max_tasks=2)
     assert full.startswith(b"FULL ")
     assert known == 0
     assert not sync_redis.exists(f"{PREFIX}ids:h")

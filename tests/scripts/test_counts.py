@@ -1,4 +1,4 @@
-"""What a change must not make more expensive, in counts that no machine changes."""
+"""Costs in counts that do not depend on the machine: commands, round trips, garbage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEVER_FULL = AggregationConfig(group_max_size=1_000_000)
 
 
 def _commands(client: redis.Redis) -> int:
-    """Commands carried out since the last reset, those in scripts counted."""
+    """Number of commands since the last reset, including those in scripts."""
     stats: Any = client.info("commandstats")
     return sum(int(stat["calls"]) for stat in stats.values())
 

@@ -1,4 +1,4 @@
-"""Somebody else's bytes in keys of ours: clear errors, all others go on, and nothing is lost."""
+"""Foreign types and bytes in redisagg's keys: clear errors, and other groups are not affected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WRITE: dict[str, Callable[[Client, bytes], object]] = {
 
 @pytest.fixture
 def aggregator(redis_url: str) -> Iterator[Aggregator]:
-    """With a flusher that leads both partitions."""
+    """An aggregator whose flusher leads both partitions."""
     config = quick_config(group_max_size=2, add_timeout=2, lease_time=2, shutdown_timeout=0.5)
     with contextlib.closing(Aggregator("fuzz", redis_url, config=config)) as aggregator:
         aggregator.start()
@@ -49,7 +49,7 @@ def client(sync_redis: redis.Redis) -> Client:
 
 
 def add_and_await(aggregator: Aggregator, group: str, timeout: float = 3) -> None:
-    """Full batches of a group go through, in order and once."""
+    """Adds three full batches of a group and waits until they are enqueued, in order and once."""
 
     def found() -> list[Any]:
         return payloads([batch for batch in enqueued(aggregator) if batch.group == group])
@@ -60,16 +60,16 @@ def add_and_await(aggregator: Aggregator, group: str, timeout: float = 3) -> Non
     assert found()[len(before) :] == list(range(100, 106))
 
 
-def look(aggregator: Aggregator) -> None:
-    """Whatever can be asked has an answer or an error of ours."""
-    looks: list[Callable[[], object]] = [
+def run_all_operations(aggregator: Aggregator) -> None:
+    """Runs every operation; each returns or raises a RedisAggError."""
+    operations: list[Callable[[], object]] = [
         *(aggregator.stats, lambda: aggregator.get_entries(tasks=True)),
         *(lambda: aggregator.get_batches(tasks=True), lambda: aggregator.get_group("bad")),
         *(lambda: aggregator.dead_letters(tasks=True), lambda: aggregator.cancel_group("bad")),
         *(lambda: aggregator.flush("bad"), lambda: aggregator.cancel_task("bad", "x")),
         *(lambda: aggregator.add_task(Task("fuzz", 1, "bad")), aggregator.flush_all),
     ]
-    for each in looks:
+    for each in operations:
         with contextlib.suppress(RedisAggError):
             each()
 
@@ -101,7 +101,7 @@ def test_a_foreign_key_stops_its_partition_only_until_it_is_gone(
     with contextlib.suppress(RedisAggError):
         aggregator.add_task(Task("fuzz", 100, "mine", id="once"))
     add_and_await(aggregator, ELSEWHERE)
-    look(aggregator)
+    run_all_operations(aggregator)
     assert client.dump(key) == foreign
     client.delete(key)
     if was_there:
@@ -127,7 +127,7 @@ def test_a_foreign_key_of_a_group_stops_that_group_only(
     with pytest.raises(RedisAggError):
         aggregator.add_task(Task("fuzz", 1, "mine"))
     add_and_await(aggregator, NEIGHBOUR)
-    look(aggregator)
+    run_all_operations(aggregator)
     assert client.dump(key) == foreign
     client.delete(key)
     add_and_await(aggregator, "mine")
@@ -151,7 +151,7 @@ def test_a_foreign_key_of_the_namespace_stops_no_leader(
 
 
 def _record(*values: object) -> bytes:
-    """As the scripts write it, which know no bytes apart from text."""
+    """A record as the scripts pack it: with bytes packed as text."""
     packed: bytes = msgpack.packb(values, use_bin_type=False)
     return packed
 
@@ -225,33 +225,33 @@ def test_foreign_bytes_stop_no_other_group(
     SPOILT[case](client)
     add_and_await(aggregator, ELSEWHERE)
     add_and_await(aggregator, NEIGHBOUR)
-    look(aggregator)
+    run_all_operations(aggregator)
     add_and_await(aggregator, NEIGHBOUR)
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_foreign_bytes_are_an_error_of_ours_or_passed_over(
+def test_foreign_bytes_raise_a_redisagg_error_or_are_ignored(
     redis_url: str, client: Client, case: str
 ) -> None:
     aggregator = Aggregator("fuzz", redis_url, config=quick_config(group_max_size=2))
     aggregator.add_task(Task("fuzz", 1, "mine"))
     SPOILT[case](client)
-    look(aggregator)
+    run_all_operations(aggregator)
     with contextlib.suppress(RedisAggError):
         aggregator.close()
 
 
-def test_a_group_goes_on_when_its_record_is_put_right(
+def test_a_group_recovers_when_its_record_is_repaired(
     aggregator: Aggregator, client: Client
 ) -> None:
-    """Though no task comes that would have it looked at."""
+    """Even if no further task is added to it."""
     aggregator.add_task(Task("fuzz", 1, "mine", grace_period=0.3))
     record = client.hget(P.groups, "mine")
     client.hset(P.groups, "mine", b"foreign")
     add_and_await(aggregator, NEIGHBOUR)
     wait_until(
         lambda: (client.zscore(P.due, "mine") or 0) > client.time()[0] * 1000 + 1000,
-        what="it was due",
+        what="the group is put off",
     )
     client.hset(P.groups, "mine", record)
     assert aggregator.wait_until_idle(4)

@@ -1,7 +1,7 @@
-"""Redis and the model agree, whatever is done.
+"""Redis and the model agree after each of many random calls.
 
-The random runs are the same each time. With `REDISAGG_MODEL_EXAMPLES` set, they are that many new
-ones, and what fails is made as short as can be, which takes minutes.
+The random runs are the same each time. `REDISAGG_MODEL_EXAMPLES` is a number of new runs to try
+instead; a run that fails is then shrunk, which takes minutes.
 """
 
 from __future__ import annotations

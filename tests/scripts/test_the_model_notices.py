@@ -1,4 +1,4 @@
-"""Scripts with one of their checks taken out do not pass for right."""
+"""The model finds scripts from which a check was removed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.scripts.test_model import SETTINGS
 _FAILING = settings(SETTINGS, phases=[Phase.generate], print_blob=False)
 
 _BROKEN = {
-    "the token of a lease": ("includes/fence", "lease[1] ~= token", "false"),
-    "the end of a lease": ("includes/fence", "(tonumber(lease[2]) or 0) <= now", "false"),
+    "the token of a lease": ("includes/fence", "newest_token ~= token", "false"),
+    "the end of a lease": ("includes/fence", "(tonumber(expires) or 0) <= now", "false"),
     "the order of batches": ("includes/commit", "not is_head(g, batch)", "false"),
-    "ids that wait already": ("add", "if new == 1 then", "if new == 1 or new == 0 then"),
-    "calls made before": ("add", "if last[1] == number then", "if false then"),
-    "calls that were given up": ("add", "if last[1] > number then", "if false then"),
+    "ids that already wait": ("add", "if new == 1 then", "if new == 1 or new == 0 then"),
+    "repeated calls": ("add", "if last_number == call_number then", "if false then"),
+    "late calls": ("add", "if last_number > call_number then", "if false then"),
     "the max size": ("claim", "math.min(g[WAITING], g[SIZE])", "g[WAITING]"),
     "the max delay": ("add", "math.min(g[DEADLINE], now + delay)", "now + delay"),
-    "what is pending": ("add", "if full then return full end", ""),
-    "ids that were flushed": ("claim", "  remember()\n", ""),
+    "backpressure": ("add", "if full then return full end", ""),
+    "ids that were flushed": ("claim", "  store_seen()\n", ""),
     "bytes of a batch": ("includes/commit", "+ batch[LENGTH]", "+ 0"),
-    "batches that wait for a retry": ("claim", "if is_behind_held(g, batch) then", "if false then"),
-    "what was merged": ("retry", "batch[MERGED] = merged", ""),
+    "batches behind one in retry": ("claim", "if is_behind_held(g, batch) then", "if false then"),
+    "the merge result": ("retry", "batch[MERGED] = merged", ""),
     "attempts of the sink": ("retry", "batch[ATTEMPTS] = 1", "batch[ATTEMPTS] = 2"),
     "claims of an earlier leader": ("acquire", "'WEIGHTS', 0", "'WEIGHTS', 1"),
 }

@@ -1,4 +1,4 @@
-"""The present code reads what each released schema left; an earlier one refuses what is newer."""
+"""The present code reads the data of each released schema and refuses that of a newer one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEMAS = range(1, SCHEMA + 1)
 
 @pytest.fixture(params=SCHEMAS)
 def namespace(request: pytest.FixtureRequest, redis_url: str, sync_redis: redis.Redis) -> str:
-    """The URL of a server with what a schema left."""
+    """The URL of a server with the dump of a schema."""
     write(sync_redis, json.loads(path(request.param).read_text("utf-8")))
     return redis_url
 
@@ -33,7 +33,7 @@ def by_id(*tasks: Task) -> dict[str, tuple[Any, ...]]:
     return {task.id: (task.type, task.payload, dict(task.headers), task.options) for task in tasks}
 
 
-def test_everything_can_be_looked_at(namespace: str) -> None:
+def test_all_operations_can_read_it(namespace: str) -> None:
     agg = Aggregator(NAME, namespace, config=settings())
     groups = agg.get_entries(tasks=True)
     assert groups.keys() == tasks().keys() - {"flushed", "dead"}
@@ -65,7 +65,7 @@ def test_every_task_is_enqueued_once_by_the_present_flusher(
         assert agg.requeue_dead_letter(letter.batch_id) == 2
         known = Task("kind", 0, "flushed", "flushed-0")
         agg.add_tasks([known, *tasks()["plain"]])  # the first was flushed, the others wait
-        for partition in Keyspace(NAME, PARTITIONS).partitions:  # not an hour later
+        for partition in Keyspace(NAME, PARTITIONS).partitions:  # instead of an hour later
             for batch_id in sync_redis.zrange(partition.retry.decode(), 0, -1):
                 sync_redis.zadd(partition.retry.decode(), {batch_id: 1})
         agg.flush_all()
@@ -83,7 +83,7 @@ def test_every_task_is_enqueued_once_by_the_present_flusher(
 
 
 def _merged_before(payload: Any) -> list[str]:
-    """The ids in a batch that was merged by the release that left it, by the default function."""
+    """The ids in a merge result in the dump, which the default merge function returned."""
     return [f"{payload['group']}-{n}" for n in payload["payloads"]]
 
 
@@ -92,7 +92,7 @@ def _idle(aggregator: Aggregator) -> bool:
     return not (stats.pending or stats.in_flight)
 
 
-# --- the other way round ---------------------------------------------------------------------
+# --- newer schemas ---------------------------------------------------------------------------
 
 NEWER = SCHEMA + 1
 
@@ -106,7 +106,7 @@ CALLS: dict[str, Callable[[Aggregator], object]] = {
     "pause": lambda agg: agg.pause(),
     "resume": lambda agg: agg.resume(),
 }
-LOOKS: dict[str, Callable[[Aggregator], object]] = {
+READS: dict[str, Callable[[Aggregator], object]] = {
     "start": lambda agg: agg.start(),
     "stats": lambda agg: agg.stats(),
     "get_entries": lambda agg: agg.get_entries(),
@@ -114,13 +114,13 @@ LOOKS: dict[str, Callable[[Aggregator], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*CALLS, *LOOKS])
+@pytest.mark.parametrize("name", [*CALLS, *READS])
 def test_a_newer_namespace_is_refused(redis_url: str, sync_redis: redis.Redis, name: str) -> None:
     meta = Keyspace(NAME, PARTITIONS).meta.decode()
     sync_redis.hset(meta, mapping={"schema": NEWER, "partitions": PARTITIONS})
     agg = Aggregator(NAME, redis_url, config=settings())
     with pytest.raises(NamespaceMismatch, match=f"schema {NEWER}.*version of redisagg"):
-        {**CALLS, **LOOKS}[name](agg)
+        {**CALLS, **READS}[name](agg)
     assert sync_redis.keys() == [meta.encode()]
 
 
@@ -158,7 +158,7 @@ def test_a_flusher_of_an_earlier_release_writes_nothing_more(
 
 
 def test_every_script_that_writes_asks_for_the_schema() -> None:
-    """All but those of the namespace, of a producer's own call, and one of another queue."""
+    """Except scripts for a whole namespace, for a producer's own call and for Asynq's keys."""
     others = {"join", "leave", "register", "forget_calls", "stats", "enqueue_asynq", "release"}
     scripts = {each.stem for each in path(1).parents[2].glob("lua/*.lua")} - others
     assert {name for name in scripts if b"refuse_schema(" not in load(name).source} == set()

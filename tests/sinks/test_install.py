@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from redisagg.protocol.scripts import load
 from tests.sinks.environment import CHECKOUT, install
 
 pytestmark = pytest.mark.timeout(300)
@@ -37,6 +41,9 @@ for scheme in ("celery", "rq", "arq", "dramatiq", "taskiq", "saq", "huey", "stre
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with redisagg alone, not editable."""
     return install(tmp_path_factory.mktemp("install") / "venv", str(CHECKOUT))
+
+
+EXPANDED = {path.stem: load(path.stem).source for path in (CHECKOUT / "lua").glob("*.lua")}
 
 
 def run(python: Path, *arguments: str) -> str:
@@ -74,3 +81,43 @@ def test_three_dependencies_and_what_they_need(python: Path) -> None:
 
 def test_sinks_name_the_extra_that_they_lack(python: Path) -> None:
     run(python, "-c", NAMES_EXTRAS)
+
+
+SCRIPTS = """
+from redisagg.protocol import scripts
+
+print(scripts._folder(), *(scripts.load(name).sha.decode() for name in ("add", "claim")))
+"""
+"""Prints where the scripts are, and the SHA-1 of two of them."""
+
+SHAS = [load(name).sha.decode() for name in ("add", "claim")]
+
+
+def test_a_wheel_has_the_expanded_scripts(python: Path) -> None:
+    folder, *shas = run(python, "-c", SCRIPTS).split()
+    assert Path(folder).is_relative_to(python.parents[1])
+    assert {path.stem: path.read_bytes() for path in Path(folder).rglob("*.lua")} == EXPANDED
+    assert shas == SHAS
+
+
+def test_a_wheel_that_is_built_from_the_sdist_has_them_too(python: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("build") is None:
+        pytest.skip("the package build is not installed")
+    command = [sys.executable, "-m", "build", "--outdir", tmp_path, CHECKOUT]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        found = {
+            Path(name).stem: archive.read(name)
+            for name in archive.namelist()
+            if name.endswith(".lua")
+        }
+    assert found == EXPANDED
+
+
+def test_an_editable_install_has_the_scripts_of_the_clone(tmp_path: Path) -> None:
+    python = install(tmp_path / "venv", "-e", str(CHECKOUT))
+    folder, *shas = run(python, "-c", SCRIPTS).split()
+    assert Path(folder) == CHECKOUT / "lua"
+    assert shas == SHAS
+    assert not list((tmp_path / "venv").rglob("redisagg/lua"))

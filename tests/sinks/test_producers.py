@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from redisagg import Aggregator, Task
+from redisagg.protocol.includes import expand_folder
 from redisagg.sinks import EnqueuedBatch
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.support.tasks import await_batches, enqueued, quick_config
@@ -36,9 +37,9 @@ def node_producer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["node", str(folder / "producer.js")]
 
 
-def run(command: list[str], address: str, count: int) -> int:
+def run(command: list[str], address: str, scripts: Path, count: int) -> int:
     result = subprocess.run(
-        [*command, address, "tests", str(LUA), str(count)],
+        [*command, address, "tests", str(scripts), str(count)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -55,12 +56,17 @@ def language(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def produce(
-    language: str, request: pytest.FixtureRequest, redis_server: EmbeddedRedis, redis_url: str
+    language: str,
+    request: pytest.FixtureRequest,
+    redis_server: EmbeddedRedis,
+    redis_url: str,
+    tmp_path: Path,
 ) -> Produce:
-    """The producer of a language."""
+    """The producer of a language, which loads the expanded scripts."""
+    expand_folder(LUA, tmp_path)
     command: list[str] = request.getfixturevalue(f"{language}_producer")
     address = f"{HOST}:{redis_server.port}" if language == "go" else redis_url
-    return lambda count: run(command, address, count)
+    return lambda count: run(command, address, tmp_path, count)
 
 
 def merge(group: str, tasks: list[Task]) -> Task:

@@ -1,7 +1,7 @@
-"""What the suite makes of scripts whose fence has been taken out: it must turn red.
+"""The suite turns red for scripts from which the fence was removed.
 
-Exactly-once does not hang on the fence alone, as a commit also wants its batch to be in flight
-still. So what a leader without a lease writes is caught as what it is: a stale write.
+A commit also checks that its batch is still in flight, so tasks are enqueued once even without the
+fence. The checker reports the writes of a leader without a lease as stale writes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_CHECK_IN_COMMITS: Changes = {
 }
 NO_TOKEN_CHECK_ANYWHERE: Changes = {
     "includes/fence": (
-        "  if lease[1] ~= token then\n"
+        "  if newest_token ~= token then\n"
         "    return redis.error_reply('STALE the partition has another leader')\n"
         "  end\n",
         "",

@@ -1,24 +1,38 @@
-"""The scripts as text: headers, includes, and no key that was not passed in."""
+"""The scripts as text: headers, includes, luacheck, and only keys that were passed in."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import redis
 
+from redisagg.protocol.includes import expand
+from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord
 from redisagg.protocol.scripts import load
+from tests.support.luacheck import LUA, ROOT, luacheck
 
-_FOLDER = Path(__file__).parents[2] / "lua"
-_NAMES = sorted(path.stem for path in _FOLDER.glob("*.lua"))
+_NAMES = sorted(path.stem for path in LUA.glob("*.lua"))
+_FILES = sorted(str(path.relative_to(LUA).with_suffix("")) for path in LUA.rglob("*.lua"))
+
+
+def text_of(file: str) -> str:
+    return (LUA / f"{file}.lua").read_text("utf-8")
+
+
+# --- single scripts ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_the_header_names_keys_arguments_and_reply(name: str) -> None:
-    header = (_FOLDER / f"{name}.lua").read_text().partition("\n\n")[0]
+    header = text_of(name).partition("\n\n")[0]
     assert header.startswith(f"-- {name}: ")
     assert "KEYS" in header
+    assert "ARGV" in header
     assert re.search("reply", header, re.IGNORECASE)
 
 
@@ -29,14 +43,122 @@ def test_redis_can_load_it(name: str, sync_redis: redis.Redis) -> None:
     assert sync_redis.script_load(script.source.decode()) == script.sha.decode()
 
 
-@pytest.mark.parametrize("path", sorted(_FOLDER.rglob("*.lua")), ids=lambda path: path.stem)
-def test_no_script_makes_up_a_key(path: Path) -> None:
-    code = re.sub("--.*", "", path.read_text())
-    for command, key in re.findall(r"redis\.p?call\('(\w+)',\s*([^,)]+)", code):
+@pytest.mark.parametrize("file", _FILES)
+def test_no_script_makes_up_a_key(file: str) -> None:
+    for command, key in re.findall(r"redis\.p?call\('(\w+)',\s*([^,)]+)", _code(file)):
         if command not in {"TIME", "PUBLISH"}:
-            assert re.fullmatch(r"KEYS\[.+\]|unpack\(KEYS|[a-z_ ]+", key.strip()), (command, key)
+            passed = r"KEYS\[.+\]|unpack\(KEYS|[a-z_. ]+"
+            assert re.fullmatch(passed, key.strip()), (command, key)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_positions_of_arguments_are_read_once(name: str) -> None:
+    """At the top of the script, into named locals."""
+    positions = re.findall(r"\b((?:KEYS|ARGV)\[\d+\])", _code(name))
+    assert len(positions) == len(set(positions))
 
 
 def test_the_tables_of_contents_are_complete() -> None:
-    listed = (_FOLDER / "README.md").read_text()
+    listed = (LUA / "README.md").read_text("utf-8")
     assert [name for name in _NAMES if f"`{name}`" not in listed] == []
+
+
+@pytest.mark.parametrize(
+    ("record", "file", "prefix"),
+    [
+        (GroupRecord, "includes/group", ""),
+        (BatchRecord, "includes/batch", ""),
+        (DeadRecord, "includes/dead", "DEAD_"),
+    ],
+)
+def test_places_of_records_have_one_name_in_both_languages(
+    record: type[GroupRecord | BatchRecord | DeadRecord], file: str, prefix: str
+) -> None:
+    places = re.findall(rf"^local {prefix}([A-Z_]+) += (\d+)  +--", text_of(file), re.MULTILINE)
+    in_python = [(field.upper(), str(place)) for place, field in enumerate(record._fields, 1)]
+    assert places == in_python
+
+
+# --- includes ------------------------------------------------------------------------------------
+
+
+def _code(file: str) -> str:
+    """A file without comments."""
+    return re.sub("--.*", "", text_of(file))
+
+
+def _defined(file: str) -> set[str]:
+    """The names that a file defines at its top level."""
+    functions = re.findall(r"^local function (\w+)", _code(file), re.MULTILINE)
+    variables = re.findall(r"^local ([\w, ]+?) +=", _code(file), re.MULTILINE)
+    return {*functions, *(name for names in variables for name in names.split(", "))}
+
+
+def _used(file: str) -> set[str]:
+    """The names that a file reads and does not define, without fields and texts."""
+    code = re.sub(r"'[^'\n]*'", "''", _code(file))
+    return set(re.findall(r"(?<![.\w])[A-Za-z_]\w*\b(?! = )", code)) - _defined(file)
+
+
+@pytest.mark.parametrize("file", _FILES)
+def test_a_file_includes_what_it_uses_itself(file: str) -> None:
+    listed = re.findall(r"^-- @include (\w+)$", text_of(file), re.MULTILINE)
+    includes = [each.removeprefix("includes/") for each in _FILES if each.startswith("includes/")]
+    assert listed == [each for each in includes if _defined(f"includes/{each}") & _used(file)]
+
+
+FILES = {
+    "twice": "-- twice: ...\n\n-- @include left\n-- @include right\n-- @include base\n\nreturn 1\n",
+    "includes/left": "-- @include base\n\nlocal left = 1\n",
+    "includes/right": "-- @include base\n\nlocal right = 1\n",
+    "includes/base": "local base = 1\n",
+    "cycle": "-- @include a\n",
+    "includes/a": "-- @include b\n",
+    "includes/b": "-- @include a\n",
+}
+
+
+def test_an_include_is_put_in_once_and_behind_its_own_includes() -> None:
+    expanded = "-- twice: ...\n\nlocal base = 1\n\nlocal left = 1\n\nlocal right = 1\n\nreturn 1\n"
+    assert expand("twice", FILES.__getitem__) == expanded
+
+
+def test_a_cycle_of_includes_is_an_error() -> None:
+    cycle = "includes/a -> includes/b -> includes/a"
+    with pytest.raises(ValueError, match=f"a cycle of includes: cycle -> {cycle}"):
+        expand("cycle", FILES.__getitem__)
+
+
+def test_a_clone_can_write_the_expanded_scripts(tmp_path: Path) -> None:
+    """Without any package installed."""
+    command = [sys.executable, "-I", "-S", ROOT / "redisagg" / "protocol" / "includes.py"]
+    subprocess.run([*command, tmp_path / "lua"], check=True, stdout=subprocess.DEVNULL)
+    written = {path.stem: path.read_bytes() for path in (tmp_path / "lua").iterdir()}
+    assert written == {name: load(name).source for name in _NAMES}
+
+
+# --- luacheck ------------------------------------------------------------------------------------
+
+needs_luacheck = pytest.mark.skipif(
+    shutil.which("luacheck") is None, reason="luacheck is not installed (Debian: lua-check)"
+)
+
+
+@needs_luacheck
+def test_luacheck_has_no_warning() -> None:
+    assert [str(warning) for warning in luacheck()] == []
+
+
+@needs_luacheck
+def test_luacheck_warns_about_names_that_no_script_uses(tmp_path: Path) -> None:
+    (tmp_path / "includes").mkdir()
+    shared = "local one = 1\nlocal two = 2\n\nlocal none = 0\n"
+    (tmp_path / "includes" / "shared.lua").write_text(shared)
+    (tmp_path / "first.lua").write_text("-- @include shared\n\nreturn one\n")
+    second = "-- @include shared\n\nlocal unused = 1\nglobal = two\n"
+    (tmp_path / "second.lua").write_text(second)
+    assert [str(warning) for warning in luacheck(tmp_path)] == [
+        "lua/includes/shared.lua:4: (W211) unused variable 'none'",
+        "lua/second.lua:3: (W211) unused variable 'unused'",
+        "lua/second.lua:4: (W111) setting non-standard global variable 'global'",
+    ]

@@ -1,1 +1,1 @@
-"""A namespace as each released key schema left it, and the present code on top of it."""
+"""Dumps of a namespace, one for each released key schema."""

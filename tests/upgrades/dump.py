@@ -1,7 +1,7 @@
-"""Writes what a namespace of the present key schema looks like in Redis: ``schema-N.json``.
+"""Writes a dump of a namespace of the present key schema: ``schema-N.json``.
 
-``python -m tests.upgrades.dump`` makes one with something in every place that a schema has. Run it
-when a schema is released, and never again for that schema: the file is what users have.
+``python -m tests.upgrades.dump`` fills every key of the schema. Run it when a schema is released,
+and never again for that schema: the file shows the data that users have.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FOLDER = Path(__file__).parent
 
 
 def path(schema: int) -> Path:
-    """Where the dump of a schema is."""
+    """The path of the dump of a schema."""
     return FOLDER / f"schema-{schema}.json"
 
 
 def settings(**changes: Any) -> AggregationConfig:
-    """What the dump was made with, but for `changes`."""
+    """The configuration of the dump, with `changes`."""
     given: dict[str, Any] = {
         "partitions": PARTITIONS,
         "group_grace_period": 600,
@@ -47,7 +47,7 @@ def settings(**changes: Any) -> AggregationConfig:
 
 
 def tasks() -> dict[str, list[Task]]:
-    """What is added, by group; ids are fixed, so that a test knows them."""
+    """The added tasks by group; their ids are fixed, so that tests know them."""
 
     def task(group: str, n: int, payload: Any, **fields: Any) -> Task:
         return Task("kind", payload, group, f"{group}-{n}", **fields)
@@ -70,7 +70,7 @@ def tasks() -> dict[str, list[Task]]:
 
 
 def furnish(url: str) -> None:
-    """Brings a namespace into a state that has everything."""
+    """Fills a namespace so that it uses every key of the schema."""
     given = tasks()
 
     def deliver(task: Task, batch_id: str) -> None:
@@ -95,7 +95,7 @@ def furnish(url: str) -> None:
         aggregator.add_tasks(given[group])
     aggregator.flush("rich")
     _claim(url, b"claimed")
-    # A flusher that dies says nothing; neither does a producer: its last call is remembered.
+    # Neither the flusher nor the producer is closed: the claim and the last call stay in Redis.
 
 
 def _at_work(aggregator: Aggregator, group: str) -> bool:
@@ -104,7 +104,7 @@ def _at_work(aggregator: Aggregator, group: str) -> bool:
 
 
 def _claim(url: str, group: bytes) -> None:
-    """Claims a full group as a flusher does that dies then."""
+    """Claims a full group, as a flusher does that dies afterwards."""
     transport = Transport(redis.Redis.from_url(url), 1)
     p = Keyspace(NAME, PARTITIONS).partition_of(group)
     lease = call("acquire", [p.state, p.claims, p.tasks(b"")], b"dead", 1000)
@@ -117,7 +117,7 @@ def _claim(url: str, group: bytes) -> None:
 
 
 def read(client: Any) -> dict[str, Any]:
-    """All keys with what they hold, as JSON can have it."""
+    """All keys with their types and values, in a form for JSON."""
     return {key.hex(): _value(client, key) for key in sorted(client.keys())}
 
 
@@ -139,7 +139,7 @@ def _value(client: Any, key: bytes) -> dict[str, Any]:
 
 
 def write(client: Any, keys: dict[str, Any]) -> None:
-    """The reverse of `read`."""
+    """Writes the keys that `read` returned."""
     unhex = bytes.fromhex
     for name, held in keys.items():
         key, value = unhex(name), held["value"]
@@ -156,7 +156,7 @@ def write(client: Any, keys: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Makes the dump of the present schema."""
+    """Writes the dump of the present schema."""
     with EmbeddedRedis() as server:
         furnish(server.url)
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from redisagg.protocol.includes import expand_folder
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.sinks.asynq.program import SOURCE, Asynq
 from tests.support.servers import wait_until
@@ -61,7 +62,8 @@ def test_a_go_service_has_its_grouping_done_without_python_code(
     command += ["--redis", redis_url, "--sink", "asynq://default?max_retry=5"]
     with subprocess.Popen(command, cwd=ROOT) as flusher:
         try:
-            arguments = [address, "digests", str(ROOT / "lua"), "200"]
+            expand_folder(ROOT / "lua", tmp_path / "lua")
+            arguments = [address, "digests", str(tmp_path / "lua"), "200"]
             added = subprocess.run([producer, *arguments], check=True, stdout=subprocess.PIPE)
             assert int(added.stdout) == 200
             received = server.await_lines(10)

@@ -1,4 +1,5 @@
-// Adds tasks to an aggregator and prints how many were new: ADDRESS NAME LUA_FOLDER COUNT
+// Adds tasks to an aggregator and prints how many were new: ADDRESS NAME SCRIPTS COUNT
+// SCRIPTS is a folder with the expanded scripts.
 package main
 
 import (
@@ -6,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
-	"regexp"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/vmihailenco/msgpack/v5"
@@ -14,9 +14,7 @@ import (
 
 func source(name string) string {
 	text, _ := os.ReadFile(os.Args[3] + "/" + name + ".lua")
-	return regexp.MustCompile(`(?m)^-- @include \w+$`).ReplaceAllStringFunc(string(text), func(line string) string {
-		return source("includes/" + line[len("-- @include "):])
-	})
+	return string(text)
 }
 
 func main() {

@@ -1,4 +1,5 @@
-// Adds tasks to an aggregator and prints how many were new: URL NAME LUA_FOLDER COUNT
+// Adds tasks to an aggregator and prints how many were new: URL NAME SCRIPTS COUNT
+// SCRIPTS is a folder with the expanded scripts.
 import { readFileSync } from "node:fs";
 import { crc32 } from "node:zlib";
 import { encode } from "@msgpack/msgpack";
@@ -7,11 +8,7 @@ import { createClient } from "redis";
 const [url, name, folder, count] = process.argv.slice(2);
 const client = await createClient({ url }).connect();
 
-function source(path) {
-  const text = readFileSync(`${folder}/${path}.lua`, "utf8");
-  return text.replace(/^-- @include (\w+)$/gm, (_, included) => source(`includes/${included}`));
-}
-
+const source = (script) => readFileSync(`${folder}/${script}.lua`, "utf8");
 const call = (sha, keys, args) => client.evalSha(sha, { keys, arguments: args });
 
 const prefix = `redisagg:{${name}`;

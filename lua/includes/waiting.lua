@@ -1,0 +1,22 @@
+-- @include call_chunked
+-- @include entry
+-- @include group
+
+-- Removes the ids of entries from the hash of waiting ids.
+local function remove_ids(ids, entries)
+  local names = {}
+  for i = 1, #entries do names[i] = entry_id(entries[i]) end
+  call_chunked('HDEL', ids, names)
+end
+
+-- Updates the group's record after its waiting tasks have lost some. The deadline never moves back,
+-- since of the tasks' own max delays only the shortest is known.
+local function refresh_head(tasks, g)
+  if g[WAITING] == 0 then
+    g[MARKED] = 0
+    return
+  end
+  g[FIRST] = entry_arrival(redis.call('LINDEX', tasks, g[CLAIMED]) or '')
+  g[DEADLINE] = math.max(g[DEADLINE], g[FIRST] + g[DELAY])
+  g[MARKED] = math.min(g[MARKED], g[WAITING])
+end
