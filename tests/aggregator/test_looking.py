@@ -34,6 +34,12 @@ class Gate:
 
 
 @pytest.fixture
+def make(make_both: Make) -> Make:
+    """Runs each test here for threads and for asyncio."""
+    return make_both
+
+
+@pytest.fixture
 def gate() -> Any:
     """A gate that is opened at the end of the test at the latest."""
     gate = Gate()
