@@ -34,9 +34,9 @@ HOST = "127.0.0.1"
 SERVER_NAMES = ("redis-server", "valkey-server")
 
 # Below the range from which Linux and macOS take the ports of outgoing connections, so that no
-# client gets in between when a server is restarted on its port; and low enough that the bus of a
-# cluster node (port + 10000) is a valid port too.
-_PORTS = range(20_000, 32_000)
+# client takes the port of a server that is being restarted. The same holds for the bus of a cluster
+# node (port + 10000), which is no port of another server either.
+_PORTS = range(20_000, 22_768)
 _PORT_TRIES = 20
 
 _STOP_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL

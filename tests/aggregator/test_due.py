@@ -1,4 +1,4 @@
-"""When groups are due: grace period, max delay, max size, flush, pause."""
+"""When groups are due: by grace period, max delay, max size and flush; pause and priority."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import redis
 
 from redisagg import AggregationConfig, Aggregator, Task
 from tests.support.aggregators import Make
-from tests.support.tasks import await_batches, enqueued, numbered, payloads
+from tests.support.tasks import (
+    await_asleep,
+    await_batches,
+    await_led,
+    await_server_ms,
+    enqueued,
+    numbered,
+    payloads,
+    server_ms,
+)
 
-# How late a batch may be before we call it a fault, seconds; the machine may be busy.
+# A batch that is late by more seconds than this is a fault; the machine may be busy.
 LATE = 1.5
 
 
-def redis_ms(client: redis.Redis) -> int:
-    """Redis' own clock, ms: the one that decides when a group is due."""
-    seconds, microseconds = client.time()
-    return int(seconds) * 1000 + int(microseconds) // 1000
-
-
 def entry_times(client: redis.Redis) -> list[int]:
-    """When each batch got into the queue, ms by Redis' clock."""
+    """When each batch was enqueued, ms by the clock of Redis."""
     entries: Any = client.xrange("tests-batches")
     return [int(entry_id.split(b"-")[0]) for entry_id, _ in entries]
 
@@ -43,10 +46,10 @@ def test_the_grace_period_starts_anew_with_each_task(make: Make, sync_redis: red
     agg = make(group_grace_period=0.6)
     with agg:
         for task in numbered("a", 6):
-            before = redis_ms(sync_redis)
+            before = server_ms(sync_redis)
             agg.add_task(task)
-            after = redis_ms(sync_redis)
-            time.sleep(0.15)  # five of these are longer than the grace period
+            after = server_ms(sync_redis)
+            time.sleep(0.15)  # shorter than the grace period; five of these are longer
         await_batches(agg, 1)
     [batch], [at] = enqueued(agg), entry_times(sync_redis)
     assert batch.payload["payloads"] == [0, 1, 2, 3, 4, 5]
@@ -58,14 +61,14 @@ def test_no_task_waits_longer_than_max_delay_however_many_come(
 ) -> None:
     agg = make(group_grace_period=5, group_max_delay=0.8)
     with agg:
-        before = redis_ms(sync_redis)
+        before = server_ms(sync_redis)
         agg.add_task(Task("test", 0, "a"))
-        after = redis_ms(sync_redis)
+        after = server_ms(sync_redis)
         number = 0
-        while redis_ms(sync_redis) < after + 1_100:
+        while server_ms(sync_redis) < after + 1_100:
             number += 1
             agg.add_task(Task("test", number, "a"))
-            time.sleep(0.1)
+            time.sleep(0.05)  # shorter than the grace period
         await_batches(agg, 1, timeout=LATE)
         first = enqueued(agg)[0]
         assert before + 800 <= entry_times(sync_redis)[0] <= after + 800 + LATE * 1000
@@ -80,14 +83,14 @@ def test_a_grace_period_beyond_the_max_delay_is_no_error(
 ) -> None:
     agg = make(group_grace_period=900, group_max_delay=0.3)
     with agg:
-        before = redis_ms(sync_redis)
+        before = server_ms(sync_redis)
         agg.add_task(Task("test", 0, "a"))
         await_batches(agg, 1, timeout=0.3 + LATE)
     assert before + 300 <= entry_times(sync_redis)[0]
 
 
 def test_the_defaults_are_two_minutes_ten_minutes_and_twenty_tasks(
-    make_one_kind: Make, redis_url: str
+    make: Make, redis_url: str
 ) -> None:
     config = AggregationConfig()
     assert (config.group_grace_period, config.group_max_delay) == (120, 600)
@@ -112,6 +115,7 @@ def test_limits_may_be_timedeltas(make: Make) -> None:
     with agg:
         agg.add_task(Task("test", 0, "a"))
         await_batches(agg, 1, timeout=LATE)
+    assert payloads(enqueued(agg)) == [0]
 
 
 def test_a_task_overrides_each_limit(make: Make) -> None:
@@ -141,23 +145,25 @@ def test_a_task_overrides_each_limit(make: Make) -> None:
     assert payloads(enqueued(agg)) == [0, 1]
 
 
-def test_flush_makes_one_group_due_and_says_how_many_tasks_wait(make: Make) -> None:
-    agg = make()
+def test_flush_makes_one_group_due_and_says_how_many_tasks_wait(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make(partitions=1)
     with agg:
         agg.add_tasks([*numbered("a", 3), *numbered("b", 2)])
         assert agg.flush("a") == 3
         await_batches(agg, 1, timeout=LATE)
         assert agg.flush("a") == 0
         assert agg.flush("nobody") == 0
-        # What comes after the flush waits its own time.
+        # A task that is added after the flush has a grace period of its own.
         agg.add_task(Task("test", 9, "a"))
-        time.sleep(0.2)
+        await_asleep(sync_redis, partitions=1)
         assert payloads(enqueued(agg)) == [0, 1, 2]
         assert {key: state.size for key, state in agg.get_entries().items()} == {"a": 1, "b": 2}
 
 
-def test_flush_tells_only_what_waits_at_that_time(make: Make) -> None:
-    """Without a flusher the told tasks wait; one that comes later must not ride along."""
+def test_flush_makes_only_the_tasks_due_that_wait_at_that_time(make: Make) -> None:
+    """Without a flusher the flushed tasks wait; a later task is not due with them."""
     agg = make(group_max_size=10)
     agg.add_tasks(numbered("a", 12, start=0))
     agg.pause()
@@ -165,7 +171,7 @@ def test_flush_tells_only_what_waits_at_that_time(make: Make) -> None:
     agg.add_task(Task("test", 12, "a"))
     with agg:
         agg.resume()
-        # 13 tasks wait and 12 of them were told: batches of ten and of the rest that is due.
+        # 13 tasks wait and 12 of them were flushed: a batch of ten and one of the rest that is due.
         await_batches(agg, 2, timeout=LATE)
         assert payloads(enqueued(agg))[:12] == list(range(12))
 
@@ -191,7 +197,9 @@ def test_flush_all_takes_the_rest_of_full_groups_too(make: Make) -> None:
     assert sorted(payloads(enqueued(agg))) == sorted([*range(7), *range(2)])
 
 
-def test_a_pause_stops_flushing_on_all_nodes_while_adding_goes_on(make: Make) -> None:
+def test_a_pause_stops_flushing_on_all_nodes_while_adding_goes_on(
+    make: Make, sync_redis: redis.Redis
+) -> None:
     agg, other = make(group_max_size=2), make(group_max_size=2)
     with agg:
         agg.add_tasks(numbered("a", 2))
@@ -200,22 +208,23 @@ def test_a_pause_stops_flushing_on_all_nodes_while_adding_goes_on(make: Make) ->
         assert agg.stats().paused
         agg.add_tasks(numbered("a", 3, start=2))
         assert agg.flush("a") == 3
-        time.sleep(0.3)
+        await_asleep(sync_redis)
         stats = agg.stats()
         assert (stats.pending, stats.in_flight) == (3, 0)
         other.resume()
         assert not agg.stats().paused
-        # The resume wakes the leaders: nobody waits for their next look.
+        # The resume wakes the leaders, which would else sleep until their next poll.
         await_batches(agg, 3, timeout=LATE)
         assert payloads(enqueued(agg)) == [0, 1, 2, 3, 4]
 
 
-def test_a_pause_holds_for_flushers_that_start_later(make: Make) -> None:
+def test_a_pause_holds_for_flushers_that_start_later(make: Make, sync_redis: redis.Redis) -> None:
     agg = make(group_max_size=1)
     agg.pause()
     agg.add_task(Task("test", 0, "a"))
     with agg:
-        time.sleep(0.3)
+        await_led(agg)
+        await_asleep(sync_redis)
         assert agg.stats().pending == 1
         agg.resume()
         await_batches(agg, 1, timeout=LATE)
@@ -237,12 +246,14 @@ def test_higher_priority_goes_first_among_due_groups(make: Make) -> None:
     ]
 
 
-def test_priority_beats_age_and_age_decides_among_equals(make: Make) -> None:
+def test_priority_beats_age_and_age_decides_among_equals(
+    make: Make, sync_redis: redis.Redis
+) -> None:
     agg = make(partitions=1, concurrency=1, group_grace_period=0.01)
     agg.pause()
     for group, priority in [("old", 0), ("young", 0), ("urgent", 1)]:
         agg.add_task(Task("test", group, group, priority=priority))
-        time.sleep(0.02)
+        await_server_ms(sync_redis, server_ms(sync_redis) + 10)  # the grace period
     with agg:
         agg.resume()
         assert agg.wait_until_idle(10)

@@ -1,4 +1,4 @@
-"""The examples run and print what they promise."""
+"""The examples run and print the results that they describe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _run(name: str, url: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_digest(redis_url: str) -> None:
+def test_digest_prints_a_message_for_each_user(redis_url: str) -> None:
     lines = _run("digest.py", redis_url).splitlines()
     assert sorted(lines) == [
         "{'user': 'user:0', 'texts': ['message 0', 'message 2', 'message 4']}",
@@ -31,9 +31,9 @@ def test_digest(redis_url: str) -> None:
     ]
 
 
-def test_bulk_insert(redis_url: str, tmp_path: Path) -> None:
+def test_bulk_insert_writes_all_rows(redis_url: str, tmp_path: Path) -> None:
     assert _run("bulk_insert.py", redis_url, str(tmp_path / "visits.db")) == "1000 rows\n"
 
 
-def test_search_index(redis_url: str) -> None:
+def test_search_index_gets_all_items(redis_url: str) -> None:
     assert _run("search_index.py", redis_url) == "products: 10 items\n"

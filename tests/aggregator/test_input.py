@@ -1,4 +1,4 @@
-"""Whatever comes in: it goes through as it is, or is a clear error, and harms nobody else."""
+"""Input of every shape is stored and read back unchanged, or is a clear error."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SETTINGS = settings(
 
 @pytest.fixture
 def aggregator(redis_url: str) -> Iterator[Aggregator]:
-    """With a flusher that runs."""
+    """An aggregator whose flusher runs."""
     with Aggregator("fuzz", redis_url, config=quick_config(shutdown_timeout=1)) as aggregator:
         yield aggregator
 
 
-def test_groups_and_payloads_of_every_shape_come_through(
+def test_groups_and_payloads_of_every_shape_are_enqueued_unchanged(
     aggregator: Aggregator, sync_redis: redis.Redis
 ) -> None:
     tasks = st.lists(
@@ -53,7 +53,7 @@ def test_groups_and_payloads_of_every_shape_come_through(
                 aggregator.add_task(task)
             except InvalidTask:  # too long, say
                 continue
-            # An id that waits already changes nothing.
+            # A task whose id waits already is not added.
             expected[group].setdefault(task.id, shapes.as_stored(payload))
         aggregator.flush_all()
         assert aggregator.wait_until_idle(10)
@@ -88,12 +88,12 @@ def test_foreign_bytes_are_a_value_or_a_value_error(packed: bytes) -> None:
         value = unpack(packed)
     except ValueError:
         return
-    pack(value)
+    assert pack(value)
 
 
 @pytest.mark.parametrize("code", [4, 7, 8])
 def test_nested_extensions_do_not_overflow_the_stack(code: int) -> None:
-    """Each level of them is a call of the decoder within the decoder."""
+    """The decoder calls itself for each level of them."""
     packed = msgpack.packb(1)
     for _ in range(1000):
         packed = msgpack.packb(msgpack.ExtType(code, b"\x91" + packed))
@@ -125,15 +125,15 @@ def test_lists_may_be_nested_as_deep_as_documented(aggregator: Aggregator) -> No
 @pytest.mark.parametrize(
     "key", ["", (), shapes.EMOJI * 129, "x" * 513, "\ud800", 1.5, None, b"x", True, ["a"], ("", [])]
 )
-def test_group_keys_that_are_none(key: Any) -> None:
+def test_wrong_group_keys_are_refused(key: Any) -> None:
     with pytest.raises(InvalidGroupKey):
         group_key_text(key)
 
 
-def test_bytes_that_are_no_task_harm_no_other(
+def test_stored_bytes_that_are_no_task_stop_no_other_task(
     aggregator: Aggregator, redis_server: EmbeddedRedis
 ) -> None:
-    """Entries of a group's list that somebody else wrote: aside, and the others go their way."""
+    """Entries of a group that are no task go to the dead letters, and the others are enqueued."""
     entry = st.binary(max_size=80) | st.builds(
         lambda head, size, rest: head + bytes([size]) + rest,
         *(st.binary(min_size=6, max_size=6), st.integers(0, 255), st.binary(max_size=40)),
@@ -165,7 +165,7 @@ def test_bytes_that_are_no_task_harm_no_other(
 
 @pytest.mark.parametrize("format", ["msgpack", "json"])
 @pytest.mark.parametrize("foreign", [b"", b"\xc1", b"{", b"\x80", b"[1]", b"null"])
-def test_foreign_entries_in_a_queue(
+def test_foreign_entries_in_a_queue_are_a_value_error(
     redis_url: str, sync_redis: redis.Redis, format: str, foreign: bytes
 ) -> None:
     for sink in (f"stream://queue?format={format}", f"list://list?format={format}"):

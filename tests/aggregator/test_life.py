@@ -1,4 +1,4 @@
-"""Starting, stopping, closing; what is left of a flusher afterwards."""
+"""Starting, stopping and closing aggregators, and what a flusher leaves behind."""
 
 from __future__ import annotations
 
@@ -13,28 +13,40 @@ from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Task
 from redisagg.errors import InvalidConfig, NamespaceMismatch
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
-from tests.support.tasks import await_batches, enqueued, numbered, payloads, quick_config
+from tests.support.tasks import (
+    await_batches,
+    await_led,
+    await_server_ms,
+    enqueued,
+    lease_expiries,
+    numbered,
+    payloads,
+    quick_config,
+)
 
 
 def our_threads() -> list[str]:
+    """The names of the threads that aggregators have started."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("redisagg")]
 
 
-def test_starting_twice_makes_one_flusher(make: Make) -> None:
-    agg = make()
+def test_starting_twice_makes_one_flusher(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both(lease_time=0.6)
     agg.start()
     agg.start()
-    wait_until(lambda: len(agg.stats().flushers) == 1, what="a flusher has joined")
+    await_led(agg)
     agg.start()
-    time.sleep(0.2)
+    # A second flusher would join at once, and take one of the two partitions.
+    await_server_ms(sync_redis, max(lease_expiries(sync_redis)))
     assert len(agg.stats().flushers) == 1
+    assert len({partition.leader for partition in agg.stats().partitions}) == 1
     agg.stop()
     assert agg.stats().flushers == []
     agg.stop()
 
 
-def test_a_flusher_can_be_started_again(make: Make) -> None:
-    agg = make(group_max_size=1)
+def test_a_flusher_can_be_started_again(make_both: Make) -> None:
+    agg = make_both(group_max_size=1)
     for round_ in range(3):
         agg.start()
         agg.add_task(Task("test", round_, "a"))
@@ -42,20 +54,22 @@ def test_a_flusher_can_be_started_again(make: Make) -> None:
         agg.stop()
     assert payloads(enqueued(agg)) == [0, 1, 2]
     agg.add_task(Task("test", 3, "a"))
-    time.sleep(0.2)
-    assert agg.stats().pending == 1
+    stats = agg.stats()
+    assert stats.pending == 1
+    assert stats.flushers == []
+    assert [partition.leader for partition in stats.partitions] == [None, None]
 
 
-def test_a_plain_stop_leaves_open_groups_open(make: Make) -> None:
-    agg = make()
+def test_a_plain_stop_leaves_open_groups_open(make_both: Make) -> None:
+    agg = make_both()
     with agg:
         agg.add_tasks(numbered("a", 2))
-    assert make().get_entries()["a"].size == 2
-    assert enqueued(make()) == []
+    assert make_both().get_entries()["a"].size == 2
+    assert enqueued(make_both()) == []
 
 
-def test_a_stop_that_flushes_leaves_nothing(make: Make) -> None:
-    agg = make(group_max_size=3, partitions=3, shutdown_timeout=3)
+def test_a_stop_that_flushes_leaves_nothing(make_both: Make) -> None:
+    agg = make_both(group_max_size=3, partitions=3, shutdown_timeout=3)
     agg.start()
     agg.add_tasks(Task("test", n, f"g{n % 7}") for n in range(50))
     agg.stop(flush=True)
@@ -63,38 +77,55 @@ def test_a_stop_that_flushes_leaves_nothing(make: Make) -> None:
     assert sorted(payloads(enqueued(agg))) == list(range(50))
 
 
-def test_a_stop_finishes_the_merges_in_hand(make: Make) -> None:
-    began = threading.Event()
+def test_a_stop_finishes_the_merges_in_flight(make_both: Make) -> None:
+    began, go_on = threading.Event(), threading.Event()
 
     def merge(group: str, tasks: list[Task]) -> Task:
         began.set()
-        time.sleep(0.5)
+        assert go_on.wait(10)
         return Task("merged", {"payloads": [task.payload for task in tasks]})
 
-    agg = make(group_aggregator=merge, group_max_size=2)
+    agg = make_both(group_aggregator=merge, group_max_size=2)
     agg.start()
     agg.add_tasks(numbered("a", 2))
+    await_led(agg)
     assert began.wait(5)
-    agg.stop()
+    stopping = threading.Thread(target=agg.stop)
+    stopping.start()
+    wait_until(lambda: leases(agg) == 1, what="the lease of the other partition is given back")
+    go_on.set()
+    stopping.join(10)
     assert payloads(enqueued(agg)) == [0, 1]
     assert agg.stats().in_flight == 0
+    assert leases(agg) == 0
+
+
+def leases(aggregator: Aggregator) -> int:
+    """Number of partitions that have a leader."""
+    return sum(partition.leader is not None for partition in aggregator.stats().partitions)
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-def test_a_merge_that_does_not_end_is_given_back_after_a_while(make: Make, kind: str) -> None:
-    began, end = threading.Event(), threading.Event()
+def test_a_merge_that_does_not_end_is_given_back_after_shutdown_timeout(
+    make_both: Make, kind: str
+) -> None:
+    began, end, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang(group: str, tasks: list[Task]) -> Task:
         began.set()
         end.wait(20)
+        ended.set()
         return Task("late", {"payloads": []})
 
     async def hang_later(group: str, tasks: list[Task]) -> Task:
         began.set()
-        await asyncio.sleep(20)
-        return Task("late", {"payloads": []})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
 
-    agg = make(
+    agg = make_both(
         group_aggregator=hang if kind == "plain" else hang_later,
         group_max_size=2,
         shutdown_timeout=0.5,
@@ -107,29 +138,30 @@ def test_a_merge_that_does_not_end_is_given_back_after_a_while(make: Make, kind:
     assert 0.4 < time.monotonic() - start < 3
     [batch] = agg.get_batches()
     assert batch.attempts == 0  # no fault of the batch
-    with make(group_max_size=2) as other:
+    with make_both(group_max_size=2) as other:
         await_batches(other, 1, timeout=2)
         end.set()
-        time.sleep(0.2)
+        assert ended.wait(5)
     assert payloads(enqueued(other)) == [0, 1]
     assert enqueued(other)[0].batch_id == batch.batch_id
 
 
-def test_nothing_is_left_running_after_a_close(make: Make, sync_redis: redis.Redis) -> None:
+def test_nothing_is_left_running_after_a_close(make_both: Make, sync_redis: redis.Redis) -> None:
     def connections() -> set[str]:
         return {each["id"] for each in sync_redis.client_list()}
 
     before = connections()
-    agg = make(group_max_size=1)
+    agg = make_both(group_max_size=1)
     with agg:
         agg.add_tasks(numbered("a", 20))
         await_batches(agg, 20)
     agg.close()
     wait_until(lambda: not our_threads(), timeout=5, what="all threads have ended")
     wait_until(lambda: connections() <= before, timeout=2, what="all connections are closed")
+    assert payloads(enqueued(make_both())) == list(range(20))
 
 
-def test_a_clients_own_connections_stay_the_callers(redis_url: str) -> None:
+def test_a_client_that_was_handed_over_is_not_closed(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         with Aggregator("tests", client, config=quick_config(group_max_size=1)) as agg:
             agg.add_task(Task("test", 0, "a"))
@@ -138,14 +170,14 @@ def test_a_clients_own_connections_stay_the_callers(redis_url: str) -> None:
         assert client.ping()
 
 
-def test_clients_of_all_kinds_are_taken(redis_url: str) -> None:
+def test_clients_of_all_kinds_can_be_handed_over(redis_url: str) -> None:
     async def use(client: redis.asyncio.Redis) -> None:
         async with AsyncAggregator("tests", client, config=quick_config(group_max_size=1)) as agg:
             await agg.add_task(Task("test", "asyncio", "a"))
             assert await agg.wait_until_idle(5)
         await client.aclose()
 
-    # Replies stay bytes for us even where the caller wants text.
+    # The aggregator reads bytes even if the client decodes replies.
     for decode in (False, True):
         client = redis.Redis.from_url(redis_url, decode_responses=decode)
         with client, Aggregator("tests", client, config=quick_config(group_max_size=1)) as agg:
@@ -159,7 +191,7 @@ def test_clients_of_all_kinds_are_taken(redis_url: str) -> None:
         ]
 
 
-def test_other_ways_of_writing_the_settings_are_refused_clearly(redis_url: str) -> None:
+def test_arguments_of_a_wrong_type_or_form_are_refused(redis_url: str) -> None:
     with pytest.raises(InvalidConfig):
         Aggregator("tests", redis_url, config={"group_max_size": 3})  # type: ignore[arg-type]
     with pytest.raises(InvalidConfig):
@@ -170,17 +202,19 @@ def test_other_ways_of_writing_the_settings_are_refused_clearly(redis_url: str) 
         Aggregator("tests", object())  # type: ignore[arg-type]
 
 
-def test_another_number_of_partitions_is_refused_before_anything_is_written(make: Make) -> None:
-    make(partitions=2).add_task(Task("test", 0, "a"))
-    other = make(partitions=3)
+def test_another_number_of_partitions_is_refused_before_anything_is_written(
+    make_both: Make,
+) -> None:
+    make_both(partitions=2).add_task(Task("test", 0, "a"))
+    other = make_both(partitions=3)
     with pytest.raises(NamespaceMismatch, match="2 partitions"):
         other.add_task(Task("test", 1, "a"))
     with pytest.raises(NamespaceMismatch):
         other.start()
-    assert make(partitions=2).stats().pending == 1
+    assert make_both(partitions=2).stats().pending == 1
 
 
-def test_two_namespaces_on_one_server_do_not_meet(make: Make) -> None:
+def test_two_namespaces_on_one_server_share_nothing(make: Make) -> None:
     one, two = (make(name=name, group_max_size=2) for name in ("one", "two"))
     with one, two:
         for n in range(2):
@@ -193,9 +227,9 @@ def test_two_namespaces_on_one_server_do_not_meet(make: Make) -> None:
 
 
 def test_scripts_that_the_server_forgot_are_loaded_again(
-    make: Make, sync_redis: redis.Redis
+    make_both: Make, sync_redis: redis.Redis
 ) -> None:
-    agg = make(group_max_size=1)
+    agg = make_both(group_max_size=1)
     with agg:
         for n in range(5):
             sync_redis.script_flush()

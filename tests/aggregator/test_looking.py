@@ -41,8 +41,8 @@ def gate() -> Any:
     gate.open()
 
 
-def test_open_groups_show_size_times_and_priority(make: Make, sync_redis: redis.Redis) -> None:
-    agg = make(group_grace_period=100, group_max_delay=1000, partitions=5)
+def test_open_groups_show_size_times_and_priority(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both(group_grace_period=100, group_max_delay=1000, partitions=5)
     before = float(".".join(map(str, sync_redis.time())))
     agg.add_tasks([*numbered("a", 2), *numbered("ü:{b}", 1, priority=4)])
     agg.add_task(Task("test", 2, "a"))
@@ -57,8 +57,8 @@ def test_open_groups_show_size_times_and_priority(make: Make, sync_redis: redis.
     assert states["ü:{b}"].priority == 4
 
 
-def test_tasks_are_shown_on_request(make: Make) -> None:
-    agg = make()
+def test_tasks_are_shown_on_request(make_both: Make) -> None:
+    agg = make_both()
     added = [*numbered("a", 3, headers={"x": "y"}), *numbered("b", 1)]
     agg.add_tasks(added)
     shown = agg.get_groups(tasks=True)
@@ -73,16 +73,16 @@ def test_tasks_are_shown_on_request(make: Make) -> None:
         agg.get_group("")
 
 
-def test_many_groups_are_all_listed(make: Make) -> None:
-    agg = make(partitions=3)
+def test_many_groups_are_all_listed(make_both: Make) -> None:
+    agg = make_both(partitions=3)
     keys = {f"group {n}" for n in range(3_000)}
     agg.add_tasks(Task("test", None, key) for key in keys)
     assert set(agg.get_groups()) == keys
     assert agg.stats().groups == 3_000
 
 
-def test_tasks_in_a_claimed_batch_stay_in_sight(make: Make, gate: Gate) -> None:
-    agg = make(group_aggregator=gate, group_max_size=2, partitions=1)
+def test_tasks_in_a_claimed_batch_stay_in_sight(make_both: Make, gate: Gate) -> None:
+    agg = make_both(group_aggregator=gate, group_max_size=2, partitions=1)
     with agg:
         added = numbered("a", 5)
         agg.add_tasks(added)
@@ -118,10 +118,8 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_many_batches_are_read_in_few_round_trips(
-    make_one_kind: Make, gate: Gate, trips: list[int]
-) -> None:
-    agg = make_one_kind(group_aggregator=gate, group_max_size=2, partitions=1)
+def test_many_batches_are_read_in_few_round_trips(make: Make, gate: Gate, trips: list[int]) -> None:
+    agg = make(group_aggregator=gate, group_max_size=2, partitions=1)
     added = {f"g{n}": numbered(f"g{n}", 2) for n in range(75)}
     with agg:
         agg.add_tasks(task for tasks in added.values() for task in tasks)
@@ -140,8 +138,8 @@ def test_many_batches_are_read_in_few_round_trips(
         await_batches(agg, 75)
 
 
-def test_the_counts_of_all_partitions_add_up(make: Make) -> None:
-    agg = make(partitions=4, group_max_size=5)
+def test_the_counts_of_all_partitions_add_up(make_both: Make) -> None:
+    agg = make_both(partitions=4, group_max_size=5)
     agg.add_tasks(Task("test", n, f"g{n % 20}") for n in range(60))
     idle = agg.stats()
     assert (idle.pending, idle.groups, idle.flushers) == (60, 20, [])
@@ -162,8 +160,8 @@ def test_the_counts_of_all_partitions_add_up(make: Make) -> None:
     assert (after.flushers, {p.leader for p in after.partitions}) == ([], {None})
 
 
-def test_a_waiting_task_can_be_cancelled_once(make: Make) -> None:
-    agg = make()
+def test_a_waiting_task_can_be_cancelled_once(make_both: Make) -> None:
+    agg = make_both()
     ids = agg.add_tasks(numbered("a", 4))
     assert agg.cancel_task("a", ids[1]) is True
     assert agg.cancel_task("a", ids[1]) is False
@@ -178,9 +176,9 @@ def test_a_waiting_task_can_be_cancelled_once(make: Make) -> None:
 
 
 def test_cancelling_the_last_task_leaves_nothing_behind(
-    make: Make, sync_redis: redis.Redis
+    make_both: Make, sync_redis: redis.Redis
 ) -> None:
-    agg = make()
+    agg = make_both()
     [task_id] = agg.add_tasks(numbered("a", 1))
     assert agg.cancel_task("a", task_id)
     agg.add_tasks(numbered("b", 3))
@@ -192,8 +190,8 @@ def test_cancelling_the_last_task_leaves_nothing_behind(
     assert not sync_redis.keys("*ids:*")
 
 
-def test_tasks_that_a_batch_holds_cannot_be_cancelled(make: Make, gate: Gate) -> None:
-    agg = make(group_aggregator=gate, group_max_size=2)
+def test_tasks_that_a_batch_holds_cannot_be_cancelled(make_both: Make, gate: Gate) -> None:
+    agg = make_both(group_aggregator=gate, group_max_size=2)
     with agg:
         ids = agg.add_tasks(numbered("a", 3))
         wait_until(lambda: agg.stats().in_flight == 2, what="a batch is in flight")
@@ -207,8 +205,8 @@ def test_tasks_that_a_batch_holds_cannot_be_cancelled(make: Make, gate: Gate) ->
     assert payloads(enqueued(agg)) == [0, 1, 3]
 
 
-def test_an_id_that_waits_already_is_not_added_again(make: Make) -> None:
-    agg = make(group_max_size=3)
+def test_an_id_that_waits_already_is_not_added_again(make_both: Make) -> None:
+    agg = make_both(group_max_size=3)
     task = Task("test", 0, "a", id="mine")
     assert [agg.add_task(task), agg.add_task(task)] == ["mine", "mine"]
     assert agg.add_tasks([task, task]) == ["mine", "mine"]

@@ -1,4 +1,4 @@
-"""A reply that gets lost: what was asked has been done, and must not be done twice."""
+"""A reply that is lost: the call was carried out, and must not be carried out twice."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import redis
 
 from redisagg import Aggregator, Task
 from redisagg.producer.rounds import MAX_CALL_TASKS, STREAM_ROUND_TASKS
+from redisagg.protocol.scripts import load
 from redisagg.sinks import CallableSink
 from tests.support.aggregators import Make
 from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
 from tests.support.tasks import (
+    await_asleep,
     await_batches,
     await_dead,
     await_led,
@@ -25,12 +28,12 @@ from tests.support.tasks import (
     payloads,
 )
 
-# How soon a lost reply is got over: far less than a claim or these leases last.
+# Seconds within which a call is repeated: far less than a claim or a lease lasts here.
 PROMPTLY = 3.0
 
 
 def warm_up(make: Make) -> None:
-    """Has all usual scripts loaded, so that a lost reply is not that of an unknown script."""
+    """Has Redis load the usual scripts: the reply to an unknown one would be NOSCRIPT."""
     with make(name="warm-up", group_max_size=1) as agg:
         agg.add_task(Task("test", 0, "a"))
         assert agg.wait_until_idle(5)
@@ -38,21 +41,21 @@ def warm_up(make: Make) -> None:
         agg.resume()
         agg.flush("a")
         agg.flush_all()
-        agg.cancel_task("a", "")
+        agg.cancel_task("a", "no such id")
         agg.cancel_group("a")
 
 
 @pytest.fixture(autouse=True)
-def _warm(make_one_kind: Make) -> None:
-    warm_up(make_one_kind)
+def _warm(make: Make) -> None:
+    warm_up(make)
 
 
 # --- producers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["add_task", "add_tasks"])
-def test_an_add_is_repeated_and_adds_once(make: Make, proxy: Proxy, how: str) -> None:
-    agg = make(url=proxy.url)
+def test_an_add_is_repeated_and_adds_once(make_both: Make, proxy: Proxy, how: str) -> None:
+    agg = make_both(url=proxy.url)
     agg.add_task(Task("test", "before", "a"))
     loss = proxy.lose_reply("add")
     tasks = [Task("test", n, f"g{n}") for n in range(10)]  # in both partitions
@@ -66,9 +69,9 @@ def test_an_add_is_repeated_and_adds_once(make: Make, proxy: Proxy, how: str) ->
 
 @pytest.mark.parametrize("how", ["add_task", "add_tasks"])
 def test_an_add_is_not_repeated_even_if_its_tasks_were_flushed_meanwhile(
-    make: Make, proxy: Proxy, how: str
+    make_both: Make, proxy: Proxy, how: str
 ) -> None:
-    agg, direct = make(url=proxy.url, group_max_size=3), make(group_max_size=3)
+    agg, direct = make_both(url=proxy.url, group_max_size=3), make_both(group_max_size=3)
     agg.add_task(Task("test", "before", "a"))
     loss = proxy.lose_reply("add", then_cut=True)
     tasks = numbered("a", 1) if how == "add_task" else numbered("a", 5)
@@ -87,22 +90,25 @@ def test_an_add_is_not_repeated_even_if_its_tasks_were_flushed_meanwhile(
         assert not adding.done()
         proxy.restore()
         adding.result(10)
-        time.sleep(0.2)
-        assert direct.stats().pending == 0
+        assert direct.wait_until_idle(5)
     assert payloads(enqueued(direct)) == ["before", *range(len(tasks))]
 
 
-def test_adds_that_shared_a_lost_round_trip_are_each_added_once(make: Make, proxy: Proxy) -> None:
-    agg, direct = make(url=proxy.url), make(group_max_size=1)
+def test_adds_that_shared_a_lost_round_trip_are_each_added_once(
+    make_both: Make, proxy: Proxy
+) -> None:
+    agg, direct = make_both(url=proxy.url), make_both(group_max_size=1)
     agg.add_task(Task("test", "before", "a"))
     loss = proxy.lose_reply("add", then_cut=True)
     with ThreadPoolExecutor(20) as pool:
         adding = [pool.submit(agg.add_task, Task("test", n, f"g{n % 4}")) for n in range(20)]
         loss.wait()
-        time.sleep(0.1)
+        wait_until(
+            lambda: all(each.running() or each.done() for each in adding), what="all threads add"
+        )
         with direct:
             direct.flush_all()
-            direct.wait_until_idle(5)
+            assert direct.wait_until_idle(5)
         proxy.restore()
         for each in adding:
             each.result(10)
@@ -112,14 +118,14 @@ def test_adds_that_shared_a_lost_round_trip_are_each_added_once(make: Make, prox
     assert sorted(map(str, payloads(enqueued(direct)))) == sorted(["before", *map(str, range(20))])
 
 
-def test_a_stream_gets_over_lost_replies_in_order(make: Make, proxy: Proxy) -> None:
-    agg = make(url=proxy.url, group_max_size=100_000)
+def test_a_stream_repeats_calls_with_lost_replies_in_order(make_both: Make, proxy: Proxy) -> None:
+    agg = make_both(url=proxy.url, group_max_size=100_000)
     agg.add_task(Task("test", "before", "z"))
     many = 3 * STREAM_ROUND_TASKS
 
     def tasks() -> Iterator[Task]:
         for n in range(many):
-            if n % STREAM_ROUND_TASKS == 100:  # while the round before is on its way, or before
+            if n % STREAM_ROUND_TASKS == 100:  # the round before this one may be in flight
                 losses.append(proxy.lose_reply("add"))
             yield Task("test", n, f"g{n % 10}")
 
@@ -136,13 +142,13 @@ def test_a_stream_gets_over_lost_replies_in_order(make: Make, proxy: Proxy) -> N
         assert found == list(range(group, many, 10))
 
 
-def test_a_stream_that_raises_leaves_nothing_on_its_way(
-    make: Make, sync_redis: redis.Redis
+def test_a_stream_that_raises_leaves_no_call_in_flight(
+    make_both: Make, sync_redis: redis.Redis
 ) -> None:
     def connections() -> set[str]:
         return {client["id"] for client in sync_redis.client_list()}
 
-    agg = make(group_max_size=100_000)
+    agg = make_both(group_max_size=100_000)
     assert agg.stats().pending == 0
     before = connections()
 
@@ -153,29 +159,29 @@ def test_a_stream_that_raises_leaves_nothing_on_its_way(
     for more in (1, 2):
         with pytest.raises(RuntimeError, match="no more"):
             agg.add_tasks(tasks())
-        assert agg.stats().pending == more * MAX_CALL_TASKS  # a call was full, and went out
-    assert connections() == before  # they can be used again
+        assert agg.stats().pending == more * MAX_CALL_TASKS  # a full call was sent
+    assert connections() == before  # the connections are in the pool again
 
 
-def test_a_slow_stream_gets_over_a_loss_that_was_long_ago(
-    make_one_kind: Make, proxy: Proxy
+def test_a_stream_repeats_a_call_that_was_lost_longer_ago_than_add_timeout(
+    make: Make, proxy: Proxy
 ) -> None:
-    agg = make_one_kind(url=proxy.url, group_max_size=100_000, add_timeout=1)
+    agg = make(url=proxy.url, group_max_size=100_000, add_timeout=0.5)
     agg.add_task(Task("test", "before", "z"))
 
     def tasks() -> Iterator[Task]:
         loss = proxy.lose_reply("add")
         yield from (Task("test", n, "a") for n in range(MAX_CALL_TASKS))
         loss.wait()
-        time.sleep(1.5)
+        time.sleep(0.6)  # longer than add_timeout, which begins when a call is waited for
         yield Task("test", "last", "a")
 
     agg.add_tasks(tasks())
     assert agg.stats().pending == 1 + MAX_CALL_TASKS + 1
 
 
-def test_what_else_was_asked_for_can_be_repeated(make: Make, proxy: Proxy) -> None:
-    far, direct = make(url=proxy.url), make()
+def test_all_other_operations_can_be_repeated(make_both: Make, proxy: Proxy) -> None:
+    far, direct = make_both(url=proxy.url), make_both()
     ids = direct.add_tasks([*numbered("a", 3), *numbered("b", 2)])
 
     def lose_reply(script: str, ask: Callable[[], Any]) -> None:
@@ -206,18 +212,16 @@ def test_what_else_was_asked_for_can_be_repeated(make: Make, proxy: Proxy) -> No
 
 
 @pytest.fixture
-def far(make_one_kind: Make, proxy: Proxy) -> Aggregator:
+def far(make: Make, proxy: Proxy) -> Aggregator:
     """An aggregator behind the proxy, with claims and leases that outlast the test."""
-    return make_one_kind(
-        url=proxy.url, group_max_size=2, merge_timeout=60, lease_time=30, partitions=1
-    )
+    return make(url=proxy.url, group_max_size=2, merge_timeout=60, lease_time=30, partitions=1)
 
 
 @pytest.mark.parametrize("script", ["poll", "claim", "commit_stream"])
-def test_a_flusher_gets_over_a_lost_reply_promptly_and_enqueues_once(
-    make_one_kind: Make, far: Aggregator, proxy: Proxy, script: str
+def test_a_flusher_repeats_a_call_promptly_and_enqueues_once(
+    make: Make, far: Aggregator, proxy: Proxy, script: str
 ) -> None:
-    direct = make_one_kind(group_max_size=2, partitions=1)
+    direct = make(group_max_size=2, partitions=1)
     with far:
         await_led(direct)
         loss = proxy.lose_reply(script)
@@ -231,22 +235,23 @@ def test_a_flusher_gets_over_a_lost_reply_promptly_and_enqueues_once(
 
 
 @pytest.mark.parametrize("script", ["join", "acquire"])
-def test_a_flusher_gets_over_a_lost_reply_while_it_starts(
-    make_one_kind: Make, far: Aggregator, proxy: Proxy, script: str
+def test_a_flusher_repeats_a_call_while_it_starts(
+    make: Make, far: Aggregator, proxy: Proxy, script: str
 ) -> None:
-    direct = make_one_kind(group_max_size=2, partitions=1)
+    direct = make(group_max_size=2, partitions=1)
     loss = proxy.lose_reply(script)
     with far:
         loss.wait(5)
         direct.add_tasks(numbered("a", 2))
         await_batches(direct, 1, timeout=PROMPTLY)
+    assert payloads(enqueued(direct)) == [0, 1]
 
 
 @pytest.mark.parametrize("script", ["release", "leave"])
-def test_a_flusher_gets_over_a_lost_reply_while_it_stops(
-    make_one_kind: Make, far: Aggregator, proxy: Proxy, script: str
+def test_a_flusher_repeats_a_call_while_it_stops(
+    make: Make, far: Aggregator, proxy: Proxy, script: str
 ) -> None:
-    direct = make_one_kind(group_max_size=2, partitions=1, lease_time=30)
+    direct = make(group_max_size=2, partitions=1, lease_time=30)
     far.start()
     await_led(direct)
     loss = proxy.lose_reply(script)
@@ -260,13 +265,15 @@ def test_a_flusher_gets_over_a_lost_reply_while_it_stops(
         await_batches(direct, 1, timeout=PROMPTLY)
 
 
-def test_a_lost_reply_to_a_renewal_keeps_the_lease(make_one_kind: Make, proxy: Proxy) -> None:
-    far = make_one_kind(url=proxy.url, lease_time=1.0, partitions=1, group_max_size=1)
-    direct = make_one_kind(lease_time=1.0, partitions=1, group_max_size=1)
+def test_a_lost_reply_to_a_renewal_keeps_the_lease(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis
+) -> None:
+    sync_redis.script_load(load("renew").source.decode())  # a lost NOSCRIPT would be no renewal
+    far = make(url=proxy.url, lease_time=1.0, partitions=1, group_max_size=1)
+    direct = make(lease_time=1.0, partitions=1, group_max_size=1)
     with far:
         await_led(direct)
         token = direct.stats().partitions[0].token
-        time.sleep(0.4)
         for _ in range(2):
             proxy.lose_reply("renew").wait(2)
         direct.add_task(Task("test", 0, "a"))
@@ -274,8 +281,8 @@ def test_a_lost_reply_to_a_renewal_keeps_the_lease(make_one_kind: Make, proxy: P
         assert direct.stats().partitions[0].token == token
 
 
-def test_attempts_are_counted_right_when_replies_to_retries_get_lost(
-    make_one_kind: Make, proxy: Proxy
+def test_attempts_are_counted_once_when_replies_to_retries_are_lost(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis
 ) -> None:
     calls: list[float] = []
 
@@ -284,9 +291,9 @@ def test_attempts_are_counted_right_when_replies_to_retries_get_lost(
         raise RuntimeError("never")
 
     config: dict[str, Any] = {"group_max_size": 2, "partitions": 1, "max_attempts": 3}
-    far = make_one_kind(url=proxy.url, group_aggregator=merge, lease_time=30, **config)
-    direct = make_one_kind(**config)
-    with make_one_kind(name="warm-up-2", group_aggregator=merge, **config) as warm:
+    far = make(url=proxy.url, group_aggregator=merge, lease_time=30, **config)
+    direct = make(**config)
+    with make(name="warm-up-2", group_aggregator=merge, **config) as warm:
         warm.add_tasks(numbered("a", 2))
         await_dead(warm)
     calls.clear()
@@ -297,26 +304,26 @@ def test_attempts_are_counted_right_when_replies_to_retries_get_lost(
         [letter] = await_dead(direct, timeout=PROMPTLY)
         retry.wait(0)
         bury.wait(PROMPTLY)
-        time.sleep(0.2)
+        await_asleep(sync_redis, partitions=1)
         stats = direct.stats()
     assert (letter.attempts, len(calls)) == (3, 3)
     assert (stats.dead, stats.batches_dead, stats.in_flight, stats.pending) == (2, 1, 0, 0)
 
 
-def test_a_function_as_the_queue_is_called_once_when_the_commit_reply_gets_lost(
-    make_one_kind: Make, proxy: Proxy
+def test_a_callable_sink_is_called_once_when_the_reply_to_its_commit_is_lost(
+    make: Make, proxy: Proxy
 ) -> None:
     calls: list[str] = []
 
     def deliver(task: Task, batch_id: str) -> None:
         calls.append(batch_id)
 
-    with make_one_kind(name="warm-up-2", group_max_size=1, sink=CallableSink(deliver)) as warm:
+    with make(name="warm-up-2", group_max_size=1, sink=CallableSink(deliver)) as warm:
         warm.add_task(Task("test", 0, "a"))
         assert warm.wait_until_idle(5)
     calls.clear()
-    direct = make_one_kind()
-    far = make_one_kind(url=proxy.url, group_max_size=2, lease_time=30, sink=CallableSink(deliver))
+    direct = make()
+    far = make(url=proxy.url, group_max_size=2, lease_time=30, sink=CallableSink(deliver))
     with far:
         await_led(direct)
         loss = proxy.lose_reply("commit")
@@ -327,9 +334,7 @@ def test_a_function_as_the_queue_is_called_once_when_the_commit_reply_gets_lost(
     assert direct.stats().batches_flushed == 1
 
 
-def test_a_slow_merge_does_not_hold_up_what_a_lost_reply_had_claimed(
-    make_one_kind: Make, proxy: Proxy
-) -> None:
+def test_batches_of_a_lost_claim_do_not_wait_for_a_slow_merge(make: Make, proxy: Proxy) -> None:
     began, go_on = threading.Event(), threading.Event()
 
     def merge(group: str, tasks: list[Task]) -> Task:
@@ -338,10 +343,8 @@ def test_a_slow_merge_does_not_hold_up_what_a_lost_reply_had_claimed(
             assert go_on.wait(20)
         return Task("merged", {"payloads": [task.payload for task in tasks]})
 
-    far = make_one_kind(
-        url=proxy.url, group_max_size=2, lease_time=30, partitions=1, group_aggregator=merge
-    )
-    direct = make_one_kind(group_max_size=2, partitions=1)
+    far = make(url=proxy.url, group_max_size=2, lease_time=30, partitions=1, group_aggregator=merge)
+    direct = make(group_max_size=2, partitions=1)
     with far:
         direct.add_tasks(numbered("slow", 2))
         assert began.wait(5)
@@ -355,10 +358,10 @@ def test_a_slow_merge_does_not_hold_up_what_a_lost_reply_had_claimed(
         await_batches(direct, 4, timeout=PROMPTLY)
 
 
-def test_a_merge_in_hand_when_a_claim_reply_gets_lost_is_not_lost_either(
-    make_one_kind: Make, proxy: Proxy
+def test_a_merge_that_runs_when_the_reply_to_a_claim_is_lost_is_committed(
+    make: Make, proxy: Proxy
 ) -> None:
-    """The leader starts anew because it does not know what it claimed; the rest goes on."""
+    """The leader recalls what it may have claimed; what it merges is not affected."""
     began, go_on = threading.Event(), threading.Event()
 
     def merge(group: str, tasks: list[Task]) -> Task:
@@ -367,18 +370,17 @@ def test_a_merge_in_hand_when_a_claim_reply_gets_lost_is_not_lost_either(
             assert go_on.wait(10)
         return Task("merged", {"payloads": [task.payload for task in tasks]})
 
-    far = make_one_kind(
-        url=proxy.url, group_max_size=2, lease_time=30, partitions=1, group_aggregator=merge
-    )
-    direct = make_one_kind(group_max_size=2, partitions=1)
+    far = make(url=proxy.url, group_max_size=2, lease_time=30, partitions=1, group_aggregator=merge)
+    direct = make(group_max_size=2, partitions=1)
     with far:
         direct.add_tasks(numbered("slow", 2))
         assert began.wait(5)
-        loss = proxy.lose_reply("claim")
+        loss, recall = proxy.lose_reply("claim"), proxy.hold("recall", replies=True)
         direct.add_tasks(numbered("quick", 6))
         loss.wait(5)
-        time.sleep(0.1)
+        wait_until(lambda: recall.count, timeout=5, what="the leader recalls its claims")
         go_on.set()
+        recall.release()
         await_batches(direct, 4, timeout=PROMPTLY)
         assert direct.wait_until_idle(1)
     batches = enqueued(direct)

@@ -1,4 +1,4 @@
-"""What the merge function gets, and what becomes of each thing that it may do."""
+"""The arguments of the merge function, and the effect of each kind of result and failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ from redisagg import Task
 from redisagg.config import GroupAggregator
 from redisagg.sinks import EnqueuedBatch
 from tests.support.aggregators import Make
-from tests.support.tasks import await_batches, await_dead, await_led, enqueued, numbered, payloads
+from tests.support.servers import wait_until
+from tests.support.tasks import (
+    await_asleep,
+    await_batches,
+    await_dead,
+    await_led,
+    await_server_ms,
+    enqueued,
+    lease_expiries,
+    numbered,
+    payloads,
+)
 
 
 def nothing(group: str, tasks: list[Task]) -> None:
@@ -26,7 +37,7 @@ def nothing(group: str, tasks: list[Task]) -> None:
 
 
 async def nothing_later(group: str, tasks: list[Task]) -> None:
-    await asyncio.sleep(0)
+    return None
 
 
 def boom(group: str, tasks: list[Task]) -> Task:
@@ -43,16 +54,6 @@ def junk(group: str, tasks: list[Task]) -> Any:
 
 async def junk_later(group: str, tasks: list[Task]) -> Any:
     return [Task("one", 1), 2]
-
-
-def slow(group: str, tasks: list[Task]) -> Task:
-    time.sleep(1.0)
-    return Task("late", None)
-
-
-async def slow_later(group: str, tasks: list[Task]) -> Task:
-    await asyncio.sleep(30)
-    return Task("late", None)
 
 
 def test_the_merge_function_gets_the_group_and_its_tasks_as_they_were_added(make: Make) -> None:
@@ -81,7 +82,7 @@ def test_the_merge_function_gets_the_group_and_its_tasks_as_they_were_added(make
 
 
 class _Calls:
-    """Objects that are merge functions too."""
+    """An object that is a merge function."""
 
     def __init__(self) -> None:
         self.threads: set[str] = set()
@@ -122,7 +123,7 @@ def test_all_kinds_of_functions_merge(make: Make, merge: GroupAggregator, type_:
 
 
 @pytest.mark.parametrize("merge", [nothing, nothing_later])
-def test_merging_to_none_enqueues_nothing_and_is_done(
+def test_a_merge_that_returns_none_enqueues_nothing_and_counts_as_flushed(
     make: Make, merge: GroupAggregator, sync_redis: redis.Redis
 ) -> None:
     agg = make(group_aggregator=merge, group_max_size=2)
@@ -165,21 +166,30 @@ def test_a_merge_that_fails_each_time_ends_among_the_dead_letters(
     assert agg.get_entries() == {}
 
 
-@pytest.mark.parametrize("merge", [slow, slow_later])
-def test_a_merge_beyond_its_time_has_failed_and_holds_nobody_up(
-    make: Make, merge: GroupAggregator
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_merge_beyond_merge_timeout_has_failed_and_gives_its_slot_back(
+    make: Make, sync_redis: redis.Redis, kind: str
 ) -> None:
-    def merge_a_slowly(group: str, tasks: list[Task]) -> Any:
-        return merge(group, tasks) if group == "slow" else Task("quick", group)
+    end = threading.Event()
+    ended: list[str] = []
 
-    async def merge_a_slowly_later(group: str, tasks: list[Task]) -> Any:
-        merging: Any = merge_a_slowly(group, tasks)
-        return await merging if group == "slow" else merging
+    def plain(group: str, tasks: list[Task]) -> Task:
+        if group == "slow":
+            end.wait(20)
+            ended.append(group)
+        return Task("merged", group)
 
-    function: Any = merge_a_slowly if merge is slow else merge_a_slowly_later
-    # One slot only: the timed-out merge must give it back, even if its thread sleeps on.
+    async def later(group: str, tasks: list[Task]) -> Task:
+        if group == "slow":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(group)
+        return Task("merged", group)
+
+    # With one slot only, the other group is merged if the thread of a late merge does not keep it.
     agg = make(
-        group_aggregator=function,
+        group_aggregator=plain if kind == "plain" else later,
         group_max_size=2,
         merge_timeout=0.2,
         max_attempts=2,
@@ -192,7 +202,10 @@ def test_a_merge_beyond_its_time_has_failed_and_holds_nobody_up(
         [letter] = await_dead(agg)
         assert "MergeTimeout" in letter.error
         assert "0.2" in letter.error
-        time.sleep(1.0)  # what a late thread returns in the end is for nobody
+        end.set()
+        wait_until(lambda: len(ended) == 2, timeout=5, what="both late merges have ended")
+        await_asleep(sync_redis)
+    # Nobody takes the result of a late merge.
     assert [batch.group for batch in enqueued(agg)] == ["other"]
     assert agg.stats().dead == 2
 
@@ -206,7 +219,7 @@ def exits(group: str, tasks: list[Task]) -> Task:
 
 
 @pytest.mark.parametrize("merge", [cancels_itself, exits])
-def test_a_merge_that_raises_no_exception_proper_has_failed_too(
+def test_a_merge_that_raises_a_base_exception_has_failed(
     make: Make, merge: GroupAggregator
 ) -> None:
     agg = make(group_aggregator=merge, group_max_size=1, max_attempts=1, shutdown_timeout=1)
@@ -254,25 +267,32 @@ def test_a_result_that_the_queue_cannot_carry_is_a_failed_merge(make: Make) -> N
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_as_many_merges_as_configured_run_at_a_time(make: Make, kind: str) -> None:
-    running: set[str] = set()
-    peak: list[int] = []
+    running = peak = 0
+    full, full_later = threading.Event(), asyncio.Event()
     lock = threading.Lock()
 
-    def begin(group: str) -> None:
+    def change(by: int) -> None:
+        nonlocal running, peak
         with lock:
-            running.add(group)
-            peak.append(len(running))
+            running += by
+            peak = max(peak, running)
+            if running == 3:
+                full.set()
 
     def plain(group: str, tasks: list[Task]) -> Task:
-        begin(group)
-        time.sleep(0.1)
-        running.discard(group)
+        change(1)
+        assert full.wait(10)
+        time.sleep(0.01)  # a fourth merge would begin meanwhile
+        change(-1)
         return Task("merged")
 
     async def later(group: str, tasks: list[Task]) -> Task:
-        begin(group)
-        await asyncio.sleep(0.1)
-        running.discard(group)
+        change(1)
+        if full.is_set():
+            full_later.set()
+        await asyncio.wait_for(full_later.wait(), 10)
+        await asyncio.sleep(0.01)  # a fourth merge would begin meanwhile
+        change(-1)
         return Task("merged")
 
     agg = make(
@@ -281,16 +301,16 @@ def test_as_many_merges_as_configured_run_at_a_time(make: Make, kind: str) -> No
     with agg:
         agg.add_tasks(Task("test", n, f"g{n}") for n in range(12))
         await_batches(agg, 12)
-    assert max(peak) == 3
+    assert peak == 3
 
 
-def test_a_plain_merge_keeps_neither_loop_nor_leases_waiting(make: Make) -> None:
-    """A merge longer than the lease: the lease is renewed meanwhile, the batch merged once."""
+def test_leases_are_renewed_while_a_plain_merge_runs(make: Make, sync_redis: redis.Redis) -> None:
+    """A merge takes longer than the lease time, and its batch is merged once."""
     calls: list[str] = []
 
     def merge(group: str, tasks: list[Task]) -> Task:
         calls.append(group)
-        time.sleep(1.5)
+        await_server_ms(sync_redis, max(lease_expiries(sync_redis)))
         return Task("merged")
 
     agg = make(group_aggregator=merge, group_max_size=1, lease_time=0.6)
@@ -303,13 +323,13 @@ def test_a_plain_merge_keeps_neither_loop_nor_leases_waiting(make: Make) -> None
     assert calls == ["a"]
 
 
-def test_a_merge_may_add_tasks_to_another_aggregator(make: Make) -> None:
-    second = make(name="second", group_max_size=2)
+def test_a_merge_may_add_tasks_to_another_aggregator(make_both: Make) -> None:
+    second = make_both(name="second", group_max_size=2)
 
     def merge(group: str, tasks: list[Task]) -> None:
         second.add_task(Task("digest", group, "all"))
 
-    first = make(name="first", group_max_size=1, group_aggregator=merge)
+    first = make_both(name="first", group_max_size=1, group_aggregator=merge)
     with first, second:
         first.add_tasks([Task("test", 0, "x"), Task("test", 0, "y")])
         await_batches(second, 1)

@@ -1,4 +1,4 @@
-"""Merges in worker processes: for what is heavy on the CPU, or may take its process with it."""
+"""Merges in worker processes, for merge functions that need much CPU or may crash."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_batches, await_dead, await_led, enqueued, numbered, payloads
 
-# The functions are at the top of the module, since a worker process has to import them.
+# These functions are at the top of the module because a worker process has to import them.
 
 
 def merge(group: str, tasks: list[Task]) -> Task:
-    """By process id."""
+    """Merges as the default function does, and adds the process id."""
     return Task("merged", {"payloads": [task.payload for task in tasks], "by": os.getpid()})
 
 
 def spin(group: str, tasks: list[Task]) -> Task:
-    """A core's time, and never lets go of the interpreter's lock for long."""
-    end = time.process_time() + 0.4
+    """Uses 0.2 s of CPU time and hardly releases the interpreter lock."""
+    end = time.process_time() + 0.2
     while time.process_time() < end:
         pass
     return merge(group, tasks)
 
 
 def misbehave(group: str, tasks: list[Task]) -> Any:
-    """Does what its group says."""
+    """Fails in the way that its group names; ``hangs`` creates the file in its payload first."""
     if group == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if group == "exits":
         os._exit(0)
     if group == "hangs":
-        time.sleep(60)
+        Path(tasks[0].payload).touch()
+        threading.Event().wait()
     if group == "raises":
         raise ValueError("no way")
     if group == "junk":
@@ -54,7 +55,7 @@ def misbehave(group: str, tasks: list[Task]) -> Any:
 
 
 class Unpicklable(Exception):
-    """An error that can't leave its process."""
+    """An error that can't be sent to another process."""
 
 
 def test_merges_run_in_other_processes(make: Make) -> None:
@@ -67,18 +68,16 @@ def test_merges_run_in_other_processes(make: Make) -> None:
     assert os.getpid() not in {batch.payload["by"] for batch in batches}
 
 
-def test_only_the_guilty_batch_fails(make_one_kind: Make) -> None:
-    agg = make_one_kind(
+def test_only_the_batch_fails_whose_merge_does(make: Make) -> None:
+    agg = make(
         group_aggregator=misbehave,
         executor="process",
         group_max_size=2,
         max_attempts=1,
-        merge_timeout=2.0,
     )
     errors = {
         "killed": "ended its process",
         "exits": "ended its process",
-        "hangs": "MergeTimeout",
         "raises": "ValueError: no way",
         "junk": "returned set",
         "unpicklable": "Unpicklable",
@@ -98,8 +97,24 @@ def test_only_the_guilty_batch_fails(make_one_kind: Make) -> None:
     assert "in misbehave" in raised.traceback
 
 
-def test_a_heavy_merge_leaves_the_leases_alone(make_one_kind: Make) -> None:
-    agg = make_one_kind(
+def test_a_merge_that_hangs_is_killed_after_merge_timeout(make: Make, tmp_path: Path) -> None:
+    agg = make(
+        group_aggregator=misbehave,
+        executor="process",
+        group_max_size=1,
+        max_attempts=1,
+        merge_timeout=2.0,  # the start of a worker process counts
+    )
+    began = tmp_path / "began"
+    with agg:
+        agg.add_task(Task("test", str(began), "hangs"))
+        [letter] = await_dead(agg, timeout=20)
+    assert letter.group_key == "hangs"
+    assert "MergeTimeout" in letter.error
+
+
+def test_leases_are_renewed_while_heavy_merges_run(make: Make) -> None:
+    agg = make(
         group_aggregator=spin, executor="process", group_max_size=2, lease_time=0.5, partitions=1
     )
     with agg:
@@ -111,8 +126,8 @@ def test_a_heavy_merge_leaves_the_leases_alone(make_one_kind: Make) -> None:
     assert payloads(enqueued(agg)) == list(range(8))
 
 
-def test_a_stop_leaves_no_process_behind(make_one_kind: Make) -> None:
-    agg = make_one_kind(
+def test_a_stop_leaves_no_process_behind(make: Make, tmp_path: Path) -> None:
+    agg = make(
         group_aggregator=misbehave,
         executor="process",
         group_max_size=1,
@@ -122,8 +137,9 @@ def test_a_stop_leaves_no_process_behind(make_one_kind: Make) -> None:
     agg.add_task(Task("test", 0, "fine"))
     await_batches(agg, 1, timeout=20)
     [by] = [batch.payload["by"] for batch in enqueued(agg)]
-    agg.add_task(Task("test", 0, "hangs"))
-    time.sleep(0.3)
+    began = tmp_path / "began"
+    agg.add_task(Task("test", str(began), "hangs"))
+    wait_until(began.exists, timeout=10, what="the merge has begun")
     start = time.monotonic()
     agg.stop()
     assert time.monotonic() - start < 5
@@ -131,7 +147,7 @@ def test_a_stop_leaves_no_process_behind(make_one_kind: Make) -> None:
 
 
 class LockedSink(BlockingSink):
-    """Holds what can't be pickled once it is open, as clients do."""
+    """Holds an object that can't be pickled once it is open, as clients do."""
 
     opened = 0
 
@@ -139,18 +155,18 @@ class LockedSink(BlockingSink):
         self._lock: Any = None
 
     async def open(self, context: SinkContext) -> None:
-        await asyncio.sleep(0.05)  # for others to come in
+        await asyncio.sleep(0.05)  # other deliveries begin meanwhile, and must not open it again
         self._lock = threading.Lock()
         LockedSink.opened += 1
 
     def deliver_blocking(self, batch: MergedTask) -> None:
         with self._lock:
-            time.sleep(0.001)
+            pass
 
 
-def test_an_open_sink_does_not_keep_workers_from_being_started(make_one_kind: Make) -> None:
+def test_an_open_sink_does_not_keep_workers_from_being_started(make: Make) -> None:
     LockedSink.opened = 0
-    agg = make_one_kind(
+    agg = make(
         sink=LockedSink(),
         group_aggregator=misbehave,
         executor="process",
@@ -160,7 +176,7 @@ def test_an_open_sink_does_not_keep_workers_from_being_started(make_one_kind: Ma
     with agg:
         agg.add_tasks(Task("test", n, f"g{n}") for n in range(10))
         assert agg.wait_until_idle(20)
-        agg.add_task(Task("test", 0, "killed"))  # takes all worker processes with it
+        agg.add_task(Task("test", 0, "killed"))  # the pool ends all worker processes then
         await_dead(agg, 1, timeout=20)
         agg.add_tasks(Task("test", n, f"g{n}") for n in range(10))
         assert agg.wait_until_idle(20)
@@ -168,13 +184,13 @@ def test_an_open_sink_does_not_keep_workers_from_being_started(make_one_kind: Ma
     assert LockedSink.opened == 1
 
 
-def test_what_processes_can_not_be_given_is_refused(make: Make) -> None:
-    with pytest.raises(InvalidConfig, match="importable"):
+def test_functions_that_can_not_be_imported_are_refused(make: Make) -> None:
+    with pytest.raises(InvalidConfig, match="top level of a module"):
         make(executor="process", group_aggregator=lambda group, tasks: None)
-    with pytest.raises(InvalidConfig, match="importable"):
+    with pytest.raises(InvalidConfig, match="top level of a module"):
         make(executor="process", sink=CallableSink(lambda task, batch_id: None))
 
 
-def test_another_executor_is_refused(make: Make) -> None:
+def test_an_unknown_executor_is_refused(make: Make) -> None:
     with pytest.raises(InvalidConfig):
         make(executor="magic")

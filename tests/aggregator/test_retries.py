@@ -1,4 +1,4 @@
-"""Batches that fail: their retries, and their life as dead letters."""
+"""Batches that fail: their retries, and what can be done with dead letters."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import threading
 import time
 
 import pytest
+import redis
 
 from redisagg import Task
 from redisagg.errors import UnknownBatch
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
-from tests.support.tasks import await_batches, await_dead, enqueued, numbered, payloads
+from tests.support.tasks import (
+    await_asleep,
+    await_batches,
+    await_dead,
+    enqueued,
+    numbered,
+    payloads,
+)
 
 
 class FailsAtFirst:
-    """A merge function that fails so many times for each group, and notes when it was called."""
+    """A merge function that fails a number of times for each group and records its calls."""
 
     def __init__(self, failures: int) -> None:
         self.calls: list[tuple[str, float]] = []
@@ -38,8 +46,8 @@ def test_a_batch_is_tried_again_with_growing_delays_up_to_a_limit(make: Make) ->
         group_aggregator=merge,
         group_max_size=1,
         max_attempts=5,
-        retry_delay=0.2,
-        retry_max_delay=0.5,
+        retry_delay=0.1,
+        retry_max_delay=0.25,
     )
     with agg:
         agg.add_task(Task("test", 0, "a"))
@@ -47,7 +55,7 @@ def test_a_batch_is_tried_again_with_growing_delays_up_to_a_limit(make: Make) ->
     times = merge.times("a")
     gaps = [after - before for before, after in itertools.pairwise(times)]
     # Doubled each time with up to `retry_delay` of jitter, and never more than the limit.
-    for gap, least, most in zip(gaps, (0.2, 0.4, 0.5, 0.5), (0.4, 0.5, 0.5, 0.5), strict=True):
+    for gap, least, most in zip(gaps, (0.1, 0.2, 0.25, 0.25), (0.2, 0.25, 0.25, 0.25), strict=True):
         assert least - 0.01 <= gap <= most + 0.4
     assert payloads(enqueued(agg)) == [0]
     assert agg.stats().dead == 0
@@ -56,7 +64,7 @@ def test_a_batch_is_tried_again_with_growing_delays_up_to_a_limit(make: Make) ->
 def test_a_batch_in_retry_can_be_seen_and_keeps_its_id(make: Make) -> None:
     merge = FailsAtFirst(1)
     agg = make(
-        group_aggregator=merge, group_max_size=2, retry_delay=1.0, retry_max_delay=1.0, partitions=3
+        group_aggregator=merge, group_max_size=2, retry_delay=0.7, retry_max_delay=0.7, partitions=3
     )
     with agg:
         added = numbered("a", 2)
@@ -66,7 +74,7 @@ def test_a_batch_in_retry_can_be_seen_and_keeps_its_id(make: Make) -> None:
         assert (batch.group_key, batch.size, batch.attempts, batch.state) == ("a", 2, 1, "retry")
         assert "attempt 1" in batch.error
         assert batch.until is not None
-        assert 0 < batch.until - batch.claimed_at <= 1.5
+        assert 0 < batch.until - batch.claimed_at <= 1.2
         assert batch.tasks is not None
         assert [stored.task for stored in batch.tasks] == added
         stats = agg.stats()
@@ -94,14 +102,14 @@ def test_a_retry_survives_the_flusher(make: Make) -> None:
     assert len(merge.calls) == 2
 
 
-def test_a_requeued_dead_letter_is_the_same_batch_with_a_new_life(make: Make) -> None:
+def test_a_requeued_dead_letter_keeps_its_batch_id_and_counts_attempts_anew(make: Make) -> None:
     merge = FailsAtFirst(3)
     agg = make(group_aggregator=merge, group_max_size=2, max_attempts=2)
     with agg:
         agg.add_tasks(numbered("a", 2))
         [letter] = await_dead(agg)
         assert agg.requeue_dead_letter(letter.batch_id) == 2
-        # Its attempts count anew: it fails once more and then passes.
+        # It fails once more and then passes.
         await_batches(agg, 1)
         assert agg.wait_until_idle(5)
         stats = agg.stats()
@@ -161,10 +169,12 @@ def test_a_batch_that_is_buried_makes_way_for_the_rest_of_its_group(make: Make) 
     assert payloads(enqueued(agg)) == [2, 3, 4, 5, 6]
 
 
-def test_a_dead_letter_requeued_in_mid_merge_goes_first_and_harms_nobody(make: Make) -> None:
-    """The one in hand finds another batch before it when it comes to be committed."""
+def test_a_dead_letter_requeued_during_a_merge_is_enqueued_before_it(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    """The batch in flight finds another one before it when it is committed."""
     dead_once = threading.Event()
-    in_hand, go_on = threading.Event(), threading.Event()
+    in_flight, go_on = threading.Event(), threading.Event()
 
     def merge(group: str, tasks: list[Task]) -> Task:
         numbers = [task.payload for task in tasks]
@@ -172,7 +182,7 @@ def test_a_dead_letter_requeued_in_mid_merge_goes_first_and_harms_nobody(make: M
             dead_once.set()
             raise RuntimeError("once")
         if numbers[0] == 2:
-            in_hand.set()
+            in_flight.set()
             assert go_on.wait(10)
         return Task("merged", {"payloads": numbers})
 
@@ -181,9 +191,9 @@ def test_a_dead_letter_requeued_in_mid_merge_goes_first_and_harms_nobody(make: M
         agg.add_tasks(numbered("a", 2))
         [letter] = await_dead(agg)
         agg.add_tasks(numbered("a", 5, start=2))
-        assert in_hand.wait(5)
+        assert in_flight.wait(5)
         agg.requeue_dead_letter(letter.batch_id)
-        time.sleep(0.1)
+        await_asleep(sync_redis)
         go_on.set()
         agg.flush("a")
         await_batches(agg, 4)

@@ -1,11 +1,11 @@
-"""Sinks that fail: retried apart from merges, and left alone while they are down."""
+"""Sinks that fail: retries do not repeat merges, and breakers stop calls while a sink is down."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.tasks import await_dead, enqueued, numbered
 
 
 class Counting:
-    """A merge function that notes its calls: by group and first payload."""
+    """A merge function that counts its calls by group and first payload."""
 
     def __init__(self) -> None:
         self.calls = Counter[tuple[str, Any]]()
@@ -44,7 +44,7 @@ class CountingLater(Counting):
 
 
 def merge_into_file(group: str, tasks: list[Task]) -> Task:
-    """For worker processes: notes its calls in the file that is named by the payload."""
+    """For worker processes: writes its calls to the file that the payload names."""
     path, _ = tasks[0].payload
     with open(path, "a") as file:
         file.write(f"{tasks[0].payload[1]}\n")
@@ -52,7 +52,7 @@ def merge_into_file(group: str, tasks: list[Task]) -> Task:
 
 
 class Failing(DeliverySink):
-    """Fails as long as it is told to, or so many times for each batch; notes what it got."""
+    """Fails while `down`, for the groups in `poison`, and a number of times for each batch."""
 
     def __init__(self, times: int = 0) -> None:
         self.down = False
@@ -70,6 +70,20 @@ class Failing(DeliverySink):
 
     def payloads(self) -> list[Any]:
         return [payload for batch in self.delivered for payload in batch.task.payload]
+
+
+@pytest.fixture
+def await_probes(caplog: pytest.LogCaptureFixture) -> Callable[[int], None]:
+    """Waits until breakers have been half open a number of times since the test began."""
+    caplog.set_level("INFO", "redisagg")
+
+    def await_probes(count: int) -> None:
+        def probed() -> bool:
+            return sum("is tried again" in line for line in caplog.messages) >= count
+
+        wait_until(probed, what=f"a breaker was half open {count} times")
+
+    return await_probes
 
 
 def records(client: redis.Redis, partitions: int = 2) -> Iterator[BatchRecord]:
@@ -97,12 +111,10 @@ def test_a_failing_sink_gets_the_same_merged_task_again_and_nothing_is_merged_ag
     assert first.task.options == {"o": [1, 2]}
 
 
-def test_merges_in_processes_are_not_repeated_either(make_one_kind: Make, tmp_path: Path) -> None:
+def test_merges_in_processes_are_not_repeated_either(make: Make, tmp_path: Path) -> None:
     sink = Failing(times=2)
     noted = tmp_path / "calls"
-    agg = make_one_kind(
-        sink=sink, group_aggregator=merge_into_file, executor="process", group_max_size=1
-    )
+    agg = make(sink=sink, group_aggregator=merge_into_file, executor="process", group_max_size=1)
     with agg:
         agg.add_tasks(Task("test", (str(noted), n), "a") for n in range(3))
         assert agg.wait_until_idle(30)
@@ -110,7 +122,7 @@ def test_merges_in_processes_are_not_repeated_either(make_one_kind: Make, tmp_pa
     assert sorted(noted.read_text().split()) == ["0", "1", "2"]
 
 
-def test_what_was_merged_outlives_the_flusher(make: Make, sync_redis: redis.Redis) -> None:
+def test_a_merged_task_is_kept_when_its_flusher_stops(make: Make, sync_redis: redis.Redis) -> None:
     merge, sink = Counting(), Failing()
     first, second = (
         make(sink=sink, group_aggregator=merge, group_max_size=2, retry_delay=0.3) for _ in range(2)
@@ -130,13 +142,13 @@ def test_what_was_merged_outlives_the_flusher(make: Make, sync_redis: redis.Redi
     assert len(sink.tried) == 1
 
 
-def test_merges_under_way_behind_a_failing_delivery_are_not_repeated(make: Make) -> None:
+def test_merges_that_run_behind_a_failing_delivery_are_not_repeated(make: Make) -> None:
     """The first batch fails while those behind it are being merged."""
     merge, sink = Counting(), Failing(times=2)
 
     def slow(group: str, tasks: list[Task]) -> Task:
         if tasks[0].payload:
-            time.sleep(0.2)
+            wait_until(lambda: sink.tried, what="the delivery of the first batch has failed")
         return merge(group, tasks)
 
     agg = make(sink=sink, group_aggregator=slow, group_max_size=1, concurrency=4)
@@ -147,7 +159,7 @@ def test_merges_under_way_behind_a_failing_delivery_are_not_repeated(make: Make)
     assert merge.calls == {("a", n): 1 for n in range(8)}
 
 
-def test_a_queue_of_a_foreign_type_that_is_mended_gets_what_was_merged(
+def test_a_queue_key_of_another_type_that_is_deleted_gets_the_merged_tasks(
     make: Make, sync_redis: redis.Redis
 ) -> None:
     merge = Counting()
@@ -157,7 +169,7 @@ def test_a_queue_of_a_foreign_type_that_is_mended_gets_what_was_merged(
         agg.add_tasks([*numbered("a", 3), *numbered("b", 1)])
         wait_until(
             lambda: [record.merged != b"" for record in records(sync_redis)] == [True] * 4,
-            what="all that was merged is stored",
+            what="all merged tasks are stored",
         )
         sync_redis.delete("queue")
         assert agg.wait_until_idle(10)
@@ -166,7 +178,7 @@ def test_a_queue_of_a_foreign_type_that_is_mended_gets_what_was_merged(
     assert merge.calls == dict.fromkeys(found, 1)
 
 
-def test_of_several_merged_tasks_only_those_are_sent_again_that_did_not_arrive(make: Make) -> None:
+def test_merged_tasks_of_a_batch_that_were_delivered_are_not_sent_again(make: Make) -> None:
     calls: list[str] = []
     arrived: list[str] = []
     failures = 2
@@ -190,7 +202,7 @@ def test_of_several_merged_tasks_only_those_are_sent_again_that_did_not_arrive(m
     assert arrived == ["first -1", "second -2", "third -3"]
 
 
-def test_attempts_of_the_sink_are_counted_apart(make: Make) -> None:
+def test_attempts_of_merge_and_sink_are_counted_apart(make: Make) -> None:
     merges = 0
 
     def merge(group: str, tasks: list[Task]) -> Task:
@@ -231,7 +243,7 @@ def test_a_batch_whose_sink_always_fails_is_buried_and_merged_anew_when_requeued
     assert sink.payloads() == [0, 1]
 
 
-def test_a_sink_that_can_not_write_a_task_fails_apart_from_the_merge(make: Make) -> None:
+def test_a_task_that_a_sink_can_not_write_is_merged_once_and_opens_no_breaker(make: Make) -> None:
     merge = Counting()
 
     class Picky(StreamSink):
@@ -240,13 +252,13 @@ def test_a_sink_that_can_not_write_a_task_fails_apart_from_the_merge(make: Make)
 
     agg = make(sink=Picky("queue"), group_aggregator=merge, group_max_size=1, max_attempts=2)
     with agg:
-        # More than a breaker needs: it is not the queue that fails.
+        # More failures than open a breaker, but the queue has not failed.
         agg.add_tasks(Task("test", 0, f"g{n}") for n in range(10))
         await_dead(agg, 10)
     assert set(merge.calls.values()) == {1}
 
 
-def test_what_can_not_be_packed_is_a_failure_of_the_merge(make: Make) -> None:
+def test_a_result_that_can_not_be_packed_is_a_failure_of_the_merge(make: Make) -> None:
     calls: list[str] = []
     sink = Failing()
 
@@ -281,8 +293,10 @@ def test_undecodable_tasks_are_set_aside_once_although_the_sink_fails_first(
 
 
 @pytest.mark.parametrize("fails", [2, 3])
-def test_much_that_was_merged_goes_back_in_order(make: Make, fails: int) -> None:
-    """More than one call carries: 20 batches of 200 KB behind one that fails, or is buried."""
+def test_more_merged_tasks_than_one_call_carries_are_given_back_in_order(
+    make: Make, fails: int
+) -> None:
+    """20 batches of 200 KB wait behind one that fails, or is buried."""
     merge, sink = Counting(), Failing()
 
     def large(group: str, tasks: list[Task]) -> Task:
@@ -292,7 +306,7 @@ def test_much_that_was_merged_goes_back_in_order(make: Make, fails: int) -> None
     def deliver(task: Task, batch_id: str) -> None:
         sink.tried[batch_id] += 1
         if task.payload[0] == 0:
-            time.sleep(0.5)  # until all are merged
+            wait_until(lambda: len(merge.calls) == 20, what="all batches are merged")
             if sink.tried[batch_id] <= fails:
                 raise ConnectionError("for now")
         sink.delivered.append(MergedTask(batch_id, "a", 1, task))
@@ -316,8 +330,8 @@ def test_much_that_was_merged_goes_back_in_order(make: Make, fails: int) -> None
 # --- breakers -----------------------------------------------------------------------------------
 
 
-def test_a_sink_that_is_down_costs_no_batch_its_attempts_and_stops_the_merges(
-    make: Make, sync_redis: redis.Redis
+def test_a_sink_that_is_down_stops_the_merges_and_costs_no_attempts(
+    make: Make, await_probes: Callable[[int], None]
 ) -> None:
     merge, sink = Counting(), Failing()
     sink.down = True
@@ -326,13 +340,13 @@ def test_a_sink_that_is_down_costs_no_batch_its_attempts_and_stops_the_merges(
         group_aggregator=merge,
         group_max_size=2,
         max_attempts=2,
-        retry_delay=0.2,
-        retry_max_delay=0.5,
+        retry_delay=0.1,
+        retry_max_delay=0.3,
     )
     with agg:
         for start in range(0, 20, 2):
             agg.add_tasks(task for n in range(200) for task in numbered(f"g{n}", 2, start=start))
-        time.sleep(3)
+        await_probes(3)
         stats = agg.stats()
         assert (stats.dead, stats.flushed) == (0, 0)
         assert sum(merge.calls.values()) < 400  # of 2,000
@@ -347,8 +361,8 @@ def test_a_sink_that_is_down_costs_no_batch_its_attempts_and_stops_the_merges(
         assert mine == [[k, k + 1] for k in range(0, 20, 2)]
 
 
-def test_a_queue_of_a_foreign_type_stops_the_merges_too(
-    make: Make, sync_redis: redis.Redis
+def test_a_queue_key_of_another_type_stops_the_merges(
+    make: Make, sync_redis: redis.Redis, await_probes: Callable[[int], None]
 ) -> None:
     merge = Counting()
     sync_redis.set("queue", "foreign")
@@ -357,12 +371,12 @@ def test_a_queue_of_a_foreign_type_stops_the_merges_too(
         group_aggregator=merge,
         group_max_size=1,
         max_attempts=2,
-        retry_delay=0.2,
-        retry_max_delay=0.5,
+        retry_delay=0.1,
+        retry_max_delay=0.3,
     )
     agg.add_tasks(Task("test", n, f"g{n}") for n in range(1_000))
     with agg:
-        time.sleep(3)
+        await_probes(3)
         assert agg.stats().dead == 0
         assert sum(merge.calls.values()) < 700
         sync_redis.delete("queue")
@@ -371,14 +385,14 @@ def test_a_queue_of_a_foreign_type_stops_the_merges_too(
     assert set(merge.calls.values()) == {1}
 
 
-def test_what_is_claimed_but_not_merged_when_a_sink_goes_down_goes_back_unmerged(
-    make: Make,
+def test_claimed_batches_are_given_back_unmerged_when_a_sink_goes_down(
+    make: Make, await_probes: Callable[[int], None]
 ) -> None:
     counting, sink = Counting(), Failing()
     sink.down = True
 
     def slow(group: str, tasks: list[Task]) -> Task:
-        time.sleep(0.05)
+        time.sleep(0.02)  # so that the breaker opens before all batches are merged
         return counting(group, tasks)
 
     agg = make(
@@ -387,13 +401,13 @@ def test_what_is_claimed_but_not_merged_when_a_sink_goes_down_goes_back_unmerged
         group_max_size=1,
         max_attempts=2,
         concurrency=8,
-        retry_delay=1,
-        retry_max_delay=2,
+        retry_delay=0.2,
+        retry_max_delay=0.4,
     )
     agg.add_tasks(Task("test", n, f"g{n}") for n in range(400))
     with agg:
-        time.sleep(3)
-        assert sum(counting.calls.values()) < 100  # time enough for all that was claimed
+        await_probes(3)  # after 1 s, in which all 400 could be merged
+        assert sum(counting.calls.values()) < 100
         sink.down = False
         assert agg.wait_until_idle(30)
         assert agg.stats().dead == 0
@@ -401,7 +415,9 @@ def test_what_is_claimed_but_not_merged_when_a_sink_goes_down_goes_back_unmerged
     assert set(counting.calls.values()) == {1}
 
 
-def test_one_poisonous_batch_is_buried_while_the_others_flow(make: Make) -> None:
+def test_a_batch_that_its_sink_always_refuses_is_buried_and_the_others_are_delivered(
+    make: Make,
+) -> None:
     merge, sink = Counting(), Failing()
     sink.poison = {"poison"}
     agg = make(
@@ -420,25 +436,30 @@ def test_one_poisonous_batch_is_buried_while_the_others_flow(make: Make) -> None
     assert merge.calls["poison", -1] == 1
 
 
-def test_many_poisonous_batches_can_not_hide_that_the_sink_works(make: Make) -> None:
-    """All that was tried fails for ever; a batch that comes later finds the sink working."""
+def test_many_batches_that_their_sink_always_refuses_do_not_keep_its_breaker_open(
+    make: Make, await_probes: Callable[[int], None]
+) -> None:
+    """All batches that were tried fail for ever, and a later one finds that the sink works."""
     sink = Failing()
     sink.poison = {f"poison{n}" for n in range(12)}
     agg = make(sink=sink, group_aggregator=Counting(), group_max_size=1, max_attempts=2)
     with agg:
         agg.add_tasks(Task("test", 0, group) for group in sorted(sink.poison))
-        time.sleep(1)
+        wait_until(lambda: len(sink.tried) == 12, what="all of them were tried")
+        await_probes(2)
         added = 0
         while agg.stats().batches_dead < 12:
             assert added < 400
             agg.add_task(Task("test", added, "good"))
             added += 1
-            time.sleep(0.05)
+            time.sleep(0.02)  # the breaker lets few batches through at a time
         assert agg.wait_until_idle(10)
     assert sink.payloads() == list(range(added))
 
 
-def test_of_two_sinks_the_one_that_works_goes_on(make: Make) -> None:
+def test_a_sink_that_works_goes_on_beside_one_that_is_down(
+    make: Make, await_probes: Callable[[int], None]
+) -> None:
     merge = Counting()
     sinks = {"down": Failing(), "up": Failing()}
     sinks["down"].down = True
@@ -452,14 +473,17 @@ def test_of_two_sinks_the_one_that_works_goes_on(make: Make) -> None:
         group_max_size=1,
         max_attempts=2,
         retry_delay=0.1,
-        retry_max_delay=0.5,
+        retry_max_delay=0.3,
     )
     with agg:
         agg.add_tasks(
             Task("test", n, f"{kind}:{n % 20}") for n in range(100) for kind in ("up", "down")
         )
-        wait_until(lambda: len(sinks["up"].delivered) == 100, what="the one that works has all")
-        time.sleep(1)
+        wait_until(
+            lambda: len(sinks["up"].delivered) == 100,
+            what="all batches for the sink that works are delivered",
+        )
+        await_probes(3)
         assert agg.stats().dead == 0
         assert sum(sinks["down"].tried.values()) < 100
         sinks["down"].down = False
@@ -469,24 +493,26 @@ def test_of_two_sinks_the_one_that_works_goes_on(make: Make) -> None:
     assert set(merge.calls.values()) == {1}
 
 
-def test_a_breaker_is_logged_when_it_changes(
-    make_one_kind: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_breaker_that_opens_is_logged_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     sink = Failing()
     sink.down = True
-    agg = make_one_kind(
+    agg = make(
         sink=sink, group_aggregator=Counting(), group_max_size=1, retry_delay=5, retry_max_delay=5
     )
     caplog.set_level("INFO", "redisagg")
     with agg:
         agg.add_tasks(Task("test", n, f"g{n}") for n in range(50))
         wait_until(lambda: "Failing fails" in caplog.text, what="the breaker is open")
-        time.sleep(0.3)
-    said = [line for line in caplog.messages if line.startswith("Failing ")]
-    assert len(said) == 1
+
+        def all_returned() -> bool:
+            stats = agg.stats()
+            return stats.batches_in_retry == stats.batches_in_flight >= 5
+
+        wait_until(all_returned, what="all claimed batches wait for a retry")
+    assert len([line for line in caplog.messages if line.startswith("Failing ")]) == 1
 
 
-def test_a_stop_while_a_sink_is_down_keeps_what_was_merged(make: Make) -> None:
+def test_a_stop_while_a_sink_is_down_keeps_the_merged_tasks(make: Make) -> None:
     merge, sink = Counting(), Failing()
     sink.down = True
     first, second = (
@@ -494,7 +520,7 @@ def test_a_stop_while_a_sink_is_down_keeps_what_was_merged(make: Make) -> None:
     )
     with first:
         first.add_tasks(Task("test", n, f"g{n % 30}") for n in range(90))
-        time.sleep(1)
+        wait_until(lambda: first.stats().batches_in_retry >= 5, what="the sink is found down")
     sink.down = False
     with second:
         assert second.wait_until_idle(20)

@@ -1,4 +1,4 @@
-"""Stored bytes that are no task: they go to the dead letters as they are, and block nobody."""
+"""Stored bytes that are no task go to the dead letters unchanged, and block no other task."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ RUBBISH = {
 
 
 def spoil(client: redis.Redis, group: str, place: int, raw: bytes) -> None:
-    """Puts other bytes in the place of a stored task."""
+    """Replaces a stored task with other bytes."""
     [key] = client.keys(f"*:tasks:{group}")
     client.lset(key, place, raw)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("raw", RUBBISH.values(), ids=RUBBISH.keys())
-def test_the_rest_of_the_batch_goes_on(
-    make_one_kind: Make, sync_redis: redis.Redis, raw: bytes
+def test_the_other_tasks_of_the_batch_are_enqueued(
+    make: Make, sync_redis: redis.Redis, raw: bytes
 ) -> None:
-    agg = make_one_kind(group_max_size=4)
+    agg = make(group_max_size=4)
     agg.pause()
     agg.add_tasks([*numbered("a", 8), *numbered("b", 4)])
     spoil(sync_redis, "a", 1, raw)
@@ -60,7 +60,7 @@ def test_the_rest_of_the_batch_goes_on(
     assert (stats.dead, stats.batches_dead, stats.pending, stats.in_flight) == (1, 1, 0, 0)
 
 
-def test_both_kinds_set_aside_and_a_group_of_nothing_else_is_done(
+def test_a_group_of_undecodable_tasks_only_is_set_aside_again_after_a_requeue(
     make: Make, sync_redis: redis.Redis
 ) -> None:
     agg = make(group_max_size=3)
@@ -68,7 +68,7 @@ def test_both_kinds_set_aside_and_a_group_of_nothing_else_is_done(
     agg.add_tasks([*numbered("rubbish", 3), *numbered("fine", 3)])
     for place in range(3):
         spoil(sync_redis, "rubbish", place, b"rubbish %d" % place)
-    assert agg.get_entries(tasks=True)["rubbish"].tasks is not None  # looking does no harm
+    assert agg.get_entries(tasks=True)["rubbish"].tasks is not None  # can be read
     with agg:
         agg.resume()
         await_batches(agg, 1)
@@ -77,7 +77,7 @@ def test_both_kinds_set_aside_and_a_group_of_nothing_else_is_done(
         assert [batch.group for batch in enqueued(agg)] == ["fine"]
         raw = [stored.raw for stored in letter.tasks or ()]
         assert raw == [b"rubbish 0", b"rubbish 1", b"rubbish 2"]
-        # Another life changes nothing about the bytes: they come back as a dead letter.
+        # The bytes are still no task after a requeue, and become a dead letter again.
         assert agg.requeue_dead_letter(letter.batch_id) == 3
         wait_until(
             lambda: [letter.size for letter in agg.dead_letters()] == [3],
@@ -90,7 +90,7 @@ def test_both_kinds_set_aside_and_a_group_of_nothing_else_is_done(
     assert (agg.stats().dead, agg.stats().batches_dead) == (0, 0)
 
 
-def test_rubbish_in_a_batch_that_fails_is_set_aside_or_buried_but_not_lost(
+def test_undecodable_tasks_of_a_batch_that_is_buried_are_kept(
     make: Make, sync_redis: redis.Redis
 ) -> None:
     def merge(group: str, tasks: Any) -> None:

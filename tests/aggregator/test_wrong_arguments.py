@@ -35,8 +35,8 @@ def _parameters() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("method", "parameter"), _parameters())
-def test_wrong_ids_and_keys_are_named(make: Make, method: str, parameter: str) -> None:
-    aggregator = make()
+def test_wrong_ids_and_keys_are_named(make_both: Make, method: str, parameter: str) -> None:
+    aggregator = make_both()
     call = getattr(aggregator, method)
     names = [*inspect.signature(getattr(Aggregator, method)).parameters][1:]
     error, values = _WRONG[parameter]

@@ -1,12 +1,12 @@
-"""Faults on real processes, and a check of everything that was promised meanwhile.
+"""Fault injection into real processes, and a check of all guarantees.
 
-`python -m tests.faults --help` runs it for longer than the tests do. A run goes like this:
+`python -m tests.faults --help` makes longer runs than the tests do. The steps of a run:
 
-- `topologies` starts the servers, `fleet` the producers and flushers (`node`) as processes of their
-  own, each behind proxies of its own (`network`).
-- Each process keeps a journal of what it did (`history`), which outlives its SIGKILL.
-- `nemeses` does damage, at random from a seed, and repairs it.
-- When all is repaired, what was enqueued is read back, and `checker`, a pure function, compares it
-  with the journals.
-- `run` is the sequence of these, `report` the table.
+- `topologies` starts the servers. `fleet` starts the producers and flushers (`node`) as separate
+  processes, each behind its own proxies (`network`).
+- Each process writes its actions to a journal (`history`), which outlives a SIGKILL.
+- `nemeses` injects faults at random from a seed, and repairs them.
+- When all faults are repaired, the enqueued batches are read back, and `checker`, a pure function,
+  compares them with the journals.
+- `run` makes these steps, `report` prints the table of results.
 """

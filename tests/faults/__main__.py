@@ -1,7 +1,7 @@
-"""``python -m tests.faults``: faults for as long as you like, and one table of what came of it.
+"""``python -m tests.faults``: injects faults for a given time and prints one table of results.
 
-Ends with status 1 if anything was lost, duplicated, reordered, oversized, misgrouped or premature,
-or was not enqueued in the end. The column "lost where Redis may lose" does not count.
+Ends with status 1 if a task was lost, duplicated, reordered, oversized, misgrouped or premature, or
+was not enqueued in the end. The row "lost where Redis may lose" does not count.
 """
 
 from __future__ import annotations
@@ -21,24 +21,32 @@ from tests.support.servers import select
 
 
 def main() -> int:
-    """Makes a run for each topology that the arguments name."""
+    """Makes a run on each topology that the arguments name; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of faults, in all")
-    parser.add_argument("--seed", type=int, help="of everything that is drawn; a new one if none")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=5.0,
+        help="duration of the faults on all topologies together",
+    )
+    parser.add_argument("--seed", type=int, help="of all random choices; a random one by default")
     parser.add_argument(
         "--topology",
         action="append",
         choices=TOPOLOGIES,
-        help="where; may be repeated; all of them if none",
+        help="servers to run on; may be repeated; all by default",
     )
-    parser.add_argument("--tasks", type=int, default=0, help="how many to offer in all, about")
+    parser.add_argument("--tasks", type=int, default=0, help="approximate number of tasks to offer")
     parser.add_argument(
-        "--config", type=json.loads, default={}, help="of all nodes, as in '{\"lease_time\": 2}'"
+        "--config",
+        type=json.loads,
+        default={},
+        help="settings of all nodes, as in '{\"lease_time\": 2}'",
     )
     parser.add_argument(
         "--durable",
         action="store_true",
-        help="the config makes up for what a topology may lose: count every loss",
+        help="count every lost task, because the config prevents the losses that a topology allows",
     )
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
@@ -61,20 +69,20 @@ def main() -> int:
         since = time.monotonic()
         try:
             results.append(result := run(plan))
-        except Exception:  # the others are to be run and told of all the same
+        except Exception:  # the other topologies are run and reported all the same
             traceback.print_exc()
             broken.append(name)
             continue
         took = time.monotonic() - since
-        struck, tasks = result.faults.total(), result.verdict.offered
-        print(f"{name}: {struck} faults, {tasks:,} tasks in {took:.0f} s", flush=True)
+        faults, tasks = result.faults.total(), result.verdict.offered
+        print(f"{name}: {faults} faults, {tasks:,} tasks in {took:.0f} s", flush=True)
         print(findings(result), flush=True)
-    print(f"{table(results)}\n\nWhat each may lose of what it acknowledged:")
+    print(f"{table(results)}\n\nAcknowledged tasks that each topology may lose:")
     for result in results:
         print(f"- {result.plan.topology.promise}")
     print(f"\nMade by python -m tests.faults {' '.join(sys.argv[1:])} (seed {seed})")
     for name in broken:
-        print(f"The run on {name} did not come to its end.")
+        print(f"The run on {name} ended with an error.")
     return 1 if broken or any(result.verdict.violations for result in results) else 0
 
 

@@ -1,9 +1,9 @@
-"""Compares what came out of a run with what went in. Pure functions over plain data.
+"""Compares the enqueued batches of a run with its offers. Pure functions over plain data.
 
-Every rule is sound: what it reports can't happen if redisagg keeps its promises, whatever the
-processes, the network and the servers did, and however long each step took. Where an event's time
-is known by bounds only (a task arrives in Redis at some time between its offer and the end of the
-call), the bound is taken that excuses most.
+Every rule is sound: it reports only what can't happen if redisagg keeps its guarantees, whatever
+processes, network and servers did, and however long each step took. Where only the bounds of a time
+are known (a task arrives in Redis between its offer and the end of the call), a rule takes the
+bound that excuses most.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _EXAMPLES = 20  # of each kind
 
 
 class Kind(Enum):
-    """What can be wrong with a task or a batch."""
+    """The kinds of findings about a task or a batch."""
 
     LOST = "lost"
-    """Acknowledged, and nowhere to be found."""
+    """Acknowledged, but neither enqueued, nor in flight, waiting or dead."""
     LOST_IN_WINDOW = "lost where Redis may lose"
-    """The same, acknowledged when Redis itself could lose what it acknowledges. No violation."""
+    """Lost, but acknowledged when Redis itself may lose writes. No violation."""
     DUPLICATED = "duplicated"
-    """In more than one batch, or still waiting although it is in one."""
+    """In more than one batch, or waiting and in a batch."""
     REORDERED = "reordered"
-    """Behind a task that was offered only after it had been acknowledged."""
+    """Enqueued after a task that was offered only when this one had been acknowledged."""
     OVERSIZED = "oversized"
     """A batch with more tasks than its group allows."""
     MISGROUPED = "misgrouped"
@@ -42,23 +42,23 @@ class Kind(Enum):
     PREMATURE = "premature"
     """A batch that neither size nor grace period nor max delay allowed yet."""
     PHANTOM = "phantom"
-    """Never offered, or refused, and there all the same."""
+    """Stored or enqueued, but never offered, or refused."""
     STALE = "stale"
-    """Enqueued by a flusher when another one knew already that it held a newer lease."""
+    """Enqueued by a flusher when another one already knew of its newer lease."""
     LEFT = "left"
     """Still waiting or in flight at the end."""
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong."""
+    """One finding."""
 
     kind: Kind
-    what: str
+    text: str
 
 
 @dataclass
 class Verdict:
-    """What the checker found."""
+    """The counts of a run and the findings of the checker."""
 
     offered: int = 0
     acknowledged: int = 0
@@ -70,18 +70,18 @@ class Verdict:
     dead: int = 0
     """Tasks among the dead letters."""
     redelivered: int = 0
-    """Batches delivered again with the same id and tasks, where a sink may do so."""
+    """Batches delivered again with the same id and tasks, to a sink that allows it."""
     counts: Counter[Kind] = field(default_factory=Counter)
     examples: list[Finding] = field(default_factory=list)
 
     @property
     def violations(self) -> int:
-        """How many findings break a promise."""
+        """The number of findings that break a guarantee."""
         return self.counts.total() - self.counts[Kind.LOST_IN_WINDOW]
 
 
 def check(history: History) -> Verdict:
-    """Holds a history against what redisagg promises."""
+    """Checks a history against the guarantees of redisagg."""
     offers = {offer.task: offer for offer in history.offers}
     enqueued = _once(history, history.enqueued)
     there = _once(history, [*enqueued, *history.in_flight, *history.dead]) + history.waiting
@@ -104,7 +104,7 @@ def check(history: History) -> Verdict:
 
 
 def _once(history: History, batches: Sequence[Batch]) -> list[Batch]:
-    """Each batch once, where a sink may get the same one again; else all of them."""
+    """The batches, without redeliveries to a sink that allows them."""
     if history.exactly_once:
         return list(batches)
     first: dict[tuple[str, tuple[str, ...]], Batch] = {}
@@ -133,7 +133,7 @@ def _findings(
 def _misplaced(
     history: History, offers: Mapping[str, Offer], there: list[Batch]
 ) -> Iterator[Finding]:
-    """Each acknowledged task is there once, each unknown one at most, no other one at all."""
+    """Each acknowledged task is there once, each unknown one at most once, and no other."""
     places = Counter(task for batch in there for task in batch.tasks)
     for task, count in places.items():
         offer = offers.get(task)
@@ -145,7 +145,7 @@ def _misplaced(
             yield Finding(Kind.DUPLICATED, f"{task} in {', '.join(batches)}")
     for offer in history.offers:
         if offer.outcome == "acknowledged" and offer.task not in places:
-            # A call of many tasks has the first of them acknowledged long before it returns.
+            # The first tasks of a large call are acknowledged long before it returns.
             ended_at = offer.ended_at or offer.offered_at
             excused = not history.durable and _may_be_lost(history, offer.offered_at, ended_at)
             kind = Kind.LOST_IN_WINDOW if excused else Kind.LOST
@@ -160,17 +160,17 @@ def _misplaced(
 
 
 def _oversized(batch: Batch, limits: Limits) -> Iterator[Finding]:
-    if len(batch.tasks) > limits.size or batch.says not in (None, len(batch.tasks)):
-        what = f"batch {batch.batch_id} of {len(batch.tasks)} tasks says {batch.says}"
+    if len(batch.tasks) > limits.size or batch.stated_count not in (None, len(batch.tasks)):
+        what = f"batch {batch.batch_id} of {len(batch.tasks)} tasks states {batch.stated_count}"
         yield Finding(Kind.OVERSIZED, f"{what}, at most {limits.size} are allowed")
 
 
 def _premature(batch: Batch, offers: Mapping[str, Offer], limits: Limits) -> Iterator[Finding]:
     """A batch that is not full was due at some time before it was enqueued.
 
-    That was when its first task had waited the max delay, or when after one of its tasks no other
-    one came for the grace period. It need not be after the last of them: a group that is due stays
-    so, and what comes between then and the claim rides along.
+    It was due when its first task had waited for the max delay, or when the grace period had passed
+    after one of its tasks before the next one came. That need not be its last task: a group that is
+    due stays so, and tasks that come before the claim are in the same batch.
     """
     known = [offers[task] for task in batch.tasks if task in offers]
     if len(known) >= limits.size or not known or batch.enqueued_at is None:
@@ -192,7 +192,7 @@ def _premature(batch: Batch, offers: Mapping[str, Offer], limits: Limits) -> Ite
 def _latest_arrival(offer: Offer) -> float:
     if offer.outcome == "acknowledged" and offer.ended_at is not None:
         return offer.ended_at
-    return math.inf  # a request may have been on its way for as long as the network likes
+    return math.inf  # the network may deliver a request at any later time
 
 
 def _by_group(batches: Sequence[Batch]) -> dict[str, list[Batch]]:
@@ -203,11 +203,11 @@ def _by_group(batches: Sequence[Batch]) -> dict[str, list[Batch]]:
 
 
 def _reordered(group: str, tasks: Sequence[str], offers: Mapping[str, Offer]) -> Iterator[Finding]:
-    """What was acknowledged before another task was offered, by whomever, comes out before it.
+    """A task that was acknowledged before another one was offered is enqueued before it.
 
-    And tasks of one producer, of which several are in one call, come out in its order.
+    Tasks of one producer, of which a call may have several, are enqueued in its order.
     """
-    latest: Offer | None = None  # of those that have come out, the one offered last
+    latest: Offer | None = None  # of the tasks so far, the one offered last
     last_of: dict[str, Offer] = {}  # the last one of each producer
     for task in tasks:
         offer = offers.get(task)
@@ -226,10 +226,10 @@ def _reordered(group: str, tasks: Sequence[str], offers: Mapping[str, Offer]) ->
 
 
 def _stale(enqueued: Sequence[Batch], history: History) -> Iterator[Finding]:
-    """Who enqueues holds the newest lease of those that are known by then.
+    """The flusher that enqueues a batch holds the newest lease that is known by then.
 
-    A flusher notes a lease after Redis granted it, and before it claims anything under it. A lease
-    that Redis may have lost again, and its token with it, proves nothing about others.
+    A flusher writes a lease to its journal after Redis granted it and before it claims anything. A
+    lease that Redis may have lost, and its token with it, proves nothing about others.
     """
     leases: dict[int, list[Lease]] = {}
     for lease in sorted(history.leases, key=lambda lease: -lease.token):

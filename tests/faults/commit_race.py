@@ -1,4 +1,4 @@
-"""Two flushers behind a proxy each, of which one is paused at the worst moment."""
+"""Two flushers, each behind a proxy, of which a test pauses one during its commits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.history import History, Lease, Limits, Offer, read_journal, ta
 from tests.faults.run import read_entries
 from tests.faults.workload import NAME
 from tests.support.processes import WorkerProcess
-from tests.support.proxy import Proxy, proxying
+from tests.support.proxy import Proxy, running_proxy
 from tests.support.servers import wait_until
 from tests.support.tasks import quick_config
 from tests.support.worker import GATE
@@ -30,8 +30,8 @@ SIZE = 2
 _LIMITS = Limits(600, 600, SIZE)
 
 
-class Duellist:
-    """One of the two flushers."""
+class RacingFlusher:
+    """One of the two flushers, with its process and its proxy."""
 
     def __init__(self, name: str, proxy: Proxy, folder: Path, settings: dict[str, Any]) -> None:
         self.name = name
@@ -48,19 +48,19 @@ class Duellist:
         )
 
 
-class Duel:
-    """Use `duelling`."""
+class CommitRace:
+    """Two flushers on the same partitions; use `racing`."""
 
     def __init__(self, server: EmbeddedRedis, config: dict[str, Any]) -> None:
         self.client = redis.Redis.from_url(server.url)
         self.aggregator = Aggregator(NAME, server.url, config=quick_config(**config))
-        self.flushers: list[Duellist] = []
+        self.flushers: list[RacingFlusher] = []
         self._keyspace = Keyspace(NAME, config["partitions"])
         self._offers: list[Offer] = []
         self._names = (f"g{n}" for n in itertools.count())
 
-    def partitions_of(self, flusher: Duellist) -> list[int]:
-        """Which partitions a flusher leads."""
+    def partitions_of(self, flusher: RacingFlusher) -> list[int]:
+        """The partitions that a flusher leads."""
         return [
             each.partition
             for each in self.aggregator.stats().partitions
@@ -68,14 +68,14 @@ class Duel:
         ]
 
     def await_shares(self, *shares: int) -> None:
-        """Waits until the flushers lead so many partitions each."""
+        """Waits until the flushers lead these numbers of partitions."""
         wait_until(
             lambda: [len(self.partitions_of(each)) for each in self.flushers] == list(shares),
             what=f"the flushers lead {shares} partitions",
         )
 
     def groups_in(self, partitions: Sequence[int]) -> list[str]:
-        """A new group in each of these partitions."""
+        """Makes up a new group in each of these partitions."""
         wanted, found = set(partitions), []
         while wanted:
             group = next(self._names)
@@ -86,7 +86,7 @@ class Duel:
         return found
 
     def fill(self, groups: Sequence[str]) -> None:
-        """Adds a full batch to each of these groups, by one call."""
+        """Adds a full batch to each of these groups, in one call."""
         at, first = time.time(), len(self._offers)
         chosen = [group for group in groups for _ in range(SIZE)]
         names = [task_name("test", number) for number in range(first, first + len(chosen))]
@@ -99,19 +99,19 @@ class Duel:
         ]
 
     def enqueued_by(self) -> dict[str, str]:
-        """Which flusher merged the batch of each group that is enqueued."""
+        """The flusher that enqueued the batch of each group."""
         keys = self.aggregator.sink_keys()
         return {batch.group: batch.by for batch in read_entries(self.client, keys)}
 
-    def open_gates(self, *flushers: Duellist) -> None:
-        """Lets merges go on that wait at the gate: of these flushers, or of all."""
+    def open_gates(self, *flushers: RacingFlusher) -> None:
+        """Ends the wait of merges at the gate: of these flushers, or of all."""
         for each in flushers:
             self.client.set(f"{GATE}:{each.process.pid}", 1)
         if not flushers:
             self.client.set(GATE, 1)
 
     def verdict(self) -> Verdict:
-        """What the checker says, when all is done."""
+        """Waits until all tasks are enqueued; returns the verdict of the checker."""
         self.aggregator.wait_until_idle(10)
         history = History({offer.group: _LIMITS for offer in self._offers}, self._offers)
         history.enqueued = list(read_entries(self.client, self.aggregator.sink_keys()))
@@ -122,7 +122,7 @@ class Duel:
         return check(history)
 
     def close(self) -> None:
-        """Ends the flushers."""
+        """Kills the flushers."""
         for flusher in self.flushers:
             flusher.process.end()
         self.aggregator.close()
@@ -130,12 +130,15 @@ class Duel:
 
 
 @contextlib.contextmanager
-def duelling(
+def racing(
     server: EmbeddedRedis, folder: Path, partitions: int, **settings: Any
-) -> Iterator[Duel]:
-    """Two flushers that lead half of the partitions each.
+) -> Iterator[CommitRace]:
+    """Starts two flushers, which lead half of the partitions each.
 
     Args:
+        server: the server that they use.
+        folder: where the journals are written.
+        partitions: number of partitions.
         settings: of the flushers; see `tests.faults.node`.
     """
     config = {
@@ -147,15 +150,15 @@ def duelling(
     }
     settings["config"] = config
     with (
-        contextlib.closing(Duel(server, config)) as duel,
-        proxying(HOST, server.port) as one,
-        proxying(HOST, server.port) as other,
+        contextlib.closing(CommitRace(server, config)) as race,
+        running_proxy(HOST, server.port) as one,
+        running_proxy(HOST, server.port) as other,
     ):
         try:
             for name, proxy in (("one", one), ("other", other)):
-                duel.flushers.append(Duellist(name, proxy, folder, settings))
-            duel.await_shares(partitions // 2, partitions // 2)
-            yield duel
+                race.flushers.append(RacingFlusher(name, proxy, folder, settings))
+            race.await_shares(partitions // 2, partitions // 2)
+            yield race
         finally:
             for proxy in (one, other):
                 proxy.restore()

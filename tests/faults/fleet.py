@@ -1,4 +1,4 @@
-"""The producers and flushers of a run: places in the network, each with one process at a time."""
+"""The producers and flushers of a run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ class NodeProcess(WorkerProcess):
 
     module = "tests.faults.node"
 
-    def bury(self, log: Path) -> None:
-        """Ends it by force and writes its log into a file."""
+    def end_with_log(self, log: Path) -> None:
+        """Kills it and writes its log to a file."""
         self.kill()
         log.write_text(self.log)
         self._close()
 
 
 class Node:
-    """A place in the network where a producer or flusher runs; a killed one is replaced.
+    """A place in the network, in which one producer or flusher runs at a time.
 
     Args:
-        place: its name. Each process there has a name of its own, made of this and a number.
+        role: ``producer`` or ``flusher``.
+        place: the name of the place. A process is named by it and a number.
+        url: of the servers.
+        folder: where journals and logs are written.
         settings: see `tests.faults.node`.
     """
 
@@ -57,32 +60,32 @@ class Node:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process that has not ended; a frozen one runs."""
+        """Whether there is a process that has not ended; true for a frozen one."""
         return self.process is not None and self.process.running
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kills the process and keeps its log."""
         if self.process is not None:
-            self.process.bury(self._folder / f"{self._name}.log")
+            self.process.end_with_log(self._folder / f"{self._name}.log")
             self.process, self.frozen = None, False
 
     def freeze(self) -> None:
-        """SIGSTOP."""
+        """Sends SIGSTOP."""
         if self.process is not None:
             self.process.freeze()
             self.frozen = True
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Sends SIGCONT."""
         if self.process is not None:
             self.process.thaw()
             self.frozen = False
 
-    def say(self, line: str) -> None:
-        """Gives an order; one that is gone does not hear it."""
+    def send_line(self, line: str) -> None:
+        """Sends an order to the process; has no effect if it has ended."""
         with contextlib.suppress(BrokenPipeError):
             if self.process is not None:
-                self.process.say(line)
+                self.process.send_line(line)
 
     @property
     def _name(self) -> str:
@@ -99,36 +102,36 @@ class Fleet:
         """The nodes that have this role."""
         return [node for node in self.nodes if node.role == role]
 
-    def pick(self, role: str, chance: random.Random) -> Node | None:
-        """One that runs and is not frozen; None if there is no such node."""
+    def pick(self, role: str, rng: random.Random) -> Node | None:
+        """Chooses a node that runs and is not frozen; None if there is none."""
         able = [node for node in self.of(role) if node.running and not node.frozen]
-        return chance.choice(able) if able else None
+        return rng.choice(able) if able else None
 
     def revive(self) -> None:
-        """Replaces those that have ended."""
+        """Starts a new process in the place of each one that has ended."""
         for node in self.nodes:
             if not node.running:
-                node.kill()  # for its log
+                node.kill()  # keeps its log
                 node.start()
 
-    def calm(self) -> None:
-        """Has all nodes make no more faults themselves, and run."""
+    def end_faults(self) -> None:
+        """Continues frozen nodes, corrects their clocks, and ends the faults that they make."""
         for node in self.nodes:
             node.thaw()
-            node.say("calm")
-            node.say("clock 0")
+            node.send_line("end_faults")
+            node.send_line("clock 0")
 
     def finish_producers(self, timeout: float) -> None:
-        """Has the producers end their calls, and waits for that."""
+        """Stops the producers and waits until they have ended."""
         for node in self.of("producer"):
-            node.say("stop")
+            node.send_line("stop")
         for node in self.of("producer"):
             assert node.process is not None
             if node.process.running:
                 node.process.wait(timeout)
 
     def close(self) -> None:
-        """Ends all processes."""
+        """Kills all processes."""
         for node in self.nodes:
             node.kill()
 
@@ -142,7 +145,7 @@ def running_fleet(
     flushers: list[dict[str, Any]],
     common: dict[str, Any],
 ) -> Iterator[Fleet]:
-    """Nodes with these settings, started; their processes end with the `with` block."""
+    """Starts nodes with these settings; their processes end with the `with` block."""
     nodes = []
     for role, each in (("producer", producers), ("flusher", flushers)):
         for number, settings in enumerate(each, 1):
@@ -154,5 +157,5 @@ def running_fleet(
             node.start()
         for node in nodes:
             assert node.process is not None
-            assert node.process.hear() == "running"
+            assert node.process.read_line() == "running"
         yield fleet

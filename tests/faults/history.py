@@ -1,6 +1,6 @@
-"""What happened in a run, as plain data, and the journals in which processes write it down.
+"""The events of a run as plain data, and the journals to which processes write them.
 
-All times are seconds since the epoch by the one clock of the machine, which Redis reads too.
+All times are seconds since the epoch by the clock of the machine, which Redis reads too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Outcome: TypeAlias = Literal["acknowledged", "refused", "unknown"]
 
 
 class Limits(NamedTuple):
-    """When a group is due; seconds."""
+    """When a group is due: grace period and max delay in seconds, and max size."""
 
     grace: float
     delay: float
@@ -24,42 +24,42 @@ class Limits(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """A task that was handed to `add_task` or `add_tasks`."""
+    """A task that was passed to `add_task` or `add_tasks`."""
 
     task: str
     producer: str
-    """Offers of one producer come one call after the other."""
+    """A producer makes one call after the other."""
     number: int
-    """Its place among all that its producer offered."""
+    """Its number among the offers of its producer."""
     group: str
     offered_at: float
     outcome: Outcome
-    """Unknown: it may be there once or not at all."""
+    """Unknown: the task may be stored once or not at all."""
     ended_at: float | None
     """When the call returned or raised; None if it did neither."""
 
 
 class Batch(NamedTuple):
-    """Tasks that were found together: enqueued, in flight, dead, or still waiting in a group."""
+    """Tasks that were read together: enqueued, in flight, dead, or waiting in a group."""
 
     batch_id: str
-    """Empty for tasks that wait."""
+    """Empty for waiting tasks."""
     group: str
     tasks: tuple[str, ...]
     by: str = ""
-    """The flusher that merged them."""
+    """The flusher that enqueued them."""
     enqueued_at: float | None = None
-    says: int | None = None
-    """How many tasks it says to hold, if it says so."""
+    stated_count: int | None = None
+    """The number of tasks that its entry states, if it states one."""
 
     @property
     def partition(self) -> int:
-        """The partition that its id names."""
+        """The partition in its id."""
         return int(self.batch_id.split("-")[1])
 
 
 class Lease(NamedTuple):
-    """A flusher has learned that it leads a partition."""
+    """A lease, and when its flusher knew of it."""
 
     partition: int
     token: int
@@ -68,7 +68,7 @@ class Lease(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A time in which Redis itself may lose what it acknowledges."""
+    """A time in which Redis itself may lose writes that it acknowledges."""
 
     start: float
     end: float
@@ -79,30 +79,31 @@ class History:
     """All that is known of a run."""
 
     limits: dict[str, Limits]
-    """By group; all tasks of a group ask for the same."""
+    """By group; all tasks of a group have the same."""
     offers: list[Offer] = field(default_factory=list)
     enqueued: list[Batch] = field(default_factory=list)
-    """In the order in which they were enqueued, as far as they are of the same partition."""
+    """In the order in which they were enqueued, within each partition."""
     in_flight: list[Batch] = field(default_factory=list)
     dead: list[Batch] = field(default_factory=list)
     waiting: list[Batch] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
     lossy: list[Window] = field(default_factory=list)
     durable: bool = False
-    """Whether adds made sure of their tasks, so that those windows excuse no lost task. They still
-    excuse a lost lease."""
+    """Whether the settings prevent losses, so that a window in `lossy` excuses no lost task.
+
+    It still excuses a lost lease."""
     exactly_once: bool = True
-    """False for a sink that is delivered to at least once, with the same batch id."""
+    """False for a sink that gets each batch at least once, with the same batch id."""
 
 
 # --- journals ------------------------------------------------------------------------------------
 
 
 class Journal:
-    """A file with a line for each event, which outlives a SIGKILL of the process that writes it.
+    """A file with a line for each event, which outlives a SIGKILL of its writer.
 
-    A line is handed to the kernel by one call before `write` returns. The kernel may tear only the
-    very last one, of a process that is killed in that call; `read_journal` leaves that out.
+    A line is passed to the kernel in one call before `write` returns. Only the last line of a
+    process that is killed in that call may be incomplete; `read_journal` leaves it out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +123,7 @@ def read_journal(path: Path) -> Iterator[list[Any]]:
 
 
 class ProducerLog:
-    """The side of a producer: notes what it is about to offer, and then what became of it."""
+    """Writes each offer of a producer to its journal, and then the outcome."""
 
     def __init__(self, journal: Journal, producer: str, clock: Any) -> None:
         self._journal = journal
@@ -131,18 +132,18 @@ class ProducerLog:
         self._next = 0
 
     def offer(self, groups: Sequence[str]) -> list[str]:
-        """Notes an offer of a task for each of `groups`; returns the names of the tasks."""
+        """Writes an offer of one task for each of `groups`; returns the names of the tasks."""
         first, self._next = self._next, self._next + len(groups)
         self._journal.write("offered", self._producer, self._clock(), first, groups)
         return [task_name(self._producer, number) for number in range(first, self._next)]
 
     def end(self, outcome: Outcome, error: str = "") -> None:
-        """Notes what became of the last offer."""
+        """Writes the outcome of the last offer."""
         self._journal.write("ended", self._producer, self._clock(), outcome, error)
 
 
 def task_name(producer: str, number: int) -> str:
-    """What the payload of a task says."""
+    """The name of a task, which is its payload."""
     return f"{producer}/{number}"
 
 

@@ -1,7 +1,7 @@
-"""The faults: each does its damage in `begin` and repairs it in `end`.
+"""The faults: each is injected by `begin` and repaired by `end`.
 
-What a fault does is drawn from a `random.Random` that depends on the seed, the step and the fault
-only, so a run with the same seed does the same things again, as far as real processes let it.
+The random choices of a fault depend only on the seed, the step and the fault. So a run with the
+same seed injects the same faults, as far as real processes allow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.servers.polling import ask
 
 ROLES = ("producer", "flusher")
 
-TROUBLE = {
+NODE_FAULTS = {
     "merge raised": 0.02,
     "merge hung": 0.002,
     "merge killed its process": 0.0005,
@@ -36,33 +36,33 @@ TROUBLE = {
     "sink hung": 0.003,
     "sink dropped the reply": 0.02,
 }
-"""Faults that flushers make themselves: how often, of all calls of the merge function or sink."""
+"""The faults that flushers make themselves: the share of calls of the merge function or sink."""
 
 
 class Fault(ABC):
-    """Something that goes wrong for a while, or once."""
+    """A fault that lasts for a while, or happens once."""
 
     kind: str
-    lasts: ClassVar[tuple[float, float]] = (0.2, 1.5)
-    """From and to how many seconds it lasts."""
+    duration: ClassVar[tuple[float, float]] = (0.2, 1.5)
+    """Shortest and longest duration, seconds."""
 
     @abstractmethod
-    def begin(self, chance: Random) -> bool:
-        """Does the damage; False if there was nothing to damage."""
+    def begin(self, rng: Random) -> bool:
+        """Injects the fault; returns False if it was not possible."""
 
-    def end(self) -> None:  # noqa: B027 - what repairs itself needs none
-        """Repairs it, as far as it does not repair itself. Does no harm if done again."""
+    def end(self) -> None:  # noqa: B027 - some faults need no repair
+        """Repairs it; may be called again."""
 
 
 class Kill(Fault):
-    """SIGKILL of a node; another process takes its place some time later."""
+    """SIGKILL of a node; another process takes its place later."""
 
     def __init__(self, fleet: Fleet, role: str) -> None:
         self.kind = f"{role} killed"
         self._fleet, self._role = fleet, role
 
-    def begin(self, chance: Random) -> bool:
-        node = self._fleet.pick(self._role, chance)
+    def begin(self, rng: Random) -> bool:
+        node = self._fleet.pick(self._role, rng)
         if node is not None:
             node.kill()
         return node is not None
@@ -74,15 +74,15 @@ class Kill(Fault):
 class Freeze(Fault):
     """SIGSTOP of a node for longer than its lease, then SIGCONT."""
 
-    lasts = (1.1 * LEASE, 3 * LEASE)
+    duration = (1.1 * LEASE, 3 * LEASE)
 
     def __init__(self, fleet: Fleet, role: str) -> None:
         self.kind = f"{role} frozen past its lease"
         self._fleet, self._role = fleet, role
         self._node: Node | None = None
 
-    def begin(self, chance: Random) -> bool:
-        self._node = self._fleet.pick(self._role, chance)
+    def begin(self, rng: Random) -> bool:
+        self._node = self._fleet.pick(self._role, rng)
         if self._node is not None:
             self._node.freeze()
         return self._node is not None
@@ -93,7 +93,7 @@ class Freeze(Fault):
 
 
 class FreezeInCommit(Freeze):
-    """The same when a commit of the flusher is in the network, which arrives after its lease."""
+    """SIGSTOP of a flusher while its commit is in the network, which arrives after its lease."""
 
     def __init__(self, fleet: Fleet, network: Network, script: str) -> None:
         super().__init__(fleet, "flusher")
@@ -101,8 +101,8 @@ class FreezeInCommit(Freeze):
         self._network, self._script = network, script
         self._holds: list[Hold] = []
 
-    def begin(self, chance: Random) -> bool:
-        self._node = self._fleet.pick(self._role, chance)
+    def begin(self, rng: Random) -> bool:
+        self._node = self._fleet.pick(self._role, rng)
         if self._node is None:
             return False
         links = self._network.links(self._node.place)
@@ -110,7 +110,7 @@ class FreezeInCommit(Freeze):
         deadline = time.monotonic() + LEASE
         while not any(hold.count for hold in self._holds):
             if time.monotonic() > deadline:
-                self.end()  # it has nothing to commit just now
+                self.end()  # it has nothing to commit
                 return False
             time.sleep(0.005)
         self._node.freeze()
@@ -123,7 +123,7 @@ class FreezeInCommit(Freeze):
 
 
 class ClockOff(Fault):
-    """A node's clock is hours off, forwards or backwards, and then right again."""
+    """The clock of a node is hours off, and then right again."""
 
     kind = "clock hours off"
 
@@ -131,78 +131,78 @@ class ClockOff(Fault):
         self._fleet = fleet
         self._node: Node | None = None
 
-    def begin(self, chance: Random) -> bool:
-        self._node = self._fleet.pick(chance.choice(ROLES), chance)
+    def begin(self, rng: Random) -> bool:
+        self._node = self._fleet.pick(rng.choice(ROLES), rng)
         if self._node is not None:
-            self._node.say(f"clock {3600 * chance.randint(1, 12) * chance.choice((-1, 1))}")
+            self._node.send_line(f"clock {3600 * rng.randint(1, 12) * rng.choice((-1, 1))}")
         return self._node is not None
 
     def end(self) -> None:
         if self._node is not None:
-            self._node.say("clock 0")
+            self._node.send_line("clock 0")
 
 
 class BadLink(Fault):
-    """The network fails between a node and some or all of the servers."""
+    """A fault of the network between a node and one or all of the servers."""
 
     def __init__(
-        self, fleet: Fleet, network: Network, kind: str, harm: Callable[[Proxy, Random], None]
+        self, fleet: Fleet, network: Network, kind: str, apply: Callable[[Proxy, Random], None]
     ) -> None:
         self.kind = kind
-        self._fleet, self._network, self._harm = fleet, network, harm
-        self._harmed: list[Proxy] = []
+        self._fleet, self._network, self._apply = fleet, network, apply
+        self._affected: list[Proxy] = []
 
-    def begin(self, chance: Random) -> bool:
-        node = chance.choice(self._fleet.nodes)
+    def begin(self, rng: Random) -> bool:
+        node = rng.choice(self._fleet.nodes)
         links = self._network.links(node.place)
-        self._harmed = chance.sample(links, chance.choice((1, len(links))))
-        how = chance.random()
-        for proxy in self._harmed:
-            self._harm(proxy, Random(how))  # the same for all of them
+        self._affected = rng.sample(links, rng.choice((1, len(links))))
+        how = rng.random()
+        for proxy in self._affected:
+            self._apply(proxy, Random(how))  # the same for all of them
         return True
 
     def end(self) -> None:
-        for proxy in self._harmed:
+        for proxy in self._affected:
             proxy.restore()
 
 
 LINK_FAULTS: dict[str, Callable[[Proxy, Random], None]] = {
-    "connections reset": lambda proxy, chance: proxy.reset(),
-    "connections refused": lambda proxy, chance: proxy.cut(),
-    "requests lost": lambda proxy, chance: proxy.stall(replies=False),
-    "requests late": lambda proxy, chance: proxy.stall(replies=False, late=True),
-    "replies lost": lambda proxy, chance: proxy.stall(requests=False),
-    "latency": lambda proxy, chance: proxy.delay(chance.uniform(0.01, 0.3)),
-    "request half written": lambda proxy, chance: proxy.tear(),
+    "connections reset": lambda proxy, rng: proxy.reset(),
+    "connections refused": lambda proxy, rng: proxy.cut(),
+    "requests lost": lambda proxy, rng: proxy.stall(replies=False),
+    "requests late": lambda proxy, rng: proxy.stall(replies=False, late=True),
+    "replies lost": lambda proxy, rng: proxy.stall(requests=False),
+    "latency": lambda proxy, rng: proxy.delay(rng.uniform(0.01, 0.3)),
+    "request half written": lambda proxy, rng: proxy.tear(),
 }
 
 
 class Command(Fault):
-    """A command that an operator gives to a server, and one that takes it back."""
+    """A command to a server, and a command that undoes it."""
 
     def __init__(
         self,
         topology: Topology,
         kind: str,
-        does: Sequence[str | int],
-        undoes: Sequence[str | int] = (),
+        command: Sequence[str | int],
+        undo: Sequence[str | int] = (),
     ) -> None:
         self.kind = kind
-        self._topology, self._does, self._undoes = topology, does, undoes
-        self._told: EmbeddedRedis | None = None
+        self._topology, self._command, self._undo = topology, command, undo
+        self._server: EmbeddedRedis | None = None
 
-    def begin(self, chance: Random) -> bool:
+    def begin(self, rng: Random) -> bool:
         try:
-            self._told = chance.choice(self._topology.writable)
-            ask(self._told, *self._does)
-        except (redis.RedisError, IndexError):  # there may be none just now
+            self._server = rng.choice(self._topology.writable)
+            ask(self._server, *self._command)
+        except (redis.RedisError, IndexError):  # there may be none at the moment
             return False
         return True
 
     def end(self) -> None:
-        if self._told is not None and self._undoes:
+        if self._server is not None and self._undo:
             with contextlib.suppress(redis.RedisError):
-                ask(self._told, *self._undoes)
+                ask(self._server, *self._undo)
 
 
 COMMANDS: dict[str, tuple[Sequence[str | int], ...]] = {
@@ -214,15 +214,15 @@ COMMANDS: dict[str, tuple[Sequence[str | int], ...]] = {
 
 
 class KillServer(Fault):
-    """SIGKILL of a lone Redis, which then starts again with what it has on disk."""
+    """SIGKILL of the single Redis, which then starts again with its data on disk."""
 
     kind = "Redis killed"
-    lasts = (0.1, 1.0)
+    duration = (0.1, 1.0)
 
     def __init__(self, topology: Topology, server: EmbeddedRedis) -> None:
         self._topology, self._server = topology, server
 
-    def begin(self, chance: Random) -> bool:
+    def begin(self, rng: Random) -> bool:
         self._server.kill()
         self._topology.note_kill()
         return True
@@ -232,14 +232,14 @@ class KillServer(Fault):
 
 
 class FreezeServer(Fault):
-    """SIGSTOP and SIGCONT of a lone Redis."""
+    """SIGSTOP and SIGCONT of the single Redis."""
 
     kind = "Redis frozen"
 
     def __init__(self, server: EmbeddedRedis) -> None:
         self._server = server
 
-    def begin(self, chance: Random) -> bool:
+    def begin(self, rng: Random) -> bool:
         self._server.pause()
         return self._server.running
 
@@ -247,16 +247,16 @@ class FreezeServer(Fault):
         self._server.resume()
 
 
-class Upheaval(Fault):
-    """Something that a topology does as a whole; it is over when `begin` returns."""
+class TopologyFault(Fault):
+    """A fault of a topology as a whole, which is over when `begin` returns."""
 
-    def __init__(self, kind: str, happen: Callable[[Random], None]) -> None:
+    def __init__(self, kind: str, inject: Callable[[Random], None]) -> None:
         self.kind = kind
-        self._happen = happen
+        self._inject = inject
 
-    def begin(self, chance: Random) -> bool:
+    def begin(self, rng: Random) -> bool:
         try:
-            self._happen(chance)
+            self._inject(rng)
         except (TimeoutError, redis.RedisError) as error:
             print(f"{self.kind}: {error}", flush=True)
             return False
@@ -264,62 +264,66 @@ class Upheaval(Fault):
 
 
 def all_faults(topology: Topology, fleet: Fleet, network: Network) -> list[Fault]:
-    """Every fault that there can be on a topology."""
+    """All faults that are possible on a topology."""
     faults: list[Fault] = [ClockOff(fleet)]
     for role in ROLES:
         faults += [Kill(fleet, role), Freeze(fleet, role)]
     script = "commit_stream" if topology.sink is None else "commit"
     faults.append(FreezeInCommit(fleet, network, script))
-    faults += [BadLink(fleet, network, kind, harm) for kind, harm in LINK_FAULTS.items()]
+    faults += [BadLink(fleet, network, kind, apply) for kind, apply in LINK_FAULTS.items()]
     faults += [Command(topology, kind, *commands) for kind, commands in COMMANDS.items()]
-    if topology.lone is not None:
-        faults += [KillServer(topology, topology.lone), FreezeServer(topology.lone)]
-    faults += [Upheaval(kind, happen) for kind, happen in topology.upheavals.items()]
+    if topology.single_server is not None:
+        faults += [
+            KillServer(topology, topology.single_server),
+            FreezeServer(topology.single_server),
+        ]
+    faults += [TopologyFault(kind, inject) for kind, inject in topology.topology_faults.items()]
     return faults
 
 
 class Nemesis:
-    """Does damage, one to three faults at a time.
+    """Injects one to three faults at a time.
 
     Args:
-        faults: to choose from.
-        fleet: of which nodes that have ended are replaced between the steps.
+        faults: the faults to choose from.
+        fleet: the nodes; those that have ended are replaced between the steps.
+        seed: of all random choices.
     """
 
     def __init__(self, faults: Sequence[Fault], fleet: Fleet, seed: int | str) -> None:
-        self.struck: Counter[str] = Counter()
-        """How many faults there were of each kind."""
+        self.injected: Counter[str] = Counter()
+        """Number of faults of each kind so far."""
         self._faults = faults
         self._fleet = fleet
         self._seed = seed
         self._steps = 0
-        self._deck: list[Fault] = []
+        self._next: list[Fault] = []
 
     def step(self) -> None:
-        """Some faults at the same time, until all of them are repaired, and a moment of rest."""
+        """Injects some faults, repairs them, and waits a moment."""
         self._steps += 1
-        chance = Random(f"{self._seed}/{self._steps}")
-        many = chance.choices((1, 2, 3), (4, 4, 2))[0]
-        if len(self._deck) < many:  # dealt like cards, so that no kind stays away for long
-            self._deck = chance.sample(self._faults, len(self._faults))
-        dealt, self._deck = self._deck[:many], self._deck[many:]
+        rng = Random(f"{self._seed}/{self._steps}")
+        count = rng.choices((1, 2, 3), (4, 4, 2))[0]
+        if len(self._next) < count:  # a shuffled list of all, so that each kind comes often
+            self._next = rng.sample(self._faults, len(self._faults))
+        chosen, self._next = self._next[:count], self._next[count:]
         ends: list[tuple[float, Fault]] = []
-        for fault in dealt:
+        for fault in chosen:
             own = Random(f"{self._seed}/{self._steps}/{fault.kind}")
             if fault.begin(own):
-                self.struck[fault.kind] += 1
-                ends.append((time.monotonic() + own.uniform(*fault.lasts), fault))
+                self.injected[fault.kind] += 1
+                ends.append((time.monotonic() + own.uniform(*fault.duration), fault))
         for end, fault in sorted(ends, key=lambda each: each[0]):
-            time.sleep(max(0.0, end - time.monotonic()))
+            time.sleep(max(0.0, end - time.monotonic()))  # the fault lasts until then
             fault.end()
         for _, fault in ends:
-            fault.end()  # again, as a server that was down or frozen may not have heard of it
+            fault.end()  # again, as a server that was down or frozen may have missed it
         self._fleet.revive()
-        time.sleep(chance.uniform(0.1, 0.5))
+        time.sleep(rng.uniform(0.1, 0.5))  # a time without faults
 
 
-def own_troubles(journals: Sequence[Path]) -> Counter[str]:
-    """How many faults the nodes made themselves, by kind."""
+def count_node_faults(journals: Sequence[Path]) -> Counter[str]:
+    """The number of faults that the nodes made themselves, by kind."""
     counted: Counter[str] = Counter()
     for path in journals:
         counted.update(kind for event, kind, *_ in read_journal(path) if event == "fault")

@@ -1,4 +1,4 @@
-"""The network between nodes and servers: a proxy for each pair, so that any one can fail alone."""
+"""The network between nodes and servers: a proxy for each pair, so that each can fail alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tests.support.proxy import Proxy
 
 
 class Network:
-    """Use `connecting`.
+    """The proxies of a run; use `running_network`.
 
     Args:
         ports: of all servers.
+        loop: where the proxies run.
     """
 
     def __init__(self, ports: Sequence[int], loop: LoopThread) -> None:
@@ -35,15 +36,15 @@ class Network:
         return list(self._links[place].values())
 
     def close(self) -> None:
-        """Ends all proxies."""
+        """Stops all proxies."""
         for links in self._links.values():
             for proxy in links.values():
                 self._loop.run(proxy.stop())
 
 
 @contextlib.contextmanager
-def connecting(ports: Sequence[int]) -> Iterator[Network]:
-    """A network to these servers, as long as the `with` block lasts."""
+def running_network(ports: Sequence[int]) -> Iterator[Network]:
+    """A network to these servers, which runs as long as the `with` block."""
     loop = LoopThread()
     try:
         with contextlib.closing(Network(ports, loop)) as network:

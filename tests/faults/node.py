@@ -1,11 +1,11 @@
 """The processes of a run: python -m tests.faults.node ROLE URL SETTINGS
 
-Settings of both roles: ``name``; ``journal``: the file to write; ``config`` changes that of
-`workload`; ``routes``: the port to connect to instead of another, by that other's number; ``lua``:
-where the scripts are, if not in `lua/`; ``seed``; ``kind``: ``threads`` or ``asyncio``.
+Settings of both roles: ``name``; ``journal``: the file to write; ``config``: changes to that of
+`workload`; ``routes``: by port of a server, the port of the proxy to use for it; ``lua``: folder of
+the scripts, if not `lua/`; ``seed``; ``kind``: ``threads`` or ``asyncio``.
 
-They obey lines on their standard input: ``clock SECONDS`` sets their clock off, ``calm`` ends the
-faults that they make themselves, ``stop`` ends a producer.
+They obey lines on their standard input: ``clock SECONDS`` sets the offset of their clock,
+``end_faults`` ends the faults that they make themselves, ``stop`` ends a producer.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict, RedisReadOnly
 from redisagg.flusher import flusher as flusher_module
 from redisagg.flusher.leader import Leader
-from redisagg.producer import aio, calls
+from redisagg.producer import aio, rounds
 from redisagg.sinks import CallableSink, MergedTask, Sink, StreamSink
-from tests import worker
 from tests.faults import scripts
 from tests.faults.history import Journal, Outcome, ProducerLog
 from tests.faults.workload import CONFIG, LIMITS, NAME
+from tests.support import worker
 from tests.support.aggregators import making
 from tests.support.tasks import quick_config
 
-# --- what can be set off in a node ---------------------------------------------------------------
+# --- orders, clock and routes --------------------------------------------------------------------
 
 true_time = time.time
 _true_time_ns = time.time_ns
 _clock_offset = 0
-_calm = threading.Event()
+_faults_ended = threading.Event()
 _stop = threading.Event()
 
 
-def _obey(line: str) -> None:
+def _handle_line(line: str) -> None:
     global _clock_offset
     order, _, argument = line.partition(" ")
     if order == "clock":
         _clock_offset = int(argument)
-    elif order == "calm":
-        _calm.set()
+    elif order == "end_faults":
+        _faults_ended.set()
     elif order == "stop":
         _stop.set()
 
 
 def _falsify_clock() -> None:
-    """Puts a clock in place that orders can set off. The monotonic one goes on, as it would."""
+    """Replaces the clock by one with an offset that orders set; the monotonic clock is kept."""
     time.time = lambda: true_time() + _clock_offset
     time.time_ns = lambda: _true_time_ns() + _clock_offset * 1_000_000_000
 
 
 def _reroute(routes: Mapping[int, int]) -> None:
-    """Has connections go to the proxies between this node and the servers.
+    """Leads connections to the proxies between this node and the servers.
 
-    Sentinels and clusters hand out the addresses of servers, so no URL could do that.
+    A URL can't do that, because Sentinels and clusters hand out the addresses of servers.
     """
     resolve, connect = socket.getaddrinfo, asyncio.open_connection
 
@@ -94,21 +94,21 @@ def _config(settings: dict[str, Any], **fields: Any) -> Any:
 
 
 def _outcome(error: RedisAggError, tasks: int) -> Outcome:
-    """What an error says about the tasks of a call; of several, some may have been added."""
+    """The outcome of a call that raised; of several tasks, some may have been added."""
     nothing_written = isinstance(error, AggregatorFull | RedisReadOnly | KeyConflict | InvalidTask)
     return "refused" if nothing_written and tasks == 1 else "unknown"
 
 
 def _cut_rounds_small() -> None:
-    """So that a little load makes streams of several round trips, and two at the same time."""
-    calls.STREAM_ROUND_TASKS = 4
+    """Makes streams of several round trips, and two at a time, with little load."""
+    rounds.STREAM_ROUND_TASKS = 4
     aio._ENOUGH_FOR_TWO = 2
 
 
 def producer(url: str, settings: dict[str, Any]) -> None:
-    """Offers tasks until it is told to stop, in some threads that each make one call at a time.
+    """Offers tasks until the order ``stop``, in threads that make one call at a time.
 
-    Settings: ``threads``; ``calls_per_second`` of each thread; ``tasks_per_call``: at most.
+    Settings: ``threads``: their number; ``calls_per_second`` of each thread; ``tasks_per_call``.
     """
     journal = _prepare(settings)
     _cut_rounds_small()
@@ -118,14 +118,14 @@ def producer(url: str, settings: dict[str, Any]) -> None:
         agg = maker(NAME, url, config=_config(settings))
 
         def produce(name: str) -> None:
-            chance = random.Random(f"{settings['seed']}/{name}")
+            rng = random.Random(f"{settings['seed']}/{name}")
             log = ProducerLog(journal, name, true_time)
             due = time.monotonic()
             while not _stop.is_set():
-                count = chance.choice((1, 1, chance.randint(1, 2 * settings["tasks_per_call"])))
-                # Few groups in a call, so that they grow evenly enough to fill up.
-                among = chance.sample(groups, 3)
-                chosen = [chance.choice(among) for _ in range(count)]
+                count = rng.choice((1, 1, rng.randint(1, 2 * settings["tasks_per_call"])))
+                # Few groups in a call, so that groups fill up.
+                among = rng.sample(groups, 3)
+                chosen = [rng.choice(among) for _ in range(count)]
                 tasks = [
                     _task(task, group)
                     for task, group in zip(log.offer(chosen), chosen, strict=True)
@@ -138,19 +138,19 @@ def producer(url: str, settings: dict[str, Any]) -> None:
                     log.end("acknowledged")
                 except RedisAggError as error:
                     log.end(_outcome(error, count), f"{type(error).__name__}: {error}")
-                due += pause * chance.uniform(0.5, 1.5)
+                due += pause * rng.uniform(0.5, 1.5)
                 _stop.wait(max(0.0, due - time.monotonic()))
 
         threads = [
             threading.Thread(target=produce, args=(f"{settings['name']}.{n}",))
             for n in range(settings["threads"])
         ]
-        worker.say("running")
+        worker.send_line("running")
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    worker.say("ended")
+    worker.send_line("ended")
 
 
 def _task(name: str, group: str) -> Task:
@@ -161,36 +161,37 @@ def _task(name: str, group: str) -> Task:
 # --- flushers ------------------------------------------------------------------------------------
 
 
-class _Trouble:
-    """The faults that a flusher makes itself, now and then, until it is told to be calm.
+class _NodeFaults:
+    """The faults that a flusher makes itself, until the order ``end_faults``.
 
     Args:
-        rates: how often, of all calls, by kind of fault.
+        settings: of the node; ``node_faults`` has the share of calls that fail, by kind of fault.
+        journal: where faults are written.
     """
 
     def __init__(self, settings: dict[str, Any], journal: Journal) -> None:
-        self._rates: dict[str, float] = settings.get("trouble", {})
+        self._rates: dict[str, float] = settings.get("node_faults", {})
         self._chance = random.Random(f"{settings['seed']}/{settings['name']}")
         self._journal = journal
 
-    def strikes(self, kind: str) -> bool:
-        """Whether there is to be a fault of this kind right now; notes it."""
-        if _calm.is_set() or self._chance.random() >= self._rates.get(kind, 0.0):
+    def happens(self, kind: str) -> bool:
+        """Whether this call has a fault of this kind; writes it to the journal."""
+        if _faults_ended.is_set() or self._chance.random() >= self._rates.get(kind, 0.0):
             return False
         self._journal.write("fault", kind)
         return True
 
 
-def _troubled_merge(url: str, settings: dict[str, Any], trouble: _Trouble) -> GroupAggregator:
+def _faulty_merge(url: str, settings: dict[str, Any], node_faults: _NodeFaults) -> GroupAggregator:
     inner = worker.merge_at_gate(url) if settings.get("merge") == "gate" else worker.merge
-    patience = _config(settings).merge_timeout
+    merge_timeout = _config(settings).merge_timeout
 
     def merge(group: str, tasks: list[Task]) -> Task:
-        if trouble.strikes("merge raised"):
+        if node_faults.happens("merge raised"):
             raise RuntimeError("a merge that raises")
-        if trouble.strikes("merge hung"):
-            time.sleep(patience * 1.5)
-        if trouble.strikes("merge killed its process"):
+        if node_faults.happens("merge hung"):
+            time.sleep(merge_timeout * 1.5)
+        if node_faults.happens("merge killed its process"):
             os._exit(70)
         merged = inner(group, tasks)
         assert isinstance(merged, Task)
@@ -200,7 +201,7 @@ def _troubled_merge(url: str, settings: dict[str, Any], trouble: _Trouble) -> Gr
 
 
 class _SigningStream(StreamSink):
-    """Says who enqueues, which need not be who merged: what a merge came to may be kept."""
+    """Adds the flusher that enqueues; another one may have merged, as merged tasks are stored."""
 
     def __init__(self, name: str, by: str) -> None:
         super().__init__(name)
@@ -214,50 +215,50 @@ def _signed(merged: Task, by: str) -> Task:
     return replace(merged, payload={**merged.payload, "by": by})
 
 
-def _delivering(settings: dict[str, Any], journal: Journal, trouble: _Trouble) -> Sink:
-    """A sink that appends to the journal, as if that were a queue."""
-    patience = _config(settings).lease_time
+def _delivering(settings: dict[str, Any], journal: Journal, node_faults: _NodeFaults) -> Sink:
+    """A sink that uses the journal as its queue."""
+    lease_time = _config(settings).lease_time
 
     def deliver(task: Task, batch_id: str) -> None:
-        if trouble.strikes("sink failed"):
+        if node_faults.happens("sink failed"):
             raise ConnectionError("a sink that fails")
-        if trouble.strikes("sink hung"):
-            time.sleep(patience * 2)
+        if node_faults.happens("sink hung"):
+            time.sleep(lease_time * 2)
         signed = _signed(task, settings["name"])
         journal.write("delivered", true_time(), batch_id, signed.group_key, signed.payload)
-        if trouble.strikes("sink dropped the reply"):
+        if node_faults.happens("sink dropped the reply"):
             raise ConnectionError("a sink whose reply is lost")
 
     return CallableSink(deliver)
 
 
-def _note_leases(settings: dict[str, Any], journal: Journal) -> None:
-    class NotingLeader(Leader):
+def _record_leases(settings: dict[str, Any], journal: Journal) -> None:
+    class RecordingLeader(Leader):
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)
-            noted = (self.partition.number, self.token, settings["name"], true_time())
-            journal.write("leased", *noted)
+            lease = (self.partition.number, self.token, settings["name"], true_time())
+            journal.write("leased", *lease)
 
-    flusher_module.Leader = NotingLeader  # type: ignore[attr-defined]
+    flusher_module.Leader = RecordingLeader  # type: ignore[attr-defined]
 
 
 def flusher(url: str, settings: dict[str, Any]) -> None:
-    """Flushes until SIGTERM, making faults of its own at the rates in ``trouble``.
+    """Flushes until SIGTERM, and makes the faults in ``node_faults``.
 
-    Settings: ``sink``: a URL, or ``delivery`` for one that is delivered to at least once;
-    ``merge``: ``gate`` for `tests.support.worker.merge_at_gate`.
+    Settings: ``sink``: a URL, or ``delivery`` for a sink outside Redis; ``merge``: ``gate`` for
+    `tests.support.worker.merge_at_gate`; ``node_faults``: the share of calls that fail, by kind.
     """
     journal = _prepare(settings)
-    _note_leases(settings, journal)
-    trouble = _Trouble(settings, journal)
+    _record_leases(settings, journal)
+    node_faults = _NodeFaults(settings, journal)
     sink = settings.get("sink")
     if sink == "delivery":
-        sink = _delivering(settings, journal, trouble)
+        sink = _delivering(settings, journal, node_faults)
     elif sink is None:
         sink = _SigningStream(f"{NAME}-batches", settings["name"])
-    config = _config(settings, group_aggregator=_troubled_merge(url, settings, trouble))
+    config = _config(settings, group_aggregator=_faulty_merge(url, settings, node_faults))
     worker.run_flusher(settings["kind"], url, config=config, sink=sink)
 
 
 if __name__ == "__main__":
-    worker.main({"producer": producer, "flusher": flusher}, _obey)
+    worker.main({"producer": producer, "flusher": flusher}, _handle_line)

@@ -1,4 +1,4 @@
-"""The table of some runs."""
+"""The table of results of several runs, and the findings of one."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _COUNTS: dict[str, Callable[[Verdict], int]] = {
 
 
 def table(results: Sequence[Result]) -> str:
-    """One Markdown table: a column for each run and one for all of them."""
+    """A Markdown table with a column for each run and one for their sum."""
     names = [result.plan.topology.name for result in results]
     rows = [["", *names, "all"], ["---", *("--:" for _ in (*names, "all"))]]
 
     def add(name: str, numbers: list[int]) -> None:
         rows.append([name, *(f"{number:,}" for number in (*numbers, sum(numbers)))])
 
-    struck: Counter[str] = sum((result.faults for result in results), Counter())
-    for kind in sorted(struck):
+    injected: Counter[str] = sum((result.faults for result in results), Counter())
+    for kind in sorted(injected):
         add(kind, [result.faults[kind] for result in results])
     add("**faults**", [result.faults.total() for result in results])
     for name, count in _COUNTS.items():
@@ -46,7 +46,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def findings(result: Result) -> str:
-    """Examples of what was found in a run, and where to look further; empty if nothing was."""
+    """Examples of the violations in a run, and where its journals are; empty if there are none."""
     if not result.verdict.violations:
         return ""
     plan = result.plan
@@ -54,5 +54,5 @@ def findings(result: Result) -> str:
         f"{plan.topology.name}: {result.verdict.violations} violations with seed {plan.seed}; "
         f"journals and logs are in {result.kept}"
     ]
-    lines += [f"  {each.kind.value}: {each.what}" for each in result.verdict.examples]
+    lines += [f"  {each.kind.value}: {each.text}" for each in result.verdict.examples]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One run on one topology: start, do damage, repair, read everything back, check."""
+"""One run on one topology: inject faults, repair them, read all data, check it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from redisagg.sinks import StreamSink
 from tests.faults.checker import Verdict, check
 from tests.faults.fleet import running_fleet
 from tests.faults.history import Batch, History, Lease, read_journal, read_offers
-from tests.faults.nemeses import TROUBLE, Nemesis, all_faults, own_troubles
-from tests.faults.network import connecting
+from tests.faults.nemeses import NODE_FAULTS, Nemesis, all_faults, count_node_faults
+from tests.faults.network import running_network
 from tests.faults.topologies import Topology
 from tests.faults.workload import CONFIG, LIMITS, NAME
 from tests.support.tasks import quick_config
@@ -30,25 +30,25 @@ _PRODUCERS: list[dict[str, Any]] = [
     {"kind": "threads", "threads": 1},
 ]
 _FLUSHERS: list[dict[str, Any]] = [{"kind": "threads"}, {"kind": "asyncio"}, {"kind": "threads"}]
-_CALLS_PER_SECOND = 8.0  # of each thread
-_MEAN_OF_CALLS = 3  # a third of them has a number of tasks that is drawn, the others one
+_CALLS_PER_SECOND = 8.0  # in each thread
+_MEAN_OF_CALLS = 3  # two thirds of the calls have one task, the others a random number
 
-_SETTLE_TIMEOUT = 60.0  # until all is enqueued when all is repaired, seconds
+_SETTLE_TIMEOUT = 60.0  # seconds from the end of the faults until all tasks are enqueued
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do.
+    """The settings of a run.
 
     Args:
-        topology: where.
-        seconds: how long damage is done.
-        seed: which.
-        rate: how many tasks are offered a second, about.
+        topology: the servers.
+        seconds: duration of the faults.
+        seed: of all random choices.
+        rate: approximate number of tasks offered in a second.
         config: changes to the settings of all nodes, e.g. ``{"min_replicas": 1}``.
-        durable: whether those settings make up for what the topology may lose, so that every loss
-            is a violation.
-        lua: where the scripts of the nodes are, if not in `lua/`.
+        durable: whether those settings prevent the losses that the topology allows, so that every
+            lost task is a violation.
+        lua: folder of the scripts of the nodes, if not `lua/`.
         server: the binary of the servers.
     """
 
@@ -64,31 +64,35 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run."""
+    """The result of a run."""
 
     plan: Plan
     faults: Counter[str]
     verdict: Verdict
     kept: Path | None
-    """The folder with journals and logs, of a run that found something."""
+    """The folder with journals and logs, of a run with violations."""
 
 
 def run(plan: Plan) -> Result:
-    """Makes a run. Needs minutes of memory, not of patience: the end takes a few seconds."""
+    """Makes a run; takes a few seconds more than `plan.seconds`."""
     folder = Path(tempfile.mkdtemp(prefix="redisagg-faults-"))
     with plan.topology(plan.server) as topology:
-        struck = _inject_faults(plan, topology, folder)
+        injected = _inject_faults(plan, topology, folder)
         history = _history(plan, topology, folder)
     verdict = check(history)
-    struck += own_troubles(list(folder.glob("flusher*.journal")))
+    injected += count_node_faults(list(folder.glob("flusher*.journal")))
     if verdict.violations:
-        return Result(plan, struck, verdict, folder)
+        return Result(plan, injected, verdict, folder)
     shutil.rmtree(folder)
-    return Result(plan, struck, verdict, None)
+    return Result(plan, injected, verdict, None)
 
 
 def _inject_faults(plan: Plan, topology: Topology, folder: Path) -> Counter[str]:
-    """Lets producers and flushers run while the nemesis strikes, and then until all is quiet."""
+    """Runs producers and flushers while faults are injected, and then until all is enqueued.
+
+    Returns:
+        The number of faults of each kind.
+    """
     threads = sum(each["threads"] for each in _PRODUCERS)
     tasks_per_call = plan.rate / _CALLS_PER_SECOND / threads
     common = {
@@ -96,37 +100,37 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path) -> Counter[str]
         "config": dict(plan.config),
         "sink": topology.sink,
         "lua": plan.lua and str(plan.lua),
-        "trouble": TROUBLE,
+        "node_faults": NODE_FAULTS,
         "calls_per_second": _CALLS_PER_SECOND,
         "tasks_per_call": max(1, round(_MEAN_OF_CALLS * tasks_per_call)),
     }
     ports = [server.port for server in topology.servers]
     with (
-        connecting(ports) as network,
+        running_network(ports) as network,
         running_fleet(topology.url, network, folder, _PRODUCERS, _FLUSHERS, common) as fleet,
     ):
         nemesis = Nemesis(all_faults(topology, fleet, network), fleet, plan.seed)
         end = time.monotonic() + plan.seconds
         while time.monotonic() < end:
             nemesis.step()
-        fleet.calm()
+        fleet.end_faults()
         fleet.finish_producers(timeout=30)
         with observing(plan, topology) as aggregator:
-            # What is still there after that is reported as left.
+            # Tasks that are not enqueued by then are reported as left.
             aggregator.wait_until_idle(_SETTLE_TIMEOUT)
-    return nemesis.struck
+    return nemesis.injected
 
 
 @contextlib.contextmanager
 def observing(plan: Plan, topology: Topology) -> Iterator[Aggregator]:
-    """An aggregator to look with, past all proxies."""
+    """An aggregator that reads without proxies."""
     config = quick_config(**{**CONFIG, **plan.config, "add_timeout": 30})
     with contextlib.closing(Aggregator(NAME, topology.url, config=config)) as aggregator:
         yield aggregator
 
 
 def _history(plan: Plan, topology: Topology, folder: Path) -> History:
-    """All that the journals and the servers tell."""
+    """Reads the journals and the servers."""
     history = History(LIMITS, exactly_once=topology.sink is None)
     history.lossy = topology.lossy
     history.durable = plan.durable
@@ -162,7 +166,7 @@ def _history(plan: Plan, topology: Topology, folder: Path) -> History:
 
 
 def read_entries(client: Any, keys: Sequence[bytes]) -> Iterator[Batch]:
-    """What is in the streams, with the times that Redis gave the entries."""
+    """The batches in the streams, with the times that Redis gave the entries."""
     sink = StreamSink("any")
     for key in keys:
         start = "-"
@@ -175,11 +179,11 @@ def read_entries(client: Any, keys: Sequence[bytes]) -> Iterator[Batch]:
 
 
 def _batch(
-    batch_id: str, group: str, payload: dict[str, Any], at: float, says: int | None = None
+    batch_id: str, group: str, payload: dict[str, Any], at: float, stated: int | None = None
 ) -> Batch:
-    return Batch(batch_id, group, tuple(payload["payloads"]), payload["by"], at, says)
+    return Batch(batch_id, group, tuple(payload["payloads"]), payload["by"], at, stated)
 
 
 def _names(tasks: Any) -> tuple[str, ...]:
-    """The names of stored tasks; of one that can't be read, its bytes, which nobody offered."""
+    """The names of stored tasks; the bytes of one that can't be decoded, which nobody offered."""
     return tuple(str(each.task.payload if each.task else each.raw) for each in tasks or ())

@@ -1,4 +1,4 @@
-"""The servers of a run, what may be done to them, and what they promise not to lose."""
+"""The servers of a run, the faults that they allow, and the writes that they may lose."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class Topology(ABC):
 
     name: ClassVar[str]
     promise: ClassVar[str]
-    """What of the acknowledged tasks may be lost, for people to read."""
+    """The acknowledged tasks that may be lost, as text for the report."""
     sink: ClassVar[str | None] = None
-    """The setting of flushers; None for a stream."""
+    """The setting ``sink`` of flushers; None for a stream."""
 
     _running: AbstractContextManager[Any]
-    """The servers, which run while it is entered."""
+    """The servers, as a context manager."""
 
     def __init__(self, binary: Path | None = None) -> None:
         self.lossy: list[Window] = []
-        """When these servers may lose what they acknowledge, so far."""
+        """The times so far in which these servers may lose writes that they acknowledged."""
 
     def __enter__(self) -> Topology:
         self._running.__enter__()
@@ -65,12 +65,12 @@ class Topology(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """What nodes connect to."""
+        """The URL for the nodes."""
 
     @property
     @abstractmethod
     def servers(self) -> list[EmbeddedRedis]:
-        """All that nodes may connect to; those with data may be told anything at any time."""
+        """All servers that nodes may connect to."""
 
     @property
     @abstractmethod
@@ -78,24 +78,24 @@ class Topology(ABC):
         """The running servers that take writes."""
 
     def client(self) -> Any:
-        """A client of the whole topology, to read with."""
+        """A client of the whole topology, for reading."""
         return self.writable[0].client()
 
     @property
-    def lone(self) -> EmbeddedRedis | None:
-        """The server, if there is one only, which may be killed and started again."""
+    def single_server(self) -> EmbeddedRedis | None:
+        """The server that may be killed and started again, if there is only one."""
         return None
 
-    def note_kill(self) -> None:  # noqa: B027 - most lose nothing
-        """To be called when the lone server has been killed: notes what that may have lost."""
+    def note_kill(self) -> None:  # noqa: B027 - most lose no writes
+        """Records the writes that a kill of the single server may have lost."""
 
     @property
-    def upheavals(self) -> dict[str, Callable[[Random], None]]:
-        """What can happen to this topology as a whole, by kind of fault."""
+    def topology_faults(self) -> dict[str, Callable[[Random], None]]:
+        """The faults of this topology as a whole: functions by kind of fault."""
         return {}
 
 
-class Lone(Topology):
+class SingleRedis(Topology):
     """One Redis that writes an AOF before it answers."""
 
     name = "redis"
@@ -107,7 +107,7 @@ class Lone(Topology):
         config = {
             "appendonly": "yes",
             "appendfsync": self.appendfsync,
-            # So small that some kills come in the middle of a rewrite.
+            # Small, so that some kills happen during a rewrite.
             "auto-aof-rewrite-min-size": "4mb",
         }
         self._server = EmbeddedRedis(binary, config=config, start_timeout=_START_TIMEOUT)
@@ -126,16 +126,16 @@ class Lone(Topology):
         return self.servers
 
     @property
-    def lone(self) -> EmbeddedRedis:
+    def single_server(self) -> EmbeddedRedis:
         return self._server
 
 
-class EverySecond(Lone):
-    """One Redis that writes its AOF now and has it on disk a second later.
+class EverySecond(SingleRedis):
+    """One Redis that has its AOF on disk after a second.
 
-    A crash of the machine, which nobody can make here, may lose that second. A crash of the process
-    loses what the process had not yet handed to the kernel: nothing, unless an fsync is just under
-    way (`_HELD_BACK`).
+    A crash of the machine, which is not tried here, may lose that second. A crash of the process
+    loses the writes that it has not passed to the kernel, which it delays during an fsync
+    (`_HELD_BACK`).
     """
 
     name = "everysec"
@@ -149,8 +149,8 @@ class EverySecond(Lone):
         self.lossy.append(Window(time.time() - _HELD_BACK, time.time()))
 
 
-class Delivering(Lone):
-    """One Redis, and merged tasks that go elsewhere, at least once."""
+class Delivering(SingleRedis):
+    """One Redis, and a sink outside Redis, which gets each batch at least once."""
 
     name = "delivery"
     promise = "one Redis, appendfsync always, with a sink elsewhere: nothing"
@@ -184,17 +184,17 @@ class Replicated(Topology):
         return [self._topology.primary]
 
     @property
-    def upheavals(self) -> dict[str, Callable[[Random], None]]:
+    def topology_faults(self) -> dict[str, Callable[[Random], None]]:
         return {"failover ordered": self._order, "primary killed": self._kill}
 
-    def _order(self, chance: Random) -> None:
+    def _order(self, rng: Random) -> None:
         start = time.time()
         try:
             self._topology.failover()
         finally:
             self.lossy.append(Window(start - _LAG, time.time()))
 
-    def _kill(self, chance: Random) -> None:
+    def _kill(self, rng: Random) -> None:
         start = time.time()
         try:
             self._topology.wait_for_failover(self._topology.kill_primary())
@@ -231,25 +231,25 @@ class Sharded(Topology):
         return redis.RedisCluster.from_url(self._topology.startup_url)
 
     @property
-    def upheavals(self) -> dict[str, Callable[[Random], None]]:
+    def topology_faults(self) -> dict[str, Callable[[Random], None]]:
         return {"failover ordered": self._order, "slot migrated": self._migrate}
 
-    def _order(self, chance: Random) -> None:
-        self._topology.failover(chance.choice(self._topology.masters))
+    def _order(self, rng: Random) -> None:
+        self._topology.failover(rng.choice(self._topology.masters))
 
-    def _migrate(self, chance: Random) -> None:
-        slot = chance.choice(self._slots)
+    def _migrate(self, rng: Random) -> None:
+        slot = rng.choice(self._slots)
         source = self._topology.master_of(slot)
-        target = chance.choice([node for node in self._topology.masters if node is not source])
-        # A target that is told to be full would end the move half way, and this one waits for it
-        # before that fault is taken back.
+        target = rng.choice([node for node in self._topology.masters if node is not source])
+        # A target whose memory is full would end the migration half way, and that fault is repaired
+        # only after this one.
         ask(target, "CONFIG", "SET", "maxmemory", 0)
         self._topology.migrate(slot, target)
 
 
-# A busy machine must not look like a dead master: only what the suite orders is to happen.
+# A busy machine must not look like a dead master: only failovers that a run orders may happen.
 _PATIENT = {"cluster-node-timeout": "5000"}
 
 TOPOLOGIES: dict[str, type[Topology]] = {
-    each.name: each for each in (Lone, EverySecond, Delivering, Replicated, Sharded)
+    each.name: each for each in (SingleRedis, EverySecond, Delivering, Replicated, Sharded)
 }

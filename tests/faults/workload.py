@@ -1,4 +1,4 @@
-"""What all processes of a run agree on: the groups with their limits, and the settings."""
+"""The groups with their limits, and the settings, of all processes of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = {
     **{f"quiet{n}": Limits(1.0, 3.0, 5) for n in range(8)},
     **{f"single{n}": Limits(1.0, 1.0, 1) for n in range(2)},
 }
-"""By group. Several classes, so that batches leave because of each limit."""
+"""By group. Several classes, so that each limit makes some batches due."""
 
 LEASE = 1.0
 

@@ -21,7 +21,7 @@ from typing import Any
 from redisagg import Aggregator
 from tests.sinks.environment import CHECKOUT, environment
 from tests.sinks.workers.note import RECEIVED
-from tests.support.processes import gathering
+from tests.support.processes import running_processes
 from tests.support.servers import wait_until
 from tests.support.tasks import quick_config
 
@@ -116,7 +116,7 @@ class Trial:
             self.worker(),
             running(flusher, self.log("flusher-1")) as killed,
             running(flusher, self.log("flusher-2")),
-            gathering() as crew,
+            running_processes() as processes,
         ):
             wait_until(
                 lambda: (
@@ -126,7 +126,7 @@ class Trial:
                 what="the flushers share the partitions",
             )
             for name in PRODUCERS:
-                crew.start(
+                processes.start(
                     "producer",
                     self.url,
                     config=config,
@@ -135,7 +135,7 @@ class Trial:
                     count=TASKS // len(PRODUCERS),
                     chunk=10,
                     pause=0.05,
-                ).say("go")
+                ).send_line("go")
             wait_until(
                 lambda: len(self.received()) >= KILLED_AFTER,
                 timeout=60,

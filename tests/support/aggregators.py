@@ -1,4 +1,4 @@
-"""Both aggregators behind one face, so that one set of tests holds for either."""
+"""Gives `AsyncAggregator` the interface of `Aggregator`, so that one test can run for both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("threads", "asyncio")
 
 
 class Make(Protocol):
-    """Makes an aggregator, closed when the test ends; `config` changes `quick_config`."""
+    """Makes an aggregator that is closed when the test ends; `config` changes `quick_config`."""
 
     def __call__(
         self, *, name: str = "tests", url: Any = None, sink: Any = None, **config: Any
@@ -25,7 +25,7 @@ class Make(Protocol):
 
 
 class LoopThread:
-    """An event loop in a thread of its own, which runs coroutines for other threads."""
+    """An event loop in its own thread, which runs coroutines for other threads."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -33,19 +33,23 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine to its end; raises what it raises, `TimeoutError` after a minute."""
+        """Runs a coroutine and returns its result.
+
+        Raises:
+            TimeoutError: it took longer than a minute.
+        """
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     def close(self) -> None:
-        """Ends the loop and its thread."""
-        if self._thread.is_alive():  # else something ended the loop
+        """Stops the loop and its thread."""
+        if self._thread.is_alive():  # else the loop was stopped already
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
 
 
 class OnLoop:
-    """An `AsyncAggregator` with the face of an `Aggregator`: each call waits for its coroutine."""
+    """An `AsyncAggregator` with blocking methods: each call waits for its coroutine."""
 
     def __init__(self, loop: LoopThread, make: Callable[[], AsyncAggregator]) -> None:
         async def made() -> AsyncAggregator:
@@ -73,7 +77,7 @@ class OnLoop:
 
 
 class AggregatorMaker:
-    """Makes aggregators of one kind; those made in the `with` block of `making` end with it."""
+    """Makes aggregators of one kind; use `making`, which closes them."""
 
     def __init__(self, kind: str, stack: contextlib.ExitStack) -> None:
         self.kind = kind
@@ -81,7 +85,7 @@ class AggregatorMaker:
         self._loop: LoopThread | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Aggregator:
-        """An aggregator with these arguments, not started."""
+        """Makes an aggregator with these arguments; does not start it."""
         if self.kind == "threads":
             aggregator = Aggregator(*args, **kwargs)
         else:
@@ -96,6 +100,6 @@ class AggregatorMaker:
 
 @contextlib.contextmanager
 def making(kind: str) -> Iterator[AggregatorMaker]:
-    """What makes aggregators of a kind, ``threads`` or ``asyncio``; closes them at the end."""
+    """Makes aggregators of a kind, ``threads`` or ``asyncio``; closes them when the block ends."""
     with contextlib.ExitStack() as stack:
         yield AggregatorMaker(kind, stack)

@@ -1,4 +1,4 @@
-"""Aggregators for the tests, of both kinds."""
+"""The fixtures that make aggregators, worker processes and proxies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from redisagg import Aggregator
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.support.aggregators import KINDS, Make, making
-from tests.support.processes import Crew, gathering
-from tests.support.proxy import Proxy, proxying
+from tests.support.processes import Processes, running_processes
+from tests.support.proxy import Proxy, running_proxy
 from tests.support.tasks import Measured, quick_config
 
 _measured: list[str] = []
@@ -32,7 +32,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def measured() -> Measured:
-    """Notes a line for the end of the run."""
+    """Notes a line for the section "measured" at the end of the run."""
     return _measured.append
 
 
@@ -48,27 +48,33 @@ def _make(kind: str, redis_url: str) -> Iterator[Make]:
         yield make
 
 
+@pytest.fixture
+def make(redis_url: str) -> Iterator[Make]:
+    """Makes aggregators for threads.
+
+    Enough for tests of scripts and flushers: both kinds of aggregator run the same flusher.
+    """
+    yield from _make("threads", redis_url)
+
+
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Make]:
-    """What makes aggregators, in one test for threads and in one for asyncio."""
+def make_both(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Make]:
+    """Makes aggregators; the test runs once for threads and once for asyncio.
+
+    For tests of what exists twice: producers, transports, streams, start and stop.
+    """
     yield from _make(request.param, redis_url)
 
 
 @pytest.fixture
-def make_one_kind(redis_url: str) -> Iterator[Make]:
-    """The same for threads only, where the kind makes no difference or time is dear."""
-    yield from _make("threads", redis_url)
-
-
-@pytest.fixture
-def crew() -> Iterator[Crew]:
-    """What starts producers and flushers in processes of their own; they end with the test."""
-    with gathering() as crew:
-        yield crew
+def processes() -> Iterator[Processes]:
+    """Starts producers and flushers in separate processes, which end with the test."""
+    with running_processes() as processes:
+        yield processes
 
 
 @pytest.fixture
 def proxy(redis_server: EmbeddedRedis, redis_url: str) -> Iterator[Proxy]:
-    """A proxy in front of the server of `redis_url`, to lose connections and replies."""
-    with proxying(HOST, redis_server.port) as proxy:
+    """A proxy in front of the server of `redis_url`, which can lose connections and replies."""
+    with running_proxy(HOST, redis_server.port) as proxy:
         yield proxy

@@ -1,4 +1,4 @@
-"""Producers and flushers as processes of their own, to be killed, frozen and counted on."""
+"""Producers and flushers as separate processes, which a test can kill and freeze."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class WorkerProcess:
-    """A process that runs `tests.support.worker`; see there for roles and settings."""
+    """A process that runs `tests.support.worker`, where roles and settings are described."""
 
     module = "tests.support.worker"
 
@@ -40,22 +40,26 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process has not ended yet; a frozen one runs."""
+        """Whether the process has not ended yet; true for a frozen one."""
         return self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """The text that it has logged so far."""
         return self._log.read()
 
-    def say(self, line: str) -> None:
+    def send_line(self, line: str) -> None:
         """Sends a line to its standard input."""
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
-    def hear(self) -> Any:
-        """The next line that it prints, as JSON; raises `EOFError` with its log if it ended."""
+    def read_line(self) -> Any:
+        """Waits for the next line that it prints and decodes it from JSON.
+
+        Raises:
+            EOFError: it has ended; the message has its log.
+        """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -64,28 +68,28 @@ class WorkerProcess:
         return json.loads(line)
 
     def wait(self, timeout: float = 20) -> int:
-        """Waits for the end; returns the status, negative if a signal ended it."""
+        """Waits until it ends; returns the exit status, negative if a signal ended it."""
         return self._process.wait(timeout)
 
     def terminate(self) -> None:
-        """SIGTERM: an orderly end."""
+        """Sends SIGTERM, on which it stops in order."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """SIGKILL, as in a crash; returns when it is gone."""
+        """Sends SIGKILL, as in a crash; returns when the process has ended."""
         self._process.kill()
         self._process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: it keeps its connections and does nothing, as in a long pause of its machine."""
+        """Sends SIGSTOP: it keeps its connections and does nothing, as on a paused machine."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Sends SIGCONT: it continues."""
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """Ends it by force and shows its log, which pytest prints for a test that failed."""
+        """Kills it and prints its log, which pytest shows if the test failed."""
         self.kill()
         print(f"--- log of {self.name}\n{self.log}")
         self._close()
@@ -97,8 +101,8 @@ class WorkerProcess:
                     stream.close()
 
 
-class Crew:
-    """Starts worker processes; `gathering` ends them."""
+class Processes:
+    """Starts worker processes; use `running_processes`, which ends them."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -110,19 +114,19 @@ class Crew:
         return process
 
     def flushers(self, count: int, url: str, **settings: Any) -> list[WorkerProcess]:
-        """Starts flushers and waits until each of them is about to join."""
+        """Starts flushers; returns when each of them is about to join."""
         started = [self.start("flusher", url, **settings) for _ in range(count)]
         for each in started:
-            assert each.hear() == "running"
+            assert each.read_line() == "running"
         return started
 
     def close(self) -> None:
-        """Ends all that still run."""
+        """Kills the processes that still run."""
         self._stack.close()
 
 
 @contextlib.contextmanager
-def gathering() -> Iterator[Crew]:
-    """A crew whose processes end with the `with` block."""
-    with contextlib.closing(Crew()) as crew:
-        yield crew
+def running_processes() -> Iterator[Processes]:
+    """Starts processes that end with the `with` block."""
+    with contextlib.closing(Processes()) as processes:
+        yield processes

@@ -1,4 +1,4 @@
-"""A TCP proxy between clients and a server, which loses what the test tells it to lose."""
+"""A TCP proxy between clients and a server, which delays and loses data as a test tells it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK = 64 * 1024
 
 @dataclass(eq=False)
 class Loss:
-    """A reply that is to be lost; see `Proxy.lose_reply`."""
+    """A reply that will be lost; see `Proxy.lose_reply`."""
 
     pattern: bytes
     then_cut: bool
@@ -35,11 +35,11 @@ class Hold:
     pattern: bytes
     replies: bool
     count: int = 0
-    """How many have been held so far."""
+    """Number of calls held so far."""
     released: bool = False
 
     def release(self) -> None:
-        """Lets them go on, and holds no further ones."""
+        """Forwards them, and holds no further ones."""
         self.released = True
 
 
@@ -50,14 +50,14 @@ class _Link:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     loss: Loss | None = None
-    """What is to be lost with the next bytes from the server."""
+    """The loss that the next bytes from the server complete."""
     hold: Hold | None = None
-    """What holds back the next bytes from the server."""
+    """The hold that keeps back the next bytes from the server."""
     torn: bool = False
-    """Whether the next request is to be cut in half."""
+    """Whether the next request will be cut in half."""
     frozen: bool = False
     listens: bool = False
-    """Whether the client has subscribed to something on it."""
+    """Whether the client has subscribed to a channel on it."""
 
     def close(self) -> None:
         for writer in (self.client, self.server):
@@ -66,12 +66,13 @@ class _Link:
 
 
 class Proxy:
-    """Use `proxying`. Its methods may be called from any thread; faults last until `restore`."""
+    """Use `running_proxy`. Methods may be called from any thread; faults last until `restore`."""
 
     def __init__(self, host: str, port: int, loop: LoopThread) -> None:
         self._target = (host, port)
         self._loop = loop
         self._links: set[_Link] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._losses: list[Loss] = []
         self._holds: list[Hold] = []
         self._refusing = False
@@ -83,18 +84,18 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """The URL of the server behind the proxy, by way of the proxy."""
+        """The URL that leads to the server through the proxy."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     # --- faults ------------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Resets all connections, and those that come."""
+        """Resets all connections, and new ones as they come."""
         self._refusing = True
         self.reset()
 
     def reset(self) -> None:
-        """Resets all connections there are; new ones work."""
+        """Resets the present connections; new ones work."""
 
         async def close_all() -> None:
             for link in list(self._links):
@@ -103,12 +104,13 @@ class Proxy:
         self._loop.run(close_all())
 
     def stall(self, *, requests: bool = True, replies: bool = True, late: bool = False) -> None:
-        """Forwards nothing more and closes nothing, as when the network drops all packets.
+        """Forwards nothing and closes nothing, as when the network drops all packets.
 
         Args:
-            requests, replies: which way; only one of them for a one-way cut.
-            late: whether what was sent meanwhile arrives afterwards even if its sender has given
-                up the connection, as packets do that took another way.
+            requests: whether requests are stalled.
+            replies: whether replies are stalled.
+            late: whether stalled data is forwarded after `restore` even if its sender has closed
+                the connection, as packets do that took another way.
         """
         self._stalled_up, self._stalled_down, self._late = requests, replies, late
 
@@ -118,20 +120,25 @@ class Proxy:
             link.torn = True
 
     def freeze_links(self, *, listening_only: bool = False) -> None:
-        """The same for the connections there are, for ever; new ones work. As a firewall does that
-        has forgotten them."""
+        """Forwards nothing more on the present connections; new ones work.
+
+        A firewall does this when it has forgotten them. `restore` does not undo it.
+
+        Args:
+            listening_only: whether only connections with a subscription are frozen.
+        """
         for link in list(self._links):
             link.frozen = link.listens or not listening_only
 
     def delay(self, seconds: float) -> None:
-        """Holds back all that clients send for so long."""
+        """Delays all requests by this number of seconds."""
         self._delay = seconds
 
     def lose_reply(self, script: str, *, then_cut: bool = False) -> Loss:
         """Forwards the next call of a script, and resets the connection instead of its reply.
 
         Args:
-            script: its name. The server has to know it already, else the loss is a NOSCRIPT.
+            script: its name. The server must know it already, else the lost reply is NOSCRIPT.
             then_cut: whether to `cut` as well.
         """
         loss = Loss(load(script).sha, then_cut)
@@ -139,19 +146,20 @@ class Proxy:
         return loss
 
     def hold(self, script: str, *, replies: bool = False) -> Hold:
-        """Holds back all calls of a script until they are released, whether or not their sender
-        still waits for the reply.
+        """Holds back all calls of a script until `Hold.release`.
+
+        They are forwarded then even if their sender does not wait for the reply any more.
 
         Args:
             script: its name, as for `lose_reply`.
-            replies: whether the calls are carried out and their replies are held back.
+            replies: whether the calls are carried out and only their replies are held back.
         """
         hold = Hold(load(script).sha, replies)
         self._holds.append(hold)
         return hold
 
     def restore(self) -> None:
-        """Ends all faults."""
+        """Ends all faults but those of `freeze_links`."""
         self._refusing = self._stalled_up = self._stalled_down = False
         self._delay = 0.0
         self._losses.clear()
@@ -161,7 +169,7 @@ class Proxy:
         for link in list(self._links):
             link.torn = False
 
-    # --- how -----------------------------------------------------------------------------------
+    # --- forwarding ----------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listens on a free port."""
@@ -172,11 +180,17 @@ class Proxy:
         """Closes everything."""
         assert self._server is not None
         self._server.close()
+        self.restore()
+        self._late = False
         for link in list(self._links):
             link.close()
-        await asyncio.sleep(0.05)  # lets the pumps end
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
         if self._refusing:
             writer.transport.abort()
             return
@@ -187,12 +201,15 @@ class Proxy:
             return
         link = _Link(writer, server_writer)
         self._links.add(link)
+        up = asyncio.ensure_future(self._up(link, reader))
+        down = asyncio.ensure_future(self._down(link, server_reader))
         try:
-            await asyncio.gather(self._up(link, reader), self._down(link, server_reader))
+            await asyncio.gather(up, down)
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             link.close()
+            await asyncio.gather(up, down, return_exceptions=True)
             self._links.discard(link)
 
     async def _up(self, link: _Link, reader: asyncio.StreamReader) -> None:
@@ -248,8 +265,8 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxying(host: str, port: int) -> Iterator[Proxy]:
-    """A proxy in front of a server, as long as the `with` block lasts."""
+def running_proxy(host: str, port: int) -> Iterator[Proxy]:
+    """A proxy in front of a server, which runs as long as the `with` block."""
     loop = LoopThread()
     proxy = Proxy(host, port, loop)
     try:

@@ -1,11 +1,14 @@
-"""What tests of several parts share: tasks, settings, and a look at the queue."""
+"""Tasks, settings and conditions that tests of several tiers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import redis
+
 from redisagg import AggregationConfig, Aggregator, DeadLetter, Task
+from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import EnqueuedBatch
 from tests.support.servers import wait_until
 
@@ -14,7 +17,7 @@ Measured: TypeAlias = Callable[[str], None]
 
 
 def quick_config(**changes: Any) -> AggregationConfig:
-    """Settings under which no group is due unless it is full or flushed, and failures go fast."""
+    """Settings under which groups are due when full or flushed only, and retries come quickly."""
     settings: dict[str, Any] = {
         "group_grace_period": 600,
         "group_max_delay": 600,
@@ -64,6 +67,46 @@ def await_dead(aggregator: Aggregator, count: int = 1, timeout: float = 10) -> l
     what = f"{count} batches are dead"
     wait_until(lambda: aggregator.stats().batches_dead >= count, timeout=timeout, what=what)
     return aggregator.dead_letters(tasks=True)
+
+
+def await_asleep(
+    client: redis.Redis, *, name: str = "tests", partitions: int = 2, timeout: float = 10
+) -> None:
+    """Waits until the leader of each partition has polled since it was woken last, and sleeps.
+
+    What was due before this call has been claimed by then, or will not be: a test can go on with
+    an assertion that nothing more happened.
+    """
+    states = [partition.state for partition in Keyspace(name, partitions).partitions]
+
+    def asleep() -> bool:
+        # `poll` writes the time of the next poll; who wakes a leader writes 0.
+        return all(int(client.hget(state, "wake") or 0) for state in states)
+
+    wait_until(asleep, timeout=timeout, what="all leaders sleep")
+
+
+def server_ms(client: redis.Redis) -> int:
+    """The clock of Redis in ms, which decides when a group is due and a lease has expired."""
+    seconds, microseconds = client.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def await_server_ms(client: redis.Redis, ms: int, timeout: float = 10) -> None:
+    """Waits until the clock of Redis has passed `ms`."""
+    wait_until(lambda: server_ms(client) > ms, timeout=timeout, what="the time has passed")
+
+
+def lease_expiries(client: redis.Redis, *, name: str = "tests", partitions: int = 2) -> list[int]:
+    """When the lease of each partition expires, ms by the clock of Redis."""
+    states = [partition.state for partition in Keyspace(name, partitions).partitions]
+    return [int(client.hget(state, "expires") or 0) for state in states]
+
+
+def error_count(client: redis.Redis, code: str) -> int:
+    """Number of calls that the server has refused with an error code such as ``STALE``."""
+    counts: Any = client.info("errorstats")
+    return int(counts.get(f"errorstat_{code}", {"count": 0})["count"])
 
 
 def payloads(batches: list[EnqueuedBatch]) -> list[Any]:

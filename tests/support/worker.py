@@ -1,9 +1,10 @@
 """The processes that tests start: python -m tests.support.worker ROLE URL SETTINGS
 
-SETTINGS is a JSON object. Of those, ``kind`` is ``threads`` or ``asyncio``, ``merge`` the name of
-a function here, ``sink`` the URL of a queue, ``config`` changes `quick_config`.
+SETTINGS is a JSON object. ``kind`` is ``threads`` or ``asyncio``; ``merge`` is ``gate`` or ``die``
+for `merge_at_gate` or `merge_and_die`; ``sink`` is the URL of a queue; ``config`` changes
+`quick_config`.
 
-A worker ends when its standard input does, so that none outlives the tests.
+A worker ends when its standard input is closed, so that none outlives the tests.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from redisagg.config import GroupAggregator
 from tests.support.tasks import quick_config
 
 GATE = "test:gate"
-"""`merge_at_gate` waits until this key, or the one with its process id behind it, is there."""
+"""`merge_at_gate` waits until this key exists, or the key with ``:`` and its process id added."""
 
 BEGAN = "test:began"
-"""A list to which `merge_at_gate` appends the process id when it begins."""
+"""A list to which `merge_at_gate` appends its process id when it begins."""
 
 
 def merge(group: str, tasks: list[Task]) -> Task:
-    """As the default, and says which process it was."""
+    """Merges as the default function does, and adds the process id."""
     return Task("merged", {"payloads": [task.payload for task in tasks], "by": os.getpid()})
 
 
 def merge_at_gate(url: str) -> GroupAggregator:
-    """A merge function that waits until the test lets it end."""
+    """Makes a merge function that waits until the test sets `GATE`."""
     client = redis.Redis.from_url(url)
 
     def wait_and_merge(group: str, tasks: list[Task]) -> Task:
@@ -50,7 +51,7 @@ def merge_at_gate(url: str) -> GroupAggregator:
 
 
 def merge_and_die(group: str, tasks: list[Task]) -> Task:
-    """Takes its process with it if a task says so, as a fault in a C extension does."""
+    """Ends its process if a payload is ``poison``, as a fault in a C extension does."""
     if any(task.payload == "poison" for task in tasks):
         os._exit(70)
     return merge(group, tasks)
@@ -69,13 +70,13 @@ def settings_of(url: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def flusher(url: str, settings: dict[str, Any]) -> None:
-    """Runs a flusher in the foreground. Says "running" first and "ended" at its end."""
+    """Runs a flusher in the foreground. Prints "running" first and "ended" at its end."""
     run_flusher(settings.get("kind"), url, **settings_of(url, settings))
 
 
 def run_flusher(kind: str | None, url: str, **arguments: Any) -> None:
-    """The same with the arguments of an aggregator."""
-    say("running")
+    """Runs a flusher with these arguments of an aggregator, as `flusher` does."""
+    send_line("running")
     if kind == "asyncio":
 
         async def run() -> None:
@@ -84,14 +85,16 @@ def run_flusher(kind: str | None, url: str, **arguments: Any) -> None:
         asyncio.run(run())
     else:
         Aggregator("tests", url, **arguments).run()
-    say("ended")
+    send_line("ended")
 
 
 def producer(url: str, settings: dict[str, Any]) -> None:
-    """Adds tasks with payloads [name, n], after it has heard "go".
+    """Adds tasks with payloads [name, n] when the test has sent a line.
 
-    Settings: ``name``; ``count``; ``groups``: added to in turn; ``chunk``: tasks in a call, 1 by
-    ``add_task``; ``pause``: seconds between calls. Says what was acknowledged and what failed.
+    Prints "ready" first, and in the end the number of acknowledged tasks and the errors.
+
+    Settings: ``name``; ``count``: number of tasks; ``groups``: names, used in turn; ``chunk``:
+    tasks in a call, by `add_task` if 1; ``pause``: seconds between calls.
     """
     agg = Aggregator("tests", url, **settings_of(url, settings))
     groups = settings["groups"]
@@ -99,8 +102,8 @@ def producer(url: str, settings: dict[str, Any]) -> None:
         Task("test", [settings["name"], n], groups[n % len(groups)])
         for n in range(settings["count"])
     ]
-    say("ready")
-    heard.wait()
+    send_line("ready")
+    line_received.wait()
     acknowledged, errors = 0, []
     chunk = settings.get("chunk", 1)
     for start in range(0, len(tasks), chunk):
@@ -113,11 +116,11 @@ def producer(url: str, settings: dict[str, Any]) -> None:
         except RedisAggError as error:
             errors.append(f"{type(error).__name__}: {error}")
         time.sleep(settings.get("pause", 0))
-    say({"acknowledged": acknowledged, "errors": errors})
+    send_line({"acknowledged": acknowledged, "errors": errors})
 
 
 def forker(url: str, settings: dict[str, Any]) -> None:
-    """Uses an aggregator, forks, and goes on using it in both processes at the same time."""
+    """Uses an aggregator, forks, and then uses it in both processes at the same time."""
     agg = Aggregator("tests", url, **settings_of(url, settings))
     if settings.get("flusher"):
         agg.start()
@@ -133,29 +136,30 @@ def forker(url: str, settings: dict[str, Any]) -> None:
     add("before", 20)
     child = os.fork()
     if settings.get("flusher"):
-        agg.start()  # in the child, the parent's flusher is not there
+        agg.start()  # the parent's flusher does not run in the child
     add("parent" if child else "child", 200)
     if child == 0:
         if settings.get("flusher"):
             agg.stop()
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    say(status)
+    send_line(status)
     agg.stop(flush=True)
 
 
-heard = threading.Event()
+line_received = threading.Event()
+"""Set when the test has sent a line."""
 
 
-def listen(obey: Callable[[str], object]) -> None:
-    """Notes the first line from the test and obeys each; ends the process when the test is gone."""
+def read_lines(handle_line: Callable[[str], object]) -> None:
+    """Hands each line from the test to `handle_line`; ends the process when the test has ended."""
     for line in sys.stdin:
-        heard.set()
-        obey(line.strip())
+        line_received.set()
+        handle_line(line.strip())
     os._exit(1)
 
 
-def say(what: Any) -> None:
+def send_line(what: Any) -> None:
     """Prints a line for the test."""
     print(json.dumps(what), flush=True)
 
@@ -163,13 +167,13 @@ def say(what: Any) -> None:
 Role: TypeAlias = "Callable[[str, dict[str, Any]], None]"
 
 
-def main(roles: Mapping[str, Role], obey: Callable[[str], object] = str) -> None:
-    """Runs the role that the command line names; `obey` is told each line from the test."""
+def main(roles: Mapping[str, Role], handle_line: Callable[[str], object] = str) -> None:
+    """Runs the role that the command line names; `handle_line` gets each line from the test."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s.%(msecs)03d %(message)s", datefmt="%H:%M:%S"
     )
     role, url, settings = sys.argv[1:]
-    threading.Thread(target=listen, args=(obey,), daemon=True).start()
+    threading.Thread(target=read_lines, args=(handle_line,), daemon=True).start()
     roles[role](url, json.loads(settings))
 
 

@@ -1,4 +1,4 @@
-"""The rules in docs/security.md: each role can do its job with them, and nothing else."""
+"""The rules in docs/security.md: with them each role can do its job, and nothing else."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ RIGHTS = [
 
 
 class User:
-    """Calls scripts as a user, one connection long; raises whatever was refused."""
+    """Calls scripts as a user, on one connection; raises an error for what was refused."""
 
     def __init__(self, url: str) -> None:
         self.client = redis.Redis.from_url(url)
@@ -83,7 +83,7 @@ class User:
             if isinstance(error, AuthenticationFailed):
                 raise error
 
-    # --- a little of what producers and flushers do --------------------------------------------
+    # --- calls of producers and flushers ---------------------------------------------------------
 
     def add(
         self, group: bytes, *ids: bytes, size: int = 100, number: Any = "", most: int = 0
@@ -100,7 +100,7 @@ class User:
         return token
 
     def claim(self, token: int) -> dict[bytes, bytes]:
-        """Claims all that can be claimed; the ids of the batches, with their groups."""
+        """Claims all batches that can be claimed; returns their groups by batch id."""
         _, flat = self("poll", INDEX, token, 100, 1000)
         groups = flat[1::2]
         keys = [key for group in groups for key in (P.tasks(group), P.ids(group))]
@@ -123,7 +123,7 @@ class User:
         assert reply == [b"OK"]
 
 
-# --- the jobs, with all that their scripts can come to ------------------------------------------
+# --- the jobs, with all branches of their scripts -----------------------------------------------
 
 
 def register(user: User) -> None:
@@ -180,7 +180,11 @@ def listen(user: User) -> None:
 
 
 def furnish(admin: User) -> tuple[list[bytes], list[bytes]]:
-    """Groups, batches in all states and two dead letters; ids of the letters and the others."""
+    """Makes groups, batches in all states and two dead letters.
+
+    Returns:
+        The batch ids of the dead letters, and those of the batches in flight.
+    """
     register(admin)
     admin("join", [SPACE.flushers], "me", 60_000, SPACE.wake_channel)
     token = admin.acquire()
@@ -223,7 +227,7 @@ def operate(user: User, admin: User) -> None:
     user.run(steering.pause(SPACE, paused=False))
     assert user.run(steering.requeue_dead_letter(SPACE, letters[0].decode())) == 1
     assert user.run(steering.drop_dead_letter(SPACE, letters[1].decode())) == 1
-    # A group that has been due in a leader's eyes is taken out of both indices.
+    # A group that is due is removed from both indices.
     admin.add(b"waiting", b"4")
     assert user.run(steering.cancel_task(SPACE, b"waiting", b"4"))
 
@@ -241,14 +245,14 @@ JOBS: dict[str, Callable[[User, User], None]] = {
 
 @pytest.fixture(scope="module")
 def server(server_binary: Path) -> Iterator[EmbeddedRedis]:
-    """A server of its own, since it has users."""
+    """A server for this module, which adds users."""
     with EmbeddedRedis(server_binary) as server:
         yield server
 
 
 @pytest.fixture
 def admin(server: EmbeddedRedis) -> Iterator[User]:
-    """May do everything, on a server that has users but neither data nor scripts."""
+    """A user with all rights, on a server with users and without data and scripts."""
     admin = User(server.url)
     admin.client.flushall()
     admin.client.script_flush()
@@ -266,7 +270,7 @@ def version(admin: User) -> tuple[int, ...]:
 
 
 def allow(admin: User, role: str, rules: Rules) -> None:
-    """Makes the user of a role anew."""
+    """Sets the rules of the user of a role."""
     if version(admin) < (7,):
         rules = [rule.strip("()") for rule in rules]
     admin.client.execute_command("ACL SETUSER", role, "reset", *filter(None, rules))
@@ -291,9 +295,9 @@ def log_in(server: EmbeddedRedis, admin: User) -> Iterator[Callable[[str], User]
 
 
 def refused(admin: User) -> set[str]:
-    """What users were refused since the test began."""
+    """The objects that users were refused since the test began."""
     entries: Any = admin.client.acl_log()
-    # redis-py introduces itself, and does not mind.
+    # redis-py sends CLIENT SETINFO when it connects, and ignores the refusal.
     return {entry["object"] for entry in entries} - {"client|setinfo", "client"}
 
 
@@ -331,7 +335,7 @@ _UNNAMED = {
     *(("producer", "+hsetnx"), ("producer", "+rpush"), ("producer", "+hexists")),
     *(("flusher", "+lrange"), ("flusher", "+xadd")),
 }
-"""What is refused within a script that goes on: Redis says then which command only since 7.2."""
+"""Refusals within a script that goes on: Redis names the command only since 7.2."""
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -391,7 +395,9 @@ EVERYWHERE: list[tuple[Any, ...]] = [
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_a_role_must_not_do(admin: User, log_in: Callable[[str], User], role: str) -> None:
+def test_no_role_can_use_other_commands_and_keys(
+    admin: User, log_in: Callable[[str], User], role: str
+) -> None:
     if version(admin) < (7,):
         pytest.skip(_NO_BRACKETS)
     furnish(admin)
@@ -402,7 +408,7 @@ def test_what_a_role_must_not_do(admin: User, log_in: Callable[[str], User], rol
             user.client.execute_command(*command)
         if isinstance(command[-1], int) or len(command) < 2:
             continue
-        # Nor by a script of its own.
+        # Nor in a script of its own.
         script = f"return redis.call('{command[0]}', unpack(ARGV))"
         with pytest.raises(redis.ResponseError, match=r"script|ACL"):
             user.client.eval(script, 0, *command[1:])
@@ -410,7 +416,7 @@ def test_what_a_role_must_not_do(admin: User, log_in: Callable[[str], User], rol
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_roles_together(server: EmbeddedRedis, admin: User, kind: str) -> None:
+def test_all_roles_work_together(server: EmbeddedRedis, admin: User, kind: str) -> None:
     def merge(group: str, tasks: list[Task]) -> Task:
         if group == "bad":
             raise ValueError("as it is told")
@@ -447,7 +453,7 @@ def test_all_roles_together(server: EmbeddedRedis, admin: User, kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_producer_that_waits_for_replicas_needs_one_right_more(
+def test_a_producer_that_waits_for_replicas_needs_the_right_to_wait(
     server: EmbeddedRedis, admin: User, kind: str
 ) -> None:
     config = quick_config(min_replicas=1, add_timeout=0.5, replica_timeout=0.1)
@@ -459,7 +465,7 @@ def test_a_producer_that_waits_for_replicas_needs_one_right_more(
                 producer.add_task(Task("t", 1, "g"))
 
 
-def test_a_flusher_without_a_right_says_so_and_goes_on_when_it_has_it(
+def test_a_flusher_logs_a_missing_right_and_goes_on_when_it_has_it(
     server: EmbeddedRedis, admin: User, caplog: pytest.LogCaptureFixture
 ) -> None:
     lacking = [rule for rule in ROLES["flusher"] if rule != "+zrangebyscore"]
@@ -470,6 +476,7 @@ def test_a_flusher_without_a_right_says_so_and_goes_on_when_it_has_it(
         producer = make(NAME, url_of(server, "producer"), config=config)
         with agg:
             producer.add_task(Task("t", 1, "g"))
-            wait_until(lambda: "'ZRANGEBYSCORE'" in caplog.text, what="it says what it lacks")
+            wait_until(lambda: "'ZRANGEBYSCORE'" in caplog.text, what="the missing right is logged")
             allow(admin, "flusher", ROLES["flusher"])
-            wait_until(lambda: admin.client.xlen(QUEUE) == 1, timeout=5, what="it goes on")
+            wait_until(lambda: admin.client.xlen(QUEUE), timeout=5, what="it goes on")
+    assert admin.client.xlen(QUEUE) == 1

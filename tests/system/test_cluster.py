@@ -1,4 +1,4 @@
-"""Redis Cluster: partitions spread over the masters, queues in their slots, a node that dies."""
+"""Redis Cluster: partitions and queues on all masters, and nodes that fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from redisagg.errors import RedisUnavailable
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import StreamSink
 from tests.support.aggregators import Make
-from tests.support.processes import Crew
+from tests.support.processes import Processes
 from tests.support.servers import ClusterTopology, wait_until
 from tests.support.tasks import await_batches, await_led, enqueued, numbered, payloads, quick_config
 
@@ -39,9 +39,9 @@ def url(cluster_url: str) -> str:
 
 
 def test_partitions_and_their_queues_are_spread_over_the_masters(
-    make: Make, cluster: ClusterTopology, url: str
+    make_both: Make, cluster: ClusterTopology, url: str
 ) -> None:
-    agg = make(url=url, partitions=PARTITIONS, group_max_size=5)
+    agg = make_both(url=url, partitions=PARTITIONS, group_max_size=5)
     groups = [f"group {n}" for n in range(60)]
     with agg:
         agg.add_tasks(Task("test", (group, n), group) for n in range(12) for group in groups)
@@ -81,13 +81,13 @@ def test_reading_pages_over_all_keys(make: Make, url: str) -> None:
     assert sorted(payloads(found)) == list(range(100))
 
 
-def test_lists_dead_letters_and_cancelling_work_as_elsewhere(make: Make, url: str) -> None:
+def test_lists_dead_letters_and_cancelling_work_as_elsewhere(make_both: Make, url: str) -> None:
     def merge(group: str, tasks: list[Task]) -> Task:
         if group == "bad":
             raise RuntimeError("never")
         return Task("merged", {"payloads": [task.payload for task in tasks]})
 
-    agg = make(
+    agg = make_both(
         url=url,
         partitions=4,
         group_max_size=2,
@@ -109,20 +109,20 @@ def test_lists_dead_letters_and_cancelling_work_as_elsewhere(make: Make, url: st
     assert all(key.startswith(b"queue:{tests:") for key in agg.sink_keys())
 
 
-def test_it_can_be_read_after_its_close(make: Make, url: str) -> None:
-    agg = make(url=url, group_max_size=1)
+def test_a_closed_aggregator_can_be_read(make_both: Make, url: str) -> None:
+    agg = make_both(url=url, group_max_size=1)
     with agg:
         agg.add_task(Task("test", 0, "a"))
         assert agg.wait_until_idle(10)
     assert payloads(enqueued(agg)) == [0]
 
 
-def test_a_cluster_of_which_no_node_answers_is_unavailable(make: Make) -> None:
+def test_a_cluster_of_which_no_node_answers_is_unavailable(make_both: Make) -> None:
     with pytest.raises(RedisUnavailable, match=r"refused|failed"):
-        make(url="redis+cluster://127.0.0.1:1", add_timeout=0.5).add_task(Task("test", 0, "a"))
+        make_both(url="redis+cluster://127.0.0.1:1", add_timeout=0.5).add_task(Task("test", 0, "a"))
 
 
-def test_cluster_clients_will_do(cluster_url: str) -> None:
+def test_cluster_clients_can_be_handed_over(cluster_url: str) -> None:
     config = quick_config(group_max_size=2, partitions=4)
     client: Any = redis.RedisCluster.from_url(cluster_url)
     with Aggregator("tests", client, config=config) as agg:
@@ -142,24 +142,26 @@ def test_cluster_clients_will_do(cluster_url: str) -> None:
     client.close()
 
 
-def test_several_flushers_share_a_cluster(make_one_kind: Make, crew: Crew, url: str) -> None:
+def test_several_flushers_share_a_cluster(make: Make, processes: Processes, url: str) -> None:
     config: dict[str, Any] = {"partitions": PARTITIONS, "group_max_size": 5}
-    agg = make_one_kind(url=url, **config)
-    crew.flushers(2, url, config=config)
+    agg = make(url=url, **config)
+    processes.flushers(2, url, config=config)
 
     def shares() -> list[int]:
         return sorted(Counter(partition.leader for partition in agg.stats().partitions).values())
 
     wait_until(lambda: shares() == [8, 8], what="both lead half of the partitions")
     producers = [
-        crew.start("producer", url, config=config, name=name, groups=["a", "b", "c"], count=300)
+        processes.start(
+            "producer", url, config=config, name=name, groups=["a", "b", "c"], count=300
+        )
         for name in ("one", "two")
     ]
     for producer in producers:
-        assert producer.hear() == "ready"
-        producer.say("go")
+        assert producer.read_line() == "ready"
+        producer.send_line("go")
     for producer in producers:
-        assert producer.hear() == {"acknowledged": 300, "errors": []}
+        assert producer.read_line() == {"acknowledged": 300, "errors": []}
     agg.flush_all()
     assert agg.wait_until_idle(10)
     found = Counter(map(tuple, payloads(enqueued(agg))))
@@ -174,11 +176,13 @@ def replicated(server_binary: Path) -> Iterator[ClusterTopology]:
 
 
 @pytest.mark.parametrize("by", ["order", "kill"])
-def test_the_failover_of_a_master_is_ridden_out(
-    make: Make, crew: Crew, replicated: ClusterTopology, by: str
+def test_adds_and_flushers_go_on_after_the_failover_of_a_master(
+    make_both: Make, processes: Processes, replicated: ClusterTopology, by: str
 ) -> None:
-    """What was replicated before and what is added afterwards has to come out once. A killed
-    master may take with it what it acknowledged last; one that hands over may not."""
+    """Tasks that were replicated before it, or are added after it, are enqueued once.
+
+    A killed master may lose the writes that it acknowledged last; one that hands over may not.
+    """
     replicated.heal()
     empty(replicated)
     url = url_of(replicated.startup_url)
@@ -188,8 +192,8 @@ def test_the_failover_of_a_master_is_ridden_out(
         "lease_time": 2.0,
         "add_timeout": 30,
     }
-    agg = make(url=url, **config)
-    crew.flushers(2, url, config=config)
+    agg = make_both(url=url, **config)
+    processes.flushers(2, url, config=config)
     await_led(agg)
     groups = [f"g{n}" for n in range(30)]
     agg.add_tasks(Task("test", ["before", group], group) for group in groups)
@@ -210,15 +214,20 @@ def test_the_failover_of_a_master_is_ridden_out(
 
     producer = threading.Thread(target=produce)
     producer.start()
+
+    def await_adds(count: int) -> None:
+        wanted = offered + count
+        wait_until(lambda: offered >= wanted, what=f"{count} more tasks are added")
+
     try:
-        time.sleep(0.5)
+        await_adds(20)
         master = replicated.master_of("{tests:0}")
         if by == "order":
             replicated.failover(master)
         else:
             replicated.kill(master)
             replicated.wait_for_failover(master)
-        time.sleep(0.5)
+        await_adds(20)
     finally:
         done.set()
         producer.join()
@@ -230,7 +239,7 @@ def test_the_failover_of_a_master_is_ridden_out(
     assert all(count == 1 for count in found.values())
     assert {(name, group) for name in ("before", "after") for group in groups} <= set(found)
     during = sum(name == "during" for name, _ in found)
-    print(f"{during} of {offered} tasks that were added around the failover came out")
+    print(f"{during} of {offered} tasks that were added around the failover are enqueued")
     assert during == offered if by == "order" else during > offered * 0.9
 
 
@@ -239,14 +248,14 @@ def test_the_failover_of_a_master_is_ridden_out(
 
 @pytest.fixture(scope="module")
 def lone_masters(server_binary: Path) -> Iterator[ClusterTopology]:
-    """Three masters that nobody stands in for; what is left goes on without the slots of one."""
+    """Three masters without replicas; when one is down, the slots of the others are served."""
     config = {"cluster-require-full-coverage": "no"}
     with ClusterTopology(server_binary, config=config) as topology:
         yield topology
 
 
 class Outage:
-    """A cluster whose master of one key is about to go down."""
+    """A cluster, with the master of one key as the one that will go down."""
 
     def __init__(self, topology: ClusterTopology, key: str) -> None:
         topology.heal()
@@ -261,12 +270,12 @@ class Outage:
         }
 
     def groups(self, count: int, *, stopped: bool) -> list[str]:
-        """Groups of the partitions that it stops, or of the others."""
+        """Groups in partitions of the master that goes down, or in the others."""
         names = (f"g{n}" for n in itertools.count())
         return list(itertools.islice((g for g in names if self._stops(g) is stopped), count))
 
     def enqueued(self) -> int:
-        """How many batches are in the queues of the masters that are alive."""
+        """Number of batches in the queues of the other masters."""
         count = 0
         for master in self.alive:
             with master.client() as client:
@@ -286,49 +295,50 @@ def empty(topology: ClusterTopology) -> None:
 
 @pytest.mark.parametrize("key", ["{tests:0}", "{tests}"], ids=["partition", "namespace"])
 def test_a_dead_master_stops_only_its_own_partitions(
-    make_one_kind: Make, lone_masters: ClusterTopology, key: str
+    make: Make, lone_masters: ClusterTopology, key: str
 ) -> None:
-    """Also if it is the one that knows which flushers are alive."""
+    """Also if it holds the list of live flushers."""
     outage = Outage(lone_masters, key)
     groups = outage.groups(5, stopped=False)
     url = url_of(outage.alive[0].url)
     config: dict[str, Any] = {
         "partitions": PARTITIONS,
         "group_max_size": 2,
-        "lease_time": 2.0,
+        "lease_time": 1.0,
         "add_timeout": 3,
     }
-    flusher, producer = (make_one_kind(url=url, **config) for _ in range(2))
+    flusher, producer = (make(url=url, **config) for _ in range(2))
     producer.add_tasks(Task("test", "before", group) for group in groups)
     with flusher:
         await_led(producer)
         lone_masters.kill(outage.down)
         try:
-            time.sleep(3)  # longer than a lease
+            time.sleep(1.5)  # leases must outlast their own expiry time without the dead master
             for group in groups:
                 producer.add_task(Task("test", "after", group))
             wait_until(
                 lambda: outage.enqueued() == len(groups),
                 timeout=3,
-                what="what the other masters hold is enqueued",
+                what="all batches on the other masters are enqueued",
             )
         finally:
             lone_masters.heal()
         await_led(producer, timeout=10)
+        assert producer.wait_until_idle(5)
 
 
 def test_adds_to_other_partitions_do_not_wait_for_a_dead_master(
-    make: Make, lone_masters: ClusterTopology
+    make_both: Make, lone_masters: ClusterTopology
 ) -> None:
     outage = Outage(lone_masters, "{tests:0}")
     [group], [dead] = (outage.groups(1, stopped=stopped) for stopped in (False, True))
-    agg = make(url=url_of(outage.alive[0].url), partitions=PARTITIONS, add_timeout=3)
+    agg = make_both(url=url_of(outage.alive[0].url), partitions=PARTITIONS, add_timeout=2)
     agg.add_tasks([Task("test", "before", group), Task("test", "before", dead)])
     lone_masters.kill(outage.down)
     try:
         with ThreadPoolExecutor(5) as pool:
             doomed = [pool.submit(agg.add_task, Task("test", n, dead)) for n in range(3)]
-            time.sleep(0.1)
+            wait_until(lambda: all(each.running() for each in doomed), what="the adds are made")
             took = []
             for n in range(3):
                 start = time.monotonic()
@@ -343,24 +353,35 @@ def test_adds_to_other_partitions_do_not_wait_for_a_dead_master(
         lone_masters.heal()
 
 
+def subscribers(topology: ClusterTopology, channel: bytes) -> int:
+    """Number of clients that listen to a channel, on any master that runs."""
+    count = 0
+    for master in topology.masters:
+        with master.client() as client:
+            count += sum(number for _, number in client.pubsub_numsub(channel))
+    return count
+
+
 def test_full_groups_wake_leaders_although_the_node_of_the_url_is_dead(
-    make_one_kind: Make, replicated: ClusterTopology
+    make: Make, replicated: ClusterTopology
 ) -> None:
-    """Leaders listen on any node; the URL names only the one from which they found the others."""
+    """Leaders listen on any node; the URL names only the node that told them the others."""
     replicated.heal()
     empty(replicated)
     dead = replicated.masters[0]
     config: dict[str, Any] = {"partitions": PARTITIONS, "group_max_size": 1, "lease_time": 12}
-    flusher = make_one_kind(url=url_of(dead.url), **config)
+    flusher = make(url=url_of(dead.url), **config)
     with flusher:
         await_led(flusher)
         replicated.kill(dead)
         replicated.wait_for_failover(dead)
-        producer = make_one_kind(url=url_of(replicated.masters[0].url), **config)
-        time.sleep(1.5)
+        producer = make(url=url_of(replicated.masters[0].url), **config)
+        channel = Keyspace("tests", PARTITIONS).wake_channel
+        wait_until(lambda: subscribers(replicated, channel), what="the flusher listens again")
         try:
             for n in range(4):
                 producer.add_task(Task("test", n, f"g{n}"))
                 await_batches(producer, n + 1, timeout=2)
+            assert sorted(payloads(enqueued(producer))) == [0, 1, 2, 3]
         finally:
             replicated.heal()

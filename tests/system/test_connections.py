@@ -1,4 +1,4 @@
-"""More connections at a time than redis-py gives out by default, which is 100."""
+"""More connections at a time than the pools of redis-py allow by default, which is 100."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CALLS = 150
 
 
 @pytest.fixture(autouse=True)
-def each_test_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a lost connection: in production once a second is enough."""
+def log_every_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In production one log line a second is enough."""
     monkeypatch.setattr(retrying, "_last_logged", -math.inf)
 
 
@@ -35,17 +35,21 @@ def url(request: pytest.FixtureRequest) -> str:
     return sentinel_url_of(addresses, request.getfixturevalue("sentinel").service_name)
 
 
-async def test_coroutines(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_150_coroutines_read_at_a_time_without_retries(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     agg = AsyncAggregator("tests", url, config=quick_config())
     await agg.add_task(Task("test", 1, "a"))
     with caplog.at_level(logging.WARNING):
         groups = await asyncio.gather(*(agg.get_group("a") for _ in range(CALLS)))
     await agg.close()
     assert [group.size for group in groups if group] == [1] * CALLS
-    assert caplog.messages == []  # else some had to be tried again
+    assert caplog.messages == []  # a retry would be logged
 
 
-def test_threads(redis_url: str, sync_redis: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_150_threads_read_at_a_time_without_retries(
+    redis_url: str, sync_redis: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
     agg = Aggregator("tests", redis_url, config=quick_config())
     agg.add_task(Task("test", 1, "a"))
     together = threading.Barrier(CALLS)
@@ -57,7 +61,7 @@ def test_threads(redis_url: str, sync_redis: redis.Redis, caplog: pytest.LogCapt
 
     with caplog.at_level(logging.WARNING):
         threads = [threading.Thread(target=ask) for _ in range(CALLS)]
-        sync_redis.client_pause(500)  # ms: so that all wait for their replies together
+        sync_redis.client_pause(500)  # ms in which all threads wait for their replies
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -67,7 +71,9 @@ def test_threads(redis_url: str, sync_redis: redis.Redis, caplog: pytest.LogCapt
     assert caplog.messages == []
 
 
-def test_a_flusher_of_many_partitions(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flusher_leads_128_partitions_without_retries(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     agg = Aggregator("tests", redis_url, config=quick_config(partitions=128, group_max_size=10))
     agg.add_tasks((Task("test", n, f"g{n // 10}") for n in range(20_000)), ids=False)
     with caplog.at_level(logging.WARNING), agg:

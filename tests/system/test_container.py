@@ -1,4 +1,4 @@
-"""The container that the other integration tests use is a Redis that runs scripts."""
+"""The container of the tests marked `docker` is a Redis that runs scripts."""
 
 from __future__ import annotations
 

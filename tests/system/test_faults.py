@@ -1,4 +1,4 @@
-"""Short runs with faults on every topology; `python -m tests.faults` makes longer ones.
+"""Short fault runs on every topology; `python -m tests.faults` makes longer ones.
 
 `REDISAGG_FAULTS_SEED` chooses another seed.
 """
@@ -21,15 +21,17 @@ SECONDS = 20.0
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
-def test_faults_break_no_promise(server_binary: Path, topology: type[Topology]) -> None:
+def test_faults_break_no_guarantee(server_binary: Path, topology: type[Topology]) -> None:
     result = run(Plan(topology, SECONDS, SEED, server=server_binary))
     print(f"python -m tests.faults --minutes {SECONDS / 60:.2f} --seed {SEED}", end=" ")
     print(f"--topology {topology.name}\n{table([result])}")
     assert result.verdict.violations == 0, findings(result)
-    # It was no walk in the park, and it was not a standstill either.
-    struck = {kind: count for kind, count in result.faults.items() if not kind.startswith("merge")}
-    assert sum(struck.values()) >= 10
-    assert len(struck) >= 8
+    # There were faults of many kinds, and tasks went on being enqueued.
+    injected = {
+        kind: count for kind, count in result.faults.items() if not kind.startswith("merge")
+    }
+    assert sum(injected.values()) >= 10
+    assert len(injected) >= 8
     assert result.verdict.acknowledged > 1_000
     assert result.verdict.enqueued > 1_000
     assert result.verdict.counts[Kind.LOST] == 0

@@ -1,4 +1,4 @@
-"""Producers and flushers in processes of their own, on one namespace."""
+"""Producers and flushers in separate processes, on one namespace."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ import redis
 
 from redisagg import Aggregator, Task
 from tests.support.aggregators import KINDS, Make
-from tests.support.processes import Crew, WorkerProcess
+from tests.support.processes import Processes, WorkerProcess
 from tests.support.servers import wait_until
-from tests.support.tasks import Measured, await_batches, await_dead, enqueued, numbered, payloads
+from tests.support.tasks import (
+    Measured,
+    await_batches,
+    await_dead,
+    await_server_ms,
+    enqueued,
+    lease_expiries,
+    numbered,
+    payloads,
+)
 from tests.support.worker import BEGAN, GATE
 
 PARTITIONS = 16
 
 
 def leaders(agg: Aggregator) -> Counter[str]:
-    """How many partitions each process leads, by process id."""
+    """Number of partitions that each process leads, by process id."""
     owners = [partition.leader for partition in agg.stats().partitions]
     return Counter(owner.split(":")[1] for owner in owners if owner)
 
@@ -36,40 +45,39 @@ def await_leaders(agg: Aggregator, shares: list[int], timeout: float = 10) -> No
 
 
 def await_merges(client: redis.Redis, count: int) -> list[int]:
-    """Waits until so many merges have begun at the gate; returns their process ids."""
+    """Waits until `count` merges have begun at the gate; returns their process ids."""
     wait_until(lambda: client.llen(BEGAN) == count, what=f"{count} merges have begun")
     pids: Any = client.lrange(BEGAN, 0, -1)
     return list(map(int, pids))
 
 
 def by(agg: Aggregator) -> list[int]:
-    """Which process merged each enqueued batch."""
+    """The id of the process that merged each enqueued batch."""
     return [batch.payload["by"] for batch in enqueued(agg)]
 
 
 def test_two_producers_and_two_flushers_make_one_batch(
-    make_one_kind: Make, crew: Crew, redis_url: str
+    make: Make, processes: Processes, redis_url: str
 ) -> None:
     config: dict[str, Any] = {
-        "group_grace_period": 1.0,
+        "group_grace_period": 0.8,
         "group_max_size": 1000,
         "partitions": PARTITIONS,
     }
-    agg = make_one_kind(**config)
-    crew.flushers(2, redis_url, config=config)
+    agg = make(**config)
+    processes.flushers(2, redis_url, config=config)
     producers = [
-        crew.start("producer", redis_url, config=config, name=name, groups=["a"], count=50)
+        processes.start("producer", redis_url, config=config, name=name, groups=["a"], count=50)
         for name in ("one", "two")
     ]
     await_leaders(agg, [8, 8])
     for producer in producers:
-        assert producer.hear() == "ready"
+        assert producer.read_line() == "ready"
     for producer in producers:
-        producer.say("go")
-    assert [producer.hear()["acknowledged"] for producer in producers] == [50, 50]
+        producer.send_line("go")
+    assert [producer.read_line()["acknowledged"] for producer in producers] == [50, 50]
     await_batches(agg, 1)
     assert agg.wait_until_idle(2)
-    time.sleep(0.3)
     [batch] = enqueued(agg)
     assert batch.count == 100
     for name in ("one", "two"):
@@ -77,25 +85,25 @@ def test_two_producers_and_two_flushers_make_one_batch(
         assert numbers == list(range(50))
 
 
-def test_many_producers_and_flushers_lose_and_double_nothing(
-    make_one_kind: Make, crew: Crew, redis_url: str
+def test_many_producers_and_flushers_lose_and_duplicate_no_task(
+    make: Make, processes: Processes, redis_url: str
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 10, "partitions": PARTITIONS}
-    agg = make_one_kind(**config)
-    crew.flushers(1, redis_url, config=config)
-    crew.flushers(1, redis_url, config=config, kind="asyncio")
+    agg = make(**config)
+    processes.flushers(1, redis_url, config=config)
+    processes.flushers(1, redis_url, config=config, kind="asyncio")
     groups = [f"g{n}" for n in range(20)]
     producers = [
-        crew.start(
+        processes.start(
             "producer", redis_url, config=config, name=name, groups=groups, count=2_000, chunk=chunk
         )
         for name, chunk in (("one", 1), ("two", 50))
     ]
     for producer in producers:
-        assert producer.hear() == "ready"
-        producer.say("go")
+        assert producer.read_line() == "ready"
+        producer.send_line("go")
     for producer in producers:
-        assert producer.hear() == {"acknowledged": 2_000, "errors": []}
+        assert producer.read_line() == {"acknowledged": 2_000, "errors": []}
     assert agg.wait_until_idle(10)
     batches = enqueued(agg)
     assert [batch.count for batch in batches] == [10] * 400
@@ -110,19 +118,20 @@ def test_many_producers_and_flushers_lose_and_double_nothing(
 
 
 def test_partitions_are_shared_evenly_as_flushers_come_and_go(
-    make_one_kind: Make, crew: Crew, redis_url: str
+    make: Make, processes: Processes, redis_url: str, sync_redis: redis.Redis
 ) -> None:
     config: dict[str, Any] = {"partitions": PARTITIONS, "lease_time": 1.5}
-    agg = make_one_kind(**config)
-    [first] = crew.flushers(1, redis_url, config=config)
+    agg = make(**config)
+    [first] = processes.flushers(1, redis_url, config=config)
     await_leaders(agg, [16], timeout=5)
-    [second] = crew.flushers(1, redis_url, config=config)
+    [second] = processes.flushers(1, redis_url, config=config)
     await_leaders(agg, [8, 8], timeout=5)
-    [third] = crew.flushers(1, redis_url, config=config, kind="asyncio")
+    [third] = processes.flushers(1, redis_url, config=config, kind="asyncio")
     await_leaders(agg, [5, 5, 6], timeout=5)
     tokens = [partition.token for partition in agg.stats().partitions]
-    time.sleep(2.0)
-    # Leases are renewed and stay where they are: no token has grown.
+    expiries = lease_expiries(sync_redis, partitions=PARTITIONS)
+    await_server_ms(sync_redis, max(expiries))
+    # The leases are renewed and stay where they are: no token has grown.
     assert [partition.token for partition in agg.stats().partitions] == tokens
     second.kill()
     await_leaders(agg, [8, 8], timeout=1.5 + 1)
@@ -133,16 +142,16 @@ def test_partitions_are_shared_evenly_as_flushers_come_and_go(
 
 
 def test_batches_of_a_killed_leader_are_enqueued_once_within_a_lease_time(
-    make_one_kind: Make,
-    crew: Crew,
+    make: Make,
+    processes: Processes,
     redis_url: str,
     sync_redis: redis.Redis,
     measured: Measured,
 ) -> None:
     lease = 2.0
     config: dict[str, Any] = {"group_max_size": 2, "partitions": PARTITIONS, "lease_time": lease}
-    agg = make_one_kind(**config)
-    killed, other = crew.flushers(2, redis_url, config=config, merge="gate")
+    agg = make(**config)
+    killed, other = processes.flushers(2, redis_url, config=config, merge="gate")
     await_leaders(agg, [8, 8])
     agg.add_tasks(Task("test", n, f"g{n % 16}") for n in range(32))
     merging = await_merges(sync_redis, 16)
@@ -162,21 +171,20 @@ def test_batches_of_a_killed_leader_are_enqueued_once_within_a_lease_time(
 
 
 def test_a_leader_frozen_beyond_its_lease_commits_nothing(
-    make_one_kind: Make, crew: Crew, redis_url: str, sync_redis: redis.Redis
+    make: Make, processes: Processes, redis_url: str, sync_redis: redis.Redis
 ) -> None:
-    """It wakes in the middle of its successor's merge, with the merged task in its hands."""
+    """It continues during the merge of its successor, with a merged task to commit."""
     config: dict[str, Any] = {"group_max_size": 2, "partitions": 1, "lease_time": 1.0}
-    agg = make_one_kind(**config)
-    [frozen] = crew.flushers(1, redis_url, config=config, merge="gate")
+    agg = make(**config)
+    [frozen] = processes.flushers(1, redis_url, config=config, merge="gate")
     agg.add_tasks(numbered("a", 2))
     assert await_merges(sync_redis, 1) == [frozen.pid]
     frozen.freeze()
-    [other] = crew.flushers(1, redis_url, config=config, merge="gate")
+    [other] = processes.flushers(1, redis_url, config=config, merge="gate")
     assert await_merges(sync_redis, 2)[-1] == other.pid
     sync_redis.set(f"{GATE}:{frozen.pid}", 1)
     frozen.thaw()
     wait_until(lambda: "lease of partition 0 is lost" in frozen.log, timeout=5, what="it notices")
-    time.sleep(0.3)
     assert enqueued(agg) == []
     [batch] = agg.get_batches()
     assert batch.attempts == 2
@@ -186,54 +194,54 @@ def test_a_leader_frozen_beyond_its_lease_commits_nothing(
     assert by(agg) == [other.pid]
 
 
-def test_a_lease_that_ran_out_is_not_used_even_if_nobody_took_it(
-    make_one_kind: Make, crew: Crew, redis_url: str, sync_redis: redis.Redis
+def test_an_expired_lease_is_not_used_even_if_nobody_has_taken_it(
+    make: Make, processes: Processes, redis_url: str, sync_redis: redis.Redis
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 2, "partitions": 1, "lease_time": 0.5}
-    agg = make_one_kind(**config)
-    [frozen] = crew.flushers(1, redis_url, config=config, merge="gate")
+    agg = make(**config)
+    [frozen] = processes.flushers(1, redis_url, config=config, merge="gate")
     agg.add_tasks(numbered("a", 2))
     await_merges(sync_redis, 1)
     token = agg.stats().partitions[0].token
     frozen.freeze()
     sync_redis.set(GATE, 1)
-    time.sleep(1.0)
+    wait_until(lambda: not leaders(agg), timeout=5, what="the lease has expired")
     frozen.thaw()
     await_batches(agg, 1)
-    # It had to acquire the lease anew and to claim and merge the batch again.
+    # It has acquired the lease anew, and claimed and merged the batch again.
     assert agg.stats().partitions[0].token > token
     await_merges(sync_redis, 2)
     assert payloads(enqueued(agg)) == [0, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sigterm_finishes_merges_and_hands_over_at_once(
-    make_one_kind: Make,
-    crew: Crew,
+def test_sigterm_finishes_merges_and_gives_leases_back_at_once(
+    make: Make,
+    processes: Processes,
     redis_url: str,
     sync_redis: redis.Redis,
     measured: Measured,
     kind: str,
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 2, "partitions": PARTITIONS, "lease_time": 20}
-    agg = make_one_kind(**config)
-    [leaver] = crew.flushers(1, redis_url, config=config, merge="gate", kind=kind)
+    agg = make(**config)
+    [leaver] = processes.flushers(1, redis_url, config=config, merge="gate", kind=kind)
     await_leaders(agg, [16])
     agg.add_tasks(numbered("a", 2))
     await_merges(sync_redis, 1)
-    [other] = crew.flushers(1, redis_url, config=config)
-    # All partitions that are to move do so at once, but for the one that is in a merge.
+    [other] = processes.flushers(1, redis_url, config=config)
+    # All partitions that move do so at once, but for the one with the merge.
     wait_until(
         lambda: leaders(agg)[str(other.pid)] >= 7, timeout=5, what="the other takes its share"
     )
     leaver.terminate()
-    time.sleep(0.2)
-    assert leaver.running  # its merge is not done
+    wait_until(lambda: leaders(agg)[str(leaver.pid)] == 1, timeout=5, what="it gives leases back")
+    assert leaver.running  # its merge has not ended
     at = time.monotonic()
     sync_redis.set(GATE, 1)
     await_leaders(agg, [16], timeout=3)
     measured(f"handed over {time.monotonic() - at:.2f} s after the last merge, lease time 20 s")
-    assert leaver.hear() == "ended"
+    assert leaver.read_line() == "ended"
     assert leaver.wait() == 0
     assert set(leaders(agg)) == {str(other.pid)}
     await_batches(agg, 1)
@@ -243,44 +251,45 @@ def test_sigterm_finishes_merges_and_hands_over_at_once(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once_and_loses_nothing(
-    make_one_kind: Make,
-    crew: Crew,
+    make: Make,
+    processes: Processes,
     redis_url: str,
     sync_redis: redis.Redis,
     number: signal.Signals,
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 2, "partitions": 2, "lease_time": 1.0}
-    agg = make_one_kind(**config)
-    [impatient] = crew.flushers(1, redis_url, config=config, merge="gate")
+    agg = make(**config)
+    [impatient] = processes.flushers(1, redis_url, config=config, merge="gate")
     agg.add_tasks(numbered("a", 2))
     await_merges(sync_redis, 1)
+    await_leaders(agg, [2])
     os.kill(impatient.pid, number)
-    time.sleep(0.3)
+    wait_until(lambda: leaders(agg).total() == 1, timeout=5, what="it gives the other lease back")
     assert impatient.running
     os.kill(impatient.pid, number)
     assert impatient.wait(1) == 128 + number
-    [other] = crew.flushers(1, redis_url, config=config)
+    [other] = processes.flushers(1, redis_url, config=config)
     await_batches(agg, 1, timeout=3)
     assert by(agg) == [other.pid]
     assert payloads(enqueued(agg)) == [0, 1]
 
 
 def test_a_batch_that_kills_its_flusher_each_time_ends_among_the_dead_letters(
-    make_one_kind: Make, crew: Crew, redis_url: str
+    make: Make, processes: Processes, redis_url: str
 ) -> None:
-    """Else it would go round for ever, and take with it whatever its flushers have in hand."""
+    """Else it would end one flusher after the other."""
     config: dict[str, Any] = {
         "group_max_size": 2,
         "partitions": 1,
         "max_attempts": 2,
         "lease_time": 0.5,
     }
-    agg = make_one_kind(**config)
+    agg = make(**config)
     agg.add_tasks([Task("test", "poison", "bad"), Task("test", 1, "bad")])
     for _ in range(2):
-        [flusher] = crew.flushers(1, redis_url, config=config, merge="die")
+        [flusher] = processes.flushers(1, redis_url, config=config, merge="die")
         assert flusher.wait() == 70
-    [survivor] = crew.flushers(1, redis_url, config=config, merge="die")
+    [survivor] = processes.flushers(1, redis_url, config=config, merge="die")
     [letter] = await_dead(agg, timeout=5)
     agg.add_tasks(numbered("good", 2))
     await_batches(agg, 1)
@@ -292,12 +301,12 @@ def test_a_batch_that_kills_its_flusher_each_time_ends_among_the_dead_letters(
 
 @pytest.mark.parametrize("flusher", [False, True])
 def test_a_forked_child_uses_the_aggregator_beside_its_parent(
-    make_one_kind: Make, crew: Crew, redis_url: str, flusher: bool
+    make: Make, processes: Processes, redis_url: str, flusher: bool
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 7, "partitions": 2}
-    agg = make_one_kind(**config)
-    parent: WorkerProcess = crew.start("forker", redis_url, config=config, flusher=flusher)
-    assert parent.hear() == 0
+    agg = make(**config)
+    parent: WorkerProcess = processes.start("forker", redis_url, config=config, flusher=flusher)
+    assert parent.read_line() == 0
     assert parent.wait() == 0
     if not flusher:
         with agg:

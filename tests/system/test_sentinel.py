@@ -1,10 +1,9 @@
-"""A primary that Sentinels know: by client and by URL, and through a failover."""
+"""A primary that is found through Sentinels, by client and by URL, and failovers."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -15,7 +14,7 @@ from redis.sentinel import Sentinel
 
 from redisagg import AsyncAggregator, RedisAggError, Task
 from tests.support.aggregators import Make
-from tests.support.processes import Crew
+from tests.support.processes import Processes
 from tests.support.servers import SentinelTopology, wait_until
 from tests.support.tasks import await_led, enqueued, numbered, payloads, quick_config
 
@@ -26,9 +25,9 @@ def url_of(addresses: list[tuple[str, int]], service: str) -> str:
 
 
 def test_a_url_names_the_sentinels(
-    make: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
+    make_both: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
 ) -> None:
-    agg = make(url=url_of(sentinel_addresses, sentinel.service_name), group_max_size=5)
+    agg = make_both(url=url_of(sentinel_addresses, sentinel.service_name), group_max_size=5)
     with agg:
         agg.add_tasks(numbered("a", 20))
         assert agg.wait_until_idle(10)
@@ -38,9 +37,9 @@ def test_a_url_names_the_sentinels(
 
 
 def test_a_url_may_have_a_database_behind_the_service(
-    make: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
+    make_both: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
 ) -> None:
-    agg = make(url=url_of(sentinel_addresses, sentinel.service_name) + "/3", group_max_size=1)
+    agg = make_both(url=url_of(sentinel_addresses, sentinel.service_name) + "/3", group_max_size=1)
     with agg:
         agg.add_task(Task("test", 0, "a"))
         assert agg.wait_until_idle(10)
@@ -48,11 +47,11 @@ def test_a_url_may_have_a_database_behind_the_service(
         assert primary.xlen("tests-batches") == 1
 
 
-def test_the_client_of_a_sentinel_will_do(
-    make_one_kind: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
+def test_clients_of_a_sentinel_can_be_handed_over(
+    make: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
 ) -> None:
     client: Any = Sentinel(sentinel_addresses).master_for(sentinel.service_name)
-    agg = make_one_kind(url=client, group_max_size=5)
+    agg = make(url=client, group_max_size=5)
     with agg:
         agg.add_tasks(numbered("a", 10))
         assert agg.wait_until_idle(10)
@@ -74,20 +73,22 @@ def test_the_client_of_a_sentinel_will_do(
 
 
 @pytest.mark.parametrize("by", ["order", "kill"])
-def test_a_failover_in_mid_run_is_ridden_out(
-    make: Make,
-    crew: Crew,
+def test_adds_and_flushers_go_on_after_a_failover(
+    make_both: Make,
+    processes: Processes,
     sentinel: SentinelTopology,
     sentinel_addresses: list[tuple[str, int]],
     by: str,
 ) -> None:
-    """What was replicated before, and what is added afterwards, has to come out once. In between
-    some is lost whatever a client does: replication is asynchronous, and for a second or so the
-    old primary does not know that there is another and still acknowledges writes."""
+    """Tasks that were replicated before it, or are added after it, are enqueued once.
+
+    Between these some are lost: replication is asynchronous, and for about a second the old primary
+    does not know of its successor and still acknowledges writes.
+    """
     url = url_of(sentinel_addresses, sentinel.service_name)
     config: dict[str, Any] = {"group_max_size": 5, "lease_time": 2.0, "add_timeout": 30}
-    agg = make(url=url, **config)
-    crew.flushers(2, url, config=config)
+    agg = make_both(url=url, **config)
+    processes.flushers(2, url, config=config)
     await_led(agg)
     done = threading.Event()
     offered, errors = 0, []
@@ -106,13 +107,18 @@ def test_a_failover_in_mid_run_is_ridden_out(
         assert primary.wait(2, 5_000) == 2
     producer = threading.Thread(target=produce)
     producer.start()
+
+    def await_adds(count: int) -> None:
+        wanted = offered + count
+        wait_until(lambda: offered >= wanted, what=f"{count} more tasks are added")
+
     try:
-        time.sleep(0.5)
+        await_adds(10)
         if by == "order":
             sentinel.failover()
         else:
             sentinel.wait_for_failover(sentinel.kill_primary())
-        time.sleep(0.5)
+        await_adds(10)
     finally:
         done.set()
         producer.join()
@@ -126,21 +132,24 @@ def test_a_failover_in_mid_run_is_ridden_out(
     expected = {("before", n) for n in range(3)} | {("after", n) for n in range(100)}
     assert expected <= set(found)
     during = sorted(n for name, n in found if name == "during")
-    print(f"{len(during)} of {offered} tasks that were added around the failover came out")
+    print(f"{len(during)} of {offered} tasks that were added around the failover are enqueued")
     assert during
 
 
-def test_flushers_find_the_new_primary_without_a_word_from_producers(
-    make: Make, crew: Crew, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
+def test_flushers_find_the_new_primary_without_adds(
+    make: Make,
+    processes: Processes,
+    sentinel: SentinelTopology,
+    sentinel_addresses: list[tuple[str, int]],
 ) -> None:
     url = url_of(sentinel_addresses, sentinel.service_name)
-    config: dict[str, Any] = {"group_grace_period": 6.0, "lease_time": 2.0}
+    config: dict[str, Any] = {"group_grace_period": 3.0, "lease_time": 2.0}
     agg = make(url=url, **config)
-    crew.flushers(1, url, config=config)
+    processes.flushers(1, url, config=config)
     await_led(agg)
     agg.add_tasks(numbered("a", 3))
     with sentinel.primary.client() as primary:
         assert primary.wait(2, 5_000) == 2
     sentinel.failover()
-    wait_until(lambda: len(enqueued(agg)) == 1, timeout=10, what="the group came out when due")
+    wait_until(lambda: len(enqueued(agg)) == 1, timeout=10, what="the group is enqueued when due")
     assert payloads(enqueued(agg)) == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""The servers under the tests do what the tests rely on; so does `redisagg.testing.embedded`."""
+"""The servers of the tests, and `redisagg.testing.embedded`, work as the tests need them."""
 
 from __future__ import annotations
 

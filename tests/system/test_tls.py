@@ -25,7 +25,7 @@ from tests.support.servers import ClusterTopology
 from tests.support.tasks import await_batches, enqueued, numbered, payloads, quick_config
 
 _WITHOUT_TLS = ("'tls-port", "Failed finding TLS support")
-"""What servers say that were built without, up to Redis 7 and since."""
+"""The error of servers that were built without TLS, up to Redis 7 and since."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Files:
     other_authority: Path
 
     def directives(self, port: int) -> dict[str, str]:
-        """What makes a server ask for certificates, on a port of its own for TLS."""
+        """The directives of a server that asks for certificates, on a port for TLS only."""
         return {
             "tls-port": str(port),
             "tls-cert-file": str(self.server[0]),
@@ -48,7 +48,7 @@ class Files:
         }
 
     def options(self, **changes: Any) -> dict[str, str]:
-        """What a client has to say; None leaves something out."""
+        """The options of a client; None in `changes` leaves one out."""
         options = {
             "ssl_ca_certs": self.authority,
             "ssl_certfile": self.client[0],
@@ -79,7 +79,7 @@ def tls_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(server_binary: Path, files: Files, tls_port: int) -> Iterator[EmbeddedRedis]:
-    """A server that takes clients with certificates, and others at a port for the tests only."""
+    """A server for clients with certificates, with a port without TLS for the tests."""
     server = EmbeddedRedis(server_binary, config=files.directives(tls_port))
     try:
         server.start()
@@ -93,7 +93,7 @@ def server(server_binary: Path, files: Files, tls_port: int) -> Iterator[Embedde
 
 @pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, server: EmbeddedRedis) -> Iterator[AggregatorMaker]:
-    """What makes aggregators; the server is empty."""
+    """Makes aggregators, for a server without data."""
     with server.client() as client:
         client.flushall()
     with making(request.param) as maker:
@@ -113,46 +113,48 @@ def config(**changes: Any) -> AggregationConfig:
     return quick_config(**{"group_max_size": 5, "add_timeout": 20, **changes})
 
 
-def check(aggregator: Aggregator) -> None:
-    """Producers, flushers and what wakes them get through."""
+def assert_works(aggregator: Aggregator) -> None:
+    """Adds tasks and asserts that a flusher is woken and enqueues them."""
     with aggregator:
         aggregator.add_tasks(numbered("a", 20))
         await_batches(aggregator, 4)
         assert sorted(payloads(enqueued(aggregator))) == list(range(20))
 
 
-def test_certificates_in_the_url(make: AggregatorMaker, url: str) -> None:
-    check(make("tests", url, config=config()))
+def test_certificates_in_the_url_are_used(make: AggregatorMaker, url: str) -> None:
+    assert_works(make("tests", url, config=config()))
 
 
-def test_certificates_of_a_client(make: AggregatorMaker, files: Files, tls_port: int) -> None:
+def test_certificates_of_a_client_are_used(
+    make: AggregatorMaker, files: Files, tls_port: int
+) -> None:
     kind: Any = redis.Redis if make.kind == "threads" else aio.Redis
     client = kind(host=HOST, port=tls_port, ssl=True, **files.options())
-    check(make("tests", client, config=config()))
+    assert_works(make("tests", client, config=config()))
 
 
-def test_a_cluster(
+def test_a_cluster_is_used_with_tls(
     make: AggregatorMaker, files: Files, tls_port: int, server: EmbeddedRedis
 ) -> None:
-    server.stop()  # the cluster has its port
+    server.stop()  # the cluster uses its port
     directives = {**files.directives(tls_port), "tls-cluster": "yes"}
     try:
         with ClusterTopology(server.binary, masters=1, config=directives):
             options = urlencode(files.options())
             url = f"rediss+cluster://{HOST}:{tls_port}?{options}"
-            check(make("tests", url, config=config()))
+            assert_works(make("tests", url, config=config()))
     finally:
         server.start()
 
 
-def test_the_command_line(server: EmbeddedRedis, url: str) -> None:
+def test_the_command_line_takes_certificates_in_the_url(server: EmbeddedRedis, url: str) -> None:
     result = CliRunner(env={"REDISAGG_URL": url}).invoke(cli, ["stats"])
     assert result.exit_code == 0, result.output
     assert "no leader" in result.output
 
 
 @pytest.mark.parametrize("what", ["another authority", "another host"])
-def test_a_server_that_is_not_trusted(
+def test_a_server_that_is_not_trusted_is_an_error_at_once(
     make: AggregatorMaker, files: Files, tls_port: int, what: str
 ) -> None:
     if what == "another host":
@@ -166,13 +168,13 @@ def test_a_server_that_is_not_trusted(
         aggregator.add_task(Task("test", 0, "a"))
     with pytest.raises(AuthenticationFailed, match=said):
         aggregator.start()
-    assert time.monotonic() - start < 5  # it does not ride that out
+    assert time.monotonic() - start < 5  # it is not retried
     result = CliRunner(env={"REDISAGG_URL": url}).invoke(cli, ["stats"])
     assert result.exit_code == 1
     assert said in result.output
 
 
-def test_a_client_without_a_certificate(
+def test_a_client_without_a_certificate_is_refused(
     make: AggregatorMaker, server: EmbeddedRedis, files: Files, tls_port: int
 ) -> None:
     options = files.options(ssl_certfile=None, ssl_keyfile=None)
@@ -185,7 +187,7 @@ def test_a_client_without_a_certificate(
         assert client.keys() == []
 
 
-def test_a_client_without_tls(make: AggregatorMaker, tls_port: int) -> None:
+def test_a_client_without_tls_is_refused(make: AggregatorMaker, tls_port: int) -> None:
     url = f"redis://{HOST}:{tls_port}"
     aggregator = make("tests", url, config=config(add_timeout=1))
     with pytest.raises(RedisUnavailable):

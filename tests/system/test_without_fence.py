@@ -1,13 +1,12 @@
-"""The suite turns red for scripts from which the fence was removed.
+"""The checker finds the stale writes of scripts from which the fence was removed.
 
-A commit also checks that its batch is still in flight, so tasks are enqueued once even without the
-fence. The checker reports the writes of a leader without a lease as stale writes.
+Without the fence no batch is enqueued twice, because a commit also checks that its batch is in
+flight. So a write without a lease is reported as a stale write.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,11 @@ import pytest
 
 from redisagg.testing.embedded import EmbeddedRedis
 from tests.faults.checker import Kind, Verdict
-from tests.faults.commit_race import LEASE, duelling
+from tests.faults.commit_race import racing
 from tests.faults.scripts import Changes, changed_copy, using
 from tests.support.servers import wait_until
+from tests.support.tasks import error_count
+from tests.support.worker import BEGAN
 
 NO_CHECK_IN_COMMITS: Changes = {
     "includes/commit": ("  if stale then return stale end\n", ""),
@@ -34,7 +35,7 @@ NO_TOKEN_CHECK_ANYWHERE: Changes = {
 
 @contextlib.contextmanager
 def scripts_with(changes: Changes, folder: Path) -> Iterator[Path]:
-    """A changed copy of the scripts, which this process uses too, within the `with` block."""
+    """A changed copy of the scripts, which this process uses too within the `with` block."""
     copy = changed_copy(folder, changes)
     with using(copy):
         yield copy
@@ -42,29 +43,41 @@ def scripts_with(changes: Changes, folder: Path) -> Iterator[Path]:
 
 def commit_with_a_lost_lease(server: EmbeddedRedis, folder: Path, lua: Path) -> Verdict:
     """A commit arrives when the next leader is in the middle of merging the same batches."""
-    with duelling(server, folder, partitions=8, merge="gate", lua=str(lua)) as duel:
-        late, other = duel.flushers
-        duel.open_gates(late)
-        warm = duel.groups_in(duel.partitions_of(late))
-        duel.fill(warm)
-        wait_until(lambda: set(warm) <= duel.enqueued_by().keys(), what="the scripts are known")
-        groups = duel.groups_in(duel.partitions_of(late))
+    with racing(server, folder, partitions=8, merge="gate", lua=str(lua)) as race:
+        late, other = race.flushers
+        race.open_gates(late)
+        warm = race.groups_in(race.partitions_of(late))
+        race.fill(warm)
+        wait_until(lambda: set(warm) <= race.enqueued_by().keys(), what="the scripts are known")
+        groups = race.groups_in(race.partitions_of(late))
         hold = late.proxy.hold("commit_stream")
-        duel.fill(groups)
+        race.fill(groups)
         wait_until(lambda: hold.count >= len(groups), timeout=5, what="all commits are under way")
         late.process.freeze()
-        wait_until(lambda: len(duel.partitions_of(other)) == 8, what="the other one leads all")
-        time.sleep(LEASE / 2)  # it merges, and waits at its gate
+        wait_until(lambda: len(race.partitions_of(other)) == 8, what="the other one leads all")
+        wait_until(
+            lambda: (
+                race.client.lrange(BEGAN, 0, -1).count(b"%d" % other.process.pid) >= len(groups)
+            ),
+            what="the other one merges the same batches",
+        )
+        refused = error_count(race.client, "STALE")
         hold.release()
-        time.sleep(LEASE / 2)
-        duel.open_gates()
+        wait_until(
+            lambda: (
+                error_count(race.client, "STALE") >= refused + len(groups)
+                or set(groups) <= race.enqueued_by().keys()
+            ),
+            what="the late commits are refused or carried out",
+        )
+        race.open_gates()
         late.process.thaw()
-        duel.await_shares(4, 4)
-        return duel.verdict()
+        race.await_shares(4, 4)
+        return race.verdict()
 
 
 @pytest.mark.parametrize("changes", [NO_CHECK_IN_COMMITS, NO_TOKEN_CHECK_ANYWHERE])
-def test_a_missing_fence_is_caught(
+def test_the_checker_finds_stale_writes_of_scripts_without_a_fence(
     redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path, changes: Changes
 ) -> None:
     with scripts_with(changes, tmp_path) as lua:
@@ -73,7 +86,7 @@ def test_a_missing_fence_is_caught(
     assert verdict.violations > 0
 
 
-def test_the_same_with_the_fence_in_place_is_fine(
+def test_the_checker_finds_nothing_with_the_fence(
     redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path
 ) -> None:
     with scripts_with({}, tmp_path) as lua:

@@ -136,7 +136,7 @@ def change(history: History, place: int, **fields: object) -> None:
 
 def lose_a_task(history: History) -> None:
     place = first_of(history, 2)
-    change(history, place, tasks=history.enqueued[place].tasks[:1], says=1)
+    change(history, place, tasks=history.enqueued[place].tasks[:1], stated_count=1)
 
 
 def lose_a_batch(history: History) -> None:
@@ -199,12 +199,12 @@ def swap_tasks_of_a_call(history: History) -> None:
 def join_batches(history: History) -> None:
     full = [n for n, batch in enumerate(history.enqueued) if batch.group == "a"]
     one, two = (history.enqueued[place] for place in full[:2])
-    change(history, full[1], tasks=one.tasks + two.tasks, says=len(one.tasks + two.tasks))
+    change(history, full[1], tasks=one.tasks + two.tasks, stated_count=len(one.tasks + two.tasks))
     del history.enqueued[full[0]]
 
 
 def miscount(history: History) -> None:
-    change(history, 0, says=len(history.enqueued[0].tasks) + 1)
+    change(history, 0, stated_count=len(history.enqueued[0].tasks) + 1)
 
 
 def move_to_another_group(history: History) -> None:
@@ -340,7 +340,7 @@ def test_a_sink_that_delivers_at_least_once_may_get_a_batch_again() -> None:
     assert verdict.violations == 0
     assert verdict.redelivered == 1
     # With the same tasks, that is.
-    history.enqueued.append(again._replace(tasks=again.tasks[:1], says=1))
+    history.enqueued.append(again._replace(tasks=again.tasks[:1], stated_count=1))
     assert check(history).counts[Kind.DUPLICATED] == 1
 
 

@@ -13,7 +13,7 @@ from redisagg.sinks import AsynqSink
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.sinks.asynq.program import SOURCE, Asynq, running
 from tests.support.aggregators import Make, making
-from tests.support.processes import Crew, gathering
+from tests.support.processes import Processes, running_processes
 from tests.support.tasks import quick_config
 from tests.support.toolchains import build_go
 
@@ -53,7 +53,7 @@ def make(redis_url: str) -> Iterator[Make]:
 
 
 @pytest.fixture
-def crew() -> Iterator[Crew]:
+def processes() -> Iterator[Processes]:
     """What starts flushers in processes of their own; they end with the test."""
-    with gathering() as crew:
-        yield crew
+    with running_processes() as processes:
+        yield processes

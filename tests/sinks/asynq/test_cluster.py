@@ -19,7 +19,7 @@ from redisagg.transport.aio import AsyncTransport
 from tests.sinks.asynq.program import Asynq
 from tests.sinks.asynq.test_consumer import await_shared, kill_in_the_midst, merging, payload
 from tests.support.aggregators import Make
-from tests.support.processes import Crew
+from tests.support.processes import Processes
 from tests.support.servers import ClusterTopology, wait_until
 from tests.support.tasks import await_dead, numbered
 from tests.support.worker import GATE
@@ -117,7 +117,7 @@ def test_options_are_inherited_and_a_refused_batch_is_kept(
 
 def test_with_retention_all_arrives_once_although_a_flusher_is_killed(
     make: Make,
-    crew: Crew,
+    processes: Processes,
     url: str,
     redis_url: str,
     sync_redis: redis.Redis,
@@ -126,7 +126,7 @@ def test_with_retention_all_arrives_once_although_a_flusher_is_killed(
     config: dict[str, Any] = {"group_max_size": 5, "partitions": 16, "lease_time": 1.5}
     agg = make(url=url, **config)
     server = asynq.serve()
-    killed, other = crew.flushers(
+    killed, other = processes.flushers(
         2,
         url,
         config=config,

@@ -14,7 +14,7 @@ from redisagg import Aggregator, Task
 from redisagg.views import PartitionStats
 from tests.sinks.asynq.program import Asynq
 from tests.support.aggregators import Make
-from tests.support.processes import Crew, WorkerProcess
+from tests.support.processes import Processes, WorkerProcess
 from tests.support.servers import wait_until
 from tests.support.worker import BEGAN, GATE
 
@@ -56,12 +56,14 @@ def kill_in_the_midst(flusher: WorkerProcess, agg: Aggregator, client: redis.Red
 
 
 def test_a_thousand_tasks_arrive_once_each_although_a_flusher_is_killed(
-    make: Make, crew: Crew, redis_url: str, sync_redis: redis.Redis, asynq: Asynq
+    make: Make, processes: Processes, redis_url: str, sync_redis: redis.Redis, asynq: Asynq
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 5, "partitions": 16, "lease_time": 1.5}
     agg = make(**config)
     server = asynq.serve()
-    killed, other = crew.flushers(2, redis_url, config=config, merge="gate", sink="asynq://default")
+    killed, other = processes.flushers(
+        2, redis_url, config=config, merge="gate", sink="asynq://default"
+    )
     await_shared(agg)
     tasks = [Task("test", n, f"g{n % GROUPS}") for n in range(TASKS)]
     agg.add_tasks(tasks[: TASKS // 2])

@@ -18,7 +18,7 @@ import redis
 from redisagg import Task
 from tests.sinks.asynq.program import Asynq
 from tests.support.aggregators import Make
-from tests.support.processes import Crew
+from tests.support.processes import Processes
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, numbered
 from tests.support.worker import BEGAN, GATE
@@ -112,17 +112,17 @@ def test_asynq_strands_a_reclaimed_set(asynq: Asynq, sync_redis: redis.Redis, ho
 
 
 def test_redisagg_enqueues_what_a_dead_flusher_held_without_another_task(
-    make: Make, crew: Crew, redis_url: str, sync_redis: redis.Redis, asynq: Asynq
+    make: Make, processes: Processes, redis_url: str, sync_redis: redis.Redis, asynq: Asynq
 ) -> None:
     config: dict[str, Any] = {"group_max_size": 2, "partitions": 1, "lease_time": 1}
     agg = make(**config)
     sink = "asynq://default"
-    [killed] = crew.flushers(1, redis_url, config=config, merge="gate", sink=sink)
+    [killed] = processes.flushers(1, redis_url, config=config, merge="gate", sink=sink)
     agg.add_tasks(numbered("a", 2))
     wait_until(lambda: sync_redis.llen(BEGAN) == 1, what="the merge has begun")
     killed.kill()
     sync_redis.set(GATE, 1)
-    crew.flushers(1, redis_url, config=config, merge="gate", sink=sink)
+    processes.flushers(1, redis_url, config=config, merge="gate", sink=sink)
     assert agg.wait_until_idle(5)
     [task] = asynq.inspect()["pending"]
     assert json.loads(base64.b64decode(task["payload"]))["payloads"] == [0, 1]

@@ -20,6 +20,7 @@ def wait_until(condition: Callable[[], object], *, timeout: float = 20.0, what: 
     """
     deadline = time.monotonic() + timeout
     problem = ""
+    pause = 0.002
     while True:
         try:
             if condition():
@@ -29,7 +30,8 @@ def wait_until(condition: Callable[[], object], *, timeout: float = 20.0, what: 
             problem = f" (last error: {error})"
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout} s: {what}{problem}")
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
 
 
 def ask(server: EmbeddedRedis, *command: str | int) -> Any:
