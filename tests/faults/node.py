@@ -26,7 +26,7 @@ from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict, RedisReadOnly
 from redisagg.flusher import flusher as flusher_module
 from redisagg.flusher.leader import Leader
-from redisagg.producer import aio, calls
+from redisagg.producer import aio, rounds
 from redisagg.sinks import CallableSink, MergedTask, Sink, StreamSink
 from tests import worker
 from tests.faults import scripts
@@ -101,8 +101,8 @@ def _outcome(error: RedisAggError, tasks: int) -> Outcome:
 
 def _cut_rounds_small() -> None:
     """So that a little load makes streams of several round trips, and two at the same time."""
-    calls.STREAM_ROUND_TASKS = 4
-    aio._ENOUGH_FOR_TWO = 2
+    rounds.STREAM_ROUND_TASKS = 4
+    aio._MIN_TASKS_TO_SPLIT = 2
 
 
 def producer(url: str, settings: dict[str, Any]) -> None:
