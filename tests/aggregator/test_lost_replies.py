@@ -39,7 +39,7 @@ def warm_up(make: Make) -> None:
         agg.resume()
         agg.flush("a")
         agg.flush_all()
-        agg.cancel_task("a", "")
+        agg.cancel_task("a", "unknown")
         agg.cancel_group("a")
 
 
