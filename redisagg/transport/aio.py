@@ -1,4 +1,4 @@
-"""Requests over an asyncio redis-py client."""
+"""Sends requests by an asyncio redis-py client."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from redis.exceptions import ResponseError
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
-from redisagg.transport.durability import NO_NODE, Durability, by_node, is_redirect, try_again
-from redisagg.transport.failures import check_role, is_transient
-from redisagg.transport.rounds import RAW, Command, pack, round_trip
+from redisagg.transport.durability import Durability
+from redisagg.transport.failures import check_role
+from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
+from redisagg.transport.round_trip import RAW, Command, pack, round_trip
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ class AsyncTransport:
 
     Args:
         client: the caller's, or one that an `Endpoint` made.
-        timeout: seconds for which lost connections are ridden out; None for ever.
+        timeout: seconds for which a round trip is retried after a lost connection; None for no
+            limit.
     """
 
     def __init__(self, client: Redis | RedisCluster, timeout: float | None) -> None:
@@ -35,15 +37,12 @@ class AsyncTransport:
         self.clustered = isinstance(client, RedisCluster)
         self._timeout = timeout
 
-    async def run(self, operation: Operation[T]) -> T:
-        """As `threads.Transport.run`."""
-        return await self._run(operation, once=False)
-
     async def once(self, operation: Operation[T]) -> T:
-        """As `threads.Transport.once`."""
-        return await self._run(operation, once=True)
+        """As `run`, without retries after a lost connection."""
+        return await self.run(operation, once=True)
 
-    async def _run(self, operation: Operation[T], *, once: bool) -> T:
+    async def run(self, operation: Operation[T], *, once: bool = False) -> T:
+        """Runs an operation to its end and returns its result; as `threads.Transport.run`."""
         try:
             requests = next(operation)
             while True:
@@ -59,25 +58,16 @@ class AsyncTransport:
         once: bool = False,
         durability: Durability | None = None,
     ) -> list[Any]:
-        """As `threads.Transport.exchange`.
-
-        Args:
-            requests: what to send in one round trip.
-            once: whether to raise at the first lost connection, for requests whose reply can't
-                be had again.
-            durability: what else to wait for.
-        """
+        """Makes one round trip; arguments, result and errors as `threads.Transport.exchange`."""
         since = time.monotonic()
         try:
             return await self._exchange(requests, durability)
         except Exception as error:
-            if once or not is_transient(error) or retrying.expired(self._timeout, since):
-                raise retrying.give_up(error, self._timeout) from error
-        retryer = tenacity.AsyncRetrying(**retrying.options(self._timeout, since))
+            options = retrying.options_after(error, self._timeout, since, once=once)
         try:
-            return await retryer(self._exchange, requests, durability)
+            return await tenacity.AsyncRetrying(**options)(self._exchange, requests, durability)
         except Exception as error:
-            raise retrying.give_up(error, self._timeout) from error
+            raise retrying.final_error(error, self._timeout) from error
 
     async def _exchange(
         self, requests: Sequence[Request], durability: Durability | None
@@ -93,15 +83,15 @@ class AsyncTransport:
 
     async def _send(self, commands: list[Command], durability: Durability | None) -> list[Any]:
         if not isinstance(self.client, RedisCluster):
-            return await self._send_together(self.client.connection_pool, commands, durability)
+            return await self._send_pipeline(self.client.connection_pool, commands, durability)
         if durability is None:
             return await asyncio.gather(*map(self._send_routed, commands))
         return await self._send_to_nodes(self.client, commands, durability)
 
-    async def _send_together(
+    async def _send_pipeline(
         self, pool: ConnectionPool, commands: list[Command], durability: Durability | None
     ) -> list[Any]:
-        """As `threads.Transport._send_together`."""
+        """Sends all commands at once on one connection of the pool and reads the replies."""
         if durability is not None:
             commands = [*commands, durability.command]
         connection = await pool.get_connection()
@@ -109,7 +99,7 @@ class AsyncTransport:
             try:
                 await connection.send_packed_command(pack(commands, connection))
                 replies = [await self._read(connection) for _ in commands]
-                return replies if durability is None else durability.settle(replies)
+                return replies if durability is None else durability.check_acknowledged(replies)
             except BaseException:
                 await connection.disconnect(nowait=True)
                 raise
@@ -127,7 +117,7 @@ class AsyncTransport:
     async def _send_to_nodes(
         self, client: RedisCluster, commands: list[Command], durability: Durability
     ) -> list[Any]:
-        """As `threads.Transport._send_to_nodes`, to all nodes at the same time."""
+        """Sends each node its commands and the durability command, to all nodes concurrently."""
         replies: list[Any] = [NO_NODE] * len(commands)
 
         async def send(node: ClusterNode, numbers: list[int]) -> None:
@@ -135,7 +125,8 @@ class AsyncTransport:
             pipeline = [PipelineCommand(n, *each, **RAW) for n, each in enumerate(its_commands)]
             try:
                 await node.execute_pipeline(pipeline)  # all on one connection
-                of_node = durability.settle([_reply(each.result) for each in pipeline])
+                results = [_reply(each.result) for each in pipeline]
+                of_node = durability.check_acknowledged(results)
             except Exception as error:
                 of_node = [_reply(error)] * len(numbers)
             for i, reply in zip(numbers, of_node, strict=True):
@@ -143,10 +134,10 @@ class AsyncTransport:
 
         async def find_node(i: int) -> None:
             await self._send_routed(commands[i])
-            replies[i] = try_again(replies[i])
+            replies[i] = retry_after_redirect(replies[i])
 
         await client.initialize()
-        nodes = by_node(commands, client.get_node_from_key)
+        nodes = group_by_node(commands, client.get_node_from_key)
         await asyncio.gather(*(send(*each) for each in nodes.items()))
         await asyncio.gather(
             *(find_node(i) for i, reply in enumerate(replies) if is_redirect(reply))
@@ -154,7 +145,10 @@ class AsyncTransport:
         return replies
 
     async def _send_routed(self, command: Command) -> Any:
-        """Leaves it to the cluster client to find the node; its pipelines take no scripts."""
+        """Sends a command by the cluster client, which finds the node.
+
+        Commands are sent one by one, since the client's pipelines take no scripts.
+        """
         try:
             return await self.client.execute_command(*command, **RAW)
         except Exception as error:
@@ -162,9 +156,9 @@ class AsyncTransport:
 
 
 def _reply(reply: Any) -> Any:
-    """A reply, or the error in its place, from a connection of a cluster client."""
+    """Returns a reply of the cluster client, with an `AttributeError` as a `ConnectionError`."""
     if isinstance(reply, AttributeError):
-        # When one node can't be reached, redis-py closes the connections to all, those in use too,
-        # and stumbles over the missing socket.
+        # When one node can't be reached, redis-py closes the connections to all nodes. A call that
+        # uses one of them then fails with an AttributeError of its missing socket.
         return ConnectionError(f"the cluster client closed the connection: {reply}")
     return reply

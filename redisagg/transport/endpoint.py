@@ -1,7 +1,7 @@
-"""Where Redis is: read from a URL or from the caller's client, turned into the client needed.
+"""Where Redis is: read from a URL or from the caller's client, and made into new clients.
 
-A flusher works on asyncio whatever the caller's client is, and listens on a connection of its
-own; both are made from the same endpoint.
+A flusher runs on asyncio and subscribes on a connection of its own, even if the caller's client is
+a blocking one. So its clients are made from the endpoint of the caller's.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from redisagg.errors import InvalidConfig
-from redisagg.transport.retrying import give_up
+from redisagg.transport.retrying import final_error
 
 SyncClient: TypeAlias = "redis.Redis | redis.RedisCluster"
 AsyncClient: TypeAlias = "aio.Redis | aio.RedisCluster"
 AnyClient: TypeAlias = "str | SyncClient | AsyncClient"
 Node: TypeAlias = "tuple[str, int]"
 
-_CARRIED_OVER = {
+_SHARED_OPTIONS = {
     *("host", "port", "path", "db", "protocol", "client_name"),
     *("username", "password", "credential_provider"),
     *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options"),
@@ -38,16 +38,19 @@ _CARRIED_OVER = {
     *("ssl_ca_path", "ssl_ca_data", "ssl_check_hostname", "ssl_password", "ssl_min_version"),
     *("ssl_ciphers",),
 }
-"""What a blocking and an asyncio connection both understand."""
+"""The options that a blocking and an asyncio connection both take."""
 
-_ANY_NUMBER = 2**31
-"""Of connections. redis-py 8 refuses the 101st of a pool. What we do bounds them: a flusher has at
-most two for each partition that it leads, a producer two and one for each other call under way."""
+_MAX_CONNECTIONS = 2**31
+"""The limit of a pool, in effect none: redis-py 8 refuses the 101st connection by default.
+
+A flusher uses at most two for each partition that it leads; a producer two, and one for each other
+call in progress.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server, a primary that Sentinels know, or a cluster."""
+    """A server, a primary behind Sentinels, or a cluster."""
 
     options: Mapping[str, Any]
     """Arguments for each connection."""
@@ -57,13 +60,15 @@ class Endpoint:
     service: str = ""
     cluster: Sequence[Node] = field(default=())
 
-    # redis-py's own retries are turned off: ours know what may be repeated and for how long.
+    # redis-py's own retries are turned off: it does not know which calls may be repeated, nor
+    # until when.
 
     def blocking(self) -> SyncClient:
-        """A new client for threads.
+        """Makes a client for threads.
 
         Raises:
-            RedisAggError: no node of the cluster lets it in; other clients connect later.
+            RedisAggError: no node of the cluster accepts the connection. Clients of a server or of
+                Sentinels connect at their first command.
         """
         retry = Retry(NoBackoff(), 0)
         if self.cluster:
@@ -71,7 +76,7 @@ class Endpoint:
             try:
                 return redis.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self._arguments)
             except Exception as error:
-                raise give_up(error, None) from error
+                raise final_error(error, None) from error
         if self.service:
             sentinel = Sentinel([])
             sentinel.sentinels = [redis.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
@@ -82,7 +87,7 @@ class Endpoint:
         return redis.Redis.from_pool(self._pool(redis, retry))
 
     def asyncio(self) -> AsyncClient:
-        """A new client for asyncio."""
+        """Makes a client for asyncio."""
         retry = AsyncRetry(NoBackoff(), 0)
         if self.cluster:
             nodes = [aio_cluster.ClusterNode(host, port) for host, port in self.cluster]
@@ -97,37 +102,43 @@ class Endpoint:
         return aio.Redis.from_pool(self._pool(aio, retry))
 
     def answering_within(self, timeout: float) -> Endpoint:
-        """The same, with connections given up that do not answer for `timeout` seconds, unless
-        the endpoint says something else itself."""
+        """The same endpoint with a `socket_timeout`, unless it has one already.
+
+        Args:
+            timeout: seconds without a reply after which a connection counts as lost.
+        """
         return replace(self, options={"socket_timeout": timeout, **self.options})
 
     def of_node(self, node: Node) -> Endpoint:
-        """One node of the cluster by itself; channels are the same on all of them."""
+        """One node of the cluster as a server; a published message reaches all nodes."""
         host, port = node
         return Endpoint({**self.options, "host": host, "port": port}, self.tls)
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        """For a pool of connections, or for a client that has pools."""
-        return {**self.options, "max_connections": _ANY_NUMBER}
+        """The arguments for a connection pool, or for a client that makes pools."""
+        return {**self.options, "max_connections": _MAX_CONNECTIONS}
 
-    def _pool(self, flavour: Any, retry: Any) -> Any:
+    def _pool(self, module: Any, retry: Any) -> Any:
         if "path" in self.options:
-            kind = flavour.UnixDomainSocketConnection
+            kind = module.UnixDomainSocketConnection
         elif self.tls:
-            kind = flavour.SSLConnection
+            kind = module.SSLConnection
         else:
-            kind = flavour.Connection
-        return flavour.ConnectionPool(connection_class=kind, retry=retry, **self._arguments)
+            kind = module.Connection
+        return module.ConnectionPool(connection_class=kind, retry=retry, **self._arguments)
 
 
 def endpoint_of(source: AnyClient) -> Endpoint:
-    """The endpoint behind a URL or a client.
+    """Returns the endpoint of a URL or a client.
 
-    URLs: ``redis://``, ``rediss://`` and ``unix://`` as redis-py reads them,
+    URLs are ``redis://``, ``rediss://`` and ``unix://`` as redis-py reads them,
     ``redis+sentinel://[user:password@]host:port,host:port/SERVICE[/DB]``, and
-    ``redis+cluster://[user:password@]host:port,host:port``; ``rediss+…`` for TLS, but to Sentinels
-    themselves. All take redis-py's options behind a ``?``.
+    ``redis+cluster://[user:password@]host:port,host:port``. ``rediss+…`` uses TLS, except on the
+    connections to Sentinels. All take redis-py's options after a ``?``.
+
+    Args:
+        source: a URL, or a client of redis-py, blocking or asyncio.
 
     Raises:
         InvalidConfig: it is neither a URL of these forms nor a client of redis-py.
@@ -184,14 +195,14 @@ def _from_url(url: str) -> Endpoint:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """The arguments for connections in a URL as redis-py reads it.
+    """Returns the arguments for connections that a plain URL has.
 
     Raises:
-        ValueError: it can't be read, or names a file that is not there.
+        ValueError: redis-py can't read the URL, or a file that it names does not exist.
     """
-    options = _shared(aio.connection.parse_url(url))
+    options = _shared_options(aio.connection.parse_url(url))
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
-        # Each attempt to connect would fail with an error that names no file.
+        # redis-py would fail at the first connection, with an error that does not name the file.
         if name in options and not Path(options[name]).is_file():
             raise ValueError(f"{name} is no file: {options[name]}")
     return options
@@ -227,16 +238,16 @@ def _from_cluster(client: redis.RedisCluster | aio.RedisCluster) -> Endpoint:
     options = client.get_connection_kwargs()
     kind: Any = options.get("connection_class", object)
     tls = bool(options.get("ssl")) or issubclass(kind, redis.SSLConnection | aio.SSLConnection)
-    shared = {k: v for k, v in _shared(options).items() if k not in {"host", "port", "db"}}
+    shared = {k: v for k, v in _shared_options(options).items() if k not in {"host", "port", "db"}}
     return Endpoint(shared, tls, cluster=[(node.host, int(node.port)) for node in known])
 
 
 def _from_pool(pool: Any) -> Endpoint:
     tls = _is_tls(pool)
-    options = _shared(pool.connection_kwargs)
+    options = _shared_options(pool.connection_kwargs)
     if isinstance(pool, SentinelConnectionPool | aio_sentinel.SentinelConnectionPool):
         sentinels = [
-            {**_shared(each.connection_kwargs), "ssl": _is_tls(each)}
+            {**_shared_options(each.connection_kwargs), "ssl": _is_tls(each)}
             for each in (sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)
         ]
         return Endpoint(options, tls, sentinels=sentinels, service=pool.service_name)
@@ -247,5 +258,5 @@ def _is_tls(pool: Any) -> bool:
     return issubclass(pool.connection_class, redis.SSLConnection | aio.SSLConnection)
 
 
-def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in _CARRIED_OVER}
+def _shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in _SHARED_OPTIONS}

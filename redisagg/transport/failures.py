@@ -1,4 +1,4 @@
-"""What a failed command means: try again, or which of our errors it is."""
+"""What an error of redis-py or an error reply means: retry, or a `RedisAggError`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TRANSIENT = (
 )
 
 _FOREIGN = "a key of redisagg holds what redisagg did not write: "
-_STUMBLED = (
+_PARSE_ERRORS = (
     "attempt to ",
     "is not an integer",
     "bad argument #",
@@ -58,17 +58,18 @@ _BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
     ("NOPERM", AuthenticationFailed, "the user may not do this: "),
     ("NOAUTH", AuthenticationFailed, ""),
     ("WRONGPASS", AuthenticationFailed, ""),
-    # What a script was refused has no code: up to Redis 7.0, and since.
+    # Redis refused a command of a script, without a code: the text up to 7.0, and since.
     ("The user executing the script", AuthenticationFailed, "the user may not do this: "),
     ("ACL failure in script", AuthenticationFailed, "the user may not do this: "),
-    # A script stumbled over a record or a number that no script of ours has written.
-    *((sign, KeyConflict, _FOREIGN) for sign in _STUMBLED),
+    # A script failed on a record or a number that none of our scripts wrote.
+    *((sign, KeyConflict, _FOREIGN) for sign in _PARSE_ERRORS),
 ]
 
-_KEYS_NAMED = 12
+_MAX_KEYS_NAMED = 12
+"""How many keys of a refused script call its error names."""
 
 _PLACE = re.compile(r"(?:f_|script: )([0-9a-f]{40})\b.*?@user_script: ?(\d+)", re.DOTALL)
-"""Where a script was when it was refused something, as Redis 6.2 and as later ones say it."""
+"""The script and the line that Redis refused, in the error texts of 6.2 and of later versions."""
 
 _BY_CLASS: list[tuple[type[Exception], str]] = [
     (rx.ReadOnlyError, "READONLY"),
@@ -77,19 +78,19 @@ _BY_CLASS: list[tuple[type[Exception], str]] = [
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same command may succeed later, when a connection or a server is back."""
+    """Whether the same command may succeed later, when a connection or a server is available."""
     if isinstance(error, _REFUSED) or _is_about_certificates(error):
         return False
     return isinstance(error, _TRANSIENT) or _lacks_replicas(error)
 
 
 def _lacks_replicas(error: BaseException) -> bool:
-    """Whether the server takes no writes until more replicas follow it."""
+    """Whether the server accepts no writes until more replicas follow it."""
     return isinstance(error, rx.ResponseError) and "NOREPLICAS" in str(error)
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:
-    """Whether a certificate is not accepted, ours or the server's; redis-py wraps such an error."""
+    """Whether our certificate or the server's was not accepted; redis-py wraps such an error."""
     while error is not None:
         reason = isinstance(error, ssl.SSLError) and error.reason
         if reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
@@ -99,15 +100,18 @@ def _is_about_certificates(error: BaseException | None) -> bool:
 
 
 def is_unknown_script(error: object) -> bool:
-    """Whether the server does not know the script (yet, or since SCRIPT FLUSH or a restart)."""
+    """Whether the server does not know the script: never loaded, or lost by a restart or flush."""
     return isinstance(error, rx.NoScriptError)
 
 
 def check_role(error: rx.ResponseError, connection: Any) -> None:
-    """Raises ConnectionError if Sentinels gave this connection and its primary is one no more.
+    """Checks that a connection made through Sentinels still leads to a primary.
 
-    redis-py does the same, but does not see it in errors that scripts raise before Redis 7; the
-    connection would stay with a replica that refuses everything.
+    redis-py does the same, but does not recognise the errors that scripts raise before Redis 7.
+    Without this check the connection would stay with a replica that refuses all writes.
+
+    Raises:
+        redis.exceptions.ConnectionError: the primary has become a replica.
     """
     by_sentinel = getattr(getattr(connection, "connection_pool", None), "is_master", False)
     if by_sentinel and isinstance(error_from_reply(str(error)), RedisReadOnly):
@@ -115,15 +119,20 @@ def check_role(error: rx.ResponseError, connection: Any) -> None:
 
 
 def translate_error(error: BaseException, request: Request | None = None) -> RedisAggError:
-    """The error of ours for one of redis-py that is not transient, in reply to `request`."""
+    """Translates an error of redis-py that is not transient.
+
+    Args:
+        error: the error; a `RedisAggError` is returned as it is.
+        request: the request that it is the reply to; named in the message if a right is missing.
+    """
     if isinstance(error, RedisAggError):
         return error
     if _is_about_certificates(error):
         return AuthenticationFailed(f"a certificate is not accepted: {error}")
     if isinstance(error, _REFUSED):
-        asked = f" ({_asked(request)})" if request else ""
+        asked = f" ({_describe(request)})" if request else ""
         return AuthenticationFailed(f"Redis refused the connection or command: {error}{asked}")
-    # redis-py takes the code off an error for which it has a class.
+    # redis-py removes the code from the text of errors for which it has a class.
     for kind, code in _BY_CLASS:
         if isinstance(error, kind):
             return error_from_reply(f"{code} {error}")
@@ -131,24 +140,24 @@ def translate_error(error: BaseException, request: Request | None = None) -> Red
 
 
 def error_from_reply(message: str) -> RedisAggError:
-    """The error of ours for the text of an error reply."""
+    """Translates the text of an error reply."""
     for code, kind, hint in _BY_CODE:
         if code in message:
-            return kind(hint + _named(message))
+            return kind(hint + _with_script_line(message))
     return UnexpectedReply(message)
 
 
-def _asked(request: Request) -> str:
-    """What was asked for: Redis says neither which script nor which keys."""
+def _describe(request: Request) -> str:
+    """Describes a request; the errors of Redis name neither the script nor the keys."""
     if request.script is None:
         words = (each if isinstance(each, bytes) else str(each).encode() for each in request.args)
         return b" ".join(islice(words, 2)).decode(errors="replace")
-    keys = b", ".join(request.keys[:_KEYS_NAMED]).decode(errors="replace")
+    keys = b", ".join(request.keys[:_MAX_KEYS_NAMED]).decode(errors="replace")
     return f"the script {request.script.name} with the keys {keys}"
 
 
-def _named(message: str) -> str:
-    """The message with the command of ours that a script ran, which Redis does not name itself."""
+def _with_script_line(message: str) -> str:
+    """Adds the script and the line that Redis refused, which it gives only as SHA-1 and number."""
     place = _PLACE.search(message)
     script = find(place[1].encode()) if place else None
     if place is None or script is None:

@@ -1,6 +1,6 @@
-"""How lost connections are ridden out: tenacity, exponential backoff with full jitter.
+"""Retries after a lost connection: tenacity, exponential backoff with full jitter.
 
-The first attempt is made without tenacity, which costs more than the call itself.
+Transports make the first attempt without tenacity, which costs more than the call itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
     """The arguments for tenacity's `Retrying` and `AsyncRetrying`.
 
     Args:
-        timeout: seconds after which it gives up; None for never.
-        since: when the first attempt began, which was made without tenacity; `time.monotonic()`.
+        timeout: seconds from `since` after which no attempt is made; None for no limit.
+        since: when the first attempt began, by `time.monotonic()`.
     """
     wait: Callable[[tenacity.RetryCallState], float] = _WAIT
     stop: Any = tenacity.stop_never
@@ -35,7 +35,7 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
         stop = tenacity.stop_after_delay(left)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            """The last attempt is made when the time is over, not before."""
+            """Shortens the last wait, so that the last attempt is made at the timeout."""
             return min(_WAIT(state), max(0.0, left - (state.seconds_since_start or 0.0)))
 
     return {
@@ -47,13 +47,33 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
     }
 
 
-def expired(timeout: float | None, since: float) -> bool:
-    """Whether `timeout` seconds have passed since the monotonic time `since`."""
-    return timeout is not None and time.monotonic() - since >= timeout
+def options_after(
+    error: Exception, timeout: float | None, since: float, *, once: bool
+) -> dict[str, Any]:
+    """As `options`, after the first attempt failed.
+
+    Args:
+        error: the error of the first attempt.
+        timeout: seconds from `since` after which no attempt is made; None for no limit.
+        since: when the first attempt began, by `time.monotonic()`.
+        once: whether the first attempt is the only one.
+
+    Raises:
+        RedisAggError: there is to be no other attempt.
+    """
+    expired = timeout is not None and time.monotonic() - since >= timeout
+    if once or expired or not is_transient(error):
+        raise final_error(error, timeout) from error
+    return options(timeout, since)
 
 
-def give_up(error: BaseException, timeout: float | None) -> Exception:
-    """What the caller gets for the last error."""
+def final_error(error: BaseException, timeout: float | None) -> Exception:
+    """The error to raise for that of the last attempt.
+
+    Args:
+        error: the error of the last attempt.
+        timeout: the seconds that all attempts had, for the message.
+    """
     known = translate_error(error)
     if is_transient(error) and not isinstance(known, RedisUnavailable):
         within = "" if timeout is None else f" within {timeout:g} seconds"
@@ -65,7 +85,7 @@ _last_logged = -math.inf
 
 
 def _log_wait(state: tenacity.RetryCallState) -> None:
-    """Logs at most a line per second, however many calls are waiting."""
+    """Logs at most one line per second, whatever the number of waiting calls."""
     global _last_logged
     now = time.monotonic()
     if now - _last_logged >= 1:

@@ -1,4 +1,4 @@
-"""Requests over a blocking redis-py client, from any number of threads."""
+"""Sends requests by a blocking redis-py client, from any number of threads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from redis.exceptions import ResponseError
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
-from redisagg.transport.durability import NO_NODE, Durability, by_node, is_redirect, try_again
-from redisagg.transport.failures import check_role, is_transient
-from redisagg.transport.rounds import RAW, Command, pack, round_trip
+from redisagg.transport.durability import Durability
+from redisagg.transport.failures import check_role
+from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
+from redisagg.transport.round_trip import RAW, Command, pack, round_trip
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class Transport:
 
     Args:
         client: the caller's, or one that an `Endpoint` made.
-        timeout: seconds for which lost connections are ridden out.
+        timeout: seconds for which a round trip is retried after a lost connection.
     """
 
     def __init__(self, client: Redis | RedisCluster, timeout: float) -> None:
@@ -37,20 +38,21 @@ class Transport:
         self.clustered = isinstance(client, RedisCluster)
         self._timeout = timeout
 
-    def run(self, operation: Operation[T]) -> T:
+    def once(self, operation: Operation[T]) -> T:
+        """As `run`, without retries after a lost connection."""
+        return self.run(operation, once=True)
+
+    def run(self, operation: Operation[T], *, once: bool = False) -> T:
         """Runs an operation to its end and returns its result.
 
+        Args:
+            operation: what to run.
+            once: whether to raise at the first lost connection.
+
         Raises:
-            RedisUnavailable: a round trip failed for the whole timeout.
-            RedisAggError: whatever the operation raises.
+            RedisUnavailable: all attempts of a round trip failed within the timeout.
+            RedisAggError: the operation raised it.
         """
-        return self._run(operation, once=False)
-
-    def once(self, operation: Operation[T]) -> T:
-        """As `run`, but a lost connection is not ridden out."""
-        return self._run(operation, once=True)
-
-    def _run(self, operation: Operation[T], *, once: bool) -> T:
         try:
             requests = next(operation)
             while True:
@@ -66,15 +68,18 @@ class Transport:
         once: bool = False,
         durability: Durability | None = None,
     ) -> list[Any]:
-        """One round trip; a request that Redis refused has one of our errors for its reply.
+        """Makes one round trip.
 
         Args:
-            requests: what to send.
+            requests: the requests to send.
             once: whether to raise at the first lost connection.
-            durability: what else to wait for; for calls of scripts that may be repeated.
+            durability: what else to wait for; only for script calls that may be repeated.
+
+        Returns:
+            A reply for each request; for one that Redis refused, the `RedisAggError` that says why.
 
         Raises:
-            RedisUnavailable: no answer came within the timeout, or, as `NotReplicated`, not enough
+            RedisUnavailable: no reply came within the timeout, or, as `NotReplicated`, too few
                 replicas acknowledged.
             AuthenticationFailed: Redis refused the connection.
         """
@@ -87,27 +92,28 @@ class Transport:
         once: bool = False,
         durability: Durability | None = None,
     ) -> Replies:
-        """The first half of `exchange`: sends the requests, and raises nothing.
+        """Sends the requests of a round trip, without waiting for the replies; raises nothing.
 
-        What it returns is the other half, to be called once. The caller may do other things before
-        that while Redis is at work, but on a cluster nothing is sent until then.
+        On a cluster nothing is sent until the replies are asked for.
+
+        Returns:
+            A function, to be called once, that waits for the replies and returns or raises as
+            `exchange`.
         """
         began = time.monotonic()
         attempt = self._attempt(requests, durability)
         sending = time.monotonic() - began
 
         def finish() -> list[Any]:
-            since = time.monotonic() - sending  # what the caller did meanwhile is not our delay
+            since = time.monotonic() - sending  # the caller's time between the halves is not ours
             try:
                 return attempt()
             except Exception as error:
-                if once or not is_transient(error) or retrying.expired(self._timeout, since):
-                    raise retrying.give_up(error, self._timeout) from error
-            retryer = tenacity.Retrying(**retrying.options(self._timeout, since))
+                options = retrying.options_after(error, self._timeout, since, once=once)
             try:
-                return retryer(lambda: self._attempt(requests, durability)())
+                return tenacity.Retrying(**options)(lambda: self._attempt(requests, durability)())
             except Exception as error:
-                raise retrying.give_up(error, self._timeout) from error
+                raise retrying.final_error(error, self._timeout) from error
 
         return finish
 
@@ -128,7 +134,7 @@ class Transport:
 
     def _send(self, commands: list[Command], durability: Durability | None) -> Replies:
         if not isinstance(self.client, RedisCluster):
-            return _send_together(self.client.connection_pool, commands, durability)
+            return _send_pipeline(self.client.connection_pool, commands, durability)
         if durability is None:
             return lambda: [self._send_routed(command) for command in commands]
         return partial(self._send_to_nodes, self.client, commands, durability)
@@ -136,15 +142,12 @@ class Transport:
     def _send_to_nodes(
         self, client: RedisCluster, commands: list[Command], durability: Durability
     ) -> list[Any]:
-        """Sends to each node what it has the slots for, and what is to be waited for behind it.
-
-        The cluster client gives each command any connection, so it can't be left to that.
-        """
+        """Sends each node its commands and the durability command, one node after the other."""
         replies: list[Any] = [NO_NODE] * len(commands)
-        for node, numbers in by_node(commands, client.get_node_from_key).items():
+        for node, numbers in group_by_node(commands, client.get_node_from_key).items():
             try:
                 pool = client.get_redis_connection(node).connection_pool
-                of_node = _send_together(pool, [commands[i] for i in numbers], durability)()
+                of_node = _send_pipeline(pool, [commands[i] for i in numbers], durability)()
             except Exception as error:
                 of_node = [error] * len(numbers)
             for i, reply in zip(numbers, of_node, strict=True):
@@ -152,24 +155,27 @@ class Transport:
         for i, reply in enumerate(replies):
             if is_redirect(reply):
                 self._send_routed(commands[i])  # the client finds the node, and remembers it
-                replies[i] = try_again(reply)
+                replies[i] = retry_after_redirect(reply)
         return replies
 
     def _send_routed(self, command: Command) -> Any:
-        """Leaves it to the cluster client to find the node; its pipelines take no scripts."""
+        """Sends a command by the cluster client, which finds the node.
+
+        Commands are sent one by one, since the client's pipelines take no scripts.
+        """
         try:
             return self.client.execute_command(*command, **RAW)  # type: ignore[no-untyped-call]
         except Exception as error:
             return error
 
 
-def _send_together(
+def _send_pipeline(
     pool: ConnectionPool, commands: list[Command], durability: Durability | None
 ) -> Replies:
     """Sends all commands at once on one connection of the pool; raises nothing.
 
     Returns:
-        What reads all replies and gives the connection back, or raises what happened.
+        A function that reads all replies and gives the connection back, or raises the error.
     """
     if durability is not None:
         commands = [*commands, durability.command]
@@ -189,10 +195,10 @@ def _send_together(
     def finish() -> list[Any]:
         try:
             replies = [_read(connection) for _ in commands]
-            return replies if durability is None else durability.settle(replies)
+            return replies if durability is None else durability.check_acknowledged(replies)
         except BaseException:
-            # Replies may be on their way still. Or there are too few replicas, since Sentinels
-            # have given them another primary: then the next connection goes there.
+            # Unread replies may be left. Or too few replicas acknowledged because Sentinels have
+            # given them another primary: then the next connection goes there.
             connection.disconnect()
             raise
         finally:
