@@ -20,8 +20,8 @@ from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.run import flush_until, serve
 from redisagg.operations import inspecting, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
-from redisagg.producer.room import patience
-from redisagg.producer.rounds import Terms
+from redisagg.producer.options import AddOptions
+from redisagg.producer.room import room_retry_options
 from redisagg.producer.sequences import forget_calls
 from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
@@ -72,12 +72,8 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().asyncio() if self._own_client else redis
         self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = AsyncAdder(
-            Terms.of(self._keyspace, self._config),
-            self._transport,
-            seconds(self._config.linger),
-            self._namespace.durability,
-        )
+        options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
+        self._adder = AsyncAdder(options, self._transport)
         self._registering: asyncio.Task[None] | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -112,7 +108,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         except AggregatorFull:
             if not self._full_timeout:
                 raise
-            async for attempt in tenacity.AsyncRetrying(**patience(self._full_timeout)):
+            async for attempt in tenacity.AsyncRetrying(**room_retry_options(self._full_timeout)):
                 with attempt:
                     await self._adder.add(encoded)
         return task.id
@@ -430,7 +426,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         """Stops the flusher, and closes the client if the aggregator made it from a URL."""
         await self.stop()
         with suppress(RedisAggError):  # the keys that this deletes also expire
-            await self._transport.once(forget_calls(self._keyspace, self._adder.lanes.drain()))
+            await self._transport.once(forget_calls(self._keyspace, self._adder.sequences.drain()))
         if self._own_client:
             await aclose(self._transport.client)
 

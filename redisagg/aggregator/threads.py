@@ -18,8 +18,8 @@ from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, RedisAggError
 from redisagg.flusher.run import FlusherThread, run_until_signalled
 from redisagg.operations import inspecting, steering
-from redisagg.producer.room import patience
-from redisagg.producer.rounds import Terms
+from redisagg.producer.options import AddOptions
+from redisagg.producer.room import room_retry_options
 from redisagg.producer.sequences import forget_calls
 from redisagg.producer.threads import ThreadAdder, ThreadStream
 from redisagg.protocol.operations import Operation
@@ -69,12 +69,8 @@ class Aggregator(AggregatorBase[Transport]):
         self._own_client = not isinstance(redis, Redis | RedisCluster)
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        self._adder = ThreadAdder(
-            Terms.of(self._keyspace, self._config),
-            self._transport,
-            seconds(self._config.linger),
-            self._namespace.durability,
-        )
+        options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
+        self._adder = ThreadAdder(options, self._transport)
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()
 
@@ -107,7 +103,7 @@ class Aggregator(AggregatorBase[Transport]):
         except AggregatorFull:
             if not self._full_timeout:
                 raise
-            tenacity.Retrying(**patience(self._full_timeout))(self._adder.add, encoded)
+            tenacity.Retrying(**room_retry_options(self._full_timeout))(self._adder.add, encoded)
         return task.id
 
     def add_tasks(
@@ -426,7 +422,7 @@ class Aggregator(AggregatorBase[Transport]):
         """Stops the flusher, and closes the client if the aggregator made it from a URL."""
         self.stop()
         with suppress(RedisAggError):  # the keys that this deletes also expire
-            self._transport.once(forget_calls(self._keyspace, self._adder.lanes.drain()))
+            self._transport.once(forget_calls(self._keyspace, self._adder.sequences.drain()))
         if self._own_client:
             close(self._transport.client)
 

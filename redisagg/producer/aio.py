@@ -1,4 +1,11 @@
-"""Adding from coroutines."""
+"""Adding from coroutines of one event loop: group commit by up to two sender tasks.
+
+The first add starts a sender. It runs in the next turn of the event loop, so all coroutines that
+add in the same turn share its round trip. A sender ends when no tasks are left.
+
+A second sender keeps Redis and the event loop busy at the same time: many tasks are sent in two
+halves, and while Redis works on one half, the callers of the other add their next tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,99 +15,94 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeAlias, TypeVar, cast
 
-import tenacity
-
-from redisagg.producer.room import patience
-from redisagg.producer.rounds import (
-    COMMIT_ROUND_TASKS,
-    Outcomes,
-    Round,
-    Tally,
-    Terms,
-    W,
-    stream_round,
-)
-from redisagg.producer.sequences import Lanes
+from redisagg.producer.options import AddOptions
+from redisagg.producer.partitioned import partitioned_add
+from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
+from redisagg.producer.sequences import SequencePool
+from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
 from redisagg.protocol.entries import EncodedTask
 from redisagg.transport.aio import AsyncTransport
-from redisagg.transport.durability import Durability
 
 T = TypeVar("T")
 
 _Future: TypeAlias = "asyncio.Future[None]"
 
-# While Redis works on one round trip, the next one is put together.
-_SENDERS = 2
+# How many round trips of a committer may be in flight.
+_MAX_SENDERS = 2
 
-# From how many tasks on they are sent in two halves, so that Redis and we needn't wait for each
-# other. Of fewer, each would make a call of its own, which costs Redis as much as one for three.
-_ENOUGH_FOR_TWO = 16
+# From how many tasks on they are sent in two halves. With fewer tasks, most would be alone in the
+# call for their partition, and a call of one task costs Redis as much as a call of three.
+_MIN_TASKS_TO_SPLIT = 16
 
 
-class _Queue:
-    """Tasks that share round trips, and those who wait for them.
+class AsyncGroupCommitter:
+    """Adds the tasks of many coroutines by group commit.
 
     Args:
-        exchange: sends what has gathered, and raises nothing.
-        linger: seconds for which a call waits for company; 0 for none.
+        options: what all calls have in common.
+        exchange: sends a round and returns its results; raises nothing.
     """
 
     def __init__(
         self,
-        terms: Terms,
-        exchange: Callable[[Round[_Future]], Awaitable[Outcomes[_Future]]],
-        linger: float,
+        options: AddOptions,
+        exchange: Callable[[Round[_Future]], Awaitable[AddResults[_Future]]],
     ) -> None:
-        self._terms = terms
+        self._options = options
         self._exchange = exchange
-        self._linger = linger
         self._tasks: deque[EncodedTask] = deque()
         self._futures: deque[_Future] = deque()  # of these tasks
         self._senders: set[asyncio.Task[None]] = set()
-        self._on_wire = 0
+        self._in_flight = 0
 
     def add(self, task: EncodedTask) -> _Future:
-        """As `AsyncAdder.add`."""
+        """Adds a task.
+
+        Returns:
+            A future that is done when Redis has acknowledged the task, or fails with a
+            `RedisAggError` if it was refused or Redis could not be reached.
+        """
         future: _Future = asyncio.get_running_loop().create_future()
         self._tasks.append(task)
         self._futures.append(future)
-        if len(self._senders) < _SENDERS:
-            self._senders.add(asyncio.create_task(self._send_waiting()))
+        if len(self._senders) < _MAX_SENDERS:
+            self._senders.add(asyncio.create_task(self._send_gathered()))
         return future
 
-    async def _send_waiting(self) -> None:
+    async def _send_gathered(self) -> None:
+        """Sends rounds until no task is left."""
         try:
-            if self._linger:
-                await asyncio.sleep(self._linger)
+            if self._options.linger:
+                await asyncio.sleep(self._options.linger)
             while self._tasks:
-                self._tell(await self._send(self._gather()))
+                self._set_results(await self._send(self._next_round()))
         finally:
-            # At once: by a callback it would come only after those who were told have added their
-            # next tasks, and nobody would send these.
+            # Not by a done callback: it would run after the callers of this round have added their
+            # next tasks, which would then have no sender.
             self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _gather(self) -> Round[_Future]:
-        """What is to go out now."""
-        many = len(self._tasks)
-        if many >= _ENOUGH_FOR_TWO and not self._on_wire:
-            # The other sender takes the rest. From then on the two halves take turns: the callers
-            # of one go on while Redis works on the other.
-            many = many // 2
-        together: Round[_Future] = Round(self._terms, COMMIT_ROUND_TASKS)
-        while len(together) < many and not together.full:
-            together.put(self._tasks.popleft(), self._futures.popleft())
-        return together
+    def _next_round(self) -> Round[_Future]:
+        """Takes the tasks for the next round trip: all, or half of them if none is in flight."""
+        count = len(self._tasks)
+        if count >= _MIN_TASKS_TO_SPLIT and not self._in_flight:
+            # The other sender takes the rest. From then on the two halves alternate: the callers of
+            # one add their next tasks while Redis works on the other.
+            count = count // 2
+        round_: Round[_Future] = Round(self._options, COMMIT_ROUND_TASKS)
+        while len(round_) < count and not round_.full:
+            round_.put(self._tasks.popleft(), self._futures.popleft())
+        return round_
 
-    async def _send(self, together: Round[_Future]) -> Outcomes[_Future]:
-        self._on_wire += 1
+    async def _send(self, round_: Round[_Future]) -> AddResults[_Future]:
+        self._in_flight += 1
         try:
-            return await self._exchange(together)
+            return await self._exchange(round_)
         finally:
-            self._on_wire -= 1
+            self._in_flight -= 1
 
     @staticmethod
-    def _tell(outcomes: Outcomes[_Future]) -> None:
-        for futures, error in outcomes:
+    def _set_results(results: AddResults[_Future]) -> None:
+        for futures, error in results:
             for future in futures:
                 if future.done():  # its caller was cancelled
                     continue
@@ -111,50 +113,41 @@ class _Queue:
 
 
 class AsyncAdder:
-    """Adds tasks for any number of coroutines of one event loop.
+    """Adds tasks for any number of coroutines of one event loop."""
 
-    Args:
-        linger: seconds for which a call waits for company; 0 for none.
-        durability: what an add waits for besides the primary's reply.
-    """
-
-    def __init__(
-        self,
-        terms: Terms,
-        transport: AsyncTransport,
-        linger: float,
-        durability: Durability | None,
-    ) -> None:
-        self.lanes = Lanes()
-        self.terms = terms
+    def __init__(self, options: AddOptions, transport: AsyncTransport) -> None:
+        self.options = options
+        self.sequences = SequencePool()
         self._transport = transport
-        self._durability = durability
-        # The partitions of a cluster don't wait for each other: one of its masters may be down.
-        count = len(terms.keyspace.partitions) if transport.clustered else 1
-        self._queues = [_Queue(terms, self.exchange, linger) for _ in range(count)]
-        self.add = self._add_by_partition if transport.clustered else self._queues[0].add
-        """A future that is done when Redis has acknowledged the task, or refused it."""
+        self.add = partitioned_add(
+            lambda: AsyncGroupCommitter(options, self.exchange),
+            options.keyspace,
+            clustered=transport.clustered,
+        )
+        """As `AsyncGroupCommitter.add`."""
 
-    async def exchange(self, together: Round[W]) -> Outcomes[W]:
-        """Sends a round and tells what became of it; raises nothing."""
-        lane = self.lanes.take()
+    async def exchange(self, round_: Round[W]) -> AddResults[W]:
+        """Sends a round and returns its results; raises nothing."""
+        sequence = self.sequences.take()
         try:
             replies = await self._transport.exchange(
-                together.requests(lane), durability=self._durability
+                round_.requests(sequence), durability=self.options.durability
             )
         except Exception as error:
-            return together.failed(error)
+            return round_.failed(error)
         finally:
-            self.lanes.give_back(lane)
-        return together.outcomes(replies)
-
-    def _add_by_partition(self, task: EncodedTask) -> _Future:
-        partition, *_ = self.terms.keyspace.place(task[0])
-        return self._queues[partition.number].add(task)
+            self.sequences.give_back(sequence)
+        return round_.results(replies)
 
 
 class AsyncStream:
-    """As `threads.ThreadStream`, for coroutines."""
+    """Adds many tasks of one caller, in order; carries out the steps of a `Stream`.
+
+    Args:
+        adder: what sends the rounds.
+        progress: called after each round with the number of tasks acknowledged so far.
+        full_timeout: seconds for which tasks wait for room; 0 for not at all.
+    """
 
     def __init__(
         self,
@@ -163,51 +156,49 @@ class AsyncStream:
         full_timeout: float,
     ) -> None:
         self._adder = adder
-        self._tally = Tally(progress, waits=full_timeout > 0)
-        self._full_timeout = full_timeout
-        self._next = stream_round(self._adder.terms)
-        self._on_wire: asyncio.Task[Outcomes[EncodedTask]] | None = None
+        self._stream = Stream(adder.options, progress, full_timeout)
+        self._in_flight: asyncio.Task[AddResults[EncodedTask]] | None = None
 
     async def put(self, task: EncodedTask) -> None:
-        """As `ThreadStream.put`."""
-        self._next.put(task, task)
-        if self._next.full:
-            await self._settle()
-            self._on_wire = asyncio.create_task(self._adder.exchange(self._next))
-            self._next = stream_round(self._adder.terms)
-            await asyncio.sleep(0)  # lets it be sent before the next one is put together
+        """Takes one more task; sends a round if that fills it. Raises as `ThreadStream.put`."""
+        filling = self._stream.filling
+        filling.put(task, task)
+        if filling.full:
+            await self._carry_out(self._stream.send())
 
     async def finish(self) -> None:
-        """As `ThreadStream.finish`."""
-        await self._settle()
-        if self._next:
-            await self._count(await self._adder.exchange(self._next))
-        self._tally.raise_refusal()
+        """Sends the rest and waits until all is acknowledged. Raises as `ThreadStream.finish`."""
+        await self._carry_out(self._stream.finish())
 
     async def close(self) -> None:
-        """As `ThreadStream.close`."""
-        if self._on_wire is not None:
-            await self._on_wire
+        """Waits for the round in flight, if there is one, and ignores its results."""
+        await self._receive()
 
-    async def _settle(self) -> None:
-        on_wire, self._on_wire = self._on_wire, None
-        if on_wire is not None:
-            await self._count(await on_wire)
+    async def _carry_out(self, steps: Steps) -> None:
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(await self._carry_out_step(step))
+        except StopIteration:
+            pass
 
-    async def _count(self, outcomes: Outcomes[EncodedTask]) -> None:
-        """As `ThreadStream._count`."""
-        tally = self._tally
-        tally.count(outcomes)
-        if tally.without_room:
-            async for attempt in tenacity.AsyncRetrying(**patience(self._full_timeout)):
-                with attempt:
-                    together = stream_round(self._adder.terms, tally.without_room)
-                    tally.count(await self._adder.exchange(together))
-                    tally.check_room()
+    async def _carry_out_step(self, step: Step) -> AddResults[EncodedTask]:
+        if isinstance(step, Receive):
+            return await self._receive()
+        if isinstance(step, Send):
+            self._in_flight = asyncio.create_task(self._adder.exchange(step.round_))
+            await asyncio.sleep(0)  # lets it be sent before the next round is filled
+        else:
+            await asyncio.sleep(step.seconds)
+        return NO_RESULTS
+
+    async def _receive(self) -> AddResults[EncodedTask]:
+        in_flight, self._in_flight = self._in_flight, None
+        return await in_flight if in_flight is not None else NO_RESULTS
 
 
 async def aiter_of(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    """The items of either kind of iterable."""
+    """Iterates over either kind of iterable."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

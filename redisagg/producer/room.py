@@ -1,4 +1,4 @@
-"""Waiting for room: tenacity, exponential backoff with full jitter."""
+"""How an add waits for room: tenacity, exponential backoff with full jitter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from redisagg.errors import AggregatorFull
 _WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=1.0)
 
 
-def patience(timeout: float) -> dict[str, Any]:
-    """The arguments for tenacity's `Retrying` and `AsyncRetrying`: tries again while there is no
-    room, for `timeout` seconds."""
+def room_retry_options(timeout: float) -> dict[str, Any]:
+    """The arguments for tenacity's `Retrying` and `AsyncRetrying`: they retry `AggregatorFull`.
+
+    Args:
+        timeout: seconds after which they raise it.
+    """
     return {
         "retry": tenacity.retry_if_exception_type(AggregatorFull),
         "wait": _WAIT,

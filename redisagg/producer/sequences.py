@@ -1,4 +1,4 @@
-"""Names for calls, so that Redis carries out just once a call that had to be repeated."""
+"""Sequence numbers of calls, by which Redis carries out a repeated call only once."""
 
 from __future__ import annotations
 
@@ -11,66 +11,71 @@ from redisagg.protocol.operations import Operation, ask_all
 from redisagg.protocol.scripts import call
 
 
-class Lane:
-    """A sequence of calls, one after the other; the script remembers the last one of each lane."""
+class CallSequence:
+    """A sequence of calls of which one at most is in flight.
+
+    The script `add` stores the number and the reply of the last call of each sequence.
+    """
 
     __slots__ = ("id", "number", "partitions")
 
     def __init__(self) -> None:
         self.id = os.urandom(9).hex().encode()
         self.number = 0
+        """The number of the last call."""
         self.partitions: set[int] = set()
-        """Where a call of this lane is remembered."""
+        """The numbers of the partitions in which a call of this sequence is stored."""
 
     def next_number(self, partition: int) -> int:
-        """The number of the next call, which goes to this partition."""
+        """Returns the number of the next call, which goes to this partition."""
         self.partitions.add(partition)
         self.number += 1
         return self.number
 
 
-class Lanes:
-    """The lanes of one producer: as many as there ever were calls at the same time."""
+class SequencePool:
+    """The call sequences of one producer: as many as it ever had round trips in flight."""
+
+    _all: list[CallSequence]
+    _free: list[CallSequence]
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._all: list[Lane] = []
-        self._free: list[Lane] = []
-        self._pid = os.getpid()
+        self._reset_after_fork()
 
-    def take(self) -> Lane:
-        """A lane for the caller alone, until it gives it back."""
+    def take(self) -> CallSequence:
+        """Returns a sequence for one round trip; to be given back with `give_back`."""
         if self._pid != os.getpid():
-            self._forget()
+            self._reset_after_fork()
         with self._lock:
             if self._free:
                 return self._free.pop()
-            lane = Lane()
-            self._all.append(lane)
-            return lane
+            sequence = CallSequence()
+            self._all.append(sequence)
+            return sequence
 
-    def give_back(self, lane: Lane) -> None:
-        """Lets others have the lane."""
+    def give_back(self, sequence: CallSequence) -> None:
+        """Makes a sequence available for the next round trip."""
         with self._lock:
-            self._free.append(lane)
+            self._free.append(sequence)
 
-    def drain(self) -> list[Lane]:
-        """Gives up all lanes and returns them; later calls take new ones."""
+    def drain(self) -> list[CallSequence]:
+        """Empties the pool and returns all its sequences; later round trips get new ones."""
         with self._lock:
-            lanes, self._all, self._free = self._all, [], []
-        return lanes
+            sequences, self._all, self._free = self._all, [], []
+        return sequences
 
-    def _forget(self) -> None:
-        # A forked child must not go on in its parent's lanes, nor wait for its parent's threads.
+    def _reset_after_fork(self) -> None:
+        # A forked child must not continue its parent's sequences, nor wait for a lock that one of
+        # its parent's threads held.
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._all, self._free = [], []
 
 
-def forget_calls(keyspace: Keyspace, lanes: Sequence[Lane]) -> Operation[None]:
-    """Removes what Redis remembers of a producer's calls."""
+def forget_calls(keyspace: Keyspace, sequences: Sequence[CallSequence]) -> Operation[None]:
+    """Deletes the stored last calls of these sequences, which would expire otherwise."""
     calls: dict[int, list[bytes]] = {}
-    for lane in lanes:
-        for number in lane.partitions:
-            calls.setdefault(number, []).append(keyspace.partitions[number].call(lane.id))
+    for sequence in sequences:
+        for number in sequence.partitions:
+            calls.setdefault(number, []).append(keyspace.partitions[number].call(sequence.id))
     yield from ask_all([call("forget_calls", keys) for keys in calls.values()])

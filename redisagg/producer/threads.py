@@ -1,4 +1,10 @@
-"""Adding from threads."""
+"""Adding from threads: group commit without a thread of its own.
+
+The first caller sends its task at once. The callers that come while its round trip is in flight
+form the next commit group, and one of them sends the tasks of all. They wait at the group's gate, a
+lock that lets one thread through, which then opens it for the next: if all were woken at once, they
+would compete for the interpreter lock.
+"""
 
 from __future__ import annotations
 
@@ -10,218 +16,194 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import tenacity
-
 from redisagg.errors import RedisUnavailable
-from redisagg.producer.room import patience
-from redisagg.producer.rounds import (
-    COMMIT_ROUND_TASKS,
-    Outcomes,
-    Round,
-    Tally,
-    Terms,
-    W,
-    stream_round,
-)
-from redisagg.producer.sequences import Lanes
+from redisagg.producer.options import AddOptions
+from redisagg.producer.partitioned import partitioned_add
+from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
+from redisagg.producer.sequences import SequencePool
+from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
 from redisagg.protocol.entries import EncodedTask
-from redisagg.transport.durability import Durability
 from redisagg.transport.threads import Transport
 
-# Round trips at the same time.
-_MAX_ON_WIRE = 2
+# How many round trips of a committer may be in flight.
+_MAX_IN_FLIGHT = 2
 
 
-class _Room:
-    """Where threads wait together whose tasks will go out together.
+class CommitGroup:
+    """The callers whose tasks share a round trip, and the gate at which they wait."""
 
-    They wait at one gate, which lets through one at a time: the first one sends the tasks of all,
-    then each that comes through opens it for the next. Waking all at once would have them fight
-    for the interpreter's lock.
-    """
+    __slots__ = ("_errors", "_gate", "elected", "round_", "sent")
 
-    __slots__ = ("_errors", "_gate", "elected", "sent", "together")
-
-    def __init__(self, terms: Terms) -> None:
-        self.together: Round[EncodedTask] = Round(terms, COMMIT_ROUND_TASKS)
+    def __init__(self, options: AddOptions) -> None:
+        self.round_: Round[EncodedTask] = Round(options, COMMIT_ROUND_TASKS)
         self.elected = False
-        """Whether somebody is on the way to send what has gathered."""
+        """Whether a caller has been chosen to send the round."""
         self.sent = False
-        self._errors: dict[int, Exception] = {}
+        """Whether the results are known."""
+        self._errors: dict[int, Exception] = {}  # by id() of the task
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    def wait(self) -> None:
+    def wait_at_gate(self) -> None:
+        """Waits until another thread opens the gate for this one."""
         self._gate.acquire()
 
-    def open_for_one(self) -> None:
+    def open_gate(self) -> None:
+        """Lets one waiting thread through; if none waits, the next one that comes."""
         self._gate.release()
 
-    def note(self, outcomes: Outcomes[EncodedTask]) -> None:
-        """Keeps what became of the tasks."""
+    def store_results(self, results: AddResults[EncodedTask]) -> None:
+        """Stores the results for `raise_error`."""
         self.sent = True
-        for tasks, error in outcomes:
+        for tasks, error in results:
             if error is not None:
                 self._errors.update((id(task), error) for task in tasks)
 
     def raise_error(self, task: EncodedTask) -> None:
-        """Raises what kept this task out, if anything did."""
+        """Raises the error for which this task was not added, if there is one."""
         if self._errors and (error := self._errors.get(id(task))) is not None:
             raise copy.copy(error)  # each caller gets its own
 
 
-class _Hall:
-    """The rooms in which those wait whose tasks share round trips, one after the other.
+class GroupCommitter:
+    """Adds the tasks of many threads by group commit.
 
     Args:
-        exchange: sends what a room has gathered, and raises nothing.
-        linger: seconds for which a call waits for company; 0 for none.
+        options: what all calls have in common.
+        exchange: sends a round and returns its results; raises nothing.
     """
 
     def __init__(
         self,
-        terms: Terms,
-        exchange: Callable[[Round[EncodedTask]], Outcomes[EncodedTask]],
-        linger: float,
+        options: AddOptions,
+        exchange: Callable[[Round[EncodedTask]], AddResults[EncodedTask]],
     ) -> None:
-        self._terms = terms
+        self._options = options
         self._exchange = exchange
-        self._linger = linger
-        self._forget()
+        self._reset_after_fork()
 
     def add(self, task: EncodedTask) -> None:
-        """As `ThreadAdder.add`."""
-        if self._pid != os.getpid():
-            self._forget()
-        with self._lock:
-            room = self._rooms[-1]
-            if room.together.full:
-                room = _Room(self._terms)
-                self._rooms.append(room)
-            room.together.put(task, task)
-            my_turn = self._elect_sender(room)
-        if not my_turn:
-            room.wait()
-        try:
-            if not room.sent:
-                self._send(room)
-        finally:
-            room.open_for_one()
-        room.raise_error(task)
-
-    def _elect_sender(self, room: _Room) -> bool:
-        """Whether it is time to send what a room has gathered; asked with the lock held.
-
-        A second round trip goes out when as many have gathered as are on their way: fewer would
-        make both small, and more would leave Redis idle. Measured with 32 threads: 36,000 adds/s
-        so, 24,000 with half as many or with one round trip at a time.
-        """
-        if room.elected or room is not self._rooms[0] or len(room.together) < self._enough:
-            return False
-        room.elected = True
-        self._on_wire.append(room)
-        self._count_on_wire()
-        return True
-
-    def _count_on_wire(self) -> None:
-        """Sets how many tasks are enough for the next round trip."""
-        if len(self._on_wire) >= _MAX_ON_WIRE:
-            self._enough = sys.maxsize
-        else:
-            self._enough = max((len(each.together) for each in self._on_wire), default=1)
-
-    def _send(self, room: _Room) -> None:
-        """Sends what a room has gathered, the caller's task among it, and passes the turn on."""
-        if self._linger:
-            time.sleep(self._linger)
-        with self._lock:
-            self._rooms.popleft()  # ours: who comes now waits for the next round trip
-            if not self._rooms:
-                self._rooms.append(_Room(self._terms))
-            self._count_on_wire()  # it has grown since it was elected
-        outcomes = room.together.failed(RedisUnavailable("the thread that sent was interrupted"))
-        try:
-            outcomes = self._exchange(room.together)
-        finally:
-            room.note(outcomes)
-            with self._lock:
-                self._on_wire.remove(room)
-                self._count_on_wire()
-                if self._elect_sender(self._rooms[0]):
-                    self._rooms[0].open_for_one()
-
-    def _forget(self) -> None:
-        # A forked child has none of its parent's threads, and must not wait for them.
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._rooms = deque([_Room(self._terms)])
-        self._on_wire: list[_Room] = []
-        self._count_on_wire()
-
-
-class ThreadAdder:
-    """Adds tasks for any number of threads.
-
-    There is no thread of its own: the first caller sends, those who come meanwhile gather in a
-    room, and when the reply is there one of them sends what all of them brought.
-
-    Args:
-        linger: seconds for which a call waits for company; 0 for none.
-        durability: what an add waits for besides the primary's reply.
-    """
-
-    def __init__(
-        self,
-        terms: Terms,
-        transport: Transport,
-        linger: float,
-        durability: Durability | None,
-    ) -> None:
-        self.lanes = Lanes()
-        self.terms = terms
-        self._transport = transport
-        self._durability = durability
-        # The partitions of a cluster don't wait for each other: one of its masters may be down.
-        count = len(terms.keyspace.partitions) if transport.clustered else 1
-        self._halls = [_Hall(terms, self.exchange, linger) for _ in range(count)]
-        self.add = self._add_by_partition if transport.clustered else self._halls[0].add
-        """Returns when Redis has acknowledged the task.
+        """Adds a task; returns when Redis has acknowledged it.
 
         Raises:
             RedisAggError: it was refused, or Redis could not be reached.
         """
+        if self._pid != os.getpid():
+            self._reset_after_fork()
+        with self._lock:
+            group = self._groups[-1]
+            if group.round_.full:
+                group = CommitGroup(self._options)
+                self._groups.append(group)
+            group.round_.put(task, task)
+            elected = self._elect_sender(group)
+        if not elected:
+            group.wait_at_gate()
+        try:
+            if not group.sent:
+                self._send(group)
+        finally:
+            group.open_gate()
+        group.raise_error(task)
 
-    def exchange(self, together: Round[W]) -> Outcomes[W]:
-        """Sends a round and tells what became of it; raises nothing."""
-        return self.begin(together)()
+    def _elect_sender(self, group: CommitGroup) -> bool:
+        """Whether the calling thread is to send this group's round, or, if it is not of the group,
+        to open the gate for a thread that will. The lock is held.
 
-    def begin(self, together: Round[W]) -> Callable[[], Outcomes[W]]:
-        """The first half of `exchange`: sends the round. What it returns, to be called once, is
-        the other half."""
-        lane = self.lanes.take()
-        replies = self._transport.begin(together.requests(lane), durability=self._durability)
+        A second round trip is sent when as many tasks have gathered as are in flight. With fewer,
+        both would be small; with more, Redis would idle. Measured with 32 threads: 36,000 adds/s,
+        but 24,000 with half as many tasks or with one round trip at a time.
+        """
+        first = group is self._groups[0]
+        if group.elected or not first or len(group.round_) < self._min_tasks:
+            return False
+        group.elected = True
+        self._in_flight.append(group)
+        self._update_min_tasks()
+        return True
 
-        def finish() -> Outcomes[W]:
+    def _update_min_tasks(self) -> None:
+        """Sets how many tasks must have gathered before the next round trip is sent."""
+        if len(self._in_flight) >= _MAX_IN_FLIGHT:
+            self._min_tasks = sys.maxsize
+        else:
+            self._min_tasks = max((len(each.round_) for each in self._in_flight), default=1)
+
+    def _send(self, group: CommitGroup) -> None:
+        """Sends the round of the caller's group, then elects a sender for the next group."""
+        if self._options.linger:
+            time.sleep(self._options.linger)
+        with self._lock:
+            self._groups.popleft()  # this group; later callers join the next one
+            if not self._groups:
+                self._groups.append(CommitGroup(self._options))
+            self._update_min_tasks()  # this group has grown since its sender was elected
+        results = group.round_.failed(RedisUnavailable("the thread that sent was interrupted"))
+        try:
+            results = self._exchange(group.round_)
+        finally:
+            group.store_results(results)
+            with self._lock:
+                self._in_flight.remove(group)
+                self._update_min_tasks()
+                if self._elect_sender(self._groups[0]):
+                    self._groups[0].open_gate()
+
+    def _reset_after_fork(self) -> None:
+        # A forked child has none of its parent's threads, and must not wait for them.
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._groups = deque([CommitGroup(self._options)])
+        self._in_flight: list[CommitGroup] = []
+        self._update_min_tasks()
+
+
+class ThreadAdder:
+    """Adds tasks for any number of threads."""
+
+    def __init__(self, options: AddOptions, transport: Transport) -> None:
+        self.options = options
+        self.sequences = SequencePool()
+        self._transport = transport
+        self.add = partitioned_add(
+            lambda: GroupCommitter(options, self.exchange),
+            options.keyspace,
+            clustered=transport.clustered,
+        )
+        """As `GroupCommitter.add`."""
+
+    def exchange(self, round_: Round[W]) -> AddResults[W]:
+        """Sends a round and returns its results; raises nothing."""
+        return self.begin(round_)()
+
+    def begin(self, round_: Round[W]) -> Callable[[], AddResults[W]]:
+        """Sends a round without waiting for the replies; raises nothing.
+
+        Returns:
+            A function, to be called once, that waits for the replies and returns the results.
+        """
+        sequence = self.sequences.take()
+        requests = round_.requests(sequence)
+        replies = self._transport.begin(requests, durability=self.options.durability)
+
+        def finish() -> AddResults[W]:
             try:
-                return together.outcomes(replies())
+                return round_.results(replies())
             except Exception as error:
-                return together.failed(error)
+                return round_.failed(error)
             finally:
-                self.lanes.give_back(lane)
+                self.sequences.give_back(sequence)
 
         return finish
 
-    def _add_by_partition(self, task: EncodedTask) -> None:
-        partition, *_ = self.terms.keyspace.place(task[0])
-        self._halls[partition.number].add(task)
-
 
 class ThreadStream:
-    """Sends many tasks of one caller, in order: one round trip on the wire, the next in the making.
+    """Adds many tasks of one caller, in order; carries out the steps of a `Stream`.
 
     Args:
-        progress: called with the number of tasks acknowledged so far.
-        full_timeout: seconds for which tasks wait for room.
+        adder: what sends the rounds.
+        progress: called after each round with the number of tasks acknowledged so far.
+        full_timeout: seconds for which tasks wait for room; 0 for not at all.
     """
 
     def __init__(
@@ -231,53 +213,50 @@ class ThreadStream:
         full_timeout: float,
     ) -> None:
         self._adder = adder
-        self._tally = Tally(progress, waits=full_timeout > 0)
-        self._full_timeout = full_timeout
-        self._next = stream_round(self._adder.terms)
-        self._on_wire: Callable[[], Outcomes[EncodedTask]] | None = None
+        self._stream = Stream(adder.options, progress, full_timeout)
+        self._in_flight: Callable[[], AddResults[EncodedTask]] | None = None
 
     def put(self, task: EncodedTask) -> None:
-        """Takes one more task.
+        """Takes one more task; sends a round if that fills it.
 
         Raises:
             RedisUnavailable: an earlier round trip failed.
-            AggregatorFull: there was no room within `full_timeout`.
+            AggregatorFull: earlier tasks found no room within `full_timeout`.
         """
-        self._next.put(task, task)
-        if self._next.full:
-            self._settle()
-            self._on_wire = self._adder.begin(self._next)
-            self._next = stream_round(self._adder.terms)
+        filling = self._stream.filling
+        filling.put(task, task)
+        if filling.full:
+            self._carry_out(self._stream.send())
 
     def finish(self) -> None:
-        """Sends what is left.
+        """Sends the rest and waits until all is acknowledged.
 
         Raises:
-            RedisAggError: some tasks were refused; the first reason.
+            RedisAggError: a round trip failed, or some tasks were refused; the first reason.
         """
-        self._settle()
-        if self._next:
-            self._count(self._adder.exchange(self._next))
-        self._tally.raise_refusal()
+        self._carry_out(self._stream.finish())
 
     def close(self) -> None:
-        """Waits for what is on the wire, whatever becomes of it."""
-        on_wire, self._on_wire = self._on_wire, None
-        if on_wire is not None:
-            on_wire()
+        """Waits for the round in flight, if there is one, and ignores its results."""
+        self._receive()
 
-    def _settle(self) -> None:
-        on_wire, self._on_wire = self._on_wire, None
-        if on_wire is not None:
-            self._count(on_wire())
+    def _carry_out(self, steps: Steps) -> None:
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self._carry_out_step(step))
+        except StopIteration:
+            pass
 
-    def _count(self, outcomes: Outcomes[EncodedTask]) -> None:
-        """Counts a round, and waits for room for what found none."""
-        tally = self._tally
-        tally.count(outcomes)
-        if tally.without_room:
-            for attempt in tenacity.Retrying(**patience(self._full_timeout)):
-                with attempt:
-                    together = stream_round(self._adder.terms, tally.without_room)
-                    tally.count(self._adder.exchange(together))
-                    tally.check_room()
+    def _carry_out_step(self, step: Step) -> AddResults[EncodedTask]:
+        if isinstance(step, Receive):
+            return self._receive()
+        if isinstance(step, Send):
+            self._in_flight = self._adder.begin(step.round_)
+        else:
+            time.sleep(step.seconds)
+        return NO_RESULTS
+
+    def _receive(self) -> AddResults[EncodedTask]:
+        in_flight, self._in_flight = self._in_flight, None
+        return in_flight() if in_flight is not None else NO_RESULTS

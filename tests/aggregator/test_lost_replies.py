@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from redisagg import Aggregator, Task
-from redisagg.producer.rounds import MAX_CALL_TASKS, STREAM_ROUND_TASKS
+from redisagg.producer.options import MAX_CALL_TASKS
+from redisagg.producer.rounds import STREAM_ROUND_TASKS
 from redisagg.protocol.scripts import load
 from redisagg.sinks import CallableSink
 from tests.support.aggregators import Make

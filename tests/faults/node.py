@@ -102,7 +102,7 @@ def _outcome(error: RedisAggError, tasks: int) -> Outcome:
 def _cut_rounds_small() -> None:
     """Makes streams of several round trips, and two at a time, with little load."""
     rounds.STREAM_ROUND_TASKS = 4
-    aio._ENOUGH_FOR_TWO = 2
+    aio._MIN_TASKS_TO_SPLIT = 2
 
 
 def producer(url: str, settings: dict[str, Any]) -> None:

@@ -1,0 +1,54 @@
+"""How a producer adds tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redisagg.config import AggregationConfig
+from redisagg.durations import seconds
+from redisagg.protocol.keys import Keyspace
+from redisagg.transport.durability import Durability
+
+# The limits of one call, so that it keeps Redis busy for about 2 ms at most.
+MAX_CALL_TASKS = 400
+MAX_CALL_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AddOptions:
+    """What all calls of a producer have in common."""
+
+    keyspace: Keyspace
+    pending_tasks: int
+    """How many tasks may be pending in one partition; 0 for no limit."""
+    pending_bytes: int
+    """How many bytes of tasks may be pending in one partition; 0 for no limit."""
+    dedupe: bytes
+    """b"1" if ids of tasks flushed within the dedupe window are not accepted again, else b""."""
+    call_tasks: int
+    """After how many tasks a call is full."""
+    call_bytes: int
+    """After how many bytes of packed tasks a call is full."""
+    linger: float
+    """Seconds that a round trip waits before it is sent, so that more adds share it."""
+    durability: Durability | None
+    """What an add waits for besides the primary's reply."""
+
+    @classmethod
+    def of(
+        cls, keyspace: Keyspace, config: AggregationConfig, durability: Durability | None
+    ) -> AddOptions:
+        """The options that a configuration asks for; each partition has its share of a limit."""
+        tasks = (config.max_pending_tasks or 0) // len(keyspace.partitions)
+        size = (config.max_pending_bytes or 0) // len(keyspace.partitions)
+        # The script accepts or refuses a section as a whole: small ones find room sooner.
+        return cls(
+            keyspace,
+            pending_tasks=tasks,
+            pending_bytes=size,
+            dedupe=b"1" if config.dedupe_window else b"",
+            call_tasks=max(1, min(MAX_CALL_TASKS, tasks // 4)) if tasks else MAX_CALL_TASKS,
+            call_bytes=min(MAX_CALL_BYTES, size // 4) if size else MAX_CALL_BYTES,
+            linger=seconds(config.linger),
+            durability=durability,
+        )

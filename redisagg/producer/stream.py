@@ -1,0 +1,161 @@
+"""A stream: many tasks of one caller, in order. Which round is sent when, without I/O.
+
+`ThreadStream` and `AsyncStream` put tasks into `Stream.filling` and carry out the steps that `send`
+and `finish` yield. One round is in flight while the next one is filled. To keep the order, the next
+one is sent only when the one in flight has been answered and all its tasks have found room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import tenacity
+
+from redisagg.errors import AggregatorFull, RedisUnavailable
+from redisagg.producer.options import AddOptions
+from redisagg.producer.room import room_retry_options
+from redisagg.producer.rounds import AddResults, Round, stream_round
+from redisagg.protocol.entries import EncodedTask
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A step: send a round, without waiting for the replies."""
+
+    round_: Round[EncodedTask]
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """A step: wait for the replies to the round sent last, and send its results back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """A step: wait."""
+
+    seconds: float
+
+
+Step: TypeAlias = "Send | Receive | Sleep"
+
+Steps: TypeAlias = Generator[Step, AddResults[EncodedTask], None]
+"""Yields steps; is sent the results after a `Receive`, and `NO_RESULTS` after any other step."""
+
+NO_RESULTS: AddResults[EncodedTask] = iter(())
+
+
+class StreamResult:
+    """What Redis answered to the rounds of a stream so far.
+
+    Args:
+        progress: called after each round with the number of tasks acknowledged so far.
+        waits_for_room: whether tasks that find no room are sent again.
+    """
+
+    def __init__(self, progress: Callable[[int], object] | None, *, waits_for_room: bool) -> None:
+        self._progress = progress
+        self._waits_for_room = waits_for_room
+        self._acknowledged = 0
+        self._refusal: Exception | None = None
+        self._full: AggregatorFull | None = None
+        self.without_room: list[EncodedTask] = []
+        """The tasks of the last round that are to be sent again."""
+
+    def count(self, results: AddResults[EncodedTask]) -> None:
+        """Counts the results of a round.
+
+        Raises:
+            RedisUnavailable: the round trip failed.
+        """
+        self._full, self.without_room = None, []
+        for tasks, error in results:
+            if isinstance(error, RedisUnavailable):
+                raise error
+            if error is None:
+                self._acknowledged += len(tasks)
+            elif self._waits_for_room and isinstance(error, AggregatorFull):
+                self._full = error
+                self.without_room += tasks
+            else:
+                self._refusal = self._refusal or error
+        if self._progress is not None:
+            self._progress(self._acknowledged)
+
+    def raise_if_full(self) -> None:
+        """Raises `AggregatorFull` if tasks of the last round are to be sent again."""
+        if self._full is not None:
+            raise self._full
+
+    def raise_refusal(self) -> None:
+        """Raises the first refusal of all rounds, if there was one."""
+        if self._refusal is not None:
+            raise self._refusal
+
+
+class Stream:
+    """Decides which round of a stream is sent when.
+
+    Args:
+        progress: called after each round with the number of tasks acknowledged so far.
+        full_timeout: seconds for which tasks wait for room; 0 for not at all.
+    """
+
+    def __init__(
+        self,
+        options: AddOptions,
+        progress: Callable[[int], object] | None,
+        full_timeout: float,
+    ) -> None:
+        self._options = options
+        self._full_timeout = full_timeout
+        self._result = StreamResult(progress, waits_for_room=full_timeout > 0)
+        self._in_flight = False
+        self.filling = stream_round(options)
+        """The round that takes the next task. When it is full, `send` is due."""
+
+    def send(self) -> Steps:
+        """Sends the filled round once the one in flight is acknowledged, and begins another.
+
+        Raises:
+            RedisUnavailable: the round trip in flight failed.
+            AggregatorFull: its tasks found no room within `full_timeout`.
+        """
+        yield from self._receive()
+        yield Send(self.filling)
+        self._in_flight = True
+        self.filling = stream_round(self._options)
+
+    def finish(self) -> Steps:
+        """Sends the rest and waits until all is acknowledged.
+
+        Raises:
+            RedisAggError: a round trip failed, or some tasks were refused; the first reason.
+        """
+        if self.filling:
+            yield from self.send()
+        yield from self._receive()
+        self._result.raise_refusal()
+
+    def _receive(self) -> Steps:
+        """Waits for the round in flight, and for room if it found none."""
+        if not self._in_flight:
+            return
+        self._in_flight = False
+        self._result.count((yield Receive()))
+        if self._result.without_room:
+            yield from self._send_when_there_is_room()
+
+    def _send_when_there_is_room(self) -> Steps:
+        waits: list[float] = []  # tenacity "sleeps" by appending to it
+        retrying = tenacity.Retrying(sleep=waits.append, **room_retry_options(self._full_timeout))
+        for attempt in retrying:
+            if waits:
+                yield Sleep(waits.pop())
+            yield Send(stream_round(self._options, self._result.without_room))
+            results = yield Receive()
+            with attempt:
+                self._result.count(results)
+                self._result.raise_if_full()
