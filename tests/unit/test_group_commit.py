@@ -1,0 +1,295 @@
+"""Group commit over a transport that is not there: who sends, what shares a round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from redisagg.errors import AggregatorFull, KeyConflict, RedisUnavailable
+from redisagg.producer import aio
+from redisagg.producer.aio import AsyncGroupCommitter
+from redisagg.producer.partitioned import partitioned_add
+from redisagg.producer.rounds import AddResults, Round
+from redisagg.producer.sequences import CallSequence
+from redisagg.producer.threads import GroupCommitter
+from redisagg.protocol.entries import EncodedTask
+from tests.support.encoded import encoded, options_for
+
+OPTIONS = options_for()
+
+
+def ids(round_: Round[Any]) -> list[int]:
+    """The ids of a round's tasks, all of one group."""
+    [request] = round_.requests(CallSequence())
+    return [int(each) for each in request.args[10::2]]
+
+
+def accepted(round_: Round[Any]) -> AddResults[Any]:
+    return round_.results([[len(round_)]])
+
+
+class Exchange:
+    """Stands for Redis: a round trip ends when the one that begins with this task is answered.
+
+    Args:
+        answer: returns the results of a round.
+    """
+
+    def __init__(self, answer: Callable[[Round[Any]], AddResults[Any]] = accepted) -> None:
+        self.rounds: list[list[int]] = []
+        self.senders: list[int] = []
+        self._answer = answer
+        self._answered = [threading.Event() for _ in range(20)]
+
+    def __call__(self, round_: Round[EncodedTask]) -> AddResults[EncodedTask]:
+        self.senders.append(threading.get_ident())
+        self.rounds.append(ids(round_))
+        assert self._answered[ids(round_)[0]].wait(10)
+        return self._answer(round_)
+
+    def answer(self, *firsts: int) -> None:
+        """Answers the round trips that begin with these tasks, now or when they are sent."""
+        for first in firsts:
+            self._answered[first].set()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Threads:
+    """Adds each task in a thread of its own, one after the other."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.committer = GroupCommitter(OPTIONS, exchange)
+        self._exchange = exchange
+        self._pool = ThreadPoolExecutor(20)
+
+    def send(self, *numbers: int) -> list[Future[None]]:
+        """Adds tasks, each of which is sent at once."""
+        return [self._add(number, lambda n: [n] in self._exchange.rounds) for number in numbers]
+
+    def gather(self, *numbers: int) -> list[Future[None]]:
+        """Adds tasks, each of which waits in a commit group."""
+        return [self._add(number, self._waits) for number in numbers]
+
+    def start(self, number: int) -> Future[None]:
+        """Adds a task in a thread of its own."""
+        return self._pool.submit(self.committer.add, encoded("a", number))
+
+    def _add(self, number: int, arrived: Callable[[int], bool]) -> Future[None]:
+        future = self.start(number)
+        wait_until(lambda: arrived(number))
+        return future
+
+    def _waits(self, number: int) -> bool:
+        with self.committer._lock:
+            waiting = [group.round_ for group in self.committer._groups if group.round_]
+            return any(number in ids(round_) for round_ in waiting)
+
+
+def test_callers_that_come_meanwhile_share_the_next_round_trip() -> None:
+    exchange = Exchange()
+    threads = Threads(exchange)
+    futures = threads.send(0, 1)  # two round trips, of one task each
+    futures += threads.gather(2, 3, 4)
+    assert exchange.rounds == [[0], [1]]
+    exchange.answer(0)
+    wait_until(lambda: len(exchange.rounds) == 3)
+    assert exchange.rounds[2] == [2, 3, 4]
+    assert len(set(exchange.senders)) == 3  # each sent by one of its own callers
+    exchange.answer(1, 2)
+    assert [future.result(10) for future in futures] == [None] * 5
+
+
+def test_a_second_round_trip_waits_for_as_many_tasks_as_are_in_flight() -> None:
+    exchange = Exchange()
+    threads = Threads(exchange)
+    futures = [*threads.send(0, 1), *threads.gather(2, 3, 4)]
+    exchange.answer(0, 1)
+    wait_until(lambda: exchange.rounds == [[0], [1], [2, 3, 4]])
+    wait_until(lambda: futures[0].done() and futures[1].done())
+    futures += threads.gather(5, 6)
+    assert len(exchange.rounds) == 3
+    futures.append(threads.start(7))
+    wait_until(lambda: len(exchange.rounds) == 4)
+    assert exchange.rounds[3] == [5, 6, 7]
+    exchange.answer(2, 5)
+    assert [future.result(10) for future in futures] == [None] * 8
+
+
+def test_a_full_round_is_left_to_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redisagg.producer.threads.COMMIT_ROUND_TASKS", 2)
+    exchange = Exchange()
+    threads = Threads(exchange)
+    futures = [*threads.send(0, 1), *threads.gather(2, 3, 4, 5, 6)]
+    exchange.answer(*range(7))
+    assert [future.result(10) for future in futures] == [None] * 7
+    assert sorted(exchange.rounds) == [[0], [1], [2, 3], [4, 5], [6]]
+
+
+def refused(round_: Round[EncodedTask]) -> AddResults[EncodedTask]:
+    """Refuses all tasks, with one error for even and one for odd ids."""
+    errors = [KeyConflict("even"), AggregatorFull("odd")]
+    tasks = [task for waiters, _ in accepted(round_) for task in waiters]
+    for remainder, error in enumerate(errors):
+        yield [task for task in tasks if int(task.id) % 2 == remainder], error
+
+
+def test_each_caller_gets_the_error_of_its_task_as_an_object_of_its_own() -> None:
+    exchange = Exchange(refused)
+    threads = Threads(exchange)
+    futures = [*threads.send(0, 1), *threads.gather(2, 3, 4)]
+    exchange.answer(0, 1, 2)
+    errors = [future.exception(10) for future in futures]
+    kinds = [KeyConflict, AggregatorFull, KeyConflict, AggregatorFull, KeyConflict]
+    assert [type(error) for error in errors] == kinds
+    assert len(set(map(id, errors))) == 5
+
+
+class Interrupted(BaseException):
+    """Such as KeyboardInterrupt, which pytest would take for its own."""
+
+
+def test_callers_of_a_sender_that_was_interrupted_are_told_and_others_go_on() -> None:
+    def answer(round_: Round[EncodedTask]) -> AddResults[EncodedTask]:
+        if ids(round_)[0] == 2:
+            raise Interrupted
+        return accepted(round_)
+
+    exchange = Exchange(answer)
+    threads = Threads(exchange)
+    first = threads.send(0, 1)
+    group = threads.gather(2, 3, 4)
+    exchange.answer(0, 1)
+    assert [future.result(10) for future in first] == [None] * 2
+    exchange.answer(2)
+    kinds = sorted(type(future.exception(10)).__name__ for future in group)
+    assert kinds == ["Interrupted", "RedisUnavailable", "RedisUnavailable"]
+    [last] = threads.send(5)
+    exchange.answer(5)
+    assert last.result(10) is None
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exchange = Exchange()
+    threads = Threads(exchange)
+    threads.send(0, 1)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    [last] = threads.send(2)
+    exchange.answer(0, 1, 2)
+    assert last.result(10) is None
+
+
+class AsyncExchange:
+    """As `Exchange`, for coroutines; numbers are those of the futures, in the order of the adds."""
+
+    def __init__(self, answer: Callable[[Round[Any]], AddResults[Any]] = accepted) -> None:
+        self.rounds: list[list[int]] = []
+        self._answer = answer
+        self._answered = asyncio.Semaphore(0)
+
+    async def __call__(self, round_: Round[Any]) -> AddResults[Any]:
+        self.rounds.append(ids(round_))
+        await asyncio.wait_for(self._answered.acquire(), 10)
+        return self._answer(round_)
+
+    async def answer(self) -> None:
+        """Answers a round trip, and returns when its callers could go on."""
+        self._answered.release()
+        await let_others_run()
+
+
+async def let_others_run() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_coroutines_that_add_in_one_turn_share_a_round_trip() -> None:
+    exchange = AsyncExchange()
+    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    futures = [committer.add(encoded("a", n)) for n in range(5)]
+    await let_others_run()
+    assert exchange.rounds == [[0, 1, 2, 3, 4]]
+    assert not any(future.done() for future in futures)
+    await exchange.answer()
+    assert [future.result() for future in futures] == [None] * 5
+
+
+async def test_many_coroutines_are_sent_in_two_halves() -> None:
+    count = aio._MIN_TASKS_TO_SPLIT
+    exchange = AsyncExchange()
+    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    for n in range(count):
+        committer.add(encoded("a", n))
+    await let_others_run()
+    assert exchange.rounds == [list(range(count // 2)), list(range(count // 2, count))]
+    for n in range(count, count + 3):  # both senders are busy: they gather
+        committer.add(encoded("a", n))
+    await let_others_run()
+    assert len(exchange.rounds) == 2
+    await exchange.answer()
+    assert exchange.rounds[2:] == [[count, count + 1, count + 2]]
+    await exchange.answer()
+    await exchange.answer()
+
+
+async def test_a_caller_that_adds_again_at_once_is_sent() -> None:
+    exchange = AsyncExchange()
+    committer = AsyncGroupCommitter(OPTIONS, exchange)
+
+    async def add_twice() -> None:
+        for n in range(2):
+            await committer.add(encoded("a", n))
+
+    adding = asyncio.create_task(add_twice())
+    await let_others_run()
+    await exchange.answer()
+    await exchange.answer()
+    await asyncio.wait_for(adding, 10)
+    assert exchange.rounds == [[0], [1]]
+
+
+async def test_a_cancelled_caller_does_not_keep_the_others_from_their_results() -> None:
+    exchange = AsyncExchange(lambda round_: round_.failed(RedisUnavailable("no reply")))
+    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    futures = [committer.add(encoded("a", n)) for n in range(3)]
+    await let_others_run()
+    futures[0].cancel()
+    await exchange.answer()
+    errors = [future.exception() for future in futures[1:]]
+    assert [type(error) for error in errors] == [RedisUnavailable] * 2
+    assert errors[0] is not errors[1]
+
+
+def test_partitions_have_a_committer_each_on_a_cluster_only() -> None:
+    class Committer:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def add(self, task: EncodedTask) -> Committer:
+            return self
+
+    keyspace = options_for(4).keyspace
+    for clustered, count in ((False, 1), (True, 4)):
+        made: list[Committer] = []
+        add = partitioned_add(Committer, keyspace, clustered=clustered)
+        used: dict[int, set[Committer]] = {}
+        for n in range(40):
+            task = encoded(f"g{n}")
+            used.setdefault(keyspace.partition_of(task.group).number, set()).add(add(task))
+        assert len(made) == count
+        assert [len(each) for each in used.values()] == [1] * 4
+        assert set.union(*used.values()) == set(made)

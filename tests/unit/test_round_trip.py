@@ -1,0 +1,139 @@
+"""The rules of a round trip, without sockets: what is sent, repeated, and raised."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import redis.exceptions as rx
+
+from redisagg.errors import (
+    AuthenticationFailed,
+    InvalidConfig,
+    KeyConflict,
+    NotReplicated,
+    RedisUnavailable,
+)
+from redisagg.protocol.scripts import call, command
+from redisagg.transport import retrying
+from redisagg.transport.durability import Durability
+from redisagg.transport.nodes import group_by_node, is_redirect, retry_after_redirect
+from redisagg.transport.round_trip import round_trip
+
+REQUESTS = [call("poll", [b"key"], 1), command("GET", b"key"), call("claim", [b"key"], 2)]
+
+
+def carry_out(*replies: list[Any]) -> tuple[list[list[Any]], list[Any]]:
+    """The commands of each step, by their first words, and the final replies."""
+    steps, sent = round_trip(REQUESTS), []
+    commands = next(steps)
+    try:
+        for each in replies:
+            sent.append([line[0] for line in commands])
+            commands = steps.send(each)
+    except StopIteration as stop:
+        return sent, stop.value
+    raise AssertionError("it asks for more")
+
+
+def test_replies_are_returned_in_order() -> None:
+    assert carry_out([1, 2, 3]) == ([["EVALSHA", "GET", "EVALSHA"]], [1, 2, 3])
+
+
+def test_only_unknown_scripts_are_sent_again_with_their_source() -> None:
+    unknown = rx.NoScriptError("No matching script")
+    sent, replies = carry_out([1, 2, unknown], [3])
+    assert sent == [["EVALSHA", "GET", "EVALSHA"], ["EVAL"]]
+    assert replies == [1, 2, 3]
+
+
+def test_a_refusal_takes_the_place_of_its_reply() -> None:
+    _, replies = carry_out([1, rx.ResponseError("WRONGTYPE no list"), 3])
+    assert (replies[0], type(replies[1]), replies[2]) == (1, KeyConflict, 3)
+
+
+def test_a_transient_error_fails_the_round_trip() -> None:
+    with pytest.raises(rx.BusyLoadingError):
+        carry_out([1, rx.BusyLoadingError("loading"), rx.ResponseError("WRONGTYPE no list")])
+
+
+@pytest.mark.parametrize(
+    ("error", "timeout", "once", "raised"),
+    [
+        (rx.ConnectionError("lost"), 5, True, RedisUnavailable),
+        (rx.ConnectionError("lost"), 0, False, RedisUnavailable),
+        (rx.NoPermissionError("no right"), 5, False, AuthenticationFailed),
+        (rx.ConnectionError("lost"), 5, False, None),
+        (rx.ConnectionError("lost"), None, False, None),
+    ],
+    ids=["once", "timeout", "not transient", "retried", "no timeout"],
+)
+def test_when_a_first_attempt_is_repeated(
+    error: Exception, timeout: float | None, once: bool, raised: type[Exception] | None
+) -> None:
+    since = time.monotonic()
+    if raised is None:
+        assert retrying.options_after(error, timeout, since, once=once)["reraise"]
+        return
+    with pytest.raises(raised) as found:
+        retrying.options_after(error, timeout, since, once=once)
+    assert found.value.__cause__ is error
+
+
+def test_script_calls_are_grouped_by_the_node_of_their_first_key() -> None:
+    def node_of(key: bytes) -> str | None:
+        if key == b"uncovered":
+            raise rx.SlotNotCoveredError
+        return {b"a": "one", b"b": "two"}.get(key)
+
+    keys = [b"a", b"b", b"uncovered", b"a", b"unknown"]
+    commands = [call("poll", [key]).command() for key in keys]
+    assert group_by_node(commands, node_of) == {"one": [0, 3], "two": [1]}
+
+
+@pytest.mark.parametrize(
+    ("reply", "redirect"),
+    [
+        (rx.MovedError("1 host:1"), True),
+        (rx.AskError("1 host:1"), True),
+        (rx.ConnectionError("lost"), True),
+        (rx.TryAgainError("migrating"), False),
+        (rx.ResponseError("WRONGTYPE no list"), False),
+        (NotReplicated("too few"), False),
+        ([1], False),
+    ],
+)
+def test_what_sends_a_command_to_another_node(reply: object, redirect: bool) -> None:
+    assert is_redirect(reply) is redirect
+    assert not is_redirect(retry_after_redirect(reply))
+
+
+LOST = rx.ConnectionError("lost")
+REFUSED = rx.ResponseError("WRONGTYPE no list")
+
+
+@pytest.mark.parametrize(
+    ("durability", "confirmed", "raised"),
+    [
+        (Durability(2, False, 100), 2, None),
+        (Durability(2, False, 100), 1, NotReplicated),
+        (Durability(1, True, 100), [1, 1], None),
+        (Durability(1, True, 100), [0, 1], NotReplicated),
+        (Durability(1, True, 100), [1, 0], NotReplicated),
+        (Durability(0, True, 100), rx.ResponseError("unknown command 'WAITAOF'"), InvalidConfig),
+        (Durability(1, False, 100), rx.NoPermissionError("no right"), AuthenticationFailed),
+        (Durability(1, False, 100), rx.ResponseError("UNBLOCKED"), NotReplicated),
+        (Durability(1, False, 100), LOST, rx.ConnectionError),
+    ],
+)
+def test_what_counts_as_acknowledged(
+    durability: Durability, confirmed: Any, raised: type[Exception] | None
+) -> None:
+    if raised is None:
+        assert durability.check_acknowledged([REFUSED, 1, confirmed]) == [REFUSED, 1]
+    else:
+        with pytest.raises(raised):
+            durability.check_acknowledged([REFUSED, 1, confirmed])
+    # Nothing was written, so nothing is to be acknowledged.
+    assert durability.check_acknowledged([REFUSED, confirmed]) == [REFUSED]

@@ -1,0 +1,102 @@
+"""What goes into the calls of a round trip, and what their replies mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from redisagg.errors import AggregatorFull, RedisUnavailable
+from redisagg.producer import rounds
+from redisagg.producer.options import MAX_CALL_BYTES, MAX_CALL_TASKS, AddOptions
+from redisagg.producer.rounds import COMMIT_ROUND_TASKS, Round
+from redisagg.producer.sequences import CallSequence
+from redisagg.protocol.entries import EncodedTask
+from tests.support.encoded import encoded, options_for
+
+
+def filled(options: AddOptions, tasks: Iterable[EncodedTask]) -> Round[EncodedTask]:
+    round_: Round[EncodedTask] = Round(options, COMMIT_ROUND_TASKS)
+    for task in tasks:
+        round_.put(task, task)
+    return round_
+
+
+def test_each_partition_has_its_share_of_a_limit() -> None:
+    options = options_for(4, max_pending_tasks=80, max_pending_bytes=8_000, max_task_bytes=1_000)
+    assert (options.pending_tasks, options.pending_bytes) == (20, 2_000)
+    assert (options.call_tasks, options.call_bytes) == (5, 500)
+    assert options_for(4, max_pending_tasks=4).call_tasks == 1
+    unlimited = options_for(4)
+    assert (unlimited.pending_tasks, unlimited.pending_bytes) == (0, 0)
+    assert (unlimited.call_tasks, unlimited.call_bytes) == (MAX_CALL_TASKS, MAX_CALL_BYTES)
+
+
+def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
+    options = options_for(max_pending_tasks=80, dedupe_window=1)
+    tasks = [encoded("a", 0), encoded("b", 1), encoded("a", 2), encoded("a", 3, b"others")]
+    tasks.append(encoded("a", 4))  # not in the section of task 2: the order would be lost
+    sequence = CallSequence()
+    [request] = filled(options, tasks).requests(sequence)
+    partition = options.keyspace.partitions[0]
+    assert request.keys[4] == partition.call(sequence.id)
+    sections = [
+        *(b"a", b"limits", 2, b"0", b"x", b"2", b"x"),
+        *(b"b", b"limits", 1, b"1", b"x"),
+        *(b"a", b"others", 1, b"3", b"x"),
+        *(b"a", b"limits", 1, b"4", b"x"),
+    ]
+    assert request.args[3:] == (b"0", 80, 0, b"1", *sections)
+    group_keys = [key for group in (b"a", b"b", b"a", b"a") for key in keys_of(options, group)]
+    assert request.keys[7:] == group_keys
+
+
+def keys_of(options: AddOptions, group: bytes) -> list[bytes]:
+    partition = options.keyspace.partition_of(group)
+    return [partition.tasks(group), partition.ids(group)]
+
+
+def test_each_partition_gets_one_call_with_a_number_of_its_own() -> None:
+    options = options_for(4)
+    sequence = CallSequence()
+    requests = filled(options, [encoded(f"g{n}") for n in range(40)]).requests(sequence)
+    assert sorted(request.args[3] for request in requests) == [b"0", b"1", b"2", b"3"]
+    assert [request.args[0] for request in requests] == [1, 2, 3, 4]
+    assert sequence.partitions == {0, 1, 2, 3}
+
+
+def test_results_by_section() -> None:
+    tasks = [encoded("a", 0), encoded("b", 1), encoded("a", 2)]
+    round_ = filled(options_for(), tasks)
+    assert list(round_.results([[2, 1]])) == [(tasks, None)]
+    results = list(round_.results([[b"FULL 2 of 2 tasks", 1]]))
+    assert [waiters for waiters, _ in results] == [[task] for task in tasks]
+    assert [type(error) for _, error in results] == [AggregatorFull, type(None), AggregatorFull]
+
+
+def test_results_of_a_round_trip_that_failed() -> None:
+    tasks = [encoded(f"g{n}") for n in range(40)]
+    error = RedisUnavailable("no reply")
+    results = list(filled(options_for(4), tasks).failed(error))
+    assert len(results) == 4
+    assert {each for _, each in results} == {error}
+    assert sorted(task for waiters, _ in results for task in waiters) == sorted(tasks)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "groups"),
+    [
+        (MAX_CALL_TASKS, 1, 1),
+        (8, MAX_CALL_BYTES // 8, 1),
+        (COMMIT_ROUND_TASKS, 1, 40),
+        (rounds.MAX_ROUND_BYTES // 100_000 + 1, 100_000, 10_000),
+    ],
+    ids=["tasks of a call", "bytes of a call", "tasks of a round", "bytes of a round"],
+)
+def test_a_round_is_full_at_its_first_limit(count: int, size: int, groups: int) -> None:
+    options = options_for(16 if groups > 1 else 1)
+    tasks = [encoded(f"g{n % groups}", n, size=size) for n in range(count)]
+    assert not filled(options, tasks[:-1]).full
+    round_ = filled(options, tasks)
+    assert round_.full
+    assert len(round_) == count
