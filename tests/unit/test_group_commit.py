@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from redisagg.errors import AggregatorFull, KeyConflict, RedisUnavailable
 from redisagg.producer import aio
 from redisagg.producer.aio import AsyncGroupCommitter
+from redisagg.producer.options import MAX_CALL_BYTES, AddOptions
 from redisagg.producer.partitioned import partitioned_add
 from redisagg.producer.rounds import AddResults, Round
 from redisagg.producer.sequences import CallSequence
@@ -51,7 +53,7 @@ class Exchange:
     def __call__(self, round_: Round[EncodedTask]) -> AddResults[EncodedTask]:
         self.senders.append(threading.get_ident())
         self.rounds.append(ids(round_))
-        assert self._answered[ids(round_)[0]].wait(10)
+        assert self._answered[ids(round_)[0]].wait(60)
         return self._answer(round_)
 
     def answer(self, *firsts: int) -> None:
@@ -70,8 +72,8 @@ def wait_until(condition: Callable[[], object]) -> None:
 class Threads:
     """Adds each task in a thread of its own, one after the other."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.committer = GroupCommitter(OPTIONS, exchange)
+    def __init__(self, exchange: Exchange, options: AddOptions = OPTIONS) -> None:
+        self.committer = GroupCommitter(options, exchange)
         self._exchange = exchange
         self._pool = ThreadPoolExecutor(20)
 
@@ -79,16 +81,16 @@ class Threads:
         """Adds tasks, each of which is sent at once."""
         return [self._add(number, lambda n: [n] in self._exchange.rounds) for number in numbers]
 
-    def gather(self, *numbers: int) -> list[Future[None]]:
+    def gather(self, *numbers: int, size: int = 1) -> list[Future[None]]:
         """Adds tasks, each of which waits in a commit group."""
-        return [self._add(number, self._waits) for number in numbers]
+        return [self._add(number, self._waits, size) for number in numbers]
 
-    def start(self, number: int) -> Future[None]:
+    def start(self, number: int, size: int = 1) -> Future[None]:
         """Adds a task in a thread of its own."""
-        return self._pool.submit(self.committer.add, encoded("a", number))
+        return self._pool.submit(self.committer.add, encoded("a", number, size=size))
 
-    def _add(self, number: int, arrived: Callable[[int], bool]) -> Future[None]:
-        future = self.start(number)
+    def _add(self, number: int, arrived: Callable[[int], bool], size: int = 1) -> Future[None]:
+        future = self.start(number, size)
         wait_until(lambda: arrived(number))
         return future
 
@@ -136,6 +138,39 @@ def test_a_full_round_is_left_to_its_callers(monkeypatch: pytest.MonkeyPatch) ->
     exchange.answer(*range(7))
     assert [future.result(10) for future in futures] == [None] * 7
     assert sorted(exchange.rounds) == [[0], [1], [2, 3], [4, 5], [6]]
+
+
+def test_groups_are_sent_in_order_even_if_a_later_one_has_more_tasks() -> None:
+    exchange = Exchange()
+    threads = Threads(exchange)
+    futures = [*threads.send(0, 1), *threads.gather(2, 3, 4)]
+    exchange.answer(0, 1)
+    wait_until(lambda: exchange.rounds == [[0], [1], [2, 3, 4]])
+    wait_until(lambda: futures[0].done() and futures[1].done())
+    futures += threads.gather(5, size=MAX_CALL_BYTES)  # fills a group by itself
+    futures += threads.gather(6, 7, 8)
+    exchange.answer(2, 5, 6)
+    assert [future.result(10) for future in futures] == [None] * 9
+    assert exchange.rounds[3:] == [[5], [6, 7, 8]]
+
+
+def test_callers_that_come_while_a_sender_lingers_count_as_in_flight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lingered = threading.Event()
+    clock = SimpleNamespace(sleep=lambda seconds: lingered.wait(60))
+    monkeypatch.setattr("redisagg.producer.threads.time", clock)
+    exchange = Exchange()
+    threads = Threads(exchange, options_for(linger=0.1))
+    futures = threads.gather(0, 1, 2)
+    lingered.set()
+    wait_until(lambda: exchange.rounds == [[0, 1, 2]])
+    futures += threads.gather(3, 4)
+    futures.append(threads.start(5))
+    wait_until(lambda: len(exchange.rounds) == 2)
+    assert exchange.rounds[1] == [3, 4, 5]
+    exchange.answer(0, 3)
+    assert [future.result(10) for future in futures] == [None] * 6
 
 
 def refused(round_: Round[EncodedTask]) -> AddResults[EncodedTask]:
@@ -194,21 +229,24 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads(
 
 
 class AsyncExchange:
-    """As `Exchange`, for coroutines; numbers are those of the futures, in the order of the adds."""
+    """As `Exchange`, for coroutines; round trips are answered in their order."""
 
     def __init__(self, answer: Callable[[Round[Any]], AddResults[Any]] = accepted) -> None:
         self.rounds: list[list[int]] = []
         self._answer = answer
-        self._answered = asyncio.Semaphore(0)
+        self._unanswered: list[asyncio.Future[None]] = []
 
     async def __call__(self, round_: Round[Any]) -> AddResults[Any]:
         self.rounds.append(ids(round_))
-        await asyncio.wait_for(self._answered.acquire(), 10)
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unanswered.append(answered)
+        await answered
         return self._answer(round_)
 
-    async def answer(self) -> None:
-        """Answers a round trip, and returns when its callers could go on."""
-        self._answered.release()
+    async def answer(self, count: int = 1) -> None:
+        """Answers the oldest round trips; returns when their callers could go on."""
+        for _ in range(count):
+            self._unanswered.pop(0).set_result(None)
         await let_others_run()
 
 
@@ -246,20 +284,23 @@ async def test_many_coroutines_are_sent_in_two_halves() -> None:
     await exchange.answer()
 
 
-async def test_a_caller_that_adds_again_at_once_is_sent() -> None:
+async def test_a_task_added_while_both_senders_end_is_sent() -> None:
     exchange = AsyncExchange()
     committer = AsyncGroupCommitter(OPTIONS, exchange)
 
-    async def add_twice() -> None:
-        for n in range(2):
+    async def add_both(*numbers: int) -> None:
+        for n in numbers:
             await committer.add(encoded("a", n))
 
-    adding = asyncio.create_task(add_twice())
-    await let_others_run()
-    await exchange.answer()
-    await exchange.answer()
-    await asyncio.wait_for(adding, 10)
+    adding = []
+    for numbers in ((0, 2), (1,)):
+        adding.append(asyncio.create_task(add_both(*numbers)))
+        await let_others_run()
     assert exchange.rounds == [[0], [1]]
+    await exchange.answer(2)
+    assert exchange.rounds == [[0], [1], [2]]
+    await exchange.answer()
+    assert all(each.done() for each in adding)
 
 
 async def test_a_cancelled_caller_does_not_keep_the_others_from_their_results() -> None:

@@ -28,7 +28,8 @@ def _small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 Statuses = list[Any]
-"""The reply to a call: a status for each section."""
+Reply = Statuses | Exception
+"""The reply to a call: a status for each section, or an error."""
 
 
 class Driver:
@@ -39,7 +40,7 @@ class Driver:
     """
 
     def __init__(
-        self, reply: Callable[[list[list[bytes]]], Statuses], full_timeout: float = 0
+        self, reply: Callable[[list[list[bytes]]], Reply], full_timeout: float = 0
     ) -> None:
         self.progress: list[int] = []
         self.stream = Stream(options_for(), self.progress.append, full_timeout)
@@ -76,7 +77,7 @@ class Driver:
             return round_.results(map(self._reply_to, round_.requests(CallSequence())))
         return NO_RESULTS
 
-    def _reply_to(self, request: Any) -> Statuses:
+    def _reply_to(self, request: Any) -> Reply:
         args, sections = list(request.args[7:]), []
         while args:
             count = args[2]
@@ -129,10 +130,7 @@ def test_the_first_refusal_is_raised_at_the_end_and_the_others_are_added() -> No
 
 
 def test_a_round_trip_that_failed_ends_the_stream() -> None:
-    def fail(sections: list[list[bytes]]) -> Statuses:
-        raise RedisUnavailable("no reply")
-
-    driver = Driver(fail)
+    driver = Driver(lambda _: RedisUnavailable("no reply"))
     driver.put(*(encoded("a", n) for n in range(5)))
     with pytest.raises(RedisUnavailable):
         driver.put(encoded("a", 5))
@@ -177,14 +175,8 @@ def test_waiting_for_room_ends_with_the_timeout() -> None:
 
 
 def test_waiting_for_room_ends_when_a_round_trip_fails() -> None:
-    replies = iter([[FULL]])
-
-    def reply(sections: list[list[bytes]]) -> Statuses:
-        if (statuses := next(replies, None)) is None:
-            raise RedisUnavailable("no reply")
-        return statuses
-
-    driver = Driver(reply, LONG)
+    replies: list[Reply] = [[FULL], RedisUnavailable("no reply")]
+    driver = Driver(lambda _: replies.pop(0), LONG)
     driver.put(*(encoded("a", n) for n in range(3)))
     with pytest.raises(RedisUnavailable):
         driver.finish()
