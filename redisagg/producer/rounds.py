@@ -132,17 +132,17 @@ class Round(Generic[W]):
     def put(self, task: EncodedTask, waiter: W) -> None:
         """Puts a task into the call for its partition; `waiter` comes back in the results."""
         partition, tasks_key, ids_key = self._place(task.group)
-        its_call = self._calls.get(partition.number)
-        if its_call is None:
-            its_call = self._calls[partition.number] = _Call(partition)
-        its_call.put(task, waiter, tasks_key, ids_key)
+        partition_call = self._calls.get(partition.number)
+        if partition_call is None:
+            partition_call = self._calls[partition.number] = _Call(partition)
+        partition_call.put(task, waiter, tasks_key, ids_key)
         self._tasks += 1
         self._bytes += len(task.body)
         if (
             self._tasks >= self._max_tasks
             or self._bytes >= MAX_ROUND_BYTES
-            or len(its_call.waiters) >= self._call_tasks
-            or its_call.bytes >= self._call_bytes
+            or len(partition_call.waiters) >= self._call_tasks
+            or partition_call.bytes >= self._call_bytes
         ):
             self.full = True
 

@@ -121,8 +121,8 @@ class AsyncTransport:
         replies: list[Any] = [NO_NODE] * len(commands)
 
         async def send(node: ClusterNode, numbers: list[int]) -> None:
-            its_commands = [*(commands[i] for i in numbers), durability.command]
-            pipeline = [PipelineCommand(n, *each, **RAW) for n, each in enumerate(its_commands)]
+            node_commands = [*(commands[i] for i in numbers), durability.command]
+            pipeline = [PipelineCommand(n, *each, **RAW) for n, each in enumerate(node_commands)]
             try:
                 await node.execute_pipeline(pipeline)  # all on one connection
                 results = [_reply(each.result) for each in pipeline]
