@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from redisagg.protocol.scripts import load
 from tests.sinks.environment import CHECKOUT, install
+from tests.support.builds import build_once, run_folder
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +41,9 @@ for scheme in ("celery", "rq", "arq", "dramatiq", "taskiq", "saq", "huey", "stre
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with redisagg alone, not editable."""
-    return install(tmp_path_factory.mktemp("install") / "venv", str(CHECKOUT))
+    folder = run_folder(tmp_path_factory) / "install"
+    build_once(folder, lambda folder: install(folder, str(CHECKOUT)))
+    return folder / "bin" / "python"
 
 
 EXPANDED = {path.stem: load(path.stem).source for path in (CHECKOUT / "lua").glob("*.lua")}
