@@ -42,18 +42,18 @@ def environment(extra: str, *also: str) -> Path:
     return folder / "bin" / "python"
 
 
-def install(folder: Path, *requirements: str) -> None:
-    """Make an environment in `folder` and let pip install into it.
+def install(folder: Path, *requirements: str) -> Path:
+    """Make an environment in `folder`, let pip install into it, return its Python.
 
     Skips the test where pip's registry is out of reach.
 
     Raises:
         AssertionError: pip failed for another reason; holds what it said.
     """
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     pip = subprocess.run(
-        [python, "-m", "pip", "install", "-q", *requirements],
+        [*pip_for(python), "install", "-q", *requirements],
         env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -62,3 +62,9 @@ def install(folder: Path, *requirements: str) -> None:
     if pip.returncode and _OUT_OF_REACH.search(pip.stdout):
         pytest.skip(f"pip's registry is out of reach, so there is no {' '.join(requirements)}")
     assert pip.returncode == 0, pip.stdout
+    return python
+
+
+def pip_for(python: Path) -> list[str | Path]:
+    """Return the command line of this environment's pip for that of `python`, which has none."""
+    return [sys.executable, "-m", "pip", "--python", python]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
     """Return `folder`, filled by `build` unless an earlier call did so.
 
     Safe against other processes that want the same folder at the same time: they wait.

@@ -16,10 +16,14 @@ _TIMEOUT = 300  # seconds; a first build compiles all dependencies
 _NO_LOCKS = "--no-package-lock"  # it would record where packages came from
 
 
-def build_go(source: Path) -> Path:
+def build_go(source: Path, target: Path | None = None) -> Path:
     """Build the Go program in the folder `source`; return the executable.
 
     Skips the test if there is no Go, or if its modules can't be downloaded.
+
+    Args:
+        source: has the program and its go.mod.
+        target: the folder for the executable, by default one in the user's cache.
     """
     go = _find("go")
 
@@ -30,7 +34,8 @@ def build_go(source: Path) -> Path:
         folder.mkdir()
         subprocess.run(command, cwd=source, check=True, timeout=_TIMEOUT)
 
-    [program] = build_once(_cached(go, "version", source=source), build).iterdir()
+    target = target or _cached(go, "version", source=source)
+    [program] = build_once(target, build).iterdir()
     return program
 
 
@@ -58,7 +63,7 @@ def _cached(*version: str, source: Path) -> Path:
     printed = subprocess.run(version, stdout=subprocess.PIPE, check=True, timeout=60).stdout
     files = sorted(path for path in source.iterdir() if path.is_file())
     contents = [(path.name, path.read_bytes()) for path in files]
-    return cache_folder(f"{source.parent.name}-{source.name}", printed, contents)
+    return cache_folder(source.name, printed, contents)
 
 
 def _find(program: str) -> str:

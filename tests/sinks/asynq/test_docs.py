@@ -40,7 +40,7 @@ def test_the_example_works(address: str, tmp_path: Path) -> None:
         shutil.copy(SOURCE / module_file, tmp_path)
     for language, file in (("go", "worker.go"), ("python", "digests.py")):
         (tmp_path / file).write_text(listing(language, file).replace("localhost:6379", address))
-    worker = build_go(tmp_path, tmp_path / "worker")
+    worker = build_go(tmp_path, tmp_path / "built")
     with (tmp_path / "log").open("w+") as log, subprocess.Popen([worker], stdout=log) as process:
         try:
             subprocess.run([sys.executable, tmp_path / "digests.py"], check=True, timeout=60)
@@ -56,7 +56,7 @@ def test_a_go_service_has_its_grouping_done_without_python_code(
     asynq: Asynq, address: str, redis_url: str, tmp_path: Path
 ) -> None:
     """Its producer adds, `redisagg worker` merges by default, its server receives."""
-    producer = build_go(PRODUCER, tmp_path / "producer")
+    producer = build_go(PRODUCER)
     server = asynq.serve()
     command = [sys.executable, "-m", "redisagg", "worker", "digests"]
     command += ["--redis", redis_url, "--sink", "asynq://default?max_retry=5"]
