@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def needs(installed: dict[str, list[Requirement]], name: str, markers: dict[str, str]) -> set[str]:
+def needs(
+    installed: Mapping[Any, list[Requirement]], name: str, markers: dict[str, str]
+) -> set[str]:
     """The packages that a package asks for in this environment, without its extras."""
     return {
         canonicalize_name(requirement.name)
