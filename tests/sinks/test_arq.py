@@ -6,7 +6,7 @@ import pytest
 
 from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="arq",

@@ -14,7 +14,7 @@ from redisagg.errors import InvalidConfig, SinkError
 from redisagg.sinks import sink_from_url
 from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

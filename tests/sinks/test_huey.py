@@ -11,7 +11,7 @@ import pytest
 from tests.sinks.environment import CHECKOUT
 from tests.sinks.harness import System, Trial, check
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 TASKS = "tests.sinks.workers.huey_tasks"
 

@@ -20,7 +20,7 @@ from redisagg.protocol.scripts import load
 from tests.sinks.environment import CHECKOUT, install, pip_for
 from tests.support.builds import build_once, run_folder
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 DEPENDENCIES = {"redis", "msgpack", "tenacity"}
 

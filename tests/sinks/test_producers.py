@@ -97,6 +97,7 @@ def expected(language: str, count: int) -> dict[str, Any]:
     return {f"g{n}": tasks[n::10] for n in range(10)}
 
 
+@pytest.mark.registry
 def test_a_flusher_merges_what_another_language_added(
     language: str, produce: Produce, agg: Aggregator
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_flusher_merges_what_another_language_added(
     assert by_group(enqueued(agg)) == expected(language, 150)
 
 
+@pytest.mark.registry
 def test_a_flusher_is_woken_by_what_another_language_added(
     language: str, produce: Produce, agg: Aggregator
 ) -> None:

@@ -13,7 +13,7 @@ from tests.sinks.environment import CHECKOUT, environment
 from tests.sinks.harness import GROUPS, System, Trial, check
 from tests.sinks.test_docs import REDIS, listings, try_out
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 FASTSTREAM = "faststream[redis,cli]>=0.6"
 

@@ -9,7 +9,11 @@ import pytest
 from tests.sinks.environment import CHECKOUT
 from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("functions")]
+pytestmark = [
+    pytest.mark.registry,
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("functions"),
+]
 
 SYSTEM = System(
     extra="streaq",

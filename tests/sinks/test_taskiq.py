@@ -9,7 +9,7 @@ import pytest
 
 from tests.sinks.harness import System, Trial, check, check_repeats_keep_their_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="taskiq",

@@ -20,7 +20,7 @@ from tests.support.builds import build_once, run_folder
 from tests.support.servers import wait_until
 from tests.support.tasks import numbered, quick_config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 _OURS = {"PYTHONPATH", "PYTEST_ADDOPTS"}
 """What of this run's environment must not reach the package's own."""

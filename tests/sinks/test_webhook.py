@@ -25,7 +25,7 @@ from tests.sinks.environment import CHECKOUT, environment
 from tests.sinks.harness import System, Trial, check, running
 from tests.support.tasks import await_dead, numbered, quick_config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 OLD, NEW = (f"whsec_{base64.b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
 

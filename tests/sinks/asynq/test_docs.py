@@ -16,6 +16,8 @@ from tests.sinks.asynq.program import SOURCE, Asynq
 from tests.support.servers import wait_until
 from tests.support.toolchains import build_go
 
+pytestmark = pytest.mark.registry
+
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "asynq.md").read_text("utf-8")
 

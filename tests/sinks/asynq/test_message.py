@@ -113,6 +113,7 @@ def test_what_is_no_message_is_refused(wire: str) -> None:
         decode(bytes.fromhex(wire))
 
 
+@pytest.mark.registry
 def test_messages_that_asynq_wrote(asynq: Asynq, sync_redis: redis.Redis) -> None:
     """Also the fields that only its server and its groups set."""
     since = int(time.time())

@@ -20,6 +20,8 @@ from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, numbered
 
+pytestmark = pytest.mark.registry
+
 MAIL = {
     "user_id": 42,
     "name": "Änne",
