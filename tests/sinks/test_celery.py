@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_keep_their_id

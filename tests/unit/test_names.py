@@ -120,6 +120,8 @@ def is_module_or_attribute(name: str) -> bool:
 
 def is_file(name: str, line: Line) -> bool:
     """Whether a path leads somewhere, from one of the places that paths begin at."""
+    if name.startswith("redisagg/lua"):  # the place of the scripts in the wheel
+        name = name.removeprefix("redisagg/")
     places = (ROOT, ROOT / "redisagg", ROOT / "redisagg" / "flusher", line.file.parent)
     return any((place / name).exists() for place in places)
 
