@@ -71,7 +71,9 @@ class Trial:
         """All that the worker has recorded so far."""
         if not self._received.exists():
             return []
-        return [json.loads(line) for line in self._received.read_text().splitlines()]
+        lines = self._received.read_text().splitlines(keepends=True)
+        # The worker may be in the middle of writing the last one.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def await_received(self, count: int, timeout: float = 60) -> list[dict[str, Any]]:
         """Waits until the worker has recorded `count` tasks, then for repeats; returns all."""
