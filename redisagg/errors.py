@@ -19,23 +19,32 @@ class InvalidConfig(RedisAggError, ValueError):
 
 
 class InvalidTask(RedisAggError, ValueError):
-    """A field of a task, or a task id, is missing, out of range or of the wrong type. Correct it;
-    the task was not written."""
+    """A field of a task, or a task id, is missing, out of range or of the wrong type.
+
+    Correct it; the task was not written.
+    """
 
 
 class InvalidGroupKey(InvalidTask):
-    """A group key is empty, longer than 512 bytes of UTF-8, not valid Unicode, or of a type other
-    than `str`, `int`, `UUID` or a tuple of those. Pass another key; of a long one, its hash."""
+    """A group key is empty, too long, not valid Unicode or of the wrong type.
+
+    The limit is 512 bytes of UTF-8; the types are `str`, `int`, `UUID` and tuples of those. Pass
+    another key; of a long one, its hash.
+    """
 
 
 class PayloadError(InvalidTask, TypeError):
-    """A payload holds a type that has no form in msgpack or in the format of the sink. Convert it
-    to dicts, lists, strings, numbers or bytes."""
+    """A payload holds a type that has no form in msgpack or in the format of the sink.
+
+    Convert it to dicts, lists, strings, numbers or bytes.
+    """
 
 
 class TaskTooLarge(InvalidTask):
-    """A packed task is larger than `max_task_bytes`. Store large data elsewhere and put its address
-    into the task, or raise the limit."""
+    """A packed task is larger than `max_task_bytes`.
+
+    Store large data elsewhere and put its address into the task, or raise the limit.
+    """
 
 
 # --- replies of Redis ------------------------------------------------------------------------
@@ -50,8 +59,9 @@ class RedisUnavailable(RedisAggError, TimeoutError):
 
 
 class NotReplicated(RedisUnavailable):
-    """Fewer than `min_replicas` replicas acknowledged the add within the timeout, or, with
-    `wait_for_fsync`, the tasks are not on disk yet. Check the replicas, then call again.
+    """Fewer than `min_replicas` replicas acknowledged the add within the timeout.
+
+    With `wait_for_fsync`, also: the tasks are not on disk yet. Check the replicas, then call again.
 
     The tasks are on the primary, and are flushed if it survives. Adding the same `Task` again is
     safe while the first one waits.
@@ -60,20 +70,26 @@ class NotReplicated(RedisUnavailable):
 
 class TooFewReplicas(RedisUnavailable):
     """The server refuses writes, since it has fewer replicas than its `min-replicas-to-write`.
-    Check the replicas.
 
-    The last attempt wrote nothing. An earlier one whose reply was lost may have been carried out.
+    Check the replicas. The last attempt wrote nothing. An earlier one whose reply was lost may
+    have been carried out.
     """
 
 
 class AuthenticationFailed(RedisAggError):
-    """Redis refused the user name, the password or the right to run a command, or one side does
-    not trust the other's certificate. Check the credentials; docs/security.md lists the rights."""
+    """Redis refused the user name, the password or the right to run a command.
+
+    Or one side does not trust the other's certificate. Check the credentials; docs/security.md
+    lists the rights.
+    """
 
 
 class AggregatorFull(RedisAggError):
-    """`max_pending_tasks` or `max_pending_bytes` is reached; nothing was written. Add again later,
-    or set `full_timeout`, and run more flushers if this lasts."""
+    """`max_pending_tasks` or `max_pending_bytes` is reached.
+
+    Nothing was written. Add again later, or set `full_timeout`, and run more flushers if this
+    lasts.
+    """
 
 
 class RedisOutOfMemory(AggregatorFull):
@@ -85,14 +101,18 @@ class RedisReadOnly(RedisAggError):
 
 
 class KeyConflict(RedisAggError):
-    """A key of redisagg holds data that redisagg did not write, such as a value of another type;
-    nothing was written to it. Find out who writes to the key, and delete it or rename the
-    aggregator."""
+    """A key of redisagg holds data that redisagg did not write, such as a value of another type.
+
+    Nothing was written to it. Find out who writes to the key, and delete it or rename the
+    aggregator.
+    """
 
 
 class NamespaceMismatch(RedisAggError):
-    """The namespace was created with another number of partitions or another key schema. Use the
-    recorded number of partitions, or the version of redisagg that the other nodes use."""
+    """The namespace was created with another number of partitions or another key schema.
+
+    Use the recorded number of partitions, or the version of redisagg that the other nodes use.
+    """
 
 
 class StaleLease(RedisAggError):
@@ -107,8 +127,10 @@ class UnexpectedReply(RedisAggError):
 
 
 class MergeError(RedisAggError):
-    """The merge function returned something other than a `Task`, a list of tasks or `None`, or its
-    worker process died. An exception of the merge function keeps its own class."""
+    """The merge function returned no `Task`, list of tasks or `None`, or its process died.
+
+    An exception of the merge function keeps its own class.
+    """
 
 
 class MergeTimeout(MergeError, TimeoutError):
@@ -134,5 +156,7 @@ class UnknownBatch(RedisAggError, KeyError):
 
 
 class EmbeddedServerError(RedisAggError):
-    """No Redis server was found on this machine, or it did not start. Install ``redis-server`` or
-    ``redisagg[embedded]``, or read the server's log in the message."""
+    """No Redis server was found on this machine, or it did not start.
+
+    Install ``redis-server`` or ``redisagg[embedded]``, or read the server's log in the message.
+    """

@@ -30,7 +30,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
@@ -105,8 +105,7 @@ def _pack_within(depth: int, value: Any) -> bytes:
     """Packs a part of a payload; the thread's packer is in use for the whole payload."""
     if depth > _MOST_SETS:
         raise PayloadError(f"the payload holds sets nested more than {_MOST_SETS} deep")
-    packed: bytes = msgpack.packb(value, default=_EXTENDERS[depth])
-    return packed
+    return cast(bytes, msgpack.packb(value, default=_EXTENDERS[depth]))
 
 
 def _extend(depth: int, value: Any) -> Any:

@@ -1,10 +1,10 @@
-"""The servers that tests share. Each is private, starts when first used and ends with the run.
+"""The servers that tests share: private, started when first used, ended with the run.
 
-`REDISAGG_TEST_SERVER` picks the server binary: a path, or a version such as `6.2`, `7.0` or `8`
-(see tests/servers/binaries.py). Every fixture that hands out an address brings back servers that
-an earlier test stopped and empties them. It does not undo CONFIG SET: a test that needs other
-settings, or that harms a server in another way, starts an `EmbeddedRedis` of its own on
-`server_binary`.
+`REDISAGG_TEST_SERVER` picks the server binary: a path, or a version such as ``6.2``, ``7.0`` or
+``8`` (see `tests.support.servers.binaries`). Every fixture that hands out an address brings back
+servers that an earlier test stopped, and empties them. It does not undo CONFIG SET: a test that
+needs other settings, or that harms a server in another way, starts an `EmbeddedRedis` of its own
+on `server_binary`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pytest_report_header() -> str:
         return f"redis server: {error}"
 
 
-pytest_plugins = ["tests.support.fixtures", "tests.support.cli"]
+pytest_plugins = ["tests.support.fixtures", "tests.support.cli", "tests.support.scheduling"]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
-"""The part of an aggregator that is the same for threads and asyncio: its state, and the methods
-that need no round trip."""
+"""The part of an aggregator that is the same for threads and asyncio.
+
+Its state, and the methods that need no round trip.
+"""
 
 from __future__ import annotations
 

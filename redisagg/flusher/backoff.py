@@ -23,7 +23,7 @@ def break_delay(config: AggregationConfig, failures: int) -> float:
 
 
 def _backoff(initial: float, most: float, attempt: int) -> float:
-    """tenacity's exponential backoff, with jitter.
+    """The exponential backoff of tenacity, with jitter.
 
     ``min(initial * 2**(attempt - 1) + random(0, initial), most)``. The jitter spreads the retries
     of what failed at the same time.

@@ -17,6 +17,7 @@ class Committer(Protocol[R_co]):
 
     def add(self, task: EncodedTask, /) -> R_co:
         """Adds a task."""
+        ...
 
 
 def partitioned_add(

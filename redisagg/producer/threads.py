@@ -107,8 +107,10 @@ class GroupCommitter:
         group.raise_error(task)
 
     def _elect_sender(self, group: CommitGroup) -> bool:
-        """Whether the calling thread is to send this group's round, or, if it is not of the group,
-        to open the gate for a thread that will. The lock is held.
+        """Whether the calling thread is to see to it that this group's round is sent.
+
+        A thread of the group sends it; another one opens the gate for a thread that will. The
+        lock is held.
 
         A second round trip is sent when as many tasks have gathered as are in flight. With fewer,
         both would be small; with more, Redis would idle. Measured with 32 threads: 36,000 adds/s,

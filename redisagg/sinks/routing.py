@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink, SinkContext
@@ -59,7 +59,7 @@ def check_sink(sink: object) -> Sink | Route:
         InvalidConfig: it is neither.
     """
     if isinstance(sink, Sink) or (callable(sink) and not isinstance(sink, type)):
-        return sink
+        return cast("Sink | Route", sink)
     raise InvalidConfig(
         f"sink is a Sink, a URL of one, or a function of the merged task, not {sink!r}"
     )

@@ -118,7 +118,7 @@ class WebhookSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> WebhookSink:
-        """``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=15&connections=16``
+        """Parses ``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=15&connections=16``.
 
         Or ``webhook+http://``. ``secret_env`` is the name of the environment variable with the
         secrets, separated by blanks. The query of the receiver can't be set here.

@@ -11,7 +11,7 @@ import time
 import unittest
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -312,7 +312,7 @@ class SinkConformance:
             yield agg
 
     @contextlib.asynccontextmanager
-    async def _opened(self) -> Any:
+    async def _opened(self) -> AsyncIterator[DeliverySink]:
         """Opens a sink as a flusher does, and closes it."""
         sink = self.make_sink()
         assert isinstance(sink, DeliverySink)

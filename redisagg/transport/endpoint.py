@@ -16,6 +16,7 @@ import redis
 import redis.asyncio as aio
 import redis.asyncio.cluster as aio_cluster
 import redis.asyncio.sentinel as aio_sentinel
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
@@ -200,7 +201,7 @@ def _options(url: str) -> dict[str, Any]:
     Raises:
         ValueError: redis-py can't read the URL, or a file that it names does not exist.
     """
-    options = _shared_options(aio.connection.parse_url(url))
+    options = _shared_options(parse_url(url))
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         # redis-py would fail at the first connection, with an error that does not name the file.
         if name in options and not Path(options[name]).is_file():

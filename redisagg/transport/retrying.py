@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import tenacity
@@ -28,15 +27,17 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
         timeout: seconds from `since` after which no attempt is made; None for no limit.
         since: when the first attempt began, by `time.monotonic()`.
     """
-    wait: Callable[[tenacity.RetryCallState], float] = _WAIT
+    wait: Any = _WAIT
     stop: Any = tenacity.stop_never
     if timeout is not None:
         left = max(0.0, timeout - (time.monotonic() - since))
         stop = tenacity.stop_after_delay(left)
 
-        def wait(state: tenacity.RetryCallState) -> float:
+        def wait_until_timeout(state: tenacity.RetryCallState) -> float:
             """Shortens the last wait, so that the last attempt is made at the timeout."""
             return min(_WAIT(state), max(0.0, left - (state.seconds_since_start or 0.0)))
+
+        wait = wait_until_timeout
 
     return {
         "retry": tenacity.retry_if_exception(is_transient),

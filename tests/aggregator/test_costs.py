@@ -21,7 +21,7 @@ from tests.support.processes import Processes
 from tests.support.tasks import Measured, await_asleep, await_led, numbered
 
 
-@pytest.mark.quiet
+@pytest.mark.serial
 @pytest.mark.parametrize("size", [1, 10])
 def test_a_filled_group_is_in_the_queue_within_milliseconds(
     make: Make,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+import msgpack
 import pytest
 from click.testing import CliRunner, Result
 
@@ -88,7 +89,7 @@ def test_arguments(run: Run, text: str) -> None:
         ["ingest", "--group-by", text, "--regex", f"({text}"],
         ["ingest", "--group-by", text, "--regex", text],
     ):
-        run(*arguments, input="")
+        assert run(*arguments, input="").exit_code in (0, 1, 2)
 
 
 def test_lines_to_ingest(run: Run) -> None:
@@ -113,6 +114,8 @@ def test_a_queue_with_what_is_no_batch(run: Run, redis_url: str, foreign: bytes)
 
 
 def test_payloads_that_have_no_form_in_json_do_not_hide_others(run: Run, redis_url: str) -> None:
+    if msgpack.version < (1, 2):
+        pytest.skip("this msgpack packs nothing so deep that JSON has no form for it")
     deep: Any = 1
     for _ in range(900):
         deep = [deep]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import redis
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from redisagg.protocol.keys import Keyspace
 from tests.model import model as m
@@ -88,17 +96,17 @@ class Machine(RuleBasedStateMachine):
         self, expected: Callable[[], Any], name: str, keys: list[bytes], *args: Any
     ) -> Any:
         """Runs a script and asserts that its reply is the model's."""
-        reply = error = None
+        reply: Any = None
+        error: str | None = None
         try:
             reply = self.scripts.call(name, keys, *args)
         except redis.ResponseError as refused:
             error = str(refused)
+        wanted, refusal = None, None
         try:
             wanted = expected()
         except m.Refused as refused:
-            wanted, refusal = None, str(refused)
-        else:
-            refusal = None
+            refusal = str(refused)
         assert (reply, error) == (wanted, refusal), name
         return reply
 
@@ -300,8 +308,8 @@ class Machine(RuleBasedStateMachine):
         given: list[bytes] = []
 
         def expected() -> list[Any]:
-            in_redis = self.scripts.client.hkeys(_KEYS.batches)
-            fresh = iter(sorted(set(in_redis) - before))
+            stored: Any = self.scripts.client.hkeys(_KEYS.batches)
+            fresh: Iterator[bytes] = iter(sorted(set(stored) - before))
 
             def new_id() -> bytes:
                 batch_id = next(fresh, b"")
@@ -612,3 +620,17 @@ class Machine(RuleBasedStateMachine):
                 latest = min(entry.arrival + entry.limits.delay for entry in group.waiting)
                 assert group.due_at <= latest
                 assert self.model.due.get(name, 0) <= max(group.due_at, self.model.now)
+
+
+def assert_agreement(scripts: Scripts, how: settings) -> None:
+    """Run the machine on the scripts.
+
+    Raises:
+        AssertionError: Redis and the model disagree; has the steps up to there.
+    """
+
+    def machine() -> Machine:
+        return Machine(scripts)
+
+    # By its documentation it takes any factory, by its annotation only classes.
+    run_state_machine_as_test(cast(Any, machine), settings=how)

@@ -230,9 +230,9 @@ class Partition:
         self, producer: bytes, number: int | None, sections: Iterable[Section], options: AddOptions
     ) -> list[int | bytes]:
         if number is not None and producer in self.calls:
-            last, reply = self.calls[producer]
+            last, answered = self.calls[producer]
             if number == last:
-                return reply
+                return answered
             if number < last:
                 raise Refused("LATE a later call was made")
         reply: list[int | bytes] = []
@@ -266,7 +266,7 @@ class Partition:
     def _add_section(self, section: Section, *, dedupe: bool) -> tuple[int, float]:
         name, limits = section.group, section.limits
         group = self.groups.setdefault(name, Group())
-        new = []
+        new: list[Entry] = []
         first = group.base + group.claimed + len(group.waiting)
         for task_id, body in section.tasks:
             known = dedupe and seen_member(name, task_id) in self.seen

@@ -92,9 +92,9 @@ def _requests(redis: Redis, flusher: Flusher, index: int) -> Iterator[Request]:
         for batch in group.batches:
             if (number, batch.start) not in held:
                 yield Request("claim", index, token, number, batch.start)
-    for batch in in_flight:
+    for claimed_batch in in_flight:
         for script in ("commit", "retry", "bury"):
-            yield Request(script, index, token, *batch)
+            yield Request(script, index, token, *claimed_batch)
 
 
 def _after_reply(flusher: Flusher, request: Request, reply: Reply) -> Flusher:

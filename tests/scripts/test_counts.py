@@ -65,6 +65,7 @@ async def test_coroutines_share_round_trips(
     assert _commands(sync_redis) <= 256 * 2.5 + 2 * 16 * 10
 
 
+@pytest.mark.serial  # it asserts how much overlaps, which other load changes
 async def test_coroutines_go_on_while_redis_works(
     sync_redis: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

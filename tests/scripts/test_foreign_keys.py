@@ -48,7 +48,7 @@ def client(sync_redis: redis.Redis) -> Client:
     return sync_redis
 
 
-def add_and_await(aggregator: Aggregator, group: str, timeout: float = 3) -> None:
+def verify_enqueuing(aggregator: Aggregator, group: str, timeout: float = 3) -> None:
     """Adds three full batches of a group and waits until they are enqueued, in order and once."""
 
     def found() -> list[Any]:
@@ -60,7 +60,7 @@ def add_and_await(aggregator: Aggregator, group: str, timeout: float = 3) -> Non
     assert found()[len(before) :] == list(range(100, 106))
 
 
-def run_all_operations(aggregator: Aggregator) -> None:
+def verify_all_operations(aggregator: Aggregator) -> None:
     """Runs every operation; each returns or raises a RedisAggError."""
     operations: list[Callable[[], object]] = [
         *(aggregator.stats, lambda: aggregator.get_entries(tasks=True)),
@@ -100,8 +100,8 @@ def test_a_foreign_key_stops_its_partition_only_until_it_is_gone(
     foreign = client.dump(key)
     with contextlib.suppress(RedisAggError):
         aggregator.add_task(Task("fuzz", 100, "mine", id="once"))
-    add_and_await(aggregator, ELSEWHERE)
-    run_all_operations(aggregator)
+    verify_enqueuing(aggregator, ELSEWHERE)
+    verify_all_operations(aggregator)
     assert client.dump(key) == foreign
     client.delete(key)
     if was_there:
@@ -126,11 +126,11 @@ def test_a_foreign_key_of_a_group_stops_that_group_only(
     foreign = client.dump(key)
     with pytest.raises(RedisAggError):
         aggregator.add_task(Task("fuzz", 1, "mine"))
-    add_and_await(aggregator, NEIGHBOUR)
-    run_all_operations(aggregator)
+    verify_enqueuing(aggregator, NEIGHBOUR)
+    verify_all_operations(aggregator)
     assert client.dump(key) == foreign
     client.delete(key)
-    add_and_await(aggregator, "mine")
+    verify_enqueuing(aggregator, "mine")
 
 
 @pytest.mark.parametrize("kind", WRITE)
@@ -141,7 +141,7 @@ def test_a_foreign_key_of_the_namespace_stops_no_leader(
     client.delete(key)
     WRITE[kind](client, key)
     foreign = client.dump(key)
-    add_and_await(aggregator, "mine")
+    verify_enqueuing(aggregator, "mine")
     with contextlib.suppress(RedisAggError):
         Aggregator("fuzz", redis_url, config=aggregator.config).stats()
     assert client.dump(key) == foreign or kind in ("hash", "zset")
@@ -223,10 +223,10 @@ def test_foreign_bytes_stop_no_other_group(
 ) -> None:
     aggregator.add_task(Task("fuzz", 1, "mine"))
     SPOILT[case](client)
-    add_and_await(aggregator, ELSEWHERE)
-    add_and_await(aggregator, NEIGHBOUR)
-    run_all_operations(aggregator)
-    add_and_await(aggregator, NEIGHBOUR)
+    verify_enqueuing(aggregator, ELSEWHERE)
+    verify_enqueuing(aggregator, NEIGHBOUR)
+    verify_all_operations(aggregator)
+    verify_enqueuing(aggregator, NEIGHBOUR)
 
 
 @pytest.mark.parametrize("case", SPOILT)
@@ -236,7 +236,7 @@ def test_foreign_bytes_raise_a_redisagg_error_or_are_ignored(
     aggregator = Aggregator("fuzz", redis_url, config=quick_config(group_max_size=2))
     aggregator.add_task(Task("fuzz", 1, "mine"))
     SPOILT[case](client)
-    run_all_operations(aggregator)
+    verify_all_operations(aggregator)
     with contextlib.suppress(RedisAggError):
         aggregator.close()
 
@@ -248,7 +248,7 @@ def test_a_group_recovers_when_its_record_is_repaired(
     aggregator.add_task(Task("fuzz", 1, "mine", grace_period=0.3))
     record = client.hget(P.groups, "mine")
     client.hset(P.groups, "mine", b"foreign")
-    add_and_await(aggregator, NEIGHBOUR)
+    verify_enqueuing(aggregator, NEIGHBOUR)
     wait_until(
         lambda: (client.zscore(P.due, "mine") or 0) > client.time()[0] * 1000 + 1000,
         what="the group is put off",

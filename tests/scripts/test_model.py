@@ -11,10 +11,9 @@ import os
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.clock import Scripts
-from tests.model.machine import Machine
+from tests.model.machine import assert_agreement
 
 _WANTED = os.environ.get("REDISAGG_MODEL_EXAMPLES")
 
@@ -34,4 +33,4 @@ SETTINGS = settings(
 @pytest.mark.timeout(0 if _WANTED else 120)
 def test_the_scripts_do_what_the_model_does(sync_redis: redis.Redis) -> None:
     scripts = Scripts(sync_redis)
-    run_state_machine_as_test(lambda: Machine(scripts), settings=SETTINGS)
+    assert_agreement(scripts, SETTINGS)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import redis
 from hypothesis import Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.clock import Scripts
-from tests.model.machine import Machine
+from tests.model.machine import assert_agreement
 from tests.scripts.test_model import SETTINGS
 
 _FAILING = settings(SETTINGS, phases=[Phase.generate], print_blob=False)
@@ -38,4 +37,4 @@ def test_the_model_notices_what_is_missing(sync_redis: redis.Redis, missing: str
     name, text, instead = _BROKEN[missing]
     scripts = Scripts(sync_redis, {name: (text, instead)})
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(lambda: Machine(scripts), settings=_FAILING)
+        assert_agreement(scripts, _FAILING)

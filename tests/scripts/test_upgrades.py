@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -67,7 +67,7 @@ def test_every_task_is_enqueued_once_by_the_present_flusher(
         agg.add_tasks([known, *tasks()["plain"]])  # the first was flushed, the others wait
         for partition in Keyspace(NAME, PARTITIONS).partitions:  # instead of an hour later
             for batch_id in sync_redis.zrange(partition.retry.decode(), 0, -1):
-                sync_redis.zadd(partition.retry.decode(), {batch_id: 1})
+                sync_redis.zadd(partition.retry.decode(), {cast(bytes, batch_id): 1})
         agg.flush_all()
         wait_until(lambda: _idle(agg), timeout=15, what="all is flushed")
     found = Counter(

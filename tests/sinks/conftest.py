@@ -22,9 +22,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def node() -> Path:
     """The folder with `node/worker.js` and the real BullMQ."""
-    return install_node(Path(__file__).parent / "node", tmp_path_factory.mktemp("bullmq") / "node")
+    return install_node(Path(__file__).parent / "node")
 
 
 @pytest.fixture

@@ -2,21 +2,21 @@
 
 Their libraries ask for different versions of redis-py, so no one environment can hold them all.
 Each is built when first needed, holds redisagg from this checkout with one extra, and is kept in
-the user's cache for the next run, until pyproject.toml changes.
+the user's cache for the next run, until what redisagg requires changes.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import importlib.metadata
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.builds import build_once, cache_folder
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -36,31 +36,24 @@ def environment(extra: str, *also: str) -> Path:
         AssertionError: pip failed for another reason; holds what it said.
     """
     requirements = ["-e", f"{CHECKOUT}[{extra}]", *also]
-    settings = (CHECKOUT / "pyproject.toml").read_bytes()
-    key = hashlib.sha256(repr((sys.version, requirements, settings)).encode()).hexdigest()[:12]
-    folder = _cache() / f"{extra}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be building the same one
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            install(folder, *requirements)
-            (folder / "complete").touch()
+    declared = importlib.metadata.requires("redisagg")
+    folder = cache_folder(extra, sys.version, requirements, declared)
+    build_once(folder, lambda folder: install(folder, *requirements))
     return folder / "bin" / "python"
 
 
 def install(folder: Path, *requirements: str) -> Path:
-    """Makes an environment in `folder`, lets pip install into it and returns its Python.
+    """Make an environment in `folder`, let pip install into it, return its Python.
 
     Skips the test where pip's registry is out of reach.
 
     Raises:
         AssertionError: pip failed for another reason; holds what it said.
     """
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     pip = subprocess.run(
-        [python, "-m", "pip", "install", "-q", *requirements],
+        [*pip_for(python), "install", "-q", *requirements],
         env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,6 +65,6 @@ def install(folder: Path, *requirements: str) -> Path:
     return python
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "redisagg-tests"
+def pip_for(python: Path) -> list[str | Path]:
+    """Return the command line of this environment's pip for that of `python`, which has none."""
+    return [sys.executable, "-m", "pip", "--python", python]

@@ -71,7 +71,9 @@ class Trial:
         """All that the worker has recorded so far."""
         if not self._received.exists():
             return []
-        return [json.loads(line) for line in self._received.read_text().splitlines()]
+        lines = self._received.read_text().splitlines(keepends=True)
+        # The worker may be in the middle of writing the last one.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def await_received(self, count: int, timeout: float = 60) -> list[dict[str, Any]]:
         """Waits until the worker has recorded `count` tasks, then for repeats; returns all."""
@@ -99,7 +101,13 @@ class Trial:
     def deliver(self, *batches: Mapping[str, Any], sink: str | None = None) -> None:
         """Delivers by the sink, without a flusher; see `tests.sinks.deliver`."""
         where = self._filled(sink or self.system.sink)
-        command = [self.python, "-m", "tests.sinks.deliver", where, json.dumps(batches)]
+        command: list[str | Path] = [
+            self.python,
+            "-m",
+            "tests.sinks.deliver",
+            where,
+            json.dumps(batches),
+        ]
         subprocess.run(command, cwd=CHECKOUT, check=True, timeout=60)
 
     def run(self) -> list[dict[str, Any]]:
@@ -188,7 +196,7 @@ def running(
         print(f"--- {log.name}\n{log.read_text(errors='replace')}")
 
 
-def check(entries: Sequence[Mapping[str, Any]], *, refuses_repeats: bool) -> None:
+def verify_received_once(entries: Sequence[Mapping[str, Any]], *, refuses_repeats: bool) -> None:
     """Checks that every task was received exactly once.
 
     Args:
@@ -207,7 +215,7 @@ def check(entries: Sequence[Mapping[str, Any]], *, refuses_repeats: bool) -> Non
     assert tasks == Counter(expected)
 
 
-def check_repeats_keep_their_id(trial: Trial) -> None:
+def verify_repeats_keep_their_id(trial: Trial) -> None:
     """Checks that a batch that is delivered twice arrives twice, with the same id."""
     batch = {"id": "B1", "type": "anything", "payload": {"a": 1}}
     trial.deliver(batch, batch)
@@ -215,7 +223,7 @@ def check_repeats_keep_their_id(trial: Trial) -> None:
         assert trial.await_ids(2) == ["B1", "B1"]
 
 
-def check_repeats_are_refused(
+def verify_repeats_are_refused(
     trial: Trial,
     *kept: Mapping[str, Any],
     forgotten: Mapping[str, Any],

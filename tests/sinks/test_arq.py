@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="arq",
@@ -17,13 +17,13 @@ SYSTEM = System(
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=True)
+    verify_received_once(trial.run(), refuses_repeats=True)
 
 
 def test_a_repeat_is_refused_while_arq_knows_the_job(trial: Trial) -> None:
     kept = {"id": "B1", "type": "anything"}
     forgotten = {"id": "B2", "type": "forgotten"}
-    check_repeats_are_refused(trial, kept, forgotten=forgotten)
+    verify_repeats_are_refused(trial, kept, forgotten=forgotten)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.sinks import sink_from_url
-from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -30,7 +30,7 @@ def trial(redis_url: str, tmp_path: Path, node: Path) -> Trial:
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=True)
+    verify_received_once(trial.run(), refuses_repeats=True)
 
 
 def test_a_repeat_is_refused_while_bullmq_keeps_the_job(trial: Trial) -> None:
@@ -38,7 +38,7 @@ def test_a_repeat_is_refused_while_bullmq_keeps_the_job(trial: Trial) -> None:
     later = {"id": "B2-1", "type": "x", "options": {"delay": 500}}
     ranked = {"id": "B3-1", "type": "x", "options": {"priority": 2}}
     removed = {"id": "B4-1", "type": "x", "options": {"removeOnComplete": True}}
-    check_repeats_are_refused(trial, kept, later, ranked, forgotten=removed)
+    verify_repeats_are_refused(trial, kept, later, ranked, forgotten=removed)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

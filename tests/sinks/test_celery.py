@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.sinks.harness import System, Trial, check, check_repeats_keep_their_id
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_keep_their_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="celery",
@@ -20,11 +22,11 @@ SYSTEM = System(
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=False)
+    verify_received_once(trial.run(), refuses_repeats=False)
 
 
 def test_a_repeat_has_the_same_id(trial: Trial) -> None:
-    check_repeats_keep_their_id(trial)
+    verify_repeats_keep_their_id(trial)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:
@@ -40,7 +42,13 @@ def test_what_the_worker_sees(trial: Trial) -> None:
     )
     with trial.worker():
         entries = {entry.pop("id"): entry for entry in trial.await_received(5)}
-    usual = {"args": [], "kwargs": {}, "headers": None, "queue": "digests", "priority": 0}
+    usual: dict[str, Any] = {
+        "args": [],
+        "kwargs": {},
+        "headers": None,
+        "queue": "digests",
+        "priority": 0,
+    }
     assert entries == {
         "B1": {**usual, "kwargs": {"a": [1, None]}, "headers": {"h": "x"}},
         "B2": {**usual, "args": [[1, 2]], "queue": "urgent"},

@@ -23,6 +23,7 @@ REDIS = "redis://localhost:6379/0"
 PORT = "8000"
 
 
+@pytest.mark.registry
 @pytest.mark.parametrize(
     "name", ["celery", "rq", "arq", "dramatiq", "taskiq", "saq", "huey", "streaq", "webhook"]
 )
@@ -38,6 +39,7 @@ def test_the_example_works(
     try_out(files, [python.with_name(program), *arguments], python, tmp_path)
 
 
+@pytest.mark.registry
 def test_the_example_for_node_works(redis_url: str, node: Path) -> None:
     files, command = shown("bullmq", {REDIS: redis_url})
     assert set(files) == {"worker.mjs", "digests.py"}

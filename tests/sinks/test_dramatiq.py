@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sinks.harness import System, Trial, check, check_repeats_keep_their_id
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_keep_their_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="dramatiq",
@@ -20,11 +20,11 @@ SYSTEM = System(
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=False)
+    verify_received_once(trial.run(), refuses_repeats=False)
 
 
 def test_a_repeat_has_the_same_id(trial: Trial) -> None:
-    check_repeats_keep_their_id(trial)
+    verify_repeats_keep_their_id(trial)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.sinks.environment import CHECKOUT
-from tests.sinks.harness import System, Trial, check
+from tests.sinks.harness import System, Trial, verify_received_once
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 TASKS = "tests.sinks.workers.huey_tasks"
 
@@ -60,7 +61,7 @@ else:
 
 @pytest.mark.parametrize("system", [SYSTEM, PRIORITY], ids=["list", "priority"])
 def test_every_task_is_received_once(system: System, redis_url: str, tmp_path: Path) -> None:
-    check(Trial(system, redis_url, tmp_path).run(), refuses_repeats=True)
+    verify_received_once(Trial(system, redis_url, tmp_path).run(), refuses_repeats=True)
 
 
 @pytest.mark.parametrize("kind", ["list", "priority"])
@@ -94,7 +95,13 @@ def test_what_the_worker_sees(trial: Trial) -> None:
     )
     with trial.worker():
         entries = {entry.pop("id"): entry for entry in trial.await_received(3)}
-    usual = {"args": [], "kwargs": {}, "retries": [3, 7], "priority": None, "delayed": False}
+    usual: dict[str, Any] = {
+        "args": [],
+        "kwargs": {},
+        "retries": [3, 7],
+        "priority": None,
+        "delayed": False,
+    }
     assert entries == {
         "B1": {**usual, "kwargs": {"a": [1, None]}},
         "B2": {**usual, "args": [[1, 2]], "retries": [1, 7], "delayed": True},
@@ -118,5 +125,5 @@ def test_the_highest_priority_goes_first(redis_url: str, tmp_path: Path) -> None
 
 
 def test_another_storage_and_serializer(trial: Trial) -> None:
-    command = [trial.python, "-c", A_HUEY_OF_ONES_OWN]
-    subprocess.run(command, cwd=CHECKOUT, check=True, timeout=60)
+    command: list[str | Path] = [trial.python, "-c", A_HUEY_OF_ONES_OWN]
+    assert subprocess.run(command, cwd=CHECKOUT, timeout=60).returncode == 0

@@ -25,15 +25,15 @@ Produce: TypeAlias = Callable[[int], int]
 
 
 @pytest.fixture(scope="session")
-def go_producer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def go_producer() -> list[str]:
     """The command line of the producer in Go."""
-    return [str(build_go(HERE / "producer_go", tmp_path_factory.mktemp("interop") / "producer"))]
+    return [str(build_go(HERE / "producer_go"))]
 
 
 @pytest.fixture(scope="session")
-def node_producer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def node_producer() -> list[str]:
     """The command line of the producer in Node."""
-    folder = install_node(HERE / "producer_node", tmp_path_factory.mktemp("interop") / "node")
+    folder = install_node(HERE / "producer_node")
     return ["node", str(folder / "producer.js")]
 
 
@@ -97,6 +97,7 @@ def expected(language: str, count: int) -> dict[str, Any]:
     return {f"g{n}": tasks[n::10] for n in range(10)}
 
 
+@pytest.mark.registry
 def test_a_flusher_merges_what_another_language_added(
     language: str, produce: Produce, agg: Aggregator
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_flusher_merges_what_another_language_added(
     assert by_group(enqueued(agg)) == expected(language, 150)
 
 
+@pytest.mark.registry
 def test_a_flusher_is_woken_by_what_another_language_added(
     language: str, produce: Produce, agg: Aggregator
 ) -> None:

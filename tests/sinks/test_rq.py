@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 JOBS = "tests.sinks.workers.rq_jobs"
 
@@ -21,14 +23,14 @@ SYSTEM = System(
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=True)
+    verify_received_once(trial.run(), refuses_repeats=True)
 
 
 def test_a_repeat_is_refused_while_rq_knows_the_job(trial: Trial) -> None:
     sink = f"rq://digests?redis={{url}}&function={JOBS}.anything"
     kept = {"id": "B1", "type": "x"}
     forgotten = {"id": "B2", "type": "x", "options": {"result_ttl": 0}}
-    check_repeats_are_refused(trial, kept, forgotten=forgotten, sink=sink)
+    verify_repeats_are_refused(trial, kept, forgotten=forgotten, sink=sink)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:
@@ -41,7 +43,13 @@ def test_what_the_worker_sees(trial: Trial) -> None:
     )
     with trial.worker():
         entries = {entry.pop("id"): entry for entry in trial.await_received(3)}
-    usual = {"args": [], "kwargs": {}, "headers": {}, "queue": "digests", "ttl": None}
+    usual: dict[str, Any] = {
+        "args": [],
+        "kwargs": {},
+        "headers": {},
+        "queue": "digests",
+        "ttl": None,
+    }
     assert list(entries) == ["B3", "B1", "B2"]
     assert entries == {
         "B1": {**usual, "kwargs": {"a": [1, None]}, "headers": {"h": "x"}},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_are_refused
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="saq",
@@ -17,14 +17,14 @@ SYSTEM = System(
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=True)
+    verify_received_once(trial.run(), refuses_repeats=True)
 
 
 def test_a_repeat_is_refused_while_saq_knows_the_job(trial: Trial) -> None:
     kept = {"id": "B1", "type": "anything"}
     forgotten = {"id": "B2", "type": "anything", "options": {"ttl": -1}}
     failed = {"id": "B3", "type": "failing", "payload": {}}
-    check_repeats_are_refused(trial, kept, failed, forgotten=forgotten)
+    verify_repeats_are_refused(trial, kept, failed, forgotten=forgotten)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from tests.sinks.environment import CHECKOUT, environment
-from tests.sinks.harness import GROUPS, System, Trial, check
+from tests.sinks.harness import GROUPS, System, Trial, verify_received_once
 from tests.sinks.test_docs import REDIS, listings, try_out
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 FASTSTREAM = "faststream[redis,cli]>=0.6"
 
@@ -38,7 +38,7 @@ def test_every_task_is_received_once(
     system: System, redis_url: str, sync_redis: redis.Redis, tmp_path: Path
 ) -> None:
     entries = Trial(system, redis_url, tmp_path).run()
-    check(entries, refuses_repeats=True)
+    verify_received_once(entries, refuses_repeats=True)
     groups = {f"group-{n}" for n in range(GROUPS)}
     for said in entries:
         entry = said["entry"]

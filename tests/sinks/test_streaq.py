@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.sinks.environment import CHECKOUT
-from tests.sinks.harness import System, Trial, check, check_repeats_are_refused
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_are_refused
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("functions")]
+pytestmark = [
+    pytest.mark.registry,
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("functions"),
+]
 
 SYSTEM = System(
     extra="streaq",
@@ -57,14 +62,14 @@ asyncio.run(deliver())
 
 
 def test_every_task_is_received_once(trial: Trial) -> None:
-    check(trial.run(), refuses_repeats=True)
+    verify_received_once(trial.run(), refuses_repeats=True)
 
 
 def test_a_repeat_is_refused_while_streaq_knows_the_task(trial: Trial) -> None:
     kept = {"id": "B1", "type": "anything"}
     forgotten = {"id": "B2", "type": "forgotten", "payload": {}}
     failed = {"id": "B3", "type": "failing", "payload": {}}
-    check_repeats_are_refused(trial, kept, failed, forgotten=forgotten)
+    verify_repeats_are_refused(trial, kept, failed, forgotten=forgotten)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:
@@ -91,5 +96,5 @@ def test_what_the_worker_sees(trial: Trial) -> None:
 
 
 def test_a_worker_of_ones_own(trial: Trial) -> None:
-    command = [trial.python, "-c", A_WORKER_OF_ONES_OWN, trial.url]
-    subprocess.run(command, cwd=CHECKOUT, check=True, timeout=60)
+    command: list[str | Path] = [trial.python, "-c", A_WORKER_OF_ONES_OWN, trial.url]
+    assert subprocess.run(command, cwd=CHECKOUT, timeout=60).returncode == 0

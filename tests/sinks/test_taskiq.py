@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sinks.harness import System, Trial, check, check_repeats_keep_their_id
+from tests.sinks.harness import System, Trial, verify_received_once, verify_repeats_keep_their_id
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 SYSTEM = System(
     extra="taskiq",
@@ -29,11 +29,11 @@ STREAM = replace(
 
 @pytest.mark.parametrize("system", [SYSTEM, STREAM], ids=["list", "stream"])
 def test_every_task_is_received_once(system: System, redis_url: str, tmp_path: Path) -> None:
-    check(Trial(system, redis_url, tmp_path).run(), refuses_repeats=False)
+    verify_received_once(Trial(system, redis_url, tmp_path).run(), refuses_repeats=False)
 
 
 def test_a_repeat_has_the_same_id(trial: Trial) -> None:
-    check_repeats_keep_their_id(trial)
+    verify_repeats_keep_their_id(trial)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

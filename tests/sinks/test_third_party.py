@@ -16,10 +16,11 @@ from redisagg.testing import SinkConformance
 from tests.sinks.environment import CHECKOUT, install
 from tests.sinks.harness import running
 from tests.sinks.test_docs import listings
+from tests.support.builds import build_once, run_folder
 from tests.support.servers import wait_until
 from tests.support.tasks import numbered, quick_config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 _OURS = {"PYTHONPATH", "PYTEST_ADDOPTS"}
 """What of this run's environment must not reach the package's own."""
@@ -30,15 +31,18 @@ TEXT = (CHECKOUT / "docs" / "sinks" / "own.md").read_text()
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the package's files, and with the environment `venv` that has it."""
-    folder = tmp_path_factory.mktemp("third-party")
     files = listings(TEXT)
     assert set(files) == {"pyproject.toml", "redisagg_journal.py", "test_journal.py"}
-    for name, content in files.items():
-        (folder / name).write_text(content)
-    # Not editable: what a wheel of redisagg has is what others get.
-    install(folder / "venv", f"{CHECKOUT}[cli,embedded]", str(folder), "pytest>=8.2")
-    (folder / "redisagg_journal.py").unlink()  # it is installed
-    return folder
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+        # Not editable: what a wheel of redisagg has is what others get.
+        install(folder / "venv", f"{CHECKOUT}[cli,embedded]", str(folder), "pytest>=8.2")
+        (folder / "redisagg_journal.py").unlink()  # it is installed
+
+    return build_once(run_folder(tmp_path_factory) / "third-party", build)
 
 
 def test_its_conformance_tests_pass(package: Path) -> None:

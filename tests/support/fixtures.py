@@ -14,26 +14,34 @@ from tests.support.processes import Processes, running_processes
 from tests.support.proxy import Proxy, running_proxy
 from tests.support.tasks import Measured, quick_config
 
-_measured: list[str] = []
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "quiet: measures times; its limits are wide, its numbers need a quiet machine"
-    )
+_MEASURED = "measured"
+"""The user property by which a test's report carries a line, from another process too."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _measured:
+    """Show what the fixture `measured` noted."""
+    lines = [
+        line
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, line in report.user_properties
+        if name == _MEASURED
+    ]
+    if lines:
         terminalreporter.section("measured")
-        for line in _measured:
+        for line in lines:
             terminalreporter.line(line)
 
 
 @pytest.fixture
-def measured() -> Measured:
+def measured(request: pytest.FixtureRequest) -> Measured:
     """Notes a line for the section "measured" at the end of the run."""
-    return _measured.append
+
+    def note(line: str) -> None:
+        request.node.user_properties.append((_MEASURED, line))
+
+    return note
 
 
 def _make(kind: str, redis_url: str) -> Iterator[Make]:

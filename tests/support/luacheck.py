@@ -94,7 +94,14 @@ def _expand(folder: Path, script: str) -> tuple[list[str], list[tuple[str, int]]
 def _run(folder: str) -> str:
     if shutil.which("luacheck") is None:
         raise FileNotFoundError("luacheck is not installed (Debian's package lua-check)")
-    command = ["luacheck", "--config", ROOT / ".luacheckrc", "--formatter", "plain", "--codes"]
+    command: list[str | Path] = [
+        "luacheck",
+        "--config",
+        ROOT / ".luacheckrc",
+        "--formatter",
+        "plain",
+        "--codes",
+    ]
     done = subprocess.run([*command, "."], cwd=folder, capture_output=True, text=True)
     if done.returncode > 1:  # not even an error in a script
         raise RuntimeError(f"luacheck failed: {done.stdout}{done.stderr}")

@@ -1,4 +1,4 @@
-"""Programs in other languages: built once a run, outside the checkout."""
+"""Programs in other languages: built when first needed, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -9,39 +9,61 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.builds import build_once, cache_folder
+
 _TIMEOUT = 300  # seconds; a first build compiles all dependencies
 
 _NO_LOCKS = "--no-package-lock"  # it would record where packages came from
 
 
-def build_go(source: Path, target: Path) -> Path:
-    """Builds the Go program in the folder `source` as `target`.
+def build_go(source: Path, target: Path | None = None) -> Path:
+    """Build the Go program in the folder `source`; return the executable.
 
-    Skips the test if there is no Go, or if its modules are neither here nor to be had.
+    Skips the test if there is no Go, or if its modules can't be downloaded.
+
+    Args:
+        source: has the program and its go.mod.
+        target: the folder for the executable, by default one in the user's cache.
     """
     go = _find("go")
-    _run_or_skip([go, "mod", "download"], source, "the Go modules can't be downloaded")
-    # Two cores are shared with the servers and flushers of the tests.
-    subprocess.run(
-        [go, "build", "-p", "2", "-o", str(target), "."], cwd=source, check=True, timeout=_TIMEOUT
-    )
-    return target
+
+    def build(folder: Path) -> None:
+        _run_or_skip([go, "mod", "download"], source, "the Go modules can't be downloaded")
+        # Two cores are shared with the servers and flushers of the tests.
+        command = [go, "build", "-p", "2", "-o", f"{folder}/", "."]
+        folder.mkdir()
+        subprocess.run(command, cwd=source, check=True, timeout=_TIMEOUT)
+
+    target = target or _cached(go, "version", source=source)
+    [program] = build_once(target, build).iterdir()
+    return program
 
 
-def install_node(source: Path, target: Path) -> Path:
-    """Copies the Node program in the folder `source` to `target` and installs what it needs.
+def install_node(source: Path) -> Path:
+    """Install what the Node program in the folder `source` needs; return a folder with both.
 
-    Skips the test if there is no Node or npm, or if its packages are not to be had.
+    Skips the test if there is no Node or npm, or if its packages can't be installed.
     """
     npm = _find("npm")
-    _find("node")
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("node_modules"))
-    _run_or_skip(
-        [npm, "install", _NO_LOCKS, "--no-audit", "--no-fund", "--ignore-scripts"],
-        target,
-        "the npm packages can't be installed",
-    )
-    return target
+    node = _find("node")
+
+    def build(folder: Path) -> None:
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("node_modules"))
+        _run_or_skip(
+            [npm, "install", _NO_LOCKS, "--no-audit", "--no-fund", "--ignore-scripts"],
+            folder,
+            "the npm packages can't be installed",
+        )
+
+    return build_once(_cached(node, "--version", source=source), build)
+
+
+def _cached(*version: str, source: Path) -> Path:
+    """The folder for what the toolchain that prints `version` makes of `source`."""
+    printed = subprocess.run(version, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    contents = [(path.name, path.read_bytes()) for path in files]
+    return cache_folder(source.name, printed, contents)
 
 
 def _find(program: str) -> str:

@@ -19,6 +19,8 @@ SEED = int(os.environ.get("REDISAGG_FAULTS_SEED", "5"))
 SECONDS = 20.0
 
 
+@pytest.mark.slow
+@pytest.mark.serial  # it loads all cores
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
 def test_faults_break_no_guarantee(server_binary: Path, topology: type[Topology]) -> None:

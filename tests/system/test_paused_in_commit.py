@@ -59,7 +59,15 @@ def pause_in_commit(race: CommitRace, paused: int, *, replies: bool) -> int:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("moment", "trials"), [("request", 100), ("reply", 50)])
+@pytest.mark.parametrize(
+    ("moment", "trials"),
+    [
+        ("request", 20),
+        ("reply", 20),
+        pytest.param("request", 100, marks=pytest.mark.slow),
+        pytest.param("reply", 50, marks=pytest.mark.slow),
+    ],
+)
 def test_a_flusher_paused_in_a_commit_enqueues_nothing_twice(
     redis_server: EmbeddedRedis, redis_url: str, tmp_path: Path, moment: str, trials: int
 ) -> None:

@@ -210,7 +210,9 @@ class TestSentinel:
     def service(
         self, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]]
     ) -> redis.Redis:
-        return Sentinel(sentinel_addresses, socket_timeout=1).master_for(sentinel.service_name)
+        watchers = Sentinel(sentinel_addresses, socket_timeout=1)
+        client: redis.Redis = watchers.master_for(sentinel.service_name)
+        return client
 
     def test_clients_follow_a_forced_failover(
         self, sentinel: SentinelTopology, service: redis.Redis

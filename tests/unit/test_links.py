@@ -1,18 +1,10 @@
-"""Links and file names in the Markdown pages lead to files and headings that exist."""
+"""Links in the Markdown pages lead to files and headings that exist."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-import pytest
-
 from tests.support.markdown import CHECKOUT, anchors, each_page, links, pages
-
-_NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|lua|md)|tests/[\w/]+)`")
-
-_STALE = {"CONTRIBUTING.md"}
-"""Pages that are being rewritten; remove them when they name files that exist."""
 
 
 @each_page
@@ -27,17 +19,6 @@ def _resolves(page: Path, link: str) -> bool:
     if not target.exists() or not target.is_relative_to(CHECKOUT):
         return False
     return not anchor or anchor in anchors(target.read_text("utf-8"))
-
-
-@each_page
-def test_named_files_exist(page: Path, request: pytest.FixtureRequest) -> None:
-    if str(page.relative_to(CHECKOUT)) in _STALE:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="remove it from _STALE"))
-    roots = (CHECKOUT, CHECKOUT / "redisagg")
-    named = _NAMED_FILE.findall(page.read_text("utf-8"))
-    # A first folder that we do not have is that of an example.
-    ours = [name for name in named if any((root / name.split("/")[0]).is_dir() for root in roots)]
-    assert [name for name in ours if not any((root / name).exists() for root in roots)] == []
 
 
 def test_the_index_lists_every_page() -> None:

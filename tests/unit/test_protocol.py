@@ -32,7 +32,13 @@ _STUCK = {
 }
 
 
-@pytest.mark.parametrize("name", _SCENARIOS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("one group, batches of up to 2", marks=pytest.mark.slow),
+        "two groups, batches of 1",
+    ],
+)
 def test_no_state_has_a_fault(name: str) -> None:
     found = search(_SCENARIOS[name])
     print(f"{name}: {found}")

@@ -131,7 +131,12 @@ def test_a_cycle_of_includes_is_an_error() -> None:
 
 def test_a_clone_can_write_the_expanded_scripts(tmp_path: Path) -> None:
     """Without any package installed."""
-    command = [sys.executable, "-I", "-S", ROOT / "redisagg" / "protocol" / "includes.py"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-I",
+        "-S",
+        ROOT / "redisagg" / "protocol" / "includes.py",
+    ]
     subprocess.run([*command, tmp_path / "lua"], check=True, stdout=subprocess.DEVNULL)
     written = {path.stem: path.read_bytes() for path in (tmp_path / "lua").iterdir()}
     assert written == {name: load(name).source for name in _NAMES}

@@ -87,7 +87,7 @@ class AsynqSink(ScriptSink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> AsynqSink:
-        """``asynq://QUEUE?max_retry=5&timeout=30``
+        """Parses ``asynq://QUEUE?max_retry=5&timeout=30``.
 
         The options have the names of the arguments. Durations are in seconds; times are seconds
         since the epoch, or ISO 8601 with an offset.

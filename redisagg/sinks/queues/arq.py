@@ -72,7 +72,7 @@ class ArqSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> ArqSink:
-        """``arq://QUEUE?redis=redis://HOST:6379/0&function=NAME&headers_as=NAME&arguments=auto``
+        """Parses ``arq://QUEUE?redis=redis://HOST&function=NAME&headers_as=NAME&arguments=auto``.
 
         An empty QUEUE is arq's own default.
         """

@@ -71,7 +71,7 @@ class BullMQSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> BullMQSink:
-        """``bullmq://QUEUE?redis=redis://HOST:6379/0&name=NAME&prefix=bull&headers_as=NAME``"""
+        """Parses ``bullmq://QUEUE?redis=redis://HOST&name=NAME&prefix=bull&headers_as=NAME``."""
         settings = url.given(name=str, prefix=str, headers_as=str)
         return cls(url.required("redis"), url.target, **settings)
 

@@ -62,7 +62,7 @@ class CelerySink(BlockingSink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> CelerySink:
-        """``celery://QUEUE?broker=redis://HOST:6379/0&task=NAME&arguments=auto``
+        """Parses ``celery://QUEUE?broker=redis://HOST:6379/0&task=NAME&arguments=auto``.
 
         An empty QUEUE leaves the choice to Celery's routes.
         """

@@ -63,7 +63,7 @@ class DramatiqSink(BlockingSink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> DramatiqSink:
-        """``dramatiq://QUEUE?redis=redis://HOST:6379/0&actor=NAME&namespace=NAME&arguments=auto``
+        """Parses ``dramatiq://QUEUE?redis=redis://HOST&actor=NAME&namespace=NAME&arguments=auto``.
 
         An empty QUEUE is Dramatiq's own default, ``default``.
         """

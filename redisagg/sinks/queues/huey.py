@@ -81,7 +81,7 @@ class HueySink(BlockingSink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> HueySink:
-        """``huey://NAME?redis=redis://HOST:6379/0&task=NAME&kind=list&headers_as=NAME&arguments=auto``
+        """Parses ``huey://NAME?redis=redis://HOST&task=NAME&kind=list&headers_as=NAME&arguments=auto``.
 
         An empty NAME is Huey's own default, ``huey``; ``remember=3600`` is in seconds.
         """

@@ -69,7 +69,7 @@ class RQSink(BlockingSink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> RQSink:
-        """``rq://QUEUE?redis=redis://HOST:6379/0&function=NAME&serializer=json&arguments=auto``"""
+        """Parses ``rq://QUEUE?redis=redis://HOST&function=NAME&serializer=json&arguments=auto``."""
         return cls(
             url.required("redis"), **url.given("queue", arguments=str, function=str, serializer=str)
         )

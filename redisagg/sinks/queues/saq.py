@@ -64,7 +64,7 @@ class SAQSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> SAQSink:
-        """``saq://QUEUE?redis=redis://HOST:6379/0&function=NAME&arguments=auto``
+        """Parses ``saq://QUEUE?redis=redis://HOST:6379/0&function=NAME&arguments=auto``.
 
         An empty QUEUE is SAQ's own default, ``default``.
         """

@@ -66,7 +66,7 @@ class StreaqSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> StreaqSink:
-        """``streaq://QUEUE?redis=redis://HOST:6379/0&task=NAME&headers_as=NAME&arguments=auto``
+        """Parses ``streaq://QUEUE?redis=redis://HOST&task=NAME&headers_as=NAME&arguments=auto``.
 
         An empty QUEUE is Streaq's own default, ``default``.
         """

@@ -70,7 +70,7 @@ class TaskiqSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> TaskiqSink:
-        """``taskiq://QUEUE?redis=redis://HOST:6379/0&kind=list&task=NAME&arguments=auto``
+        """Parses ``taskiq://QUEUE?redis=redis://HOST:6379/0&kind=list&task=NAME&arguments=auto``.
 
         An empty QUEUE is Taskiq's own default, ``taskiq``.
         """

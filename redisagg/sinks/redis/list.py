@@ -31,11 +31,11 @@ class ListSink(ReadableSink):
     def __init__(self, name: str, *, format: Format = "msgpack") -> None:
         super().__init__(name)
         check_format(format)
-        self.format = format
+        self.format: Format = format
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> ListSink:
-        """``list://NAME?format=json``"""
+        """Parses ``list://NAME?format=json``."""
         return cls(url.target, **url.given(format=str))
 
     def arguments(self, merged: MergedTask) -> Sequence[bytes]:

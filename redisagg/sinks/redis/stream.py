@@ -38,12 +38,12 @@ class StreamSink(ReadableSink):
         check_format(format)
         if maxlen is not None and (not isinstance(maxlen, int) or maxlen < 1):
             raise InvalidConfig(f"maxlen is a number of entries from 1, or None, not {maxlen!r}")
-        self.format = format
+        self.format: Format = format
         self.maxlen = maxlen
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> StreamSink:
-        """``stream://NAME?format=json&maxlen=100000``"""
+        """Parses ``stream://NAME?format=json&maxlen=100000``."""
         return cls(url.target, **url.given(format=str, maxlen=int))
 
     def options(self) -> Sequence[Any]:

@@ -19,9 +19,9 @@ from tests.support.toolchains import build_go
 
 
 @pytest.fixture(scope="session")
-def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def go_program() -> Path:
     """The Go program with the real Asynq in it."""
-    return build_go(SOURCE, tmp_path_factory.mktemp("asynq") / "asynq")
+    return build_go(SOURCE)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from tests.support.servers import ClusterTopology, wait_until
 from tests.support.tasks import await_dead, numbered
 from tests.support.worker import GATE
 
+pytestmark = pytest.mark.registry
+
 BATCH = MergedTask("id-1", "a", 1, Task("email:send", {"user_id": 42}))
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
 import redis
 
 from redisagg import Aggregator, Task
@@ -17,6 +18,8 @@ from tests.support.aggregators import Make
 from tests.support.processes import Processes, WorkerProcess
 from tests.support.servers import wait_until
 from tests.support.worker import BEGAN, GATE
+
+pytestmark = pytest.mark.registry
 
 GROUPS, TASKS = 50, 1_000
 

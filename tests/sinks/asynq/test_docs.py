@@ -16,6 +16,8 @@ from tests.sinks.asynq.program import SOURCE, Asynq
 from tests.support.servers import wait_until
 from tests.support.toolchains import build_go
 
+pytestmark = pytest.mark.registry
+
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "asynq.md").read_text("utf-8")
 
@@ -40,14 +42,13 @@ def test_the_example_works(address: str, tmp_path: Path) -> None:
         shutil.copy(SOURCE / module_file, tmp_path)
     for language, file in (("go", "worker.go"), ("python", "digests.py")):
         (tmp_path / file).write_text(listing(language, file).replace("localhost:6379", address))
-    worker = build_go(tmp_path, tmp_path / "worker")
+    worker = build_go(tmp_path, tmp_path / "built")
     with (tmp_path / "log").open("w+") as log, subprocess.Popen([worker], stdout=log) as process:
         try:
             subprocess.run([sys.executable, tmp_path / "digests.py"], check=True, timeout=60)
-            wait_until(
-                lambda: (tmp_path / "log").read_text() == "to user:42: [0 1 2]\n",
-                what="the worker has received the digest",
-            )
+            received = (tmp_path / "log").read_text
+            wait_until(lambda: received().endswith("\n"), what="the worker receives the digest")
+            assert received() == "to user:42: [0 1 2]\n"
         finally:
             process.kill()
 
@@ -56,7 +57,7 @@ def test_a_go_service_has_its_grouping_done_without_python_code(
     asynq: Asynq, address: str, redis_url: str, tmp_path: Path
 ) -> None:
     """Its producer adds, `redisagg worker` merges by default, its server receives."""
-    producer = build_go(PRODUCER, tmp_path / "producer")
+    producer = build_go(PRODUCER)
     server = asynq.serve()
     command = [sys.executable, "-m", "redisagg", "worker", "digests"]
     command += ["--redis", redis_url, "--sink", "asynq://default?max_retry=5"]

@@ -23,6 +23,8 @@ from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, numbered
 from tests.support.worker import BEGAN, GATE
 
+pytestmark = pytest.mark.registry
+
 SETS = "asynq:{default}:aggregation_sets"
 
 

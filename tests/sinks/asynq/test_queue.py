@@ -20,6 +20,8 @@ from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, numbered
 
+pytestmark = pytest.mark.registry
+
 MAIL = {
     "user_id": 42,
     "name": "Änne",
@@ -132,6 +134,7 @@ def test_without_retention_nothing_is_left_of_a_task_that_succeeded(
     [said] = server.await_lines(1)
     task = f"asynq:{{default}}:t:{said['id']}"
     wait_until(lambda: not sync_redis.exists(task), what="Asynq forgets the task")
+    assert asynq.inspect()["completed"] == []
 
 
 def test_its_like_is_kept_out_until_it_succeeded(

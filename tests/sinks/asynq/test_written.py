@@ -17,6 +17,8 @@ from tests.sinks.asynq.program import Asynq
 from tests.support.aggregators import Make
 from tests.support.tasks import await_dead, numbered
 
+pytestmark = pytest.mark.registry
+
 LATER = int(time.time()) + 3_000
 PAYLOAD = b'{"user_id":42}'
 

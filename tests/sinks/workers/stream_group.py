@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from typing import Any
 
 import redis
 
@@ -17,7 +18,7 @@ if __name__ == "__main__":
     with contextlib.suppress(redis.ResponseError):  # BUSYGROUP
         client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
     while True:
-        reply = client.xreadgroup(GROUP, "one", {STREAM: ">"}, count=7, block=1000)
+        reply: Any = client.xreadgroup(GROUP, "one", {STREAM: ">"}, count=7, block=1000)
         for entry_id, entry in reply[0][1] if reply else []:
             payload = json.loads(entry["payload"])
             note(id=entry["batch_id"], payloads=payload["payloads"], entry=entry)

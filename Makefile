@@ -1,0 +1,30 @@
+# What to run when: see CONTRIBUTING.md, which also says how long each takes.
+
+PYTHON ?= .venv/bin/python
+bin := $(dir $(PYTHON))
+
+.PHONY: help check lint types unit test test-all
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+check: lint types unit  ## before a commit: lint, types and the tests that need no server
+
+lint:                   ## ruff, the layers of the packages, luacheck
+	$(bin)ruff check .
+	$(bin)ruff format --check .
+	$(bin)lint-imports --no-logo
+	$(PYTHON) -m tests.support.luacheck
+
+types:                  ## mypy over all code, pyright over the package
+	$(bin)mypy
+	$(bin)pyright --pythonpath $(PYTHON)
+
+unit:                   ## the tests that need no server
+	$(PYTHON) -m pytest -q tests/unit
+
+test:                   ## before a pull request: all tests but the slow ones
+	$(PYTHON) -m pytest -q
+
+test-all:               ## all tests
+	$(PYTHON) -m pytest -q -m ''
