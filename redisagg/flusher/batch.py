@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from redisagg.sinks.base import MergedTask, ScriptSink
 
@@ -114,8 +114,7 @@ class MergeOutcome:
     any, a failure is one of the sink."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A batch as the script `claim` hands it out; all that a merge needs. Can be pickled."""
 
     batch_id: bytes
@@ -136,7 +135,6 @@ _begin_lock = threading.Lock()
 too briefly to matter."""
 
 
-@dataclass(slots=True, eq=False)
 class Batch:
     """A claimed batch in this process.
 
@@ -146,23 +144,23 @@ class Batch:
         probing: whether it was claimed to find out if a sink that was down works again.
     """
 
-    claim: Claim
-    on_merged: Callable[[Batch], None]
-    probing: bool = False
-    state: State = State.CLAIMED
-    outcome: MergeOutcome | None = None
-    failure: Failure | None = None
-    """Why it is `State.FAILED`."""
+    __slots__ = (
+        *("batch_id", "claim", "failure", "group"),
+        *("on_merged", "outcome", "probing", "state"),
+    )
 
-    @property
-    def batch_id(self) -> bytes:
-        """The id of the batch."""
-        return self.claim.batch_id
-
-    @property
-    def group(self) -> bytes:
-        """The key of its group."""
-        return self.claim.group
+    def __init__(
+        self, claim: Claim, on_merged: Callable[[Batch], None], probing: bool = False
+    ) -> None:
+        self.claim = claim
+        self.batch_id = claim.batch_id
+        self.group = claim.group
+        self.on_merged = on_merged
+        self.probing = probing
+        self.state = State.CLAIMED
+        self.outcome: MergeOutcome | None = None
+        self.failure: Failure | None = None
+        """Why it is `State.FAILED`."""
 
     @property
     def attempt(self) -> int:

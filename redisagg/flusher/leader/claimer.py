@@ -31,7 +31,7 @@ class Claimer:
     Args:
         slot: the hash tag of the partition on a cluster, else None.
         on_merged: called on the event loop with each batch whose merge has ended.
-        on_claimed: called after each claim.
+        on_failed: called when a failed batch is to be reported to Redis.
         idle: seconds between two polls at most.
     """
 
@@ -44,7 +44,7 @@ class Claimer:
         merger: Merger,
         slot: str | None,
         on_merged: Callable[[Batch], None],
-        on_claimed: Callable[[], None],
+        on_failed: Callable[[], None],
         idle: float,
     ) -> None:
         self._session = session
@@ -53,7 +53,7 @@ class Claimer:
         self._merger = merger
         self._slot = slot
         self._on_merged = on_merged
-        self._on_claimed = on_claimed
+        self._on_failed = on_failed
         self._idle = idle
         self._woken = asyncio.Event()
         self._finishing = False
@@ -77,9 +77,9 @@ class Claimer:
         while not self._finishing:
             self._woken.clear()
             states = self._sinks.states()
-            if states == {BreakerState.OPEN}:
-                self._inflight.sinks_down(self._sinks.pause())
-                self._on_claimed()
+            down = states == {BreakerState.OPEN}
+            if down and self._inflight.sinks_down(self._sinks.pause()):
+                self._on_failed()
             room = self._inflight.room
             if not room or not self._inflight.may_claim():
                 await self._woken.wait()
@@ -94,8 +94,8 @@ class Claimer:
             try:
                 due = await self._claim_due(due, min(room, MAX_CLAIM_BATCHES), probe)
             finally:
-                self._inflight.claim_ended()
-                self._on_claimed()
+                if self._inflight.claim_ended():
+                    self._on_failed()
             if probe is not None:
                 probe.end()
             if due is not None and due.wait_ms != 0:

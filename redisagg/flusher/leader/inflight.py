@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeAlias
 
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
@@ -28,28 +27,28 @@ from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 _UNDER_WAY = (State.MERGING, State.DELIVERING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Merge:
     """Merge this batch."""
 
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Deliver:
     """Deliver the merged tasks of this batch to sinks outside Redis."""
 
     batch: Batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Commit:
     """Commit as many of these batches as fit into one call, from the first on."""
 
     batches: list[Batch]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class GiveBack:
     """Give these batches back, in one step, to be claimed again later."""
 
@@ -58,7 +57,7 @@ class GiveBack:
     """Why the first of them failed; None if none has failed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Bury:
     """Move this batch to the dead letters: its attempts are used up."""
 
@@ -75,9 +74,9 @@ class _Group:
     __slots__ = ("failed", "leaving", "merging", "postponed")
 
     def __init__(self) -> None:
-        self.leaving: deque[Batch] = deque()
+        self.leaving: list[Batch] = []
         """Batches about which Redis has to be told: READY, COMMITTING or FAILED."""
-        self.merging: deque[Batch] = deque()
+        self.merging: list[Batch] = []
         """Batches that are merged or delivered, or wait for that."""
         self.failed = 0
         """How many of them are FAILED."""
@@ -89,7 +88,7 @@ class _Group:
         return self.leaving[0] if self.leaving else self.merging[0]
 
     def younger_than_oldest(self) -> list[Batch]:
-        return [*islice(self.leaving, 1, None), *self.merging]
+        return [*self.leaving, *self.merging][1:]
 
 
 class InFlight:
@@ -107,6 +106,8 @@ class InFlight:
         self._groups: dict[bytes, _Group] = {}
         self._ready: dict[bytes, Batch] = {}
         """Batches whose commit is left, in the order in which they became READY."""
+        self._failed = 0
+        """How many batches are FAILED."""
         self._reports: deque[Batch] = deque()
         """FAILED batches that are the oldest of their group."""
         self._reported_last = False
@@ -142,9 +143,14 @@ class InFlight:
         """A claim is under way."""
         self._claiming = True
 
-    def claim_ended(self) -> None:
-        """The claim has ended, and `claimed` was called for each of its batches."""
+    def claim_ended(self) -> bool:
+        """The claim has ended, and `claimed` was called for each of its batches.
+
+        Returns:
+            Whether a failed batch is to be reported.
+        """
         self._claiming = False
+        return bool(self._reports)
 
     def claimed(self, batch: Batch) -> Merge | None:
         """A batch has been claimed, after all older ones of its group."""
@@ -178,14 +184,19 @@ class InFlight:
             batch.state = State.MERGED
         return self._ended(batch)
 
-    def sinks_down(self, pause: float) -> None:
-        """No sink works for the next `pause` seconds: what need not be merged now is given back."""
+    def sinks_down(self, pause: float) -> bool:
+        """No sink works for the next `pause` seconds: what need not be merged now is given back.
+
+        Returns:
+            Whether a failed batch is to be reported.
+        """
         for group in self._groups.values():
             if group.failed or not group.merging:
                 continue
             batch = group.merging[0]
             if not batch.probing and batch.abandon_unless_begun():
                 self._fail_next(group, Failure.of_sink_down(pause))
+        return bool(self._reports)
 
     # --- what Redis is told --------------------------------------------------------------------
 
@@ -284,7 +295,7 @@ class InFlight:
                 batch.state = State.DELIVERING
                 return Deliver(batch)
             else:
-                merging.popleft()
+                del merging[0]
                 group.leaving.append(batch)
                 batch.state = State.READY
                 self._ready[batch.batch_id] = batch
@@ -292,7 +303,7 @@ class InFlight:
 
     def _fail_next(self, group: _Group, failure: Failure) -> None:
         """Marks the oldest batch that is not leaving as failed."""
-        batch = group.merging.popleft()
+        batch = group.merging.pop(0)
         group.leaving.append(batch)
         self._mark_failed(group, batch, failure)
 
@@ -300,11 +311,14 @@ class InFlight:
         batch.state = State.FAILED
         batch.failure = failure
         group.failed += 1
+        self._failed += 1
         if group.oldest is batch:
             self._reports.append(batch)
 
     def _committable(self) -> list[Batch]:
         """READY batches that are not behind a failed one of their group, in order."""
+        if not self._failed:
+            return list(self._ready.values())
         return [each for each in self._ready.values() if not self._is_behind_failed(each)]
 
     def _is_behind_failed(self, batch: Batch) -> bool:
@@ -343,22 +357,27 @@ class InFlight:
 
     def _remove(self, batch: Batch) -> Deliver | None:
         """Forgets a batch and moves on what is behind it."""
-        if not self._holds(batch):
+        key = batch.batch_id
+        if self._batches.get(key) is not batch:
             return None
-        del self._batches[batch.batch_id]
-        self._ready.pop(batch.batch_id, None)
+        del self._batches[key]
+        self._ready.pop(key, None)
         group = self._groups[batch.group]
         if batch.failure is not None:
             group.failed -= 1
+            self._failed -= 1
         batch.state = State.GONE
-        if group.leaving and group.leaving[0] is batch:
-            group.leaving.popleft()
+        leaving = group.leaving
+        if leaving and leaving[0] is batch:
+            del leaving[0]
         else:
-            (group.leaving if batch in group.leaving else group.merging).remove(batch)
-        if not group.leaving and not group.merging:
+            (leaving if batch in leaving else group.merging).remove(batch)
+        if not leaving and not group.merging:
             del self._groups[batch.group]
             return None
+        if not group.failed:
+            return self._advance(group)
         oldest = group.oldest
         if oldest.state is State.FAILED and oldest not in self._reports and not group.postponed:
             self._reports.append(oldest)
-        return self._advance(group)
+        return None

@@ -76,7 +76,7 @@ class Leader:
             merger=merger,
             slot=slot,
             on_merged=self._merged,
-            on_claimed=self._committer_has_work,
+            on_failed=self._committer_has_work,
             idle=idle,
         )
 
