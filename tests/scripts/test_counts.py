@@ -97,7 +97,9 @@ async def test_coroutines_go_on_while_redis_works(
     sizes = [size for size, _ in found]
     assert sum(sizes) == 256 * 40
     assert statistics.median(sizes) <= 160
-    assert sum(under_way == 1 for _, under_way in found) >= len(found) * 0.7
+    # Of the round trips 69% to 99% began beside another on an idle machine, 60% to 73% beside two
+    # busy processes, and none if each waits for the one before.
+    assert sum(under_way == 1 for _, under_way in found) >= len(found) / 2
     assert max(under_way for _, under_way in found) == 1
 
 
