@@ -176,13 +176,19 @@ class InFlight:
 
     def merged(self, batch: Batch) -> Deliver | None:
         """The merge of a batch has ended; its outcome may be a failure."""
-        return self._ended(batch)
+        if not self._holds(batch):
+            return None
+        group = self._groups[batch.group]
+        if group.postponed:
+            group.postponed = False
+            self._reports.append(group.oldest)
+        return self._advance(group)
 
     def delivered(self, batch: Batch) -> Deliver | None:
         """The delivery of a batch has ended; its outcome may have become a failure."""
         if batch.state is State.DELIVERING:
             batch.state = State.MERGED
-        return self._ended(batch)
+        return self.merged(batch)
 
     def sinks_down(self, pause: float) -> bool:
         """No sink works for the next `pause` seconds: what need not be merged now is given back.
@@ -273,15 +279,6 @@ class InFlight:
         """Whether the batch is in flight; a drain may give it back during its commit."""
         return self._batches.get(batch.batch_id) is batch
 
-    def _ended(self, batch: Batch) -> Deliver | None:
-        if not self._holds(batch):
-            return None
-        group = self._groups[batch.group]
-        if group.postponed:
-            group.postponed = False
-            self._reports.append(group.oldest)
-        return self._advance(group)
-
     def _advance(self, group: _Group) -> Deliver | None:
         """Moves on the oldest batches of a group that have been merged."""
         merging = group.merging
@@ -357,11 +354,10 @@ class InFlight:
 
     def _remove(self, batch: Batch) -> Deliver | None:
         """Forgets a batch and moves on what is behind it."""
-        key = batch.batch_id
-        if self._batches.get(key) is not batch:
+        if not self._holds(batch):
             return None
-        del self._batches[key]
-        self._ready.pop(key, None)
+        del self._batches[batch.batch_id]
+        self._ready.pop(batch.batch_id, None)
         group = self._groups[batch.group]
         if batch.failure is not None:
             group.failed -= 1

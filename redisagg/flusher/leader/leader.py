@@ -59,7 +59,7 @@ class Leader:
         limit = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
         self._inflight = InFlight(limit, config.max_attempts)
         self._deliverer = Deliverer(
-            deliveries, self._inflight, sinks, on_delivered=self._committer_has_work
+            deliveries, self._inflight, sinks, on_delivered=self._wake_committer
         )
         self._committer = Committer(
             config=config,
@@ -76,7 +76,7 @@ class Leader:
             merger=merger,
             slot=slot,
             on_merged=self._merged,
-            on_failed=self._committer_has_work,
+            on_failed=self._wake_committer,
             idle=idle,
         )
 
@@ -110,7 +110,8 @@ class Leader:
         self._deliverer.start(self._inflight.merged(batch))
         self._committer.wake()
 
-    def _committer_has_work(self) -> None:
+    def _wake_committer(self) -> None:
+        # A method, since the deliverer is made before the committer.
         self._committer.wake()
 
     def _batches_left(self) -> None:
