@@ -146,7 +146,7 @@ def stats(keyspace: Keyspace) -> Operation[Stats]:
             call("stats", [p.state, p.groups, p.batches, p.retry, p.dead])
             for p in keyspace.partitions
         ]
-        + [command("ZRANGE", keyspace.flushers, 0, -1)]
+        + [call("flushers", [keyspace.flushers])]
     )
     *rows, flushers = replies
     partitions = [_partition_stats(number, row) for number, row in enumerate(rows)]
