@@ -250,6 +250,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
         Tasks can still be added, and running merges end.
         """
+        await self._register()  # tasks that are added later wait too
         await self._run(steering.pause(self._keyspace, paused=True))
 
     async def resume(self) -> None:
@@ -447,6 +448,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         self._registered = True
 
     async def _run(self, operation: Operation[T]) -> T:
-        if not self._registered:
-            await self._register()
+        """Runs an operation; a namespace that does not exist is empty, and stays so."""
+        if not self._registered and await self._transport.run(self._namespace.check()):
+            self._registered = True
         return await self._transport.run(operation)

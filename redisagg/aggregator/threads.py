@@ -246,6 +246,7 @@ class Aggregator(AggregatorBase[Transport]):
 
         Tasks can still be added, and running merges end.
         """
+        self._register()  # tasks that are added later wait too
         self._run(steering.pause(self._keyspace, paused=True))
 
     def resume(self) -> None:
@@ -438,6 +439,7 @@ class Aggregator(AggregatorBase[Transport]):
         self._registered = True
 
     def _run(self, operation: Operation[T]) -> T:
-        if not self._registered:
-            self._register()
+        """Runs an operation; a namespace that does not exist is empty, and stays so."""
+        if not self._registered and self._transport.run(self._namespace.check()):
+            self._registered = True
         return self._transport.run(operation)

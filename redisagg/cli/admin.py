@@ -15,6 +15,8 @@ from redisagg.cli.output import ago, echo, print_json, print_table, task_text
 @json_option
 def groups(aggregator: Aggregator, tasks: bool, as_json: bool) -> None:
     """List the groups, next due first."""
+    if tasks and not as_json:
+        raise click.UsageError("--tasks needs --json")
     found = aggregator.get_groups(tasks=tasks and as_json)
     states = sorted(found.values(), key=lambda state: state.due_at or 0)
     if as_json:

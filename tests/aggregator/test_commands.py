@@ -86,9 +86,57 @@ def test_the_recorded_number_of_partitions_is_used(run: Run, redis_url: str) -> 
     config = AggregationConfig(partitions=3)
     Aggregator("default", redis_url, config=config).add_task(Task("t", 1, "g"))
     assert len(json.loads(run("stats", "--json").stdout)["partitions"]) == 3
-    result = run("stats", "--partitions", "4")
+    result = run("ingest", "--group-by", "g", "--partitions", "4", input='{"g": 1}')
     assert result.exit_code == 1
     assert "partitions" in result.stderr
+
+
+_LOOKING: list[tuple[str, ...]] = [
+    *(("groups",), ("peek", "g"), ("stats",), ("flush", "--all"), ("flush", "g")),
+    *(("cancel", "g"), ("pause",), ("resume",), ("dead", "list"), ("dead", "show", "1-0-1")),
+    *(("dead", "requeue", "--all"), ("dead", "drop", "1-0-1")),
+    ("tail", "list://out", "--no-follow"),
+]
+
+
+@pytest.mark.parametrize("arguments", _LOOKING)
+def test_a_command_that_looks_creates_no_namespace(
+    run: Run, redis_url: str, sync_redis: redis.Redis, arguments: tuple[str, ...]
+) -> None:
+    result = run(*arguments, "-n", "oders")
+    assert (result.exit_code, sync_redis.keys()) == (1, [])
+    assert "there is no namespace 'oders'; none exists" in result.stderr
+    for name in ("orders", "emails"):
+        Aggregator(name, redis_url).add_task(Task("t", 1, "}:meta"))
+    before = sync_redis.keys("*oders*")
+    result = run(*arguments, "-n", "oders")
+    assert (result.exit_code, sync_redis.keys("*oders*")) == (1, before)
+    assert "those that exist: 'emails', 'orders'" in result.stderr
+
+
+def test_many_namespaces_are_named_in_part(run: Run, sync_redis: redis.Redis) -> None:
+    for n in range(30):
+        sync_redis.hset(f"redisagg:{{n{n:02}}}:meta", mapping={"schema": 1, "partitions": 1})
+    text = run("stats", "-n", "oders").stderr
+    assert "some of those that exist: 'n00', 'n01'" in text
+    assert "n19" in text
+    assert "n20" not in text
+
+
+def test_a_user_who_may_not_scan_is_told_so(
+    run: Run, redis_url: str, sync_redis: redis.Redis
+) -> None:
+    sync_redis.execute_command("ACL SETUSER looker on >x ~* +@all -scan")
+    result = run("stats", "-n", "oders", "--redis", redis_url.replace("://", "://looker:x@"))
+    assert result.exit_code == 1
+    assert "there is no namespace 'oders'; the names that there are can't be listed" in (
+        result.stderr
+    )
+
+
+def test_a_queue_is_read_without_a_namespace(run: Run, sync_redis: redis.Redis) -> None:
+    assert run("tail", "list://out", "--no-follow").exit_code == 0
+    assert sync_redis.keys() == []
 
 
 def test_a_foreign_number_of_partitions_is_named(run: Run, sync_redis: redis.Redis) -> None:
@@ -127,6 +175,30 @@ def test_a_worker_finds_an_aggregator_in_the_working_directory(
     aggregator.add_tasks([Task("t", n, "g", max_size=2) for n in range(2)])
     wait_until(lambda: len(aggregator.read_sink().batches) == 1, timeout=10, what="a batch")
     assert aggregator.read_sink().batches[0].type == "mine"
+
+
+_LIMITS = ("--grace", "--max-delay", "--max-size")
+
+
+@pytest.mark.parametrize(
+    ("target", "option"),
+    [
+        *(("app:agg", each) for each in ("--redis", "--sink", "--partitions", *_LIMITS)),
+        *(("default", each) for each in _LIMITS),
+    ],
+)
+def test_a_worker_refuses_options_without_effect(
+    run: Run, sync_redis: redis.Redis, target: str, option: str
+) -> None:
+    result = run("worker", target, option, "3")
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert sync_redis.keys() == []
+
+
+def test_tasks_are_listed_as_json_only(run: Run, redis_url: str) -> None:
+    Aggregator("default", redis_url).add_task(Task("t", 1, "g"))
+    assert run("groups", "--tasks").exit_code == 2
 
 
 @pytest.mark.parametrize("target", ["nomodule:x", "json:x", "json:dumps", ":x"])

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from redisagg import Task
-from redisagg.errors import InvalidGroupKey
+from redisagg.errors import InvalidGroupKey, KeyConflict, NamespaceMismatch, UnknownBatch
 from redisagg.transport.threads import Transport
 from redisagg.views import Counts
 from tests.support.aggregators import Make
@@ -158,6 +158,54 @@ def test_the_counts_of_all_partitions_add_up(make_both: Make) -> None:
         assert getattr(stats, count.name) == sum(parts)
     after = agg.stats()
     assert (after.flushers, {p.leader for p in after.partitions}) == ([], {None})
+
+
+def test_looking_at_a_namespace_creates_nothing(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both(partitions=3)
+    assert agg.get_groups(tasks=True) == agg.get_entries() == {}
+    assert agg.get_batches(tasks=True) == agg.dead_letters(tasks=True) == []
+    assert agg.get_group("a") is agg.get_dead_letter("1-0-1") is None
+    assert agg.read_sink().batches == []
+    assert (agg.stats().pending, agg.stats().flushers, agg.wait_until_idle(1)) == (0, [], True)
+    assert agg.flush("a") == agg.flush_all() == agg.cancel_group("a") == 0
+    assert agg.cancel_task("a", "1") is False
+    for action in (agg.requeue_dead_letter, agg.drop_dead_letter):
+        with pytest.raises(UnknownBatch):
+            action("1-0-1")
+    assert sync_redis.keys() == []
+    other = make_both(partitions=5)
+    other.add_task(Task("test", 1, "a"))
+    with pytest.raises(NamespaceMismatch):
+        agg.get_groups()
+
+
+@pytest.mark.parametrize("field", ["schema", "partitions"])
+def test_a_foreign_record_of_the_namespace_is_named(
+    make_both: Make, sync_redis: redis.Redis, field: str
+) -> None:
+    record = {"schema": 1, "partitions": 2, field: "many"}
+    sync_redis.hset("redisagg:{tests}:meta", mapping=record)
+    agg = make_both()
+    with pytest.raises(KeyConflict, match="b'many'"):
+        agg.stats()
+    with pytest.raises(KeyConflict, match="b'many'"):
+        agg.add_task(Task("test", 1, "a"))
+
+
+def test_a_pause_holds_for_tasks_that_are_added_later(make_both: Make) -> None:
+    agg = make_both(partitions=3)
+    agg.pause()
+    assert agg.stats().paused
+    agg.resume()
+    assert not agg.stats().paused
+
+
+def test_a_dead_flusher_is_not_listed(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both()
+    agg.add_task(Task("test", 1, "a"))
+    now = int(float(".".join(map(str, sync_redis.time()))) * 1000)
+    sync_redis.zadd("redisagg:{tests}:flushers", {"dead": now - 1, "alive": now + 9_000})
+    assert agg.stats().flushers == ["alive"]
 
 
 def test_a_waiting_task_can_be_cancelled_once(make_both: Make) -> None:
