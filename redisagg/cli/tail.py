@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 
@@ -10,8 +11,7 @@ from click.core import ParameterSource
 
 from redisagg.aggregator import Aggregator
 from redisagg.cli.options import name_option, open_existing, redis_option
-from redisagg.cli.output import print_json
-from redisagg.sinks.base import Cursor, SinkPage
+from redisagg.cli.output import print_json, printable
 from redisagg.transport.endpoint import endpoint_of
 
 _POLL_INTERVAL = 0.2  # seconds
@@ -48,30 +48,29 @@ def tail(
 
 
 def _print(aggregator: Aggregator, *, follow: bool, new: bool, count: int | None) -> None:
-    page = _read(aggregator, None)
+    page = aggregator.read_sink()
+    left_out = 0
     if new:
-        while page.batches:
-            page = _read(aggregator, page.cursor)
-    left = count
+        while page.batches or page.unreadable:
+            page = aggregator.read_sink(page.cursor)
+    left = math.inf if count is None else count
     while True:
+        for entry in page.unreadable:
+            click.echo(f"left out: {printable(entry, 200)}", err=True)
+        left_out += len(page.unreadable)
         for batch in page.batches:
             print_json(batch)
-            if left is not None:
-                left -= 1
-                if left == 0:
-                    return
-        if not page.batches:
-            if not follow:
-                return
+            left -= 1
+            if left == 0:
+                break
+        at_end = not page.batches and not page.unreadable
+        if left == 0 or (at_end and not follow):
+            break
+        if at_end:
             time.sleep(_POLL_INTERVAL)
-        page = _read(aggregator, page.cursor)
-
-
-def _read(aggregator: Aggregator, cursor: Cursor | None) -> SinkPage:
-    try:
-        return aggregator.read_sink(cursor)
-    except ValueError as error:
+        page = aggregator.read_sink(page.cursor)
+    if left_out:
         raise click.ClickException(
-            f"the queue holds an entry that redisagg did not write, or the wrong format is given "
-            f"({error}); check the sink's URL, such as stream://NAME?format=json"
-        ) from error
+            f"{left_out} entries were left out: redisagg did not write them, or the wrong format "
+            "is given; check the sink's URL, such as stream://NAME?format=json"
+        )

@@ -206,7 +206,8 @@ def observe(user: User, admin: User) -> None:
     namespace = Namespace.make(NAME, "redis://", AggregationConfig(partitions=1), SINK)
     assert user.run(namespace.check())
     assert user.run(inspecting.groups(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
-    assert user.run(inspecting.group(SPACE, b"waiting"))
+    assert user.run(inspecting.groups(SPACE, tasks=False, limit=1, due=True))
+    assert user.run(inspecting.group(SPACE, b"waiting", limit=10))
     batches = user.run(inspecting.batches(SPACE, tasks=True))
     assert sorted(batch.batch_id.encode() for batch in batches) == sorted(flying)
     assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 2
