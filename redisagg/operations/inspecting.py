@@ -526,8 +526,9 @@ def _read_parts(
             if read is None:
                 ended.add(i)
                 continue
-            read += _reply(reply)
-            if len(reply) < size:
+            entries = _reply(reply)
+            read += entries
+            if len(entries) < size:
                 ended.add(i)
     return found
 

@@ -287,7 +287,7 @@ def test_tail_leaves_out_what_is_no_batch_of_ours(
         for n in range(2):
             spoil()
             aggregator.add_task(Task("t", n, f"g{n}"))
-            wait_until(lambda n=n: aggregator.stats().flushed == n + 1, what="it is enqueued")
+            assert aggregator.wait_until_idle(10)
         spoil()
         page = aggregator.read_sink()
     assert [batch.group for batch in page.batches] == ["g0", "g1"]
