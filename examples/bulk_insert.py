@@ -1,7 +1,9 @@
 """Bulk inserts: many small writes become few large ones.
 
 The merge function does the work itself and returns None, so nothing is enqueued. It can run twice
-for a batch, so its insert is idempotent: the primary key of a row is the id of its task.
+for a batch, so its insert is idempotent: the primary key of a row is the id of its task, and a row
+that is there already is left alone. Any other error of the database is raised: the batch is retried
+and becomes a dead letter in the end.
 
 Usage: python examples/bulk_insert.py [DATABASE]
 """
@@ -19,18 +21,20 @@ def insert(table: str, tasks: list[Task]) -> None:
     """Merge function: inserts all rows of a batch in one transaction."""
     with sqlite3.connect(_PATH) as database:
         database.executemany(
-            "INSERT OR IGNORE INTO visits (id, page) VALUES (?, ?)",
+            # INSERT OR IGNORE would also drop rows that violate a constraint.
+            "INSERT INTO visits (id, page) VALUES (?, ?) ON CONFLICT (id) DO NOTHING",
             [(task.id, task.payload["page"]) for task in tasks],
         )
 
 
 _PATH = sys.argv[1] if len(sys.argv) > 1 else "visits.db"
+_TABLE = "CREATE TABLE IF NOT EXISTS visits (id TEXT PRIMARY KEY, page TEXT NOT NULL)"
 
 
 def main() -> None:
     """Adds 1,000 visits, waits until they are inserted and prints the number of rows."""
     with sqlite3.connect(_PATH) as database:
-        database.execute("CREATE TABLE IF NOT EXISTS visits (id TEXT PRIMARY KEY, page TEXT)")
+        database.execute(_TABLE)
     config = AggregationConfig(
         group_max_size=200, group_aggregator=insert, group_grace_period=1, concurrency=1
     )

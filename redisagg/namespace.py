@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from redisagg.config import AggregationConfig, GroupAggregator
@@ -91,11 +92,32 @@ class Namespace:
 
         Raises:
             NamespaceMismatch: the record has another key schema or number of partitions.
+            KeyConflict: the record holds a value that redisagg did not write.
         """
         found = yield from ask(
             call("register", [self.keyspace.meta], SCHEMA, len(self.keyspace.partitions))
         )
-        schema, partitions = map(int, found)
+        self._compare(found)
+
+    def check(self) -> Operation[bool]:
+        """Compares the record of the namespace with the settings, and writes nothing.
+
+        Returns:
+            False if the namespace has no record: it does not exist yet.
+
+        Raises:
+            NamespaceMismatch: the record has another key schema or number of partitions.
+            KeyConflict: the record holds a value that redisagg did not write.
+        """
+        found = yield from ask(command("HMGET", self.keyspace.meta, b"schema", b"partitions"))
+        if None in found:
+            return False
+        self._compare(found)
+        return True
+
+    def _compare(self, found: Sequence[bytes]) -> None:
+        """Raises an error unless the recorded schema and partitions are those of the settings."""
+        schema, partitions = (_recorded_number(self.keyspace, each) for each in found)
         name = self.keyspace.name
         if schema != SCHEMA:
             raise NamespaceMismatch(
@@ -116,16 +138,19 @@ def recorded_partitions(name: str) -> Operation[int | None]:
         InvalidConfig: the name has another form than `Keyspace` takes.
         KeyConflict: the record holds a value that redisagg did not write.
     """
-    meta = Keyspace(name, 1).meta
-    recorded = yield from ask(command("HGET", meta, b"partitions"))
-    if recorded is None:
-        return None
-    if not recorded.isdigit():
+    keyspace = Keyspace(name, 1)
+    recorded = yield from ask(command("HGET", keyspace.meta, b"partitions"))
+    return None if recorded is None else _recorded_number(keyspace, recorded)
+
+
+def _recorded_number(keyspace: Keyspace, raw: bytes) -> int:
+    if not raw.isdigit() or len(raw) > 9:
         raise KeyConflict(
-            f"the key {meta.decode()} holds {recorded[:64]!r} in place of the number of "
-            "partitions, which redisagg did not write; find out who writes to redisagg's keys"
+            f"the key {keyspace.meta.decode()} holds {raw[:64]!r} in place of the schema or the "
+            "number of partitions, which redisagg did not write; find out who writes to redisagg's "
+            "keys"
         )
-    return int(recorded)
+    return int(raw)
 
 
 def _check_pickles(function: GroupAggregator, sink: Sink | Route) -> None:

@@ -35,7 +35,8 @@ class GroupState:
     held: bool
     """Whether a batch in retry holds the group back."""
     tasks: Sequence[StoredTask] | None = None
-    """Waiting tasks in arrival order; None if they were not asked for."""
+    """Waiting tasks in arrival order; None if they were not asked for or can't be read. `get_group`
+    reads a page of them, `size` is the number of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class BatchState:
     error: str
     """Error of the last attempt, or empty."""
     tasks: Sequence[StoredTask] | None = None
-    """Tasks in arrival order; None if they were not asked for."""
+    """Tasks in arrival order; None if they were not asked for or can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class DeadLetter:
     traceback: str
     """Traceback of that error, or empty."""
     tasks: Sequence[StoredTask] | None = None
-    """Tasks in arrival order; None if they were not asked for."""
+    """Tasks in arrival order; None if they were not asked for or can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +137,6 @@ class Stats(Counts):
     """Ids of the live flushers."""
     partitions: Sequence[PartitionStats] = field(repr=False)
     """The partitions by number."""
+    unreadable: Sequence[int] = ()
+    """Numbers of partitions that are left out of everything above, since their counts can't be
+    read: a key holds a value that redisagg did not write."""

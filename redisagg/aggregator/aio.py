@@ -13,7 +13,7 @@ import tenacity
 from redis.asyncio import Redis, RedisCluster
 
 from redisagg.aggregator import reading
-from redisagg.aggregator.base import IDLE_POLL_INTERVAL, AggregatorBase, is_idle
+from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, RedisAggError
@@ -250,6 +250,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
         Tasks can still be added, and running merges end.
         """
+        await self._register()  # tasks that are added later wait too
         await self._run(steering.pause(self._keyspace, paused=True))
 
     async def resume(self) -> None:
@@ -291,16 +292,27 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
     # --- inspecting ------------------------------------------------------------------------
 
-    async def get_groups(self, *, tasks: bool = False) -> dict[str, GroupState]:
-        """Reads all groups with a task that waits or is in flight.
+    async def get_groups(
+        self, *, tasks: bool = False, limit: int | None = None, due: bool = False
+    ) -> dict[str, GroupState]:
+        """Reads the groups with a task that waits or is in flight.
+
+        As the other listings, it leaves out what redisagg did not write, and logs a warning.
 
         Args:
             tasks: whether to read the waiting tasks too.
+            limit: largest number of groups, those that are due next; None for all groups. With a
+                limit the cost does not grow with the number of groups.
+            due: whether to read only groups that are due.
 
         Returns:
-            The groups by the text form of their keys.
+            The groups by the text form of their keys; with `limit` or `due` in the order in which
+            they are due.
+
+        Raises:
+            InvalidConfig: `limit` is no number from 1.
         """
-        return await self._run(inspecting.groups(self._keyspace, tasks=tasks))
+        return await self._run(inspecting.groups(self._keyspace, tasks=tasks, limit=limit, due=due))
 
     async def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
         """Reads all groups: an alias of `get_groups`, under its earlier name.
@@ -313,19 +325,26 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         """
         return await self.get_groups(tasks=tasks)
 
-    async def get_group(self, group_key: GroupKey) -> GroupState | None:
-        """Reads one group with its waiting tasks.
+    async def get_group(
+        self, group_key: GroupKey, *, offset: int = 0, limit: int = TASKS_PER_PAGE
+    ) -> GroupState | None:
+        """Reads one group with a page of its waiting tasks.
 
         Args:
             group_key: key of the group.
+            offset: number of waiting tasks to skip.
+            limit: largest number of tasks; the `size` of the group is the number of all.
 
         Returns:
             The group, or None if it has no task that waits or is in flight.
 
         Raises:
             InvalidGroupKey: the group key is wrong.
+            InvalidConfig: the offset or the limit is no number from 0.
         """
-        return await self._run(inspecting.group(self._keyspace, group_key_bytes(group_key)))
+        group = group_key_bytes(group_key)
+        operation = inspecting.group(self._keyspace, group, offset=offset, limit=limit)
+        return await self._run(operation)
 
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
@@ -411,11 +430,10 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
             limit: largest number of batches read from each key.
 
         Returns:
-            A page of batches, and the cursor of the next page.
+            A page of batches, the cursor of the next page, and the entries that can't be read.
 
         Raises:
             SinkError: the sink is not a stream or list in this Redis.
-            ValueError: the queue holds an entry that redisagg did not write.
         """
         keys = self.sink_keys()
         return await self._run(reading.read_sink(self._namespace, keys, cursor or {}, limit))
@@ -447,6 +465,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         self._registered = True
 
     async def _run(self, operation: Operation[T]) -> T:
-        if not self._registered:
-            await self._register()
+        """Runs an operation; a namespace that does not exist is empty, and stays so."""
+        if not self._registered and await self._transport.run(self._namespace.check()):
+            self._registered = True
         return await self._transport.run(operation)

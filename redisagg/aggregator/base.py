@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from redisagg.aggregator import reading
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
+from redisagg.errors import KeyConflict
 from redisagg.namespace import Namespace
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
@@ -19,6 +20,9 @@ from redisagg.transport.threads import Transport
 from redisagg.views import Stats
 
 TransportT = TypeVar("TransportT", Transport, AsyncTransport)
+
+TASKS_PER_PAGE = 1_000
+"""Largest number of tasks that `get_group` reads by default."""
 
 IDLE_POLL_INTERVAL = 0.05
 """Seconds between two looks at the counts while `wait_until_idle` waits."""
@@ -70,5 +74,14 @@ class AggregatorBase(Generic[TransportT]):
 
 
 def is_idle(stats: Stats) -> bool:
-    """Whether no task waits or is in flight."""
+    """Whether no task waits or is in flight.
+
+    Raises:
+        KeyConflict: the counts of a partition can't be read.
+    """
+    if stats.unreadable:
+        raise KeyConflict(
+            f"the state of partition {stats.unreadable[0]} holds a value that redisagg did not "
+            "write; find out who writes to redisagg's keys"
+        )
     return stats.pending == 0 and stats.in_flight == 0

@@ -12,7 +12,7 @@ import tenacity
 from redis import Redis, RedisCluster
 
 from redisagg.aggregator import reading
-from redisagg.aggregator.base import IDLE_POLL_INTERVAL, AggregatorBase, is_idle
+from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, RedisAggError
@@ -246,6 +246,7 @@ class Aggregator(AggregatorBase[Transport]):
 
         Tasks can still be added, and running merges end.
         """
+        self._register()  # tasks that are added later wait too
         self._run(steering.pause(self._keyspace, paused=True))
 
     def resume(self) -> None:
@@ -287,16 +288,27 @@ class Aggregator(AggregatorBase[Transport]):
 
     # --- inspecting ------------------------------------------------------------------------
 
-    def get_groups(self, *, tasks: bool = False) -> dict[str, GroupState]:
-        """Reads all groups with a task that waits or is in flight.
+    def get_groups(
+        self, *, tasks: bool = False, limit: int | None = None, due: bool = False
+    ) -> dict[str, GroupState]:
+        """Reads the groups with a task that waits or is in flight.
+
+        As the other listings, it leaves out what redisagg did not write, and logs a warning.
 
         Args:
             tasks: whether to read the waiting tasks too.
+            limit: largest number of groups, those that are due next; None for all groups. With a
+                limit the cost does not grow with the number of groups.
+            due: whether to read only groups that are due.
 
         Returns:
-            The groups by the text form of their keys.
+            The groups by the text form of their keys; with `limit` or `due` in the order in which
+            they are due.
+
+        Raises:
+            InvalidConfig: `limit` is no number from 1.
         """
-        return self._run(inspecting.groups(self._keyspace, tasks=tasks))
+        return self._run(inspecting.groups(self._keyspace, tasks=tasks, limit=limit, due=due))
 
     def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
         """Reads all groups: an alias of `get_groups`, under its earlier name.
@@ -309,19 +321,26 @@ class Aggregator(AggregatorBase[Transport]):
         """
         return self.get_groups(tasks=tasks)
 
-    def get_group(self, group_key: GroupKey) -> GroupState | None:
-        """Reads one group with its waiting tasks.
+    def get_group(
+        self, group_key: GroupKey, *, offset: int = 0, limit: int = TASKS_PER_PAGE
+    ) -> GroupState | None:
+        """Reads one group with a page of its waiting tasks.
 
         Args:
             group_key: key of the group.
+            offset: number of waiting tasks to skip.
+            limit: largest number of tasks; the `size` of the group is the number of all.
 
         Returns:
             The group, or None if it has no task that waits or is in flight.
 
         Raises:
             InvalidGroupKey: the group key is wrong.
+            InvalidConfig: the offset or the limit is no number from 0.
         """
-        return self._run(inspecting.group(self._keyspace, group_key_bytes(group_key)))
+        group = group_key_bytes(group_key)
+        operation = inspecting.group(self._keyspace, group, offset=offset, limit=limit)
+        return self._run(operation)
 
     def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
@@ -407,11 +426,10 @@ class Aggregator(AggregatorBase[Transport]):
             limit: largest number of batches read from each key.
 
         Returns:
-            A page of batches, and the cursor of the next page.
+            A page of batches, the cursor of the next page, and the entries that can't be read.
 
         Raises:
             SinkError: the sink is not a stream or list in this Redis.
-            ValueError: the queue holds an entry that redisagg did not write.
         """
         keys = self.sink_keys()
         return self._run(reading.read_sink(self._namespace, keys, cursor or {}, limit))
@@ -438,6 +456,7 @@ class Aggregator(AggregatorBase[Transport]):
         self._registered = True
 
     def _run(self, operation: Operation[T]) -> T:
-        if not self._registered:
-            self._register()
+        """Runs an operation; a namespace that does not exist is empty, and stays so."""
+        if not self._registered and self._transport.run(self._namespace.check()):
+            self._registered = True
         return self._transport.run(operation)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from redisagg.aggregator import Aggregator
@@ -9,14 +13,24 @@ from redisagg.cli.options import argument_or_all, json_option, with_aggregator
 from redisagg.cli.output import ago, echo, print_json, print_table, task_text
 
 
+def _limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = f"Largest number of {what}; 0 for all."
+    return click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help=text)
+
+
 @click.command()
 @with_aggregator
 @click.option("--tasks", is_flag=True, help="With --json, print the waiting tasks too.")
+@click.option("--due", is_flag=True, help="List only groups that are due.")
+@_limit_option("groups")
 @json_option
-def groups(aggregator: Aggregator, tasks: bool, as_json: bool) -> None:
+def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: bool) -> None:
     """List the groups, next due first."""
-    found = aggregator.get_groups(tasks=tasks and as_json)
-    states = sorted(found.values(), key=lambda state: state.due_at or 0)
+    if tasks and not as_json:
+        raise click.UsageError("--tasks needs --json")
+    states = aggregator.get_groups(tasks=tasks, limit=limit or None, due=due).values()
+    if len(states) == limit:
+        click.echo(f"the first {limit} groups; --limit N lists N, --limit 0 all", err=True)
     if as_json:
         for state in states:
             print_json(state)
@@ -42,12 +56,18 @@ def groups(aggregator: Aggregator, tasks: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("group")
 @with_aggregator
+@_limit_option("tasks")
+@click.option("--offset", type=click.IntRange(0), default=0, help="Number of tasks to skip.")
 @json_option
-def peek(aggregator: Aggregator, group: str, as_json: bool) -> None:
-    """Show the tasks that wait in GROUP."""
-    state = aggregator.get_group(group)
+def peek(aggregator: Aggregator, group: str, limit: int, offset: int, as_json: bool) -> None:
+    """Show the tasks that wait in GROUP, oldest first."""
+    state = aggregator.get_group(group, offset=offset, limit=limit or sys.maxsize)
     if state is None:
         raise click.ClickException("there is no such group; redisagg groups lists the groups")
+    shown = len(state.tasks or ())
+    if shown < state.size - offset:
+        text = f"{shown} of {state.size} tasks; --limit N shows N, --limit 0 all, --offset N later"
+        click.echo(text, err=True)
     if as_json:
         print_json(state)
         return
@@ -82,6 +102,8 @@ def stats(aggregator: Aggregator, as_json: bool) -> None:
         rows.append((partition.partition, *counts, partition.leader or "no leader"))
     print_table(("partition", *(c.replace("_", " ") for c in columns), "leader"), rows)
     echo(f"flushers: {len(found.flushers)}" + (", paused" if found.paused else ""))
+    if found.unreadable:
+        echo(f"partitions that can't be read: {', '.join(map(str, found.unreadable))}")
 
 
 @click.command()

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from redisagg.aggregator import Aggregator
 from redisagg.cli.lines import Parse, group_key, json_lines, regex_lines, uncompressed
-from redisagg.cli.options import json_option, limit_options, with_aggregator
+from redisagg.cli.options import json_option, limit_options, with_new_aggregator
 from redisagg.cli.output import print_json, printable, stderr
 from redisagg.errors import InvalidTask
 from redisagg.task import Task
@@ -55,7 +55,7 @@ class _Counts:
     "--type", "task_type", default="ingested", show_default=True, help="Type of the tasks."
 )
 @limit_options
-@with_aggregator
+@with_new_aggregator
 @json_option
 def ingest(
     aggregator: Aggregator,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import click
+from redis.exceptions import RedisError
 
 from redisagg.aggregator import Aggregator
+from redisagg.cli.names import find_namespaces
 from redisagg.config import AggregationConfig
 from redisagg.namespace import recorded_partitions
 from redisagg.sinks import Sink
@@ -20,6 +22,7 @@ from redisagg.transport.threads import Transport
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ANSWER_TIMEOUT = 5.0  # seconds to ask Redis for the number of partitions
+_MOST_NAMES = 20  # namespaces that an error names
 
 redis_option = click.option(
     "--redis",
@@ -75,10 +78,27 @@ def limit_options(command: F) -> F:
 
 
 def with_aggregator(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds ``--redis``, ``--name`` and ``--partitions``, and passes the aggregator they describe.
+    """Adds ``--redis`` and ``--name``, and passes the aggregator that they describe.
 
-    The command gets the aggregator as its first argument in place of these options, and in place
-    of those of `limit_options` and of ``sink`` if it has them.
+    The command gets the aggregator as its first argument in place of these options. It fails if
+    the namespace does not exist.
+    """
+
+    @redis_option
+    @name_option
+    @functools.wraps(command)
+    def run(*, name: str, redis_url: str, **arguments: Any) -> None:
+        with closing(open_existing(name, redis_url)) as aggregator:
+            command(aggregator, **arguments)
+
+    return run
+
+
+def with_new_aggregator(command: Callable[..., None]) -> Callable[..., None]:
+    """As `with_aggregator`, for a command that creates the namespace if it does not exist.
+
+    Adds ``--partitions`` too. The aggregator also takes the options of `limit_options`, if the
+    command has them.
     """
 
     @redis_option
@@ -118,6 +138,34 @@ def argument_or_all(
     return decorate
 
 
+def open_existing(name: str, redis_url: str, sink: str | None = None) -> Aggregator:
+    """Makes an aggregator for a namespace that exists.
+
+    Raises:
+        click.ClickException: the namespace does not exist; the message lists those that do.
+        RedisAggError: an option is wrong, or Redis can't be asked.
+    """
+    partitions = _recorded_partitions(name, redis_url)
+    if partitions is None:
+        raise click.ClickException(f"there is no namespace {name!r}; {_existing(redis_url)}")
+    return open_aggregator(name, redis_url, partitions, sink=sink)
+
+
+def _existing(redis_url: str) -> str:
+    """Says which namespaces exist."""
+    with _client(redis_url) as client:
+        try:
+            names = find_namespaces(client)
+        except RedisError as error:  # the user may have no right to SCAN
+            return f"the names that there are can't be listed: {error}"
+    shown = ", ".join(map(repr, names.found[:_MOST_NAMES]))
+    if len(names.found) > _MOST_NAMES or (names.found and not names.complete):
+        return f"some of those that exist: {shown}"
+    if not names.complete:
+        return "none was found in a part of the keys"
+    return f"those that exist: {shown}" if shown else "none exists"
+
+
 def open_aggregator(
     name: str,
     redis_url: str,
@@ -148,8 +196,14 @@ _DESCRIBING = frozenset(inspect.signature(open_aggregator).parameters)
 
 def _recorded_partitions(name: str, redis_url: str) -> int | None:
     """Asks Redis for the number of partitions of a namespace; None if the namespace is new."""
+    with _client(redis_url) as client:
+        return Transport(client, _ANSWER_TIMEOUT).once(recorded_partitions(name))
+
+
+@contextmanager
+def _client(redis_url: str) -> Iterator[Any]:
     client: Any = endpoint_of(redis_url).answering_within(_ANSWER_TIMEOUT).blocking()
     try:
-        return Transport(client, _ANSWER_TIMEOUT).once(recorded_partitions(name))
+        yield client
     finally:
         close(client)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from redisagg.errors import PayloadError
 from redisagg.payload import to_plain
@@ -22,14 +21,7 @@ from redisagg.task import Task
 _MAX_CELL = 120
 """Length to which a table cuts a text, in characters."""
 
-_WIDE = 1_000  # columns
-
-
-def stdout() -> Console:
-    """Returns the console for data; a new one each time, since tests replace standard output."""
-    # Output to a file or pipe must not be folded at the width of a terminal.
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+_MEASURED = 100  # rows that set the widths of a table
 
 
 def stderr() -> Console:
@@ -97,13 +89,18 @@ def _payload(task: Task) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints a table; long cells are cut."""
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(_cell(value), _MAX_CELL)) for value in row))
-    stdout().print(table)
+    """Prints a table row by row; long cells are cut.
+
+    The first rows set the widths of the columns: a layout of all rows would take longer than
+    reading them, and would print the first one last.
+    """
+    lines = ([printable(_cell(value), _MAX_CELL) for value in row] for row in rows)
+    first = [list(columns), *islice(lines, _MEASURED)]
+    widths = [max(map(cell_len, column)) for column in zip(*first, strict=True)]
+    for line in chain(first, lines):
+        cells = zip(line, widths, strict=True)
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in cells)
+        click.echo(" ".join(padded).rstrip())
 
 
 def _cell(value: Any) -> str:

@@ -9,11 +9,12 @@ import os
 import sys
 
 import click
+from click.core import ParameterSource
 from rich.logging import RichHandler
 
 from redisagg.aggregator import Aggregator
 from redisagg.aggregator.aio import AsyncAggregator
-from redisagg.cli.options import limit_options, open_aggregator, partitions_option, redis_option
+from redisagg.cli.options import open_aggregator, partitions_option, redis_option
 from redisagg.cli.output import printable, stderr
 
 
@@ -23,42 +24,50 @@ from redisagg.cli.output import printable, stderr
 @click.option("--sink", metavar="URL", help="URL of the sink, such as stream://email-batches.")
 @partitions_option
 @click.option("--concurrency", type=click.IntRange(1), help="Number of concurrent merges.")
-@limit_options
+@click.pass_context
 def worker(
+    context: click.Context,
     target: str,
     redis_url: str,
     sink: str | None,
     partitions: int | None,
     concurrency: int | None,
-    grace: float | None,
-    max_delay: float | None,
-    max_size: int | None,
 ) -> None:
     """Run a flusher until SIGTERM or SIGINT; a second signal ends it at once.
 
     TARGET is MODULE:AGGREGATOR, an aggregator in Python code with its own settings, or the name of
-    a namespace, which is flushed with the default merge function into --sink.
+    a namespace, which is flushed with the default merge function into --sink. --redis, --sink and
+    --partitions belong to a name only.
     """
+    module, colon, attribute = target.partition(":")
+    if colon:
+        _refuse_settings(context)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_log_handler()])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs, which may hold secrets
-    module, colon, attribute = target.partition(":")
     aggregator: Aggregator | AsyncAggregator
     if colon:
         aggregator = _load(module, attribute)
     else:
-        aggregator = open_aggregator(
-            target,
-            redis_url,
-            partitions,
-            sink=sink,
-            grace=grace,
-            max_delay=max_delay,
-            max_size=max_size,
-        )
+        aggregator = open_aggregator(target, redis_url, partitions, sink=sink)
     click.echo(f"redisagg: flushing {printable(aggregator.name)!r}", err=True)
     running = aggregator.run(concurrency=concurrency)
     if running is not None:
         asyncio.run(running)
+
+
+def _refuse_settings(context: click.Context) -> None:
+    """Refuses the options that an aggregator in code has settings for."""
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in ("redis_url", "sink", "partitions")
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"{' and '.join(given)} can't be given with MODULE:AGGREGATOR, which has settings of "
+            "its own; change them in the module"
+        )
 
 
 def _load(module: str, attribute: str) -> Aggregator | AsyncAggregator:

@@ -1,18 +1,25 @@
-"""Operations that read groups, batches, dead letters and counts; they change nothing."""
+"""Operations that read groups, batches, dead letters and counts; they change nothing.
+
+A listing leaves out what redisagg did not write, and logs a warning that names it.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from redisagg.errors import KeyConflict, UnknownBatch
+from redisagg.errors import InvalidConfig, KeyConflict, UnknownBatch
 from redisagg.protocol.entries import decode_leniently
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import (
     BatchRecord,
+    DeadRecord,
     GroupRecord,
     batch_record,
     dead_record,
@@ -22,12 +29,20 @@ from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import Request, call, command
 from redisagg.views import BatchState, Counts, DeadLetter, GroupState, PartitionStats, Stats
 
+_log = logging.getLogger("redisagg")
+
 T = TypeVar("T")
+K = TypeVar("K", bytes, int)
+R = TypeVar("R", GroupRecord, BatchRecord, DeadRecord)
 V = TypeVar("V", GroupState, BatchState, DeadLetter)
 
-_SCAN_COUNT = 500  # fields that one HSCAN reads
+_FIRST_SCAN, _MOST_SCANNED = 16, 500  # fields that one HSCAN reads, at first and at most
+_PAGE_TASKS = 500  # entries that one command reads
+_PAGE_BYTES = 1 << 20  # bytes that one command reads, about
+_DEAD_PAGE = 16  # entries of a dead letter that one command reads: their size is not recorded
+_MOST_NAMED = 10  # names in a warning
 _BATCH_ID = re.compile(rb"[^-]*-(\d{1,4})-")  # TIME-PARTITION-NUMBER, as `claim` makes them
-_ROUND_SIZE = 64  # lists or batches that one round trip reads
+_ROUND_SIZE = 64  # pages of lists, or batches, that one round trip reads
 
 # The reply of the script `stats`: these counts, whether it is paused, owner, token, lease time.
 _COUNTS = (
@@ -37,61 +52,152 @@ _COUNTS = (
 _STATS_LENGTH = len(_COUNTS) + 4
 
 
-def groups(keyspace: Keyspace, *, tasks: bool) -> Operation[dict[str, GroupState]]:
-    """Reads all groups, by their key, with their waiting tasks if `tasks`."""
-    found: dict[bytes, GroupRecord] = {}
-    for partition in keyspace.partitions:
-        raw = yield from _scan(partition.groups)
-        found.update((group, group_record(packed, group)) for group, packed in raw.items())
+def groups(
+    keyspace: Keyspace, *, tasks: bool, limit: int | None = None, due: bool = False
+) -> Operation[dict[str, GroupState]]:
+    """Reads groups, by their key, with their waiting tasks if `tasks`.
+
+    Args:
+        limit: largest number of groups; those that are due next. None for all, in any order.
+        due: whether to read only groups that are due.
+
+    Raises:
+        InvalidConfig: the limit is no number from 1.
+    """
+    if limit is not None:
+        _check_number("limit", limit, 1)
+    skipped = _Skipped("groups")
+    if limit is None and not due:
+        found = yield from _all_groups(keyspace, skipped)
+    else:
+        found = yield from _next_groups(keyspace, skipped, limit, due=due)
     states = [_group_state(group, record) for group, record in found.items()]
     if tasks:
-        lists = yield from _read_lists(
-            [_waiting_tasks(keyspace, group, record) for group, record in found.items()]
-        )
+        parts = [_waiting_tasks(keyspace, *item) for item in found.items()]
+        lists = yield from _read_parts(parts, skipped)
         states = list(map(_with_tasks, states, lists))
+    skipped.log()
     return {state.group_key: state for state in states}
 
 
-def group(keyspace: Keyspace, group_key: bytes) -> Operation[GroupState | None]:
-    """Reads one group with its waiting tasks; None if there is no such group."""
+def group(
+    keyspace: Keyspace, group_key: bytes, *, offset: int = 0, limit: int
+) -> Operation[GroupState | None]:
+    """Reads one group with a page of its waiting tasks; None if there is no such group.
+
+    Args:
+        offset: number of waiting tasks to skip.
+        limit: largest number of tasks.
+
+    Raises:
+        InvalidConfig: the offset or the limit is no number from 0.
+        KeyConflict: a key of the group holds a value that redisagg did not write.
+    """
+    _check_number("offset", offset, 0)
+    _check_number("limit", limit, 0)
     partition = keyspace.partition_of(group_key)
     packed = yield from ask(command("HGET", partition.groups, group_key))
     if packed is None:
         return None
     record = group_record(packed, group_key)
-    raw = yield from ask(_waiting_tasks(keyspace, group_key, record))
+    part = _waiting_tasks(keyspace, group_key, record)
+    length = max(0, min(limit, record.waiting - offset))
+    [raw] = yield from _read_parts([part._replace(first=part.first + offset, length=length)], None)
     return _with_tasks(_group_state(group_key, record), raw)
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidConfig(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def _all_groups(keyspace: Keyspace, skipped: _Skipped) -> Operation[dict[bytes, GroupRecord]]:
+    """Reads the records of all groups, in any order."""
+    found: dict[bytes, GroupRecord] = {}
+    for partition in keyspace.partitions:
+        raw = yield from _scan(partition.groups, skipped)
+        found.update(_records(group_record, raw, skipped))
+    return found
+
+
+def _next_groups(
+    keyspace: Keyspace, skipped: _Skipped, limit: int | None, *, due: bool
+) -> Operation[dict[bytes, GroupRecord]]:
+    """Reads the records of the groups that are due next, in that order."""
+    found: dict[bytes, GroupRecord] = {}
+    for partition in keyspace.partitions:
+        found.update((yield from _indexed_groups(partition, skipped, limit, due=due)))
+    # Groups whose tasks are all in flight, and those that a retry holds back, are in no index.
+    if not due:
+        for partition in keyspace.partitions:
+            if limit is not None and len(found) >= limit:
+                break
+            raw = yield from _scan(partition.groups, skipped, limit)
+            found.update(_records(group_record, raw, skipped))
+    order = sorted(found.items(), key=lambda item: item[1].due_at if item[1].waiting else math.inf)
+    return dict(order[:limit])
+
+
+def _indexed_groups(
+    partition: PartitionKeys, skipped: _Skipped, limit: int | None, *, due: bool
+) -> Operation[dict[bytes, GroupRecord]]:
+    """Reads the records of the first groups in the indexes of a partition."""
+    found: dict[bytes, GroupRecord] = {}
+    skip = 0
+    while limit is None or len(found) < limit:
+        size = min(_PAGE_TASKS, limit or _PAGE_TASKS)
+        keys = [partition.ready, partition.due]
+        reply = yield from _ask_leniently(
+            call("upcoming", keys, skip, size, b"1" if due else b""), keys[0], skipped
+        )
+        if reply is None:
+            break
+        now, ready, later = reply
+        names = list(dict.fromkeys([*ready, *later]))
+        if not names:
+            break
+        packed = yield from _ask_leniently(
+            command("HMGET", partition.groups, *names), partition.groups, skipped
+        )
+        raw = {name: each for name, each in zip(names, packed or (), strict=False) if each}
+        records = _records(group_record, raw, skipped).items()
+        found.update((name, g) for name, g in records if not due or g.due_at <= now)
+        if len(ready) < size and len(later) < size:
+            break
+        skip += size
+    return found
 
 
 def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
     """Reads all batches in flight, oldest first, with their tasks if `tasks`."""
     found: list[_FoundBatch] = []
+    skipped = _Skipped("batches")
     for partition in keyspace.partitions:
-        raw = yield from _scan(partition.batches)
-        found += [
-            _FoundBatch(partition, batch_id, batch_record(packed, batch_id))
-            for batch_id, packed in raw.items()
-        ]
+        raw = yield from _scan(partition.batches, skipped)
+        records = _records(batch_record, raw, skipped)
+        found += [_FoundBatch(partition, *item) for item in records.items()]
     found.sort(key=lambda batch: batch.id)
     states: list[BatchState] = []
-    for part in _rounds(found):
-        states += yield from _batches(part, tasks=tasks)
+    for some in _rounds(found):
+        states += yield from _batches(some, skipped, tasks=tasks)
+    skipped.log()
     return states
 
 
 def dead_letters(keyspace: Keyspace, *, tasks: bool) -> Operation[list[DeadLetter]]:
     """Reads all dead letters, oldest batch first, with their tasks if `tasks`."""
-    found: list[tuple[PartitionKeys, bytes, bytes]] = []
+    found: list[tuple[PartitionKeys, bytes, DeadRecord]] = []
+    skipped = _Skipped("dead letters")
     for partition in keyspace.partitions:
-        raw = yield from _scan(partition.dead)
-        found += [(partition, batch_id, packed) for batch_id, packed in raw.items()]
+        raw = yield from _scan(partition.dead, skipped)
+        records = _records(dead_record, raw, skipped)
+        found += [(partition, *item) for item in records.items()]
     found.sort(key=lambda item: item[1])
-    letters = [_dead_letter(batch_id, packed) for _, batch_id, packed in found]
+    letters = [_dead_letter(batch_id, record) for _, batch_id, record in found]
     if tasks:
-        lists = yield from _read_lists(
-            [_range(partition.dead_tasks(batch_id), 0, -1) for partition, batch_id, _ in found]
-        )
+        lists = yield from _read_parts([_dead_tasks(*each) for each in found], skipped)
         letters = list(map(_with_tasks, letters, lists))
+    skipped.log()
     return letters
 
 
@@ -105,13 +211,12 @@ def dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[DeadLetter | Non
     if found is None:
         return None
     partition, raw_id = found
-    packed, raw = yield from ask_all(
-        [
-            command("HGET", partition.dead, raw_id),
-            _range(partition.dead_tasks(raw_id), 0, -1),
-        ]
-    )
-    return None if packed is None else _with_tasks(_dead_letter(raw_id, packed), raw)
+    packed = yield from ask(command("HGET", partition.dead, raw_id))
+    if packed is None:
+        return None
+    record = dead_record(packed, raw_id)
+    [raw] = yield from _read_parts([_dead_tasks(partition, raw_id, record)], None)
+    return _with_tasks(_dead_letter(raw_id, record), raw)
 
 
 def find_dead_letter(
@@ -141,15 +246,24 @@ def find_dead_letter(
 
 def stats(keyspace: Keyspace) -> Operation[Stats]:
     """Reads the counts of all partitions; takes constant time for each."""
-    replies = yield from ask_all(
+    replies = yield (
         [
             call("stats", [p.state, p.groups, p.batches, p.retry, p.dead])
             for p in keyspace.partitions
         ]
-        + [command("ZRANGE", keyspace.flushers, 0, -1)]
+        + [call("flushers", [keyspace.flushers])]
     )
     *rows, flushers = replies
-    partitions = [_partition_stats(number, row) for number, row in enumerate(rows)]
+    skipped = _Skipped("partitions")
+    unreadable: list[int] = []
+    partitions: list[PartitionStats] = []
+    for number, row in enumerate(rows):
+        try:
+            partitions.append(_partition_stats(number, _reply(row)))
+        except KeyConflict as error:
+            unreadable.append(number)
+            skipped.add(number, error)
+    skipped.log()
     totals = {
         count.name: sum(getattr(partition, count.name) for partition in partitions)
         for count in fields(Counts)
@@ -157,8 +271,9 @@ def stats(keyspace: Keyspace) -> Operation[Stats]:
     return Stats(
         **totals,
         paused=any(partition.paused for partition in partitions),
-        flushers=[_text(flusher) for flusher in flushers],
+        flushers=[_text(flusher) for flusher in _reply(flushers)],
         partitions=partitions,
+        unreadable=unreadable,
     )
 
 
@@ -189,7 +304,9 @@ class _FoundBatch(NamedTuple):
     record: BatchRecord
 
 
-def _batches(found: Sequence[_FoundBatch], *, tasks: bool) -> Operation[list[BatchState]]:
+def _batches(
+    found: Sequence[_FoundBatch], skipped: _Skipped, *, tasks: bool
+) -> Operation[list[BatchState]]:
     """Reads the times of a few batches in one round trip, and their tasks in another."""
     times = [
         command("ZSCORE", key, batch.id)
@@ -203,9 +320,13 @@ def _batches(found: Sequence[_FoundBatch], *, tasks: bool) -> Operation[list[Bat
     claimed, retried = replies[: len(times) : 2], replies[1 : len(times) : 2]
     states = list(map(_batch_state, found, claimed, retried))
     # A batch that has just ended may have been the last of its group.
-    present = [(i, packed) for i, packed in enumerate(replies[len(times) :]) if packed is not None]
-    lists = yield from ask_all([_batch_tasks(found[i], packed) for i, packed in present])
-    for (i, _), raw in zip(present, lists, strict=True):
+    present = {i: packed for i, packed in enumerate(replies[len(times) :]) if packed is not None}
+    owning = _records(
+        lambda packed, i: group_record(packed, found[i].record.group), present, skipped
+    )
+    parts = [_batch_tasks(found[i], record) for i, record in owning.items()]
+    lists = yield from _read_parts(parts, skipped)
+    for i, raw in zip(owning, lists, strict=True):
         states[i] = _with_tasks(states[i], raw)
     return states
 
@@ -227,11 +348,12 @@ def _batch_state(
     )
 
 
-def _batch_tasks(batch: _FoundBatch, packed_group: bytes) -> Request:
-    """The request for the tasks of a batch; its record counts them from the start of its group."""
+def _batch_tasks(batch: _FoundBatch, group: GroupRecord) -> _Part:
+    """The tasks of a batch; its record counts them from the start of its group."""
     record = batch.record
-    first = record.start - group_record(packed_group, record.group).base
-    return _range(batch.partition.tasks(record.group), first, first + record.task_count - 1)
+    first = record.start - group.base
+    size = _page_size(record.task_count, record.length)
+    return _Part(batch.partition.tasks(record.group), first, record.task_count, size)
 
 
 def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
@@ -249,13 +371,17 @@ def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
     )
 
 
-def _waiting_tasks(keyspace: Keyspace, group_key: bytes, record: GroupRecord) -> Request:
+def _waiting_tasks(keyspace: Keyspace, group_key: bytes, record: GroupRecord) -> _Part:
     _, tasks, _ = keyspace.place(group_key)
-    return _range(tasks, record.claimed, -1)
+    size = _page_size(record.waiting, record.bytes)
+    return _Part(tasks, record.claimed, record.waiting, size)
 
 
-def _dead_letter(batch_id: bytes, packed: bytes) -> DeadLetter:
-    record = dead_record(packed, batch_id)
+def _dead_tasks(partition: PartitionKeys, batch_id: bytes, record: DeadRecord) -> _Part:
+    return _Part(partition.dead_tasks(batch_id), 0, record.task_count, _DEAD_PAGE)
+
+
+def _dead_letter(batch_id: bytes, record: DeadRecord) -> DeadLetter:
     return DeadLetter(
         batch_id=_text(batch_id),
         group_key=_text(record.group),
@@ -268,24 +394,143 @@ def _dead_letter(batch_id: bytes, packed: bytes) -> DeadLetter:
     )
 
 
-def _scan(key: bytes) -> Operation[dict[bytes, bytes]]:
-    """Reads all fields of a hash, a bounded number in a round trip."""
+# --- what can't be read ------------------------------------------------------------------------
+
+
+class _Skipped:
+    """What a listing leaves out, since redisagg did not write it.
+
+    Args:
+        kind: plural noun for what is left out.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._errors: dict[object, KeyConflict] = {}
+
+    def add(self, name: object, error: KeyConflict) -> None:
+        """Adds the name of something that is left out, and the reason."""
+        self._errors.setdefault(name, error)
+
+    def log(self) -> None:
+        """Logs everything that was left out in one warning."""
+        if self._errors:
+            named = ", ".join(map(repr, islice(self._errors, _MOST_NAMED)))
+            more = ", ..." if len(self._errors) > _MOST_NAMED else ""
+            _log.warning(
+                "%d %s can't be read and are left out: %s%s: %s",
+                *(len(self._errors), self._kind, named, more),
+                next(iter(self._errors.values())),
+            )
+
+
+def _records(
+    decode: Callable[[bytes, K], R], packed: Mapping[K, bytes], skipped: _Skipped
+) -> dict[K, R]:
+    """Decodes records by name; leaves out those that can't be decoded."""
+    found: dict[K, R] = {}
+    for name, each in packed.items():
+        try:
+            found[name] = decode(each, name)
+        except KeyConflict as error:
+            skipped.add(name, error)
+    return found
+
+
+def _reply(reply: Any) -> Any:
+    """Returns a reply, or raises it if it is an error."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _ask_leniently(request: Request, name: object, skipped: _Skipped | None) -> Operation[Any]:
+    """Sends a request; the reply is None if it meets what redisagg did not write."""
+    try:
+        return (yield from ask(request))
+    except KeyConflict as error:
+        if skipped is None:
+            raise
+        skipped.add(name, error)
+        return None
+
+
+# --- parts of large values, so that no command keeps Redis busy ----------------------------------
+
+
+def _scan(key: bytes, skipped: _Skipped, limit: int | None = None) -> Operation[dict[bytes, bytes]]:
+    """Reads the fields of a hash, a bounded number of bytes in a round trip.
+
+    Args:
+        limit: number of fields after which it ends; None for all.
+    """
     found: dict[bytes, bytes] = {}
-    cursor = 0
+    cursor, count = 0, _FIRST_SCAN
     while True:
-        reply = yield from ask(command("HSCAN", key, cursor, "COUNT", _SCAN_COUNT))
+        request = command("HSCAN", key, cursor, "COUNT", count)
+        reply = yield from _ask_leniently(request, key, skipped)
+        if reply is None:
+            return found
         cursor, page = scan_page(reply)
         found.update(page)
-        if cursor == 0:
+        if cursor == 0 or (limit is not None and len(found) >= limit):
             return found
+        length = sum(map(len, page.values()))
+        count = min(_MOST_SCANNED, count * 4) if length < _PAGE_BYTES // 4 else max(1, count // 2)
 
 
-def _read_lists(ranges: Sequence[Request]) -> Operation[list[Any]]:
-    """Reads lists, a bounded number in a round trip."""
-    lists: list[Any] = []
-    for part in _rounds(ranges):
-        lists += yield from ask_all(part)
-    return lists
+class _Part(NamedTuple):
+    """Entries of a list."""
+
+    key: bytes
+    first: int
+    length: int
+    page: int
+    """Number of entries that one command reads."""
+
+
+def _page_size(count: int, length: int) -> int:
+    """The number of entries for one command, of `count` entries with `length` bytes."""
+    return max(1, min(_PAGE_TASKS, count * _PAGE_BYTES // max(1, length)))
+
+
+def _read_parts(
+    parts: Sequence[_Part], skipped: _Skipped | None
+) -> Operation[list[list[bytes] | None]]:
+    """Reads parts of lists, a bounded number of entries in a command and in a round trip.
+
+    Returns:
+        The entries of each part; None for a key that holds no list, or raises if `skipped` is None.
+    """
+    found: list[list[bytes] | None] = [[] for _ in parts]
+    ended: set[int] = set()
+
+    def pages() -> Iterator[tuple[int, int, Request]]:
+        for i, part in enumerate(parts):
+            end = part.first + part.length
+            for first in range(part.first, end, part.page):
+                # The count of a foreign record may be anything.
+                if i in ended or first < 0:
+                    break
+                size = min(part.page, end - first)
+                yield i, size, command("LRANGE", part.key, first, first + size - 1)
+
+    waiting = pages()
+    while some := list(islice(waiting, _ROUND_SIZE)):
+        replies = yield [request for _, _, request in some]
+        for (i, size, _), reply in zip(some, replies, strict=True):
+            if isinstance(reply, KeyConflict) and skipped is not None:
+                skipped.add(parts[i].key, reply)
+                found[i] = None
+            read = found[i]
+            if read is None:
+                ended.add(i)
+                continue
+            entries = _reply(reply)
+            read += entries
+            if len(entries) < size:
+                ended.add(i)
+    return found
 
 
 def _rounds(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -293,11 +538,10 @@ def _rounds(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + _ROUND_SIZE] for start in range(0, len(items), _ROUND_SIZE))
 
 
-def _range(key: bytes, first: int, last: int) -> Request:
-    return command("LRANGE", key, first, last)
-
-
-def _with_tasks(view: V, entries: Sequence[bytes]) -> V:
+def _with_tasks(view: V, entries: Sequence[bytes] | None) -> V:
+    """Adds decoded entries to a view; it stays without tasks if they can't be read."""
+    if entries is None:
+        return view
     return replace(view, tasks=[decode_leniently(entry, view.group_key) for entry in entries])
 
 

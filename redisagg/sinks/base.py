@@ -59,6 +59,9 @@ class SinkPage:
 
     batches: Sequence[EnqueuedBatch]
     cursor: Cursor
+    unreadable: Sequence[str] = ()
+    """The key and place of each entry that is left out, since redisagg did not write it or another
+    format is set, and the error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from redisagg import AggregationConfig, Aggregator, Task
+from redisagg.cli.output import print_table
 from tests.support.cli import Run, Spawn
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, await_led
@@ -27,6 +29,51 @@ def test_groups_and_their_tasks(run: Run, redis_url: str) -> None:
     assert [task["id"] for task in shown["tasks"]] == ids
     assert ids[0] in run("peek", "g").stdout
     assert run("peek", "other").exit_code == 1
+
+
+def test_few_groups_and_tasks_are_listed_by_default(run: Run, redis_url: str) -> None:
+    aggregator = Aggregator("default", redis_url)
+    aggregator.add_tasks(Task("t", n, f"g{n}", grace_period=100 + n) for n in range(60))
+    aggregator.add_tasks(Task("t", n, "large", grace_period=300, max_size=99) for n in range(70))
+    aggregator.flush("g3")
+
+    def listed(*arguments: str) -> list[str]:
+        lines = run("groups", *arguments, "--json").stdout.splitlines()
+        return [json.loads(line)["group_key"] for line in lines]
+
+    order = ["g3", *(f"g{n}" for n in range(60) if n != 3), "large"]
+    assert listed() == order[:50]
+    assert "the first 50 groups" in run("groups").stderr
+    assert run("groups").stdout.count("\n") == 51
+    assert listed("--limit", "7") == order[:7]
+    assert listed("--due") == order[:1]
+    assert set(listed("--limit", "0")) == set(order)
+    assert run("groups", "--due").stderr == ""
+
+    def peeked(*arguments: str) -> list[int]:
+        shown = json.loads(run("peek", "large", *arguments, "--json").stdout)
+        assert shown["size"] == 70
+        return [task["payload"] for task in shown["tasks"]]
+
+    assert peeked() == list(range(50))
+    assert "50 of 70 tasks" in run("peek", "large").stderr
+    assert peeked("--offset", "50") == list(range(50, 70))
+    assert peeked("--offset", "3", "--limit", "2") == [3, 4]
+    assert peeked("--limit", "0") == list(range(70))
+
+
+def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = 0
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        nonlocal printed
+        for n in range(1_000):
+            printed += capsys.readouterr().out.count("\n")
+            assert printed > n - 200
+            yield n, "ü" * (n % 7), None
+
+    print_table(("number", "text", "nothing"), rows())
+    assert printed + capsys.readouterr().out.count("\n") == 1_001
 
 
 def test_what_comes_from_outside_can_not_touch_the_terminal(run: Run, redis_url: str) -> None:
@@ -86,9 +133,57 @@ def test_the_recorded_number_of_partitions_is_used(run: Run, redis_url: str) -> 
     config = AggregationConfig(partitions=3)
     Aggregator("default", redis_url, config=config).add_task(Task("t", 1, "g"))
     assert len(json.loads(run("stats", "--json").stdout)["partitions"]) == 3
-    result = run("stats", "--partitions", "4")
+    result = run("ingest", "--group-by", "g", "--partitions", "4", input='{"g": 1}')
     assert result.exit_code == 1
     assert "partitions" in result.stderr
+
+
+_LOOKING: list[tuple[str, ...]] = [
+    *(("groups",), ("peek", "g"), ("stats",), ("flush", "--all"), ("flush", "g")),
+    *(("cancel", "g"), ("pause",), ("resume",), ("dead", "list"), ("dead", "show", "1-0-1")),
+    *(("dead", "requeue", "--all"), ("dead", "drop", "1-0-1")),
+    ("tail", "list://out", "--no-follow"),
+]
+
+
+@pytest.mark.parametrize("arguments", _LOOKING)
+def test_a_command_that_looks_creates_no_namespace(
+    run: Run, redis_url: str, sync_redis: redis.Redis, arguments: tuple[str, ...]
+) -> None:
+    result = run(*arguments, "-n", "oders")
+    assert (result.exit_code, sync_redis.keys()) == (1, [])
+    assert "there is no namespace 'oders'; none exists" in result.stderr
+    for name in ("orders", "emails"):
+        Aggregator(name, redis_url).add_task(Task("t", 1, "}:meta"))
+    before = sync_redis.keys("*oders*")
+    result = run(*arguments, "-n", "oders")
+    assert (result.exit_code, sync_redis.keys("*oders*")) == (1, before)
+    assert "those that exist: 'emails', 'orders'" in result.stderr
+
+
+def test_many_namespaces_are_named_in_part(run: Run, sync_redis: redis.Redis) -> None:
+    for n in range(30):
+        sync_redis.hset(f"redisagg:{{n{n:02}}}:meta", mapping={"schema": 1, "partitions": 1})
+    text = run("stats", "-n", "oders").stderr
+    assert "some of those that exist: 'n00', 'n01'" in text
+    assert "n19" in text
+    assert "n20" not in text
+
+
+def test_a_user_who_may_not_scan_is_told_so(
+    run: Run, redis_url: str, sync_redis: redis.Redis
+) -> None:
+    sync_redis.execute_command("ACL SETUSER looker on >x ~* +@all -scan")
+    result = run("stats", "-n", "oders", "--redis", redis_url.replace("://", "://looker:x@"))
+    assert result.exit_code == 1
+    assert "there is no namespace 'oders'; the names that there are can't be listed" in (
+        result.stderr
+    )
+
+
+def test_a_queue_is_read_without_a_namespace(run: Run, sync_redis: redis.Redis) -> None:
+    assert run("tail", "list://out", "--no-follow").exit_code == 0
+    assert sync_redis.keys() == []
 
 
 def test_a_foreign_number_of_partitions_is_named(run: Run, sync_redis: redis.Redis) -> None:
@@ -129,6 +224,30 @@ def test_a_worker_finds_an_aggregator_in_the_working_directory(
     assert aggregator.read_sink().batches[0].type == "mine"
 
 
+_LIMITS = ("--grace", "--max-delay", "--max-size")
+
+
+@pytest.mark.parametrize(
+    ("target", "option"),
+    [
+        *(("app:agg", each) for each in ("--redis", "--sink", "--partitions", *_LIMITS)),
+        *(("default", each) for each in _LIMITS),
+    ],
+)
+def test_a_worker_refuses_options_without_effect(
+    run: Run, sync_redis: redis.Redis, target: str, option: str
+) -> None:
+    result = run("worker", target, option, "3")
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert sync_redis.keys() == []
+
+
+def test_tasks_are_listed_as_json_only(run: Run, redis_url: str) -> None:
+    Aggregator("default", redis_url).add_task(Task("t", 1, "g"))
+    assert run("groups", "--tasks").exit_code == 2
+
+
 @pytest.mark.parametrize("target", ["nomodule:x", "json:x", "json:dumps", ":x"])
 def test_a_worker_without_an_aggregator(run: Run, target: str) -> None:
     result = run("worker", target)
@@ -143,10 +262,49 @@ def test_redis_that_is_not_there_is_one_line(run: Run) -> None:
 
 
 def test_tail_of_what_is_no_queue_of_ours(run: Run, sync_redis: redis.Redis) -> None:
-    sync_redis.xadd("foreign", {"a": "b"})
+    sync_redis.xadd("foreign", {"a": "b"}, id="7-1")
     result = run("tail", "stream://foreign", "--no-follow")
     assert result.exit_code == 1
+    assert "left out: b'foreign' 7-1: " in result.stderr
+    assert "1 entries were left out" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("kind", ["stream", "list"])
+def test_tail_leaves_out_what_is_no_batch_of_ours(
+    run: Run, redis_url: str, sync_redis: redis.Redis, kind: str
+) -> None:
+    sink = f"{kind}://out?format=json"
+
+    def spoil() -> None:
+        if kind == "stream":
+            sync_redis.xadd("out", {"payload": "[" * 99_999})
+        else:
+            sync_redis.rpush("out", '{"count": 1e999}', b"\xff")
+
+    config = AggregationConfig(group_max_size=1)
+    with Aggregator("default", redis_url, config=config, sink=sink) as aggregator:
+        for n in range(2):
+            spoil()
+            aggregator.add_task(Task("t", n, f"g{n}"))
+            assert aggregator.wait_until_idle(10)
+        spoil()
+        page = aggregator.read_sink()
+    assert [batch.group for batch in page.batches] == ["g0", "g1"]
+    assert len(page.unreadable) == (3 if kind == "stream" else 6)
+    result = run("tail", sink, "--no-follow")
+    assert result.exit_code == 1
+    assert result.stdout.count("\n") == 2
+    assert result.stderr.count("left out: b'out' ") == len(page.unreadable)
+
+
+def test_partitions_that_cannot_be_read_are_named(
+    run: Run, redis_url: str, sync_redis: redis.Redis
+) -> None:
+    Aggregator("default", redis_url).add_task(Task("t", 1, "g"))
+    sync_redis.hset("redisagg:{default:5}:state", "waiting", "x")
+    assert "partitions that can't be read: 5" in run("stats").stdout
+    assert json.loads(run("stats", "--json").stdout)["unreadable"] == [5]
 
 
 def test_the_demo_counts_every_task() -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import runpy
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from redisagg import Task
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -33,6 +40,23 @@ def test_digest_prints_a_message_for_each_user(redis_url: str) -> None:
 
 def test_bulk_insert_writes_all_rows(redis_url: str, tmp_path: Path) -> None:
     assert _run("bulk_insert.py", redis_url, str(tmp_path / "visits.db")) == "1000 rows\n"
+
+
+def test_bulk_insert_raises_for_a_row_that_the_database_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "visits.db"
+    monkeypatch.setattr(sys, "argv", ["bulk_insert.py", str(path)])
+    example = runpy.run_path(str(_EXAMPLES / "bulk_insert.py"))
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(example["_TABLE"])
+    good = Task("visit", {"page": "/"}, "visits")
+    for _ in range(2):  # a merge can run twice
+        example["insert"]("visits", [good])
+    with pytest.raises(sqlite3.IntegrityError):
+        example["insert"]("visits", [good, Task("visit", {"page": None}, "visits")])
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT id FROM visits").fetchall() == [(good.id,)]
 
 
 def test_search_index_gets_all_items(redis_url: str) -> None:

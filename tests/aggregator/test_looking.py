@@ -10,12 +10,25 @@ import pytest
 import redis
 
 from redisagg import Task
-from redisagg.errors import InvalidGroupKey
+from redisagg.errors import (
+    InvalidConfig,
+    InvalidGroupKey,
+    KeyConflict,
+    NamespaceMismatch,
+    UnknownBatch,
+)
+from redisagg.protocol.keys import Keyspace
 from redisagg.transport.threads import Transport
 from redisagg.views import Counts
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_batches, enqueued, numbered, payloads
+
+
+def _ms(client: redis.Redis) -> int:
+    """The time of Redis in ms."""
+    seconds, microseconds = client.time()
+    return seconds * 1000 + microseconds // 1000
 
 
 class Gate:
@@ -79,6 +92,91 @@ def test_many_groups_are_all_listed(make_both: Make) -> None:
     agg.add_tasks(Task("test", None, key) for key in keys)
     assert set(agg.get_groups()) == keys
     assert agg.stats().groups == 3_000
+
+
+def test_the_groups_that_are_due_next_come_first(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both(partitions=3, group_max_delay=9_000)
+    keys = [f"group {n}" for n in range(700)]
+    agg.add_tasks(Task("test", None, key, grace_period=100 + n) for n, key in enumerate(keys))
+    for limit in (1, 50, 699):
+        assert list(agg.get_groups(limit=limit)) == keys[:limit]
+    assert list(agg.get_groups(limit=5_000)) == keys
+    assert agg.get_groups(due=True) == {}
+    late = ["group 500", "group 9", "group 650"]
+    for key in late:
+        agg.flush(key)
+    assert set(agg.get_groups(due=True)) == set(agg.get_groups(limit=3)) == set(late)
+    assert len(agg.get_groups(due=True, limit=2)) == 2
+    [(key, shown)] = agg.get_groups(limit=1, tasks=True).items()
+    assert key in late
+    assert len(shown.tasks or ()) == 1
+    # A task that moves the due time back does not move the group in the index.
+    soon = Task("test", None, "soon", grace_period=0.01)
+    agg.add_tasks([soon, Task("test", None, "soon", grace_period=8_000)])
+    index = Keyspace("tests", 3).partition_of(b"soon").due
+    wait_until(
+        lambda: _ms(sync_redis) > (sync_redis.zscore(index, "soon") or 0), what="it seems to be due"
+    )
+    assert set(agg.get_groups(due=True)) == set(late)
+    for wrong in (0, -1, "3", 1.5, True):
+        with pytest.raises(InvalidConfig):
+            agg.get_groups(limit=wrong)  # type: ignore[arg-type]
+
+
+def test_groups_in_flight_are_listed_after_those_that_wait(make_both: Make, gate: Gate) -> None:
+    agg = make_both(group_aggregator=gate, group_max_size=2, partitions=1)
+    with agg:
+        agg.add_tasks(numbered("a", 2))
+        wait_until(lambda: agg.stats().in_flight == 2, what="a batch is in flight")
+        agg.add_tasks(numbered("b", 1))
+        assert list(agg.get_groups(limit=10)) == ["b", "a"]
+        assert list(agg.get_groups(limit=1)) == ["b"]
+        gate.open()
+
+
+def test_a_group_is_read_in_pages(make_both: Make) -> None:
+    agg = make_both(group_max_size=10_000)
+    added = numbered("a", 1_234)
+    agg.add_tasks(added)
+
+    def read(**page: int) -> list[Any]:
+        group = agg.get_group("a", **page)
+        assert group is not None
+        assert group.size == 1_234
+        return [stored.task for stored in group.tasks or ()]
+
+    assert read() == added[:1_000]
+    assert read(offset=1_000) == added[1_000:]
+    assert read(offset=700, limit=2) == added[700:702]
+    assert read(limit=0) == read(offset=9_999) == []
+    for wrong in ({"offset": -1}, {"limit": -1}, {"limit": 0.5}):
+        with pytest.raises(InvalidConfig):
+            agg.get_group("a", **wrong)
+
+
+def test_no_command_reads_many_bytes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+    exchange = Transport.exchange
+
+    def measured(self: Transport, requests: Any, **options: Any) -> list[Any]:
+        nonlocal largest
+        replies = exchange(self, requests, **options)
+        read = [sum(map(len, each)) for each in replies if isinstance(each, list) and _flat(each)]
+        largest = max([largest, *read])
+        return replies
+
+    agg = make(partitions=1, group_max_size=10_000, add_timeout=20)
+    agg.add_tasks(Task("test", b"x" * 100_000, "a") for _ in range(100))
+    monkeypatch.setattr(Transport, "exchange", measured)
+    [shown] = agg.get_groups(tasks=True).values()
+    assert len(shown.tasks or ()) == 100
+    whole = agg.get_group("a")
+    assert whole == shown
+    assert 100_000 <= largest <= 1_200_000
+
+
+def _flat(reply: list[Any]) -> bool:
+    return all(isinstance(each, bytes) for each in reply)
 
 
 def test_tasks_in_a_claimed_batch_stay_in_sight(make_both: Make, gate: Gate) -> None:
@@ -158,6 +256,55 @@ def test_the_counts_of_all_partitions_add_up(make_both: Make) -> None:
         assert getattr(stats, count.name) == sum(parts)
     after = agg.stats()
     assert (after.flushers, {p.leader for p in after.partitions}) == ([], {None})
+
+
+def test_looking_at_a_namespace_creates_nothing(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both(partitions=3)
+    assert agg.get_groups(tasks=True) == agg.get_entries() == {}
+    assert (agg.get_batches(tasks=True), agg.dead_letters(tasks=True)) == ([], [])
+    assert (agg.get_group("a"), agg.get_dead_letter("1-0-1")) == (None, None)
+    assert agg.read_sink().batches == []
+    assert (agg.stats().pending, agg.stats().flushers, agg.wait_until_idle(1)) == (0, [], True)
+    assert agg.flush("a") == agg.flush_all() == agg.cancel_group("a") == 0
+    assert agg.cancel_task("a", "1") is False
+    for action in (agg.requeue_dead_letter, agg.drop_dead_letter):
+        with pytest.raises(UnknownBatch):
+            action("1-0-1")
+    assert sync_redis.keys() == []
+    other = make_both(partitions=5)
+    other.add_task(Task("test", 1, "a"))
+    with pytest.raises(NamespaceMismatch):
+        agg.get_groups()
+
+
+@pytest.mark.parametrize("field", ["schema", "partitions"])
+def test_a_foreign_record_of_the_namespace_is_named(
+    make_both: Make, sync_redis: redis.Redis, field: str
+) -> None:
+    meta = "redisagg:{tests}:meta"
+    sync_redis.hset(meta, mapping={"schema": 1, "partitions": 2})
+    sync_redis.hset(meta, field, "many")
+    agg = make_both()
+    with pytest.raises(KeyConflict, match="b'many'"):
+        agg.stats()
+    with pytest.raises(KeyConflict, match="b'many'"):
+        agg.add_task(Task("test", 1, "a"))
+
+
+def test_a_pause_holds_for_tasks_that_are_added_later(make_both: Make) -> None:
+    agg = make_both(partitions=3)
+    agg.pause()
+    assert agg.stats().paused
+    agg.resume()
+    assert not agg.stats().paused
+
+
+def test_a_dead_flusher_is_not_listed(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both()
+    agg.add_task(Task("test", 1, "a"))
+    now = _ms(sync_redis)
+    sync_redis.zadd("redisagg:{tests}:flushers", {"dead": now - 1, "alive": now + 9_000})
+    assert agg.stats().flushers == ["alive"]
 
 
 def test_a_waiting_task_can_be_cancelled_once(make_both: Make) -> None:

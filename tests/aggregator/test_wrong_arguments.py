@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from redisagg import Aggregator
-from redisagg.errors import InvalidGroupKey, InvalidTask, UnknownBatch
+from redisagg.errors import InvalidConfig, InvalidGroupKey, InvalidTask, UnknownBatch
 from tests.support.aggregators import Make
 
-_VALID = {"group_key": "a", "task_id": "1"}
+_VALID = {"group_key": "a", "task_id": "1", "offset": 0, "limit": 1}
+_FLAGS = {"tasks", "due"}
 
 _NO_TEXT = [None, 1.5, b"bytes", ["a"]]
 _NO_IDS = ["", "\ud800", "a-\ud800-b", "x" * 600, f"a-{'1' * 5_000}-b", "a-4097-b", "\0"]
@@ -19,6 +20,8 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
     "group_key": (InvalidGroupKey, [*_NO_TEXT, "", "\ud800", "x" * 513, ("a", "\ud800"), ()]),
     "task_id": (InvalidTask, [*_NO_TEXT, 7, "", "\ud800", "x" * 129]),
     "batch_id": (UnknownBatch, [*_NO_TEXT, 7, *_NO_IDS]),
+    "offset": (InvalidConfig, [*_NO_TEXT, -1, True, "1"]),
+    "limit": (InvalidConfig, [1.5, b"bytes", ["a"], -1, True, "1"]),
 }
 _NOT_IDS = {"add_task", "add_tasks", "read_sink", "run", "stop", "wait_until_idle"}
 """Methods whose arguments are tasks, numbers, flags or a cursor."""
@@ -30,7 +33,7 @@ def _parameters() -> list[tuple[str, str]]:
     for name, method in inspect.getmembers(Aggregator, inspect.isfunction):
         if not name.startswith("_") and name not in _NOT_IDS:
             names = [*inspect.signature(method).parameters][1:]
-            found += [(name, each) for each in names if each != "tasks"]
+            found += [(name, each) for each in names if each not in _FLAGS]
     return found
 
 
@@ -41,7 +44,7 @@ def test_wrong_ids_and_keys_are_named(make_both: Make, method: str, parameter: s
     names = [*inspect.signature(getattr(Aggregator, method)).parameters][1:]
     error, values = _WRONG[parameter]
     for value in values:
-        arguments = {name: value if name == parameter else _VALID[name] for name in names}
+        arguments = {name: _VALID[name] for name in names if name in _VALID} | {parameter: value}
         if method == "get_dead_letter" and isinstance(value, str):
             assert call(**arguments) is None
             continue

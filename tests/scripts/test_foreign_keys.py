@@ -241,6 +241,65 @@ def test_foreign_bytes_raise_a_redisagg_error_or_are_ignored(
         aggregator.close()
 
 
+@pytest.mark.parametrize("case", [*SPOILT, *TYPES])
+def test_what_is_foreign_does_not_hide_the_rest(
+    redis_url: str, client: Client, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    config = quick_config(group_max_size=2, group_grace_period=100)
+    with contextlib.closing(Aggregator("fuzz", redis_url, config=config)) as aggregator:
+        aggregator.add_tasks([Task("fuzz", 1, NEIGHBOUR), Task("fuzz", 2, ELSEWHERE)])
+        if case in TYPES:
+            client.delete(getattr(P, case))
+            WRITE["string"](client, getattr(P, case))
+        else:
+            SPOILT[case](client)
+        groups = aggregator.get_entries(tasks=True)
+        groups.pop("bad", None)  # a record with negative numbers is one
+        assert set(groups) == ({ELSEWHERE} if case == "groups" else {NEIGHBOUR, ELSEWHERE})
+        assert all(len(group.tasks or ()) == 1 for group in groups.values())
+        assert ELSEWHERE in aggregator.get_groups(limit=99)
+        aggregator.get_batches(tasks=True)
+        assert aggregator.dead_letters(tasks=True) == []
+        stats = aggregator.stats()
+        assert list(stats.unreadable) in ([], [P.number])
+        assert (P.number in {each.partition for each in stats.partitions}) == (not stats.unreadable)
+        if stats.unreadable:
+            with pytest.raises(RedisAggError):
+                aggregator.wait_until_idle(1)
+    if case in (*TYPES, "dead: no record", "dead: short", "state: waiting"):
+        assert "left out" in caplog.text or case in ("claims",)
+
+
+def test_a_listing_names_what_it_leaves_out_once(
+    redis_url: str, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    aggregator = Aggregator("fuzz", redis_url, config=quick_config())
+    for n in range(20):
+        client.hset(P.groups, f"bad\x1b{n:02}", "x")
+    aggregator.add_task(Task("fuzz", 1, ELSEWHERE))
+    assert set(aggregator.get_groups()) == {ELSEWHERE}
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("20 groups can't be read and are left out: b'bad\\x1b")
+    assert "\x1b" not in line
+    aggregator.close()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        _record(1 << 60, 0, 0, 1, 1, 1, 1, 1, 1 << 60, 0, 0, 0, 0, 0, 9),
+        _record(3, -5, 0, 1, 1, 1, 1, 1, 9, 0, 0, 0, 0, 0, -9),
+    ],
+)
+def test_counts_of_any_size_end_a_listing(redis_url: str, client: Client, record: bytes) -> None:
+    aggregator = Aggregator("fuzz", redis_url, config=quick_config())
+    aggregator.add_task(Task("fuzz", 1, "bad"))
+    client.hset(SPACE.partition_of(b"bad").groups, "bad", record)
+    assert set(aggregator.get_groups(tasks=True)) == {"bad"}
+    aggregator.get_group("bad")
+    aggregator.close()
+
+
 def test_a_group_recovers_when_its_record_is_repaired(
     aggregator: Aggregator, client: Client
 ) -> None:

@@ -54,7 +54,14 @@ class ListSink(ReadableSink):
             key.decode(): start + len(elements)
             for key, start, elements in zip(keys, starts, replies, strict=True)
         }
-        return SinkPage([self.decode(raw) for elements in replies for raw in elements], after)
+        batches, unreadable = [], []
+        for key, start, elements in zip(keys, starts, replies, strict=True):
+            for place, raw in enumerate(elements, start):
+                try:
+                    batches.append(self.decode(raw))
+                except Exception as error:  # foreign bytes raise errors of many classes
+                    unreadable.append(f"{key!r} {place}: {error}")
+        return SinkPage(batches, after, unreadable)
 
     def decode(self, element: bytes) -> EnqueuedBatch:
         """The batch in an element.

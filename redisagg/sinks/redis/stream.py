@@ -66,12 +66,15 @@ class StreamSink(ReadableSink):
         replies = yield from ask_all(
             [command("XRANGE", key, start(key), "+", "COUNT", limit) for key in keys]
         )
-        after, batches = dict(cursor), []
+        after, batches, unreadable = dict(cursor), [], []
         for key, entries in zip(keys, replies, strict=True):
             for entry_id, entry in entries:
                 after[key.decode()] = entry_id.decode()
-                batches.append(self.decode(as_dict(entry)))
-        return SinkPage(batches, after)
+                try:
+                    batches.append(self.decode(as_dict(entry)))
+                except Exception as error:  # foreign bytes raise errors of many classes
+                    unreadable.append(f"{key!r} {entry_id.decode()}: {error}")
+        return SinkPage(batches, after, unreadable)
 
     def decode(self, entry: Mapping[bytes, bytes]) -> EnqueuedBatch:
         """The batch in an entry.

@@ -1,0 +1,17 @@
+-- flushers: the live flushers. Unlike `join` it writes nothing.
+--
+-- KEYS   1 flushers
+-- ARGV   none
+-- Reply  the ids of all live flushers
+
+-- @include clock
+
+local flushers = KEYS[1]
+local now = clock()
+
+local live = {}
+local entered = redis.call('ZRANGE', flushers, 0, -1, 'WITHSCORES')
+for i = 1, #entered, 2 do
+  if tonumber(entered[i + 1]) > now then live[#live + 1] = entered[i] end
+end
+return live
