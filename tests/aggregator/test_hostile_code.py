@@ -120,6 +120,26 @@ def test_whatever_is_raised_fails_that_batch_only(make: Make, place: str, kind: 
         assert _delivered == ["fine"]
 
 
+@pytest.mark.parametrize("place", ["merge, loop", "sink, coroutine function", "sink, awaiting"])
+@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt"])
+def test_an_exit_does_not_end_the_event_loop_of_the_user(
+    redis_url: str, place: str, kind: str
+) -> None:
+    config = dict(PLACES[place])
+    sink = config.pop("sink", None)
+
+    async def main() -> tuple[int, int]:
+        settings = quick_config(partitions=1, group_max_size=1, max_attempts=1, **config)
+        async with AsyncAggregator("tests", redis_url, config=settings, sink=sink) as agg:
+            await agg.add_task(Task("test", kind, "bad"))
+            await agg.add_task(Task("test", "fine", "good"))
+            assert await agg.wait_until_idle(10)
+            stats = await agg.stats()
+            return stats.flushed, stats.dead
+
+    assert asyncio.run(main()) == (1, 1)
+
+
 def test_an_exit_in_a_task_of_user_code_does_not_end_the_flusher(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
