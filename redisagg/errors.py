@@ -123,6 +123,16 @@ class UnexpectedReply(RedisAggError):
     """Redis refused a command with an error for which redisagg has no class of its own."""
 
 
+# --- flushers --------------------------------------------------------------------------------
+
+
+class FlusherFailed(RedisAggError, RuntimeError):
+    """A flusher could not be started, such as a second one in a process that gevent has patched.
+
+    Run it in a process of its own.
+    """
+
+
 # --- merging and enqueueing ------------------------------------------------------------------
 
 
@@ -143,6 +153,13 @@ class UndecodableTask(RedisAggError):
 
 class SinkError(RedisAggError):
     """A sink can't do what was asked, such as be read back, or needs a package that is missing."""
+
+
+class SinkTimeout(SinkError, TimeoutError):
+    """A delivery took longer than the `timeout` of its sink, or too many deliveries to it hang.
+
+    Look at the target queue. A function should have time limits of its own.
+    """
 
 
 class UnknownBatch(RedisAggError, KeyError):

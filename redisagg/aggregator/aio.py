@@ -16,8 +16,9 @@ from redisagg.aggregator import reading
 from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import AggregatorFull, RedisAggError
-from redisagg.flusher.run import flush_until, serve
+from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisUnavailable
+from redisagg.flusher.merging import check_executor
+from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.operations import inspecting, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -75,8 +76,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
         self._adder = AsyncAdder(options, self._transport)
         self._registering: asyncio.Task[None] | None = None
-        self._flusher: asyncio.Task[None] | None = None
-        self._stop = asyncio.Event()
+        self._flusher: FlusherTask | None = None
 
     # --- adding ----------------------------------------------------------------------------
 
@@ -166,46 +166,86 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         """Starts a flusher on this event loop; has no effect while one runs.
 
         Raises:
+            InvalidConfig: ``executor="process"`` in a process that can't have worker processes.
             RedisAggError: Redis can't be used; see the class.
         """
-        if self._flusher is None or self._flusher.done():
+        if not self.is_running:
+            check_executor(self._config)
             await self._register()
-            self._stop = asyncio.Event()
-            self._flusher = asyncio.create_task(flush_until(self._namespace, self._stop))
+        if not self.is_running:  # another call may have started one meanwhile
+            self._flusher = FlusherTask(self._namespace)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a flusher of this aggregator runs: it was started, and nothing has ended it.
+
+        The logger `redisagg` has the error that ended a flusher.
+        """
+        return self._flusher is not None and self._flusher.is_running
 
     async def stop(self, flush: bool = False) -> None:
         """Stops the flusher, which first finishes running merges and then gives up its leases.
+
+        Returns within `shutdown_timeout` and 2 seconds, whatever a merge function, a sink or Redis
+        does, unless one of them blocks the event loop.
 
         Args:
             flush: whether to make all groups due first and wait until their tasks are enqueued, for
                 at most `shutdown_timeout` seconds.
 
         Raises:
-            RedisAggError: with `flush`, Redis can't be used; see the class.
+            RedisAggError: with `flush`, Redis can't be used; see the class. The flusher is stopped
+                all the same.
         """
         flusher, self._flusher = self._flusher, None
         if flusher is None:
             return
-        if flush:
-            await self.flush_all()
-            await self.wait_until_idle(seconds(self._config.shutdown_timeout))
-        self._stop.set()
-        await flusher
+        until = end_by(self._namespace)
+        try:
+            if flush:
+                await self._flush_within(seconds(self._config.shutdown_timeout))
+        finally:
+            await flusher.stop(until)
+
+    async def _flush_within(self, timeout: float) -> None:
+        flushing = asyncio.create_task(self.flush_all())
+        started = time.monotonic()
+        await asyncio.wait({flushing}, timeout=timeout)
+        if not flushing.done():
+            flushing.cancel()
+            raise RedisUnavailable(f"the groups could not be made due within {timeout:g} s")
+        flushing.result()
+        left = timeout - (time.monotonic() - started)
+        waiting = asyncio.create_task(self.wait_until_idle(left))
+        await asyncio.wait({waiting}, timeout=left)
+        if not waiting.done():
+            waiting.cancel()
+        else:
+            waiting.result()
 
     async def run(self, *, concurrency: int | None = None) -> None:
         """Runs a flusher until SIGTERM or SIGINT; a second signal ends the process at once.
 
-        Must be called in the main thread, since it handles signals.
+        Outside the main thread, where Python can't handle signals, it runs until `stop` is called.
+        Returns within `shutdown_timeout` and 2 seconds after the signal, unless a merge function or
+        a sink blocks the event loop.
 
         Args:
             concurrency: number of batches merged at the same time, in place of the setting.
 
         Raises:
-            InvalidConfig: `concurrency` is out of range.
+            InvalidConfig: `concurrency` is out of range, or as for `start`.
+            FlusherFailed: a flusher of this aggregator runs already.
             RedisAggError: Redis can't be used; see the class.
+            BaseException: the error that ended the flusher.
         """
+        namespace = self._namespace.with_concurrency(concurrency)
+        check_executor(self._config)
         await self._register()
-        await serve(self._namespace.with_concurrency(concurrency))
+        if self.is_running:
+            raise FlusherFailed("a flusher of this aggregator runs already; stop it first")
+        flusher = self._flusher = FlusherTask(namespace)
+        await flusher.wait_until_signalled()
 
     async def wait_until_idle(self, timeout: float) -> bool:
         """Waits until no task waits or is in flight.

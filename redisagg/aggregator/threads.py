@@ -13,10 +13,12 @@ from redis import Redis, RedisCluster
 
 from redisagg.aggregator import reading
 from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
+from redisagg.aggregator.bounded import call_within
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import AggregatorFull, RedisAggError
-from redisagg.flusher.run import FlusherThread, run_until_signalled
+from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisUnavailable
+from redisagg.flusher.merging import check_executor
+from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
 from redisagg.operations import inspecting, steering
 from redisagg.producer.options import AddOptions
 from redisagg.producer.room import room_retry_options
@@ -161,47 +163,88 @@ class Aggregator(AggregatorBase[Transport]):
         """Starts a flusher in a thread of this process; has no effect while one runs.
 
         Raises:
-            RedisAggError: Redis can't be used; see the class.
+            InvalidConfig: ``executor="process"`` in a process that can't have worker processes.
+            RedisAggError: Redis can't be used; see the class. `FlusherFailed`, a subclass: the
+                thread can't be started, or gevent lets it run no event loop of its own.
         """
         with self._lock:
-            if self._flusher is None or not self._flusher.is_alive():
+            if not self.is_running:
+                check_executor(self._config)
                 self._register()
                 self._flusher = FlusherThread(self._namespace)
-                self._flusher.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a flusher of this aggregator runs: it was started, and nothing has ended it.
+
+        The logger `redisagg` has the error that ended a flusher.
+        """
+        flusher = self._flusher
+        return flusher is not None and flusher.is_running
 
     def stop(self, flush: bool = False) -> None:
         """Stops the flusher, which first finishes running merges and then gives up its leases.
+
+        Returns within `shutdown_timeout` and 2 seconds, whatever a merge function, a sink or Redis
+        does.
 
         Args:
             flush: whether to make all groups due first and wait until their tasks are enqueued, for
                 at most `shutdown_timeout` seconds.
 
         Raises:
-            RedisAggError: with `flush`, Redis can't be used; see the class.
+            RedisAggError: with `flush`, Redis can't be used; see the class. The flusher is stopped
+                all the same.
         """
         with self._lock:
             flusher, self._flusher = self._flusher, None
         if flusher is None:
             return
-        if flush:
-            self.flush_all()
-            self.wait_until_idle(seconds(self._config.shutdown_timeout))
-        flusher.stop()
+        until = end_by(self._namespace)
+        try:
+            if flush:
+                self._flush_within(seconds(self._config.shutdown_timeout))
+        finally:
+            flusher.stop(until)
+
+    def _flush_within(self, timeout: float) -> None:
+        """Makes all groups due and waits until they are enqueued, for at most `timeout` seconds."""
+        end = time.monotonic() + timeout
+        if not call_within(timeout, self.flush_all):
+            raise RedisUnavailable(f"the groups could not be made due within {timeout:g} s")
+        left = end - time.monotonic()
+        call_within(left, lambda: self.wait_until_idle(left))
 
     def run(self, *, concurrency: int | None = None) -> None:
         """Runs a flusher until SIGTERM or SIGINT; a second signal ends the process at once.
 
-        Must be called in the main thread, since it handles signals.
+        Outside the main thread, where Python can't handle signals, it runs until `stop` is called.
+        Returns within `shutdown_timeout` and 2 seconds after the signal.
 
         Args:
             concurrency: number of batches merged at the same time, in place of the setting.
 
         Raises:
-            InvalidConfig: `concurrency` is out of range.
+            InvalidConfig: `concurrency` is out of range, or as for `start`.
+            FlusherFailed: a flusher of this aggregator runs already, or as for `start`.
             RedisAggError: Redis can't be used; see the class.
+            BaseException: the error that ended the flusher.
         """
+        namespace = self._namespace.with_concurrency(concurrency)
+        check_executor(self._config)
         self._register()
-        run_until_signalled(self._namespace.with_concurrency(concurrency))
+        endings = Endings()
+        with Signals(endings.report):
+            with self._lock:
+                if self.is_running:
+                    raise FlusherFailed("a flusher of this aggregator runs already; stop it first")
+                flusher = self._flusher = FlusherThread(namespace, endings.report)
+            try:
+                endings.wait()
+            finally:
+                flusher.stop(end_by(namespace))
+        if flusher.error is not None:
+            raise flusher.error
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Waits until no task waits or is in flight.

@@ -43,6 +43,13 @@ class State(Enum):
     """Redis has been told what became of it."""
 
 
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as other:  # an error of the user's own class may raise another one
+        return f"<no message: __str__ raised {type(other).__name__}>"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed."""
@@ -61,7 +68,7 @@ class Failure:
     def of(cls, error: BaseException, pause: float | None = None) -> Failure:
         """The failure that an exception stands for."""
         text = "".join(traceback.format_exception(error))
-        return cls(f"{type(error).__name__}: {error}", text, pause)
+        return cls(f"{type(error).__name__}: {_message(error)}", text, pause)
 
     @classmethod
     def of_sink_down(cls, pause: float) -> Failure:

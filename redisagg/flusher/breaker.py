@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Hashable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
 
 _log = logging.getLogger("redisagg")
@@ -21,6 +22,9 @@ _FAILURES = 5
 
 _PROBES = 8
 """So many batches are let through when a breaker is half open."""
+
+_MOST_KEPT = 1_000
+"""The number of breakers beyond which closed ones are forgotten."""
 
 _EARLIER = -1
 """For a batch that was let through by a state that is over."""
@@ -152,6 +156,49 @@ class Breaker:
         self._period += 1
 
 
+class RecentBreakers:
+    """Breakers by key; forgets closed ones that were not used for long, beyond `most` breakers.
+
+    A route may send each customer's tasks to a stream of its own. A forgotten breaker is made anew
+    when its sink is used again: it was closed, and has lost a few failures at most.
+    """
+
+    def __init__(self, most: int = _MOST_KEPT) -> None:
+        self._most = most
+        self._breakers: OrderedDict[Hashable, Breaker] = OrderedDict()
+        self._closed: Breaker | None = None  # the one that was found closed last
+
+    def __len__(self) -> int:
+        return len(self._breakers)
+
+    def __iter__(self) -> Iterator[Breaker]:
+        return iter(self._breakers.values())
+
+    def get(self, key: Hashable) -> Breaker | None:
+        """The breaker with this key, which counts as used."""
+        breaker = self._breakers.get(key)
+        if breaker is not None:
+            self._breakers.move_to_end(key)
+        return breaker
+
+    def put(self, key: Hashable, breaker: Breaker) -> None:
+        """Adds or replaces a breaker."""
+        self._breakers[key] = breaker
+        self._breakers.move_to_end(key)
+        for _ in range(2):  # more than are added, so that their number goes back after an outage
+            if len(self._breakers) > self._most:
+                oldest, breaker = self._breakers.popitem(last=False)
+                if breaker.state is not BreakerState.CLOSED:
+                    self._breakers[oldest] = breaker
+
+    def any_closed(self) -> bool:
+        """Whether one of them is closed, at a cost that does not grow with those that are."""
+        if self._closed is None or self._closed.state is not BreakerState.CLOSED:
+            closed = BreakerState.CLOSED
+            self._closed = next((each for each in self if each.state is closed), None)
+        return self._closed is not None
+
+
 class Breakers:
     """A breaker for each sink of a flusher.
 
@@ -162,11 +209,15 @@ class Breakers:
     def __init__(self, delay: Callable[[int], float], changed: Callable[[], None]) -> None:
         self._delay = delay
         self._changed = changed
-        self._all: dict[Hashable, Breaker] = {}
+        self._all = RecentBreakers()
+
+    def __len__(self) -> int:
+        return len(self._all)
 
     def of(self, key: Hashable, name: str) -> Breaker:
         """The breaker of the sink with this key and the name of its class."""
         breaker = self._all.get(key)
         if breaker is None:
-            breaker = self._all[key] = Breaker(name, self._delay, self._changed)
+            breaker = Breaker(name, self._delay, self._changed)
+            self._all.put(key, breaker)
         return breaker

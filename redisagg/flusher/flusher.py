@@ -26,8 +26,9 @@ from redisagg.transport.endpoint import AsyncClient, Endpoint
 
 _log = logging.getLogger("redisagg")
 
-# Seconds that giving back leases may take after merges have ended.
-_RELEASE_TIMEOUT = 2.0
+# Seconds that giving back leases may take after merges have ended. `stop` ends 2 s after
+# `shutdown_timeout`, and clients and sinks have to be closed before that.
+_RELEASE_TIMEOUT = 0.8
 
 
 def new_flusher_id() -> str:

@@ -32,7 +32,7 @@ _log = logging.getLogger("redisagg")
 _MARGIN = 0.005
 
 # Seconds that giving back leases may take after the batches in flight had their time.
-_RELEASE_TIMEOUT = 1.0
+_RELEASE_TIMEOUT = 0.5
 
 
 class LeaseKeeper:

@@ -7,7 +7,14 @@ import logging
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
 
+from redisagg.durations import seconds
+from redisagg.errors import FlusherFailed
+from redisagg.flusher.event_loop import run_in_new_loop
 from redisagg.flusher.flusher import Flusher
 from redisagg.namespace import Namespace
 from redisagg.transport.endpoint import aclose
@@ -15,6 +22,12 @@ from redisagg.transport.endpoint import aclose
 _log = logging.getLogger("redisagg")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_END_TIMEOUT = 1.8
+"""Seconds beyond `shutdown_timeout` after which nobody waits for the end of a flusher."""
+
+_HARD_STOP_TIMEOUT = 0.5
+"""Seconds of them that are left when the event loop of a flusher is stopped."""
 
 
 async def flush_until(namespace: Namespace, stop: asyncio.Event) -> None:
@@ -33,58 +46,209 @@ async def flush_until(namespace: Namespace, stop: asyncio.Event) -> None:
         await aclose(client)
 
 
-class FlusherThread(threading.Thread):
-    """Runs a flusher until `stop`. It is a daemon, so that it keeps no process alive."""
+def end_by(namespace: Namespace) -> float:
+    """The time by `time.monotonic` at which a flusher that is stopped now has ended."""
+    return time.monotonic() + seconds(namespace.config.shutdown_timeout) + _END_TIMEOUT
+
+
+def _log_end(namespace: Namespace, error: BaseException) -> None:
+    name = namespace.keyspace.name
+    _log.error("the flusher of %r ended: %r", name, error, exc_info=error)
+
+
+class FlusherTask:
+    """Runs a flusher on the present event loop until `stop`."""
 
     def __init__(self, namespace: Namespace) -> None:
-        super().__init__(name=f"redisagg-flusher-{namespace.keyspace.name}", daemon=True)
         self._namespace = namespace
-        self._started_loop = threading.Event()
+        self._stop_event = asyncio.Event()
+        self._task = asyncio.create_task(flush_until(namespace, self._stop_event))
+        self._task.add_done_callback(self._done)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the flusher has not ended."""
+        return not self._task.done()
+
+    async def wait_until_signalled(self) -> None:
+        """Waits until the flusher has ended; stops it at SIGTERM or SIGINT.
+
+        Raises:
+            BaseException: the error that ended the flusher.
+        """
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.create_task(self._stop_event.wait())
+        try:
+            with Signals(lambda: loop.call_soon_threadsafe(self._stop_event.set)):
+                tasks = {stopping, self._task}
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await self.stop(end_by(self._namespace))
+        finally:
+            self._stop_event.set()
+            stopping.cancel()
+        if self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+    async def stop(self, until: float) -> None:
+        """Tells the flusher to end, and waits for its end.
+
+        Args:
+            until: the time by `time.monotonic` at which the wait ends.
+        """
+        self._stop_event.set()
+        left = until - time.monotonic()
+        await asyncio.wait({self._task}, timeout=max(0.0, left - _HARD_STOP_TIMEOUT))
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_HARD_STOP_TIMEOUT)
+            _log.warning("the flusher of %r was cancelled", self._namespace.keyspace.name)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and not (task.cancelled() and self._stop_event.is_set()):
+            _log_end(self._namespace, error)
+
+
+class FlusherThread:
+    """Runs a flusher in a daemon thread until `stop`; a daemon keeps no process alive.
+
+    Raises:
+        FlusherFailed: the thread can't be started, or can't run an event loop.
+    """
+
+    def __init__(self, namespace: Namespace, on_end: Callable[[], object] = lambda: None) -> None:
+        self._namespace = namespace
+        self._on_end = on_end
+        self.error: BaseException | None = None
+        """What ended the flusher, if nobody stopped it."""
+        self._begun = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_event: asyncio.Event | None = None
-
-    def run(self) -> None:
-        """The body of the thread."""
+        self._stopped = False
+        name = f"redisagg-flusher-{namespace.keyspace.name}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
-            asyncio.run(self._main())
-        except Exception:
-            _log.exception("the flusher of %r ended", self._namespace.keyspace.name)
+            self._thread.start()
+        except RuntimeError as error:
+            raise FlusherFailed(f"no thread can be started for the flusher: {error}") from error
+        self._begun.wait()
+        if self._loop is None and self.error is not None:
+            raise self.error
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the flusher has not ended."""
+        return self._thread.is_alive()
+
+    def stop(self, until: float) -> None:
+        """Tells the flusher to end, and waits for its end.
+
+        Args:
+            until: the time by `time.monotonic` at which the wait ends.
+        """
+        self._stopped = True
+        loop, stop_event = self._loop, self._stop_event
+        if loop is None or stop_event is None:
+            return  # it never began
+        self._call(loop, stop_event.set)
+        self._thread.join(max(0.0, until - time.monotonic() - _HARD_STOP_TIMEOUT))
+        if self._thread.is_alive():
+            self._call(loop, loop.stop)
+            self._thread.join(_HARD_STOP_TIMEOUT)
+        if self._thread.is_alive():
+            _log.error(
+                "the flusher of %r has not ended: its event loop is blocked by a merge function or "
+                "a sink; it ends when that call returns",
+                self._namespace.keyspace.name,
+            )
+
+    @staticmethod
+    def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+        try:
+            loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop is closed: the flusher has ended
+            return
+
+    def _run(self) -> None:
+        try:
+            _check_no_loop_runs()
+            run_in_new_loop(self._main())
+        except BaseException as error:  # SystemExit too: a thread ends by it without a word
+            if self._loop is None:
+                self.error = error
+            elif not self._stopped:
+                self.error = error
+                _log_end(self._namespace, error)
+            else:
+                _log.warning("the flusher of %r was stopped", self._namespace.keyspace.name)
         finally:
-            self._started_loop.set()
+            self._begun.set()
+            self._on_end()
 
     async def _main(self) -> None:
         self._stop_event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._started_loop.set()
+        self._begun.set()
         await flush_until(self._namespace, self._stop_event)
 
-    def stop(self) -> None:
-        """Tells the flusher to end, and waits for its end."""
-        self._started_loop.wait()
-        if self._loop is not None and self._stop_event is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop_event.set)
-        self.join()
 
+def _check_no_loop_runs() -> None:
+    """Checks whether a new thread is an operating system's thread.
 
-def run_until_signalled(namespace: Namespace) -> None:
-    """Runs a flusher until SIGTERM or SIGINT; see `serve`."""
-    asyncio.run(serve(namespace))
-
-
-async def serve(namespace: Namespace) -> None:
-    """Runs a flusher until SIGTERM or SIGINT; a second signal ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def signalled(number: signal.Signals) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for each in _SIGNALS:
-        loop.add_signal_handler(each, signalled, each)
+    Raises:
+        FlusherFailed: it has an event loop that runs already.
+    """
     try:
-        await flush_until(namespace, stop)
-    finally:
-        for each in _SIGNALS:
-            loop.remove_signal_handler(each)
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise FlusherFailed(
+        "an event loop runs in this thread already: gevent has patched this process, so that its "
+        "threads are greenlets of one thread, which can run one flusher; run each further one in "
+        "a process of its own"
+    )
+
+
+class Signals:
+    """Handles SIGTERM and SIGINT while a flusher runs; a second one ends the process at once.
+
+    Does nothing outside the main thread, where Python can't handle signals.
+
+    Args:
+        on_signal: called with the first one, in the main thread between two instructions.
+    """
+
+    def __init__(self, on_signal: Callable[[], object]) -> None:
+        self._on_signal = on_signal
+        self._count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._handle) for each in _SIGNALS}
+
+    def __exit__(self, *details: object) -> None:
+        for each, handler in self._before.items():
+            # None: it was not set by Python, and can't be set again.
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._count += 1
+        if self._count > 1:
+            os._exit(128 + number)
+        self._on_signal()
+
+
+class Endings:
+    """Why a flusher that `run` runs has to end; may be reported by signal handlers."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[None] = SimpleQueue()  # an Event could block in a signal handler
+
+    def report(self) -> None:
+        """A signal came, or the flusher has ended."""
+        self._queue.put(None)
+
+    def wait(self) -> None:
+        """Waits for the first report."""
+        self._queue.get()

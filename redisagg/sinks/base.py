@@ -9,15 +9,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+from redisagg.durations import to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation
+from redisagg.sinks.limited_calls import ThreadedCalls, value_of
 from redisagg.task import Task
 from redisagg.transport.aio import AsyncTransport
 
@@ -160,6 +161,14 @@ class ReadableSink(ScriptSink):
 class DeliverySink(Sink, ABC):
     """A queue outside the commit script; batches arrive at least once."""
 
+    timeout: float = 30.0
+    """Seconds after which `open` or `deliver` is cancelled. The delivery has
+    failed then, with `SinkTimeout`. Set another value in the class or in the object."""
+
+    limits_itself: ClassVar[bool] = False
+    """Whether `deliver` keeps to `timeout` by itself, so that a flusher does not cancel it. For a
+    `deliver` that first waits for its turn, since that wait is no fault of the queue."""
+
     async def open(self, context: SinkContext) -> None:
         """Makes connections; a flusher calls it before its first delivery."""
 
@@ -178,11 +187,48 @@ class DeliverySink(Sink, ABC):
 
 
 class BlockingSink(DeliverySink):
-    """A `DeliverySink` for a blocking library: deliveries run in threads."""
+    """A `DeliverySink` for a blocking library: deliveries run in daemon threads.
+
+    A thread can't be stopped: a delivery that takes longer than `timeout` has failed, and its
+    thread counts as hung until it ends. If all `concurrency` threads hang, further deliveries fail
+    at once. `timeout` does not include the wait for a free thread.
+    """
+
+    limits_itself = True
+
+    concurrency: int = 16
+    """The number of deliveries that run at the same time. Set another value in the class or in the
+    object, before the first delivery."""
+
+    _delivery_threads: ThreadedCalls | None = None
 
     async def deliver(self, merged: MergedTask) -> None:
-        await asyncio.to_thread(self.deliver_blocking, merged)
+        if self._delivery_threads is None:
+            self._delivery_threads = ThreadedCalls(type(self).__name__, self.concurrency)
+        timeout = timeout_of(self)
+        ended = await self._delivery_threads.run(self.deliver_blocking, merged, timeout=timeout)
+        value_of(ended, type(self).__name__, timeout)
 
     @abstractmethod
     def deliver_blocking(self, merged: MergedTask) -> None:
         """As `deliver`, in a thread; several deliveries may run at the same time."""
+
+
+def timeout_of(sink: DeliverySink) -> float:
+    """The timeout of a sink in seconds.
+
+    Raises:
+        InvalidConfig: it is out of range or of the wrong type.
+    """
+    return to_seconds(sink.timeout, "timeout", InvalidConfig)
+
+
+def check_concurrency(value: object) -> int:
+    """Returns the number of deliveries that may run at the same time.
+
+    Raises:
+        InvalidConfig: it is no whole number from 1 to 1,000.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000:
+        raise InvalidConfig(f"concurrency must be a whole number from 1 to 1,000, not {value!r}")
+    return value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
-from redisagg.sinks.base import DeliverySink, MergedTask
+from redisagg.sinks.base import DeliverySink, MergedTask, check_concurrency
+from redisagg.sinks.limited_calls import AwaitedCalls, Ended, ThreadedCalls, value_of
 from redisagg.task import Task
 
 
@@ -23,21 +24,46 @@ class CallableSink(DeliverySink):
     returns it: a dict for a dataclass, a list for a tuple.
 
     Args:
-        fn: a plain or `async` function; a plain one runs in a thread.
+        fn: a plain or `async` function; a plain one runs in a daemon thread.
+        timeout: seconds (or a `timedelta`) after which a call has failed with `SinkTimeout`. A call
+            of an `async` function is cancelled. A thread can't be stopped: it counts as hung until
+            the call returns, so a plain function should have time limits of its own.
+        concurrency: the number of calls of a plain function that run at the same time. Further
+            ones wait, which is not part of `timeout`. If all of them hang, further ones fail at
+            once.
 
     Raises:
-        InvalidConfig: `fn` can't be called.
+        InvalidConfig: `fn` can't be called, or another argument is out of range or of the wrong
+            type.
     """
 
-    def __init__(self, fn: Callable[[Task, str], Any]) -> None:
+    limits_itself = True
+
+    def __init__(
+        self, fn: Callable[[Task, str], Any], *, timeout: Duration = 30.0, concurrency: int = 16
+    ) -> None:
         if not callable(fn):
             raise InvalidConfig(f"CallableSink takes a function, not {type(fn).__name__}")
         self._fn = fn
+        self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)
+        self.concurrency = check_concurrency(concurrency)
+        self._name = f"the function of {type(self).__name__}"
+        self._threads = ThreadedCalls(self._name, self.concurrency)
+        self._coroutines = AwaitedCalls(self._name)
 
     async def deliver(self, merged: MergedTask) -> None:
+        arguments = merged.task, merged.batch_id
         if inspect.iscoroutinefunction(self._fn):
-            result: Any = self._fn(merged.task, merged.batch_id)
-        else:
-            result = await asyncio.to_thread(self._fn, merged.task, merged.batch_id)
-        if inspect.isawaitable(result):
-            await result
+            await self._value(self._coroutines.run(self._fn, *arguments, timeout=self.timeout))
+            return
+        threaded = self._threads.run(self._fn, *arguments, timeout=self.timeout)
+        returned = await self._value(threaded)
+        if inspect.isawaitable(returned):  # a plain function that returns a coroutine
+            await self._value(self._coroutines.run(_awaited, returned, timeout=self.timeout))
+
+    async def _value(self, running: Awaitable[Ended | None]) -> Any:
+        return value_of(await running, self._name, self.timeout)
+
+
+async def _awaited(returned: Awaitable[Any]) -> Any:
+    return await returned

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from redisagg.errors import InvalidConfig, SinkError
-from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink, SinkContext
+from redisagg.sinks.base import (
+    DeliverySink,
+    MergedTask,
+    ScriptSink,
+    Sink,
+    SinkContext,
+    timeout_of,
+)
+from redisagg.sinks.limited_calls import AwaitedCalls, value_of
 from redisagg.task import Task
+
+_log = logging.getLogger("redisagg")
 
 Route: TypeAlias = Callable[[Task], Sink]
 """Returns the sink for a merged task; the same object each time, since each is opened once."""
@@ -65,14 +76,31 @@ def check_sink(sink: object) -> Sink | Route:
     )
 
 
+# Seconds that closing all sinks may take when a flusher ends.
+_CLOSE_TIMEOUT = 0.5
+
+
+@dataclass(slots=True)
+class _Target:
+    """A sink to which a flusher delivers."""
+
+    sink: DeliverySink
+    calls: AwaitedCalls
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    opened: bool = False
+
+
 @dataclass(slots=True)
 class Deliveries:
-    """Delivers merged tasks, opening each sink before its first delivery."""
+    """Delivers merged tasks, opening each sink before its first delivery.
+
+    A sink can raise anything and hang: see `limited_calls`.
+    """
 
     router: Router
     context: SinkContext
-    _opened: list[DeliverySink] = field(default_factory=list)
-    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _targets: dict[int, _Target] = field(default_factory=dict)
+    """By the `id` of the sink."""
 
     def sink_of(self, task: Task) -> DeliverySink:
         """The sink for a merged task that is to be delivered.
@@ -90,16 +118,44 @@ class Deliveries:
         return sink
 
     async def deliver(self, sink: DeliverySink, merged: MergedTask) -> None:
-        """Delivers one merged task; raises the error of the sink."""
-        if sink not in self._opened:
-            async with self._opening:
-                if sink not in self._opened:  # another delivery may have opened it
-                    await sink.open(self.context)
-                    self._opened.append(sink)
-        await sink.deliver(merged)
+        """Delivers one merged task.
+
+        Raises:
+            SinkTimeout: the sink took longer than its timeout, or too many deliveries hang.
+            SinkError: the sink raised something other than an `Exception`.
+            Exception: what the sink raised.
+        """
+        target = self._targets.get(id(sink))
+        if target is None:
+            name = type(sink).__name__
+            target = self._targets[id(sink)] = _Target(sink, AwaitedCalls(name))
+        if not target.opened:
+            async with target.opening:
+                if not target.opened:  # another delivery may have opened it
+                    await self._call(target, sink.open, self.context)
+                    target.opened = True
+        if sink.limits_itself:
+            await sink.deliver(merged)
+        else:
+            await self._call(target, sink.deliver, merged)
 
     async def close(self) -> None:
-        """Closes the sinks that were opened."""
-        for sink in self._opened:
-            await sink.close()
-        self._opened.clear()
+        """Closes the sinks that were opened, within half a second; logs what they raise."""
+        opened = [target for target in self._targets.values() if target.opened]
+        self._targets.clear()
+        await asyncio.gather(*map(self._close, opened))
+
+    async def _close(self, target: _Target) -> None:
+        name = type(target.sink).__name__
+        try:
+            ended = await target.calls.run(target.sink.close, timeout=_CLOSE_TIMEOUT)
+            value_of(ended, f"closing {name}", _CLOSE_TIMEOUT)
+        except Exception as error:
+            _log.warning("%s can't be closed: %r", name, error)
+
+    async def _call(
+        self, target: _Target, function: Callable[..., Awaitable[None]], *args: Any
+    ) -> None:
+        timeout = timeout_of(target.sink)
+        ended = await target.calls.run(function, *args, timeout=timeout)
+        value_of(ended, type(target.sink).__name__, timeout)

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from redisagg.durations import Duration, to_seconds
-from redisagg.errors import InvalidConfig, SinkError
+from redisagg.errors import InvalidConfig, SinkError, SinkTimeout
 from redisagg.payload import to_json
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -83,13 +83,16 @@ class WebhookSink(DeliverySink):
         source: the ``source`` of the event, a URI reference; None takes ``/redisagg/NAME`` with
             the name of the aggregator.
         headers: further headers of all requests, such as ``Authorization``.
-        timeout: seconds (or a `timedelta`) within which the response has to be complete.
+        timeout: seconds (or a `timedelta`) within which the response has to be complete. It does
+            not include the wait for one of the `connections`.
         connections: the number of requests that a flusher makes at the same time.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
         SinkError: httpx is not installed.
     """
+
+    limits_itself = True
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class WebhookSink(DeliverySink):
         secrets: str | Sequence[str] = (),
         source: str | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: Duration = 15,
+        timeout: Duration = 30.0,
         connections: int = 16,
     ) -> None:
         require("httpx", "webhook")
@@ -107,7 +110,7 @@ class WebhookSink(DeliverySink):
             raise InvalidConfig(f"source is a URI reference, not {source!r}")
         self.source = source
         self.headers = _checked_headers(headers or {})
-        self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)
         if not isinstance(connections, int) or connections < 1:
             raise InvalidConfig(f"connections is a whole number from 1, not {connections!r}")
         self.connections = connections
@@ -118,7 +121,7 @@ class WebhookSink(DeliverySink):
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> WebhookSink:
-        """Parses ``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=15&connections=16``.
+        """Parses ``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=30&connections=16``.
 
         Or ``webhook+http://``. ``secret_env`` is the name of the environment variable with the
         secrets, separated by blanks. The query of the receiver can't be set here.
@@ -167,7 +170,9 @@ class WebhookSink(DeliverySink):
                 signed = {**headers, **self._signature(merged.batch_id, body)}
                 await asyncio.wait_for(self._post(body, signed), self.timeout)
             except asyncio.TimeoutError:
-                raise SinkError(f"the receiver gave no answer within {self.timeout:g} s") from None
+                raise SinkTimeout(
+                    f"the receiver gave no answer within {self.timeout:g} s"
+                ) from None
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> None:
         client = self._client

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import multiprocessing.popen_spawn_posix
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from redisagg import Task
 from redisagg.errors import InvalidConfig
@@ -194,3 +199,115 @@ def test_functions_that_can_not_be_imported_are_refused(make: Make) -> None:
 def test_an_unknown_executor_is_refused(make: Make) -> None:
     with pytest.raises(InvalidConfig):
         make(executor="magic")
+
+
+def test_a_daemonic_process_is_refused_before_anything_is_written(
+    make_both: Make, sync_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a Celery worker's, which may have no children."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    agg = make_both(executor="process", group_aggregator=merge)
+    for start in (agg.start, agg.run):
+        with pytest.raises(InvalidConfig, match="daemonic"):
+            start()
+    assert not agg.is_running
+    assert sync_redis.keys() == []
+
+
+def test_a_worker_that_can_not_be_started_fails_the_batch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = True
+    launch = multiprocessing.popen_spawn_posix.Popen._launch  # type: ignore[attr-defined]
+
+    def fail(self: Any, process: Any) -> None:
+        if failing:
+            raise OSError(24, "Too many open files")
+        launch(self, process)
+
+    monkeypatch.setattr("multiprocessing.popen_spawn_posix.Popen._launch", fail)
+    agg = make(executor="process", group_aggregator=merge, group_max_size=1, max_attempts=2)
+    with agg:
+        agg.add_task(Task("test", 0, "a"))
+        [letter] = await_dead(agg)
+        assert "no worker process can be started" in letter.error
+        assert "Too many open files" in letter.error
+        failing = False
+        agg.requeue_dead_letter(letter.batch_id)
+        await_batches(agg, 1, timeout=20)
+
+
+def test_a_pool_that_can_not_be_made_fails_the_batch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("redisagg.flusher.merging.processes.ProcessPoolExecutor", fail)
+    agg = make(executor="process", group_aggregator=merge, group_max_size=1, max_attempts=2)
+    with agg:
+        agg.add_task(Task("test", 0, "a"))
+        [letter] = await_dead(agg)
+        assert agg.is_running
+    assert "Too many open files" in letter.error
+
+
+_SCRIPT = """
+import os, sys, time
+from redisagg import AggregationConfig, Aggregator, Task
+
+def merge(group, tasks):
+    return Task("merged", os.getpid())
+
+config = AggregationConfig(
+    partitions=1, group_max_size=1, executor="process", group_aggregator=merge, max_attempts=1
+)
+agg = Aggregator("script", sys.argv[1], config=config)
+"""
+
+
+@pytest.mark.parametrize("call", ["agg.run()", "agg.start(); time.sleep(60)"])
+def test_a_script_without_a_main_guard_gets_an_error_that_says_so(
+    make: Make, redis_url: str, tmp_path: Path, call: str
+) -> None:
+    script = tmp_path / "flusher.py"
+    script.write_text(f"{_SCRIPT}\n{call}\n")
+    looking = make(name="script", partitions=1, group_max_size=1)
+    with subprocess.Popen(
+        [sys.executable, script, redis_url], stderr=subprocess.PIPE, text=True
+    ) as flusher:
+        try:
+            looking.add_task(Task("test", 0, "a"))
+            [letter] = await_dead(looking, timeout=30)
+        finally:
+            flusher.kill()
+        assert flusher.stderr is not None
+        stderr = flusher.stderr.read()
+    assert "if __name__ == '__main__':" in letter.error
+    assert "InvalidConfig" in stderr
+
+
+def test_worker_processes_end_with_a_flusher_that_is_killed(
+    make: Make, redis_url: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "flusher.py"
+    script.write_text(f"{_SCRIPT}\nif __name__ == '__main__':\n    agg.run()\n")
+    looking = make(name="script", partitions=1, group_max_size=1)
+    with subprocess.Popen([sys.executable, script, redis_url]) as flusher:
+        try:
+            looking.add_tasks(Task("test", n, f"g{n}") for n in range(4))
+            await_batches(looking, 4, timeout=30)
+        finally:
+            flusher.kill()
+    workers = {batch.payload for batch in enqueued(looking)}
+    assert workers
+    wait_until(lambda: not any(map(_lives, workers)), timeout=10, what="all workers have ended")
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from redisagg import AggregationConfig
 from redisagg.flusher.backoff import break_delay
+from redisagg.flusher.batch import Enqueue
 from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
+from redisagg.flusher.leader.sink_health import SinkHealth
 
 
 class Clock:
@@ -177,6 +181,54 @@ def test_each_sink_has_its_own() -> None:
     breakers = Breakers(lambda times: 1.0, lambda: None)
     assert breakers.of("a", "Sink") is breakers.of("a", "Sink")
     assert breakers.of("a", "Sink") is not breakers.of("b", "Sink")
+
+
+def test_closed_ones_are_forgotten_and_open_ones_are_kept() -> None:
+    breakers = Breakers(lambda times: 1000.0, lambda: None)
+    broken = breakers.of("broken", "Sink")
+    for batch in b"a", b"b", b"c", b"d", b"e":
+        broken.failed(batch, broken.admit() or 0)
+    for n in range(5_000):
+        breakers.of(n, "Sink")
+    assert len(breakers) == 1_000
+    assert breakers.of("broken", "Sink") is broken
+    assert breakers.of(4_999, "Sink") is breakers.of(4_999, "Sink")
+
+
+def test_the_states_of_thousands_of_sinks_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = 0
+    state: Any = vars(Breaker)["state"].fget
+
+    def counted(self: Breaker) -> BreakerState:
+        nonlocal looked
+        looked += 1
+        result: BreakerState = state(self)
+        return result
+
+    sinks = SinkHealth(Breakers(lambda times: 1000.0, lambda: None), None, None)
+    for n in range(900):
+        sinks.breaker_for(Enqueue("StreamSink", "commit_stream", [b"%d" % n], ()))
+    monkeypatch.setattr(Breaker, "state", property(counted))
+    for _ in range(100):
+        assert sinks.states() == {BreakerState.CLOSED}
+    assert looked < 200
+
+
+def test_the_states_show_when_no_sink_works() -> None:
+    sinks = SinkHealth(Breakers(lambda times: 1000.0, lambda: None), None, None)
+    assert sinks.states() == set()
+    known = [
+        sinks.breaker_for(Enqueue("StreamSink", "commit_stream", [key], ())) for key in (b"1", b"2")
+    ]
+    for number, breaker in enumerate(known):
+        assert sinks.states() == {BreakerState.CLOSED}
+        for batch in range(5):
+            breaker.failed(b"%d %d" % (number, batch), breaker.admit() or 0)
+    assert sinks.states() == {BreakerState.OPEN}
+    known[0].succeeded()
+    assert sinks.states() == {BreakerState.CLOSED}
 
 
 def test_waits_grow_with_jitter_up_to_half_a_minute() -> None:

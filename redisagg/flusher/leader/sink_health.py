@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from redisagg.flusher.batch import Enqueue, Failure
-from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
+from redisagg.flusher.breaker import Breaker, Breakers, BreakerState, RecentBreakers
 from redisagg.sinks.base import DeliverySink, ScriptSink
 
 # The number of batches that are claimed at once to try a sink that was down.
@@ -49,7 +49,7 @@ class SinkHealth:
     ) -> None:
         self._breakers = breakers
         self._slot = slot
-        self._known: dict[Hashable, Breaker] = {}
+        self._known = RecentBreakers()
         if only is not None:
             self.breaker_of(only)
 
@@ -64,22 +64,24 @@ class SinkHealth:
         return self._breaker(enqueue.queue, enqueue.sink)
 
     def states(self) -> set[BreakerState]:
-        """Their present states; empty before the first batch has chosen a sink."""
-        return {breaker.state for breaker in self._known.values()}
+        """Their present states, or `CLOSED` alone if one is closed; empty before any is known."""
+        if self._known.any_closed():  # the others do not matter then, and there may be thousands
+            return {BreakerState.CLOSED}
+        return {breaker.state for breaker in self._known}
 
     def pause(self) -> float:
         """Seconds until the first of them may let a batch through."""
-        return min(breaker.pause() for breaker in self._known.values())
+        return min(breaker.pause() for breaker in self._known)
 
     def reserve(self) -> Probe | None:
         """Permission to claim a few batches for a sink that was down; None if none is free now."""
-        for breaker in self._known.values():
+        for breaker in self._known:
             if granted := breaker.reserve(_PROBES):
                 return Probe(breaker, granted)
         return None
 
     def _breaker(self, key: Hashable, name: str) -> Breaker:
-        breaker = self._known.get(key)
-        if breaker is None:
-            breaker = self._known[key] = self._breakers.of(key, name)
+        breaker = self._breakers.of(key, name)
+        if self._known.get(key) is not breaker:
+            self._known.put(key, breaker)
         return breaker

@@ -9,11 +9,21 @@ from typing import Any
 from redisagg.config import AggregationConfig
 from redisagg.flusher.merging.loop import LoopMerger
 from redisagg.flusher.merging.merger import Merger
-from redisagg.flusher.merging.processes import ProcessMerger
+from redisagg.flusher.merging.processes import ProcessMerger, check_process_can_start_workers
 from redisagg.flusher.merging.threads import ThreadMerger
 from redisagg.sinks.routing import Router
 
-__all__ = ["Merger", "make_merger"]
+__all__ = ["Merger", "check_executor", "make_merger"]
+
+
+def check_executor(config: AggregationConfig) -> None:
+    """Checks whether the configured function can be run in this process.
+
+    Raises:
+        InvalidConfig: ``executor="process"`` in a process that can't have worker processes.
+    """
+    if config.executor == "process" and not _is_async(config.group_aggregator):
+        check_process_can_start_workers()
 
 
 def make_merger(config: AggregationConfig, router: Router) -> Merger:

@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
 
 from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
 from redisagg.flusher.merging.steps import prepare, route_result
+from redisagg.sinks.limited_calls import AwaitedCalls
 from redisagg.sinks.routing import Router
+
+_log = logging.getLogger("redisagg")
 
 
 class LoopMerger(TaskMerger):
-    """Awaits the merge function."""
+    """Awaits the merge function.
+
+    A merge that exceeds its timeout is cancelled. If `most_hung` merges ignore that, no further one
+    begins.
+    """
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._slots = asyncio.Semaphore(self.concurrency)
+        self._calls = AwaitedCalls("the merge function", self.most_hung)
 
     async def _work(self, batch: Batch) -> None:
         async with self._slots:
             if not batch.begin():
                 return
-            outcome = await self._merge(batch.claim)
+            if self._calls.full:
+                outcome = self.refused(batch.claim, self._calls.hung)
+            else:
+                outcome = await self._merge(batch.claim)
         batch.end_merge(outcome)
 
     async def _merge(self, claim: Claim) -> MergeOutcome:
         outcome = MergeOutcome()
         try:
             group, tasks = prepare(claim, outcome, self.router)
-            if tasks:
-                merging: Any = asyncio.ensure_future(self.function(group, tasks))  # type: ignore[arg-type]
-                if not await self._ends(merging):
-                    return self.timed_out()
-                route_result(claim, outcome, self.router, tasks, merging.result())
-        except _Closed:
-            raise
-        except BaseException as error:  # a merge may end in CancelledError or SystemExit too
+        except BaseException as error:
+            outcome.failure = Failure.of(error)
+            return outcome
+        if not tasks:
+            return outcome
+        # A merge may end in CancelledError or SystemExit too: what it raises is in `ended`, so a
+        # CancelledError here means that this merger is closed.
+        ended = await self._calls.run(self.function, group, tasks, timeout=self.timeout)  # type: ignore[arg-type]
+        if ended is None:
+            _log.warning(
+                "a merge of group %r is cancelled after merge_timeout; %d of %d cancelled merges "
+                "hang",
+                *(claim.group[:64], self._calls.hung, self.most_hung),
+            )
+            return self.timed_out()
+        try:
+            if ended.error is not None:
+                raise ended.error
+            route_result(claim, outcome, self.router, tasks, ended.value)
+        except BaseException as error:
             outcome.failure = Failure.of(error)
         return outcome
-
-    async def _ends(self, merging: asyncio.Future[Any]) -> bool:
-        """Whether a merge ends in time; cancels it if not."""
-        try:
-            await asyncio.wait({merging}, timeout=self.timeout)
-        except asyncio.CancelledError:  # not the merge's own: this merger is closed
-            merging.cancel()
-            raise _Closed from None
-        if merging.done():
-            return True
-        merging.cancel()
-        return False
-
-
-class _Closed(asyncio.CancelledError):
-    """The merger was closed while a merge ran."""

@@ -8,23 +8,30 @@ A merger runs the merge function for the batches that it is handed, at most `con
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import MergeTimeout
-from redisagg.flusher.batch import Batch, Failure, MergeOutcome
+from redisagg.errors import MergeError, MergeTimeout
+from redisagg.flusher.backoff import retry_delay
+from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.sinks.routing import Router
+
+_log = logging.getLogger("redisagg")
 
 
 class Merger(ABC):
     """Merges batches, at most `concurrency` at a time."""
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
+        self._config = config
         self.function = config.group_aggregator
         self.timeout = seconds(config.merge_timeout)
         self.concurrency = config.concurrency
         self.router = router
+        self.most_hung = 2 * config.concurrency
+        """The number of merges that may hang beyond their timeout before no further one begins."""
 
     @abstractmethod
     def submit(self, batch: Batch) -> None:
@@ -39,6 +46,26 @@ class Merger(ABC):
         error = MergeTimeout(f"the merge took longer than merge_timeout ({self.timeout:g} s)")
         return MergeOutcome(Failure.of(error))
 
+    def refused(self, claim: Claim, hung: int) -> MergeOutcome:
+        """The outcome of a merge that did not begin because `hung` others hang.
+
+        The attempt does not count, since the batch is not to blame.
+        """
+        _log.error(
+            "group %r is not merged: %d merges hang beyond merge_timeout; end them, or restart the "
+            "flusher",
+            *(claim.group[:64], hung),
+        )
+        error = MergeError(
+            f"{hung} merges hang beyond merge_timeout ({self.timeout:g} s), so no further one is "
+            "begun; give what the merge function waits for a timeout, and restart the flusher"
+        )
+        return self.not_begun(claim, error)
+
+    def not_begun(self, claim: Claim, error: Exception) -> MergeOutcome:
+        """The outcome of a merge that could not begin; the attempt does not count."""
+        return MergeOutcome(Failure.of(error, retry_delay(self._config, claim.attempt)))
+
 
 class TaskMerger(Merger):
     """A merger that has an asyncio task for each batch."""
@@ -46,13 +73,23 @@ class TaskMerger(Merger):
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def submit(self, batch: Batch) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is not None and not self._closed:  # else the batch would stay in hand for ever
+                _log.error("a merge of group %r ended: %r", batch.group[:64], error)
+                if batch.begin():
+                    batch.end_merge(MergeOutcome(Failure.of(error)))
+
         task = asyncio.create_task(self._work(batch))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(done)
 
     def close(self) -> None:
+        self._closed = True
         for task in self._running:
             task.cancel()
 

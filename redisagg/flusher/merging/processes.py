@@ -7,11 +7,14 @@ import logging
 import multiprocessing
 import os
 import pickle
+import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from redisagg.config import AggregationConfig, GroupAggregator
-from redisagg.errors import MergeError
+from redisagg.errors import InvalidConfig, MergeError
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
 from redisagg.flusher.merging.steps import merge
@@ -19,18 +22,105 @@ from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
 
+_GUARD = (
+    "a script that runs a flusher with executor='process' has to do so below "
+    "`if __name__ == '__main__':`, since each worker process imports the script"
+)
+
 # Set once in each worker process.
 _function: GroupAggregator
 _router: Router
 
 
+def check_process_can_start_workers() -> None:
+    """Checks whether this process may have worker processes.
+
+    Raises:
+        InvalidConfig: it is a daemonic process, or a worker process that imports the main script.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # set while a spawned process imports the script
+        raise InvalidConfig(_GUARD)
+    if process.daemon:
+        raise InvalidConfig(
+            "executor='process' can't be used in a daemonic process, such as a Celery worker's, "
+            "which may have no children; use executor='thread', or run the flusher in a process "
+            "of its own"
+        )
+
+
 def _start_worker(pickled: bytes) -> None:
     global _function, _router
+    threading.Thread(target=_end_with_parent, name="redisagg-parent", daemon=True).start()
     _function, _router = pickle.loads(pickled)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has died, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _check_worker() -> None:
+    """Is called in a worker process, which shows that it has started."""
 
 
 def _merge_in_worker(claim: Claim) -> MergeOutcome:
     return merge(_function, _router, claim)
+
+
+class _PoolKilled(Exception):
+    """The worker processes of a pool have ended, by themselves or by us."""
+
+
+class _Pool:
+    """Worker processes, which start when they are needed.
+
+    Raises:
+        OSError: the system allows no further pipe or lock.
+    """
+
+    def __init__(self, workers: int, pickled: bytes) -> None:
+        # Not forked: a flusher has threads, and a fork would copy their locks as they are.
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(workers, context, _start_worker, (pickled,))
+        self._killed = False
+
+    async def run(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
+        """Calls a function in a worker process.
+
+        Raises:
+            _PoolKilled: the pool has lost its workers.
+            asyncio.TimeoutError: the call took too long; it still runs.
+            MergeError: no worker process can be started.
+            Exception: the result can't be pickled.
+        """
+        try:
+            submitted = self._executor.submit(function, *args)
+        except BrokenProcessPool as error:
+            raise _PoolKilled from error
+        except Exception as error:
+            if self._killed:
+                raise _PoolKilled from error
+            raise MergeError(f"no worker process can be started: {error!r}") from error
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(submitted), timeout)
+        except BrokenProcessPool as error:
+            raise _PoolKilled from error
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether at least one worker process has been started."""
+        return bool(self._executor._processes)
+
+    def kill(self) -> None:
+        """Ends the pool and its workers at once."""
+        self._killed = True
+        for process in list((self._executor._processes or {}).values()):
+            process.kill()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 class ProcessMerger(TaskMerger):
@@ -48,66 +138,82 @@ class ProcessMerger(TaskMerger):
         self._workers = min(self.concurrency, os.cpu_count() or 1)
         self._slots = asyncio.Semaphore(self._workers)
         self._alone = asyncio.Lock()
-        self._pool = self._new_pool(self._workers)
+        self._pool: _Pool | None = None
 
     def close(self) -> None:
         super().close()
-        _kill(self._pool)
-
-    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
-        # Not forked: a flusher has threads, and a fork would copy their locks as they are.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(workers, context, _start_worker, (self._pickled,))
+        if self._pool is not None:
+            self._pool.kill()
 
     async def _work(self, batch: Batch) -> None:
         async with self._slots:
-            if not batch.begin():
-                return
-            pool = self._pool
-            try:
-                outcome = await self._merge(pool, batch.claim)
-            except BrokenProcessPool:
-                if self._pool is pool:  # the first one to notice
-                    self._pool = self._new_pool(self._workers)
-                outcome = await self._merge_alone(batch.claim)
-        batch.end_merge(outcome)
+            if batch.begin():
+                batch.end_merge(await self._merge(batch.claim))
+
+    async def _merge(self, claim: Claim) -> MergeOutcome:
+        pool = self._pool
+        try:
+            if pool is None:
+                pool = self._pool = _Pool(self._workers, self._pickled)
+            return await self._merge_in(pool, claim)
+        except _PoolKilled:
+            self._drop(pool)
+        except Exception as error:  # no worker can be started, or the outcome can't be pickled
+            if pool is not None and not pool.has_workers:
+                self._drop(pool)
+            return MergeOutcome(Failure.of(error))
+        return await self._merge_alone(claim)
 
     async def _merge_alone(self, claim: Claim) -> MergeOutcome:
         async with self._alone:
-            pool = self._new_pool(1)
+            pool: _Pool | None = None
             try:
-                return await self._merge(pool, claim)
-            except BrokenProcessPool:
+                pool = _Pool(1, self._pickled)
+                await self._check(pool)
+                return await self._merge_in(pool, claim)
+            except _PoolKilled:
                 _log.error("a merge of group %r ended its process", claim.group[:64])
                 return MergeOutcome(Failure.of(MergeError("the merge function ended its process")))
+            except Exception as error:
+                return MergeOutcome(Failure.of(error))
             finally:
-                _kill(pool)
+                if pool is not None:
+                    pool.kill()
 
-    async def _merge(self, pool: ProcessPoolExecutor, claim: Claim) -> MergeOutcome:
+    async def _check(self, pool: _Pool) -> None:
+        """Starts a worker.
+
+        Raises:
+            MergeError: it ends before it can merge.
+        """
+        try:
+            await pool.run(_check_worker, timeout=self.timeout)
+        except _PoolKilled:
+            _log.error("a worker process ends before it can merge; see its traceback on stderr")
+            raise MergeError(
+                "a worker process ended before it could merge, since it can't import the merge "
+                f"function or the main script (its traceback is on stderr); {_GUARD}"
+            ) from None
+        except asyncio.TimeoutError:
+            raise MergeError(f"a worker process did not start in {self.timeout:g} s") from None
+
+    async def _merge_in(self, pool: _Pool, claim: Claim) -> MergeOutcome:
         """Merges a batch in a pool.
 
         Raises:
-            BrokenProcessPool: a worker of the pool has died.
+            _PoolKilled: a worker of the pool has died.
+            Exception: no worker can be started, or the outcome can't be pickled.
         """
         try:
-            submitted = pool.submit(_merge_in_worker, claim)
-        except RuntimeError as error:  # another merge had the pool killed just now
-            raise BrokenProcessPool from error
-        merging = asyncio.wrap_future(submitted)
-        try:
-            return await asyncio.wait_for(merging, self.timeout)
+            outcome: MergeOutcome = await pool.run(_merge_in_worker, claim, timeout=self.timeout)
+            return outcome
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
             _log.warning("a merge of group %r is killed after merge_timeout", claim.group[:64])
-            _kill(pool)
+            pool.kill()
             return self.timed_out()
-        except BrokenProcessPool:
-            raise
-        except Exception as error:  # the outcome could not be pickled
-            return MergeOutcome(Failure.of(error))
 
-
-def _kill(pool: ProcessPoolExecutor) -> None:
-    """Ends a pool and its workers at once."""
-    for process in list((pool._processes or {}).values()):
-        process.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
+    def _drop(self, pool: _Pool | None) -> None:
+        """Makes the next merge start another pool, unless another one has been started already."""
+        if pool is not None and self._pool is pool:
+            self._pool = None
+            pool.kill()

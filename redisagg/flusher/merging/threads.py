@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, MergeOutcome
@@ -32,6 +32,9 @@ class ThreadMerger(Merger):
 
     All threads take batches from one queue, so that a slow merge delays no other. They report to
     the event loop in one call everything that has ended since its last look.
+
+    A thread can't be stopped. One whose merge exceeds its timeout is given up, and another one
+    takes its place, until `most_hung` threads hang. From then on no further merge begins.
     """
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
@@ -42,14 +45,24 @@ class ThreadMerger(Merger):
         self._lock = threading.Lock()
         self._collecting = False  # whether the loop has been told to call `_collect`
         self._threads = 0
+        self._hung: set[int] = set()  # threads that were given up and have not ended
         self._open = 0  # batches that were submitted and have not ended
         self._running: dict[int, _Running] = {}  # by thread
         self._watch: asyncio.TimerHandle | None = None
 
     def submit(self, batch: Batch) -> None:
         self._open += 1
+        if len(self._hung) >= self.most_hung:
+            self._refuse(batch, len(self._hung))
+            return
         if self._open > self._threads < self.concurrency:
-            self._start_thread()
+            try:
+                self._start_thread()
+            except RuntimeError as error:  # the system allows no further thread
+                _log.error("no thread can be started for a merge: %s", error)
+                if not self._threads:
+                    self._fail(batch, self.not_begun(batch.claim, error))
+                    return
         self._queue.put(batch)
         if self._watch is None:
             self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)
@@ -61,9 +74,18 @@ class ThreadMerger(Merger):
             self._watch.cancel()
 
     def _start_thread(self) -> None:
-        self._threads += 1
         # A daemon: a merge that never ends must not keep the process alive.
         threading.Thread(target=self._work, name="redisagg-merge", daemon=True).start()
+        self._threads += 1
+
+    def _refuse(self, batch: Batch, hung: int) -> None:
+        self._fail(batch, self.refused(batch.claim, hung))
+
+    def _fail(self, batch: Batch, outcome: MergeOutcome) -> None:
+        """Ends a batch without a merge."""
+        if not batch.begin():
+            outcome = MergeOutcome()  # nobody reads it
+        self._end(batch, outcome)
 
     def _work(self) -> None:
         me = threading.get_ident()
@@ -74,7 +96,8 @@ class ThreadMerger(Merger):
             else:
                 outcome = MergeOutcome()  # nobody reads it
             if self._running.pop(me, None) is not running:
-                return  # it timed out, and another thread has taken the place of this one
+                self._hung.discard(me)
+                return  # it timed out, and another thread may have taken the place of this one
             self._end(batch, outcome)
 
     def _end(self, batch: Batch, outcome: MergeOutcome) -> None:
@@ -103,14 +126,41 @@ class ThreadMerger(Merger):
         self._watch = None
         now = time.monotonic()
         for thread, running in list(self._running.items()):
-            late = now - running.since > self.timeout
-            if late and self._running.pop(thread, None) is running:
-                _log.warning(
-                    "a merge of group %r exceeds merge_timeout; its thread is given up",
-                    running.batch.group[:64],
-                )
-                self._threads -= 1
-                self._start_thread()
-                self._end(running.batch, self.timed_out())
+            if now - running.since > self.timeout:
+                self._give_up(thread, running)
         if self._open:
             self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)
+
+    def _give_up(self, thread: int, running: _Running) -> None:
+        """Ends a batch whose merge is late, and replaces its thread."""
+        self._hung.add(thread)  # before the thread can find out
+        if self._running.pop(thread, None) is not running:  # it has ended just now
+            self._hung.discard(thread)
+            return
+        hung = len(self._hung)
+        _log.warning(
+            "a merge of group %r exceeds merge_timeout; its thread is given up; %d of %d such "
+            "threads hang",
+            *(running.batch.group[:64], hung, self.most_hung),
+        )
+        self._threads -= 1
+        self._end(running.batch, self.timed_out())
+        if hung < self.most_hung:
+            try:
+                self._start_thread()
+            except RuntimeError as error:  # the system allows no further thread
+                _log.error("no thread can be started for a merge: %s", error)
+            else:
+                return
+        if not self._threads:
+            self._refuse_all(hung)
+
+    def _refuse_all(self, hung: int) -> None:
+        """Ends all batches that wait for a thread; there is none left."""
+        while True:
+            try:
+                batch = self._queue.get_nowait()
+            except Empty:
+                return
+            if batch is not None:
+                self._refuse(batch, hung)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_builtin
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
@@ -37,6 +38,7 @@ class ArqSink(DeliverySink):
         job_serializer: the inverse of the workers' ``job_deserializer``; None takes pickle.
         arguments: how the function receives the payload, see `Arguments`.
         encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
+        timeout: seconds (or a `timedelta`) after which a delivery has failed.
         **options: further arguments of `enqueue_job` for all jobs, see `OPTIONS`.
 
     Raises:
@@ -54,6 +56,7 @@ class ArqSink(DeliverySink):
         job_serializer: Callable[[Any], bytes] | None = None,
         arguments: Arguments = "auto",
         encode: Encode = to_builtin,
+        timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         kind = require("arq.connections", "arq").RedisSettings
@@ -64,6 +67,7 @@ class ArqSink(DeliverySink):
             raise InvalidConfig(f"ArqSink takes the URL of a Redis: {error}") from error
         if queue:
             options["queue_name"] = queue
+        self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
         )
@@ -77,7 +81,8 @@ class ArqSink(DeliverySink):
         An empty QUEUE is arq's own default.
         """
         return cls(
-            url.required("redis"), **url.given("queue", arguments=str, function=str, headers_as=str)
+            url.required("redis"),
+            **url.given("queue", arguments=str, function=str, headers_as=str, timeout=float),
         )
 
     async def open(self, context: SinkContext) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_plain
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
@@ -39,6 +40,7 @@ class BullMQSink(DeliverySink):
         headers_as: the member of the job's data that receives the headers as an object, since
             BullMQ has no place for them; None leaves them out.
         encode: converts the payload to the types of JSON.
+        timeout: seconds (or a `timedelta`) after which a delivery has failed.
         **options: options of all jobs, see `OPTIONS`.
 
     Raises:
@@ -55,12 +57,14 @@ class BullMQSink(DeliverySink):
         prefix: str = "bull",
         headers_as: str | None = None,
         encode: Encode = to_plain,
+        timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         require("bullmq", "bullmq")
         check_url(redis, "BullMQSink takes the URL of a Redis")
         if not _is_queue(queue):
             raise InvalidConfig(_NO_QUEUE.format(queue))
+        self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
         # A job has one value as its data, so the payload is never passed by keywords.
         self._calls = FunctionCallOptions(
             *(name, OPTIONS, options, "payload", encode), queue=queue, headers_as=headers_as
@@ -72,7 +76,7 @@ class BullMQSink(DeliverySink):
     @classmethod
     def from_url(cls, url: SinkUrl) -> BullMQSink:
         """Parses ``bullmq://QUEUE?redis=redis://HOST&name=NAME&prefix=bull&headers_as=NAME``."""
-        settings = url.given(name=str, prefix=str, headers_as=str)
+        settings = url.given(name=str, prefix=str, headers_as=str, timeout=float)
         return cls(url.required("redis"), url.target, **settings)
 
     async def open(self, context: SinkContext) -> None:

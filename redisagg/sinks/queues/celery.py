@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
+from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -32,6 +34,7 @@ class CelerySink(BlockingSink):
         queue: the name of the queue; None leaves the choice to Celery's routes.
         arguments: how the Celery task receives the payload, see `Arguments`.
         encode: converts the payload for Celery's serializer; default `redisagg.payload.to_plain`.
+        timeout: seconds (or a `timedelta`) after which a delivery has failed.
         **options: further arguments of `send_task` for all tasks, see `OPTIONS`.
 
     Raises:
@@ -47,12 +50,14 @@ class CelerySink(BlockingSink):
         queue: str | None = None,
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
+        timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         kind = require("celery", "celery").Celery
         check_url(app, "CelerySink takes an app or the URL of a broker", kind)
         if queue:
             options["queue"] = queue
+        self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode
         )
@@ -66,7 +71,9 @@ class CelerySink(BlockingSink):
 
         An empty QUEUE leaves the choice to Celery's routes.
         """
-        return cls(url.required("broker"), **url.given("queue", arguments=str, task=str))
+        return cls(
+            url.required("broker"), **url.given("queue", arguments=str, task=str, timeout=float)
+        )
 
     async def open(self, context: SinkContext) -> None:
         self._sender = self._app

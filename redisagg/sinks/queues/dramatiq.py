@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
+from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -33,6 +35,7 @@ class DramatiqSink(BlockingSink):
         namespace: for a URL, the prefix of the keys, as the workers' `RedisBroker` has it.
         arguments: how the actor receives the payload, see `Arguments`.
         encode: converts the payload for Dramatiq's encoder; default `redisagg.payload.to_plain`.
+        timeout: seconds (or a `timedelta`) after which a delivery has failed.
         **options: options of all messages, see `OPTIONS`.
 
     Raises:
@@ -49,12 +52,14 @@ class DramatiqSink(BlockingSink):
         namespace: str = "dramatiq",
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
+        timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         kind = require("dramatiq", "dramatiq").Broker
         check_url(broker, "DramatiqSink takes the URL of a Redis or a broker", kind)
         self._broker = broker
         self._namespace = namespace
+        self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             actor, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
@@ -68,7 +73,8 @@ class DramatiqSink(BlockingSink):
         An empty QUEUE is Dramatiq's own default, ``default``.
         """
         return cls(
-            url.required("redis"), **url.given("queue", arguments=str, actor=str, namespace=str)
+            url.required("redis"),
+            **url.given("queue", arguments=str, actor=str, namespace=str, timeout=float),
         )
 
     async def open(self, context: SinkContext) -> None:
@@ -76,7 +82,9 @@ class DramatiqSink(BlockingSink):
             self._sender = self._broker
             return
         brokers = require("dramatiq.brokers.redis", "dramatiq")
-        self._client = require("redis", "dramatiq").Redis.from_url(self._broker)
+        self._client = require("redis", "dramatiq").Redis.from_url(
+            self._broker, socket_timeout=self.timeout, socket_connect_timeout=self.timeout
+        )
         # Middleware is for workers; a user's own broker may have some for producers.
         self._sender = brokers.RedisBroker(
             client=self._client, namespace=self._namespace, middleware=[]

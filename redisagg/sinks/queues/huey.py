@@ -41,6 +41,8 @@ class HueySink(BlockingSink):
         headers_as: the keyword argument that receives the headers, see `FunctionCallOptions`.
         arguments: how the task receives the payload, see `Arguments`.
         encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
+        delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
+            `timeout` is that of the task.
         **options: fields of all messages, see `OPTIONS`.
 
     Raises:
@@ -59,6 +61,7 @@ class HueySink(BlockingSink):
         headers_as: str | None = None,
         arguments: Arguments = "auto",
         encode: Encode = to_builtin,
+        delivery_timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         huey_class = require("huey", "huey").Huey
@@ -70,6 +73,7 @@ class HueySink(BlockingSink):
         if kind not in _KINDS:
             raise InvalidConfig(f"kind is 'list' or 'priority', not {kind!r}")
         to_seconds(remember, "remember", InvalidConfig)
+        self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
         )
@@ -86,7 +90,13 @@ class HueySink(BlockingSink):
         An empty NAME is Huey's own default, ``huey``; ``remember=3600`` is in seconds.
         """
         settings = url.given(
-            "name", arguments=str, task=str, kind=str, remember=float, headers_as=str
+            "name",
+            arguments=str,
+            task=str,
+            kind=str,
+            remember=float,
+            headers_as=str,
+            delivery_timeout=float,
         )
         return cls(url.required("redis"), **settings)
 

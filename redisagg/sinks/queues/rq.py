@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
+from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin, to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -39,6 +41,8 @@ class RQSink(BlockingSink):
         arguments: how the function receives the payload, see `Arguments`.
         encode: converts the payload for the serializer. None takes `redisagg.payload.to_plain` for
             ``"json"`` and `redisagg.payload.to_builtin` for all others.
+        delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
+            `timeout` is that of the job.
         **options: further arguments of `enqueue_call` for all jobs, see `OPTIONS`.
 
     Raises:
@@ -55,11 +59,13 @@ class RQSink(BlockingSink):
         serializer: str = "pickle",
         arguments: Arguments = "auto",
         encode: Encode | None = None,
+        delivery_timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         require("rq", "rq")
         check_url(redis, "RQSink takes the URL of a Redis")
         encode = encode or (to_plain if serializer == "json" else to_builtin)
+        self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
@@ -71,11 +77,17 @@ class RQSink(BlockingSink):
     def from_url(cls, url: SinkUrl) -> RQSink:
         """Parses ``rq://QUEUE?redis=redis://HOST&function=NAME&serializer=json&arguments=auto``."""
         return cls(
-            url.required("redis"), **url.given("queue", arguments=str, function=str, serializer=str)
+            url.required("redis"),
+            **url.given(
+                "queue", arguments=str, function=str, serializer=str, delivery_timeout=float
+            ),
         )
 
     async def open(self, context: SinkContext) -> None:
-        self._client = require("redis", "rq").Redis.from_url(self._redis)
+        # So that no thread waits for ever; options in the URL have precedence.
+        self._client = require("redis", "rq").Redis.from_url(
+            self._redis, socket_timeout=self.timeout, socket_connect_timeout=self.timeout
+        )
 
     async def close(self) -> None:
         self._client.close()

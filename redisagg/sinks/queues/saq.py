@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
+from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -34,6 +36,8 @@ class SAQSink(DeliverySink):
         arguments: how the function receives the payload, see `Arguments`. SAQ has keyword
             arguments only: a payload that is passed as one argument is called ``payload``.
         encode: converts the payload for `dump`; default `redisagg.payload.to_plain`.
+        delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
+            `timeout` is that of the job.
         **options: settings of all jobs, see `OPTIONS`.
 
     Raises:
@@ -50,10 +54,12 @@ class SAQSink(DeliverySink):
         dump: Callable[[Mapping[Any, Any]], bytes | str] | None = None,
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
+        delivery_timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         require("saq", "saq")
         check_url(redis, "SAQSink takes the URL of a Redis")
+        self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
@@ -68,10 +74,15 @@ class SAQSink(DeliverySink):
 
         An empty QUEUE is SAQ's own default, ``default``.
         """
-        return cls(url.required("redis"), **url.given("queue", arguments=str, function=str))
+        return cls(
+            url.required("redis"),
+            **url.given("queue", arguments=str, function=str, delivery_timeout=float),
+        )
 
     async def open(self, context: SinkContext) -> None:
-        self._client = require("redis.asyncio", "saq").Redis.from_url(self._redis)
+        self._client = require("redis.asyncio", "saq").Redis.from_url(
+            self._redis, socket_timeout=self.timeout, socket_connect_timeout=self.timeout
+        )
 
     async def close(self) -> None:
         client, self._client, self._queues = self._client, None, {}

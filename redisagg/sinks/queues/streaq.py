@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
+from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -33,6 +35,7 @@ class StreaqSink(DeliverySink):
             Streaq has no place for them; None leaves them out.
         arguments: how the task receives the payload, see `Arguments`.
         encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
+        timeout: seconds (or a `timedelta`) after which a delivery has failed.
         **options: settings of all tasks, see `OPTIONS`.
 
     Raises:
@@ -50,10 +53,12 @@ class StreaqSink(DeliverySink):
         headers_as: str | None = None,
         arguments: Arguments = "auto",
         encode: Encode = to_builtin,
+        timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         kind = require("streaq", "streaq").Worker
         check_url(worker, "StreaqSink takes the URL of a Redis or a Worker", kind)
+        self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
         )
@@ -71,7 +76,8 @@ class StreaqSink(DeliverySink):
         An empty QUEUE is Streaq's own default, ``default``.
         """
         return cls(
-            url.required("redis"), **url.given("queue", arguments=str, task=str, headers_as=str)
+            url.required("redis"),
+            **url.given("queue", arguments=str, task=str, headers_as=str, timeout=float),
         )
 
     async def open(self, context: SinkContext) -> None:

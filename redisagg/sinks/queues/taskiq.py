@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
@@ -36,6 +37,8 @@ class TaskiqSink(DeliverySink):
             (`RedisStreamBroker`).
         arguments: how the task receives the payload, see `Arguments`.
         encode: converts the payload for Taskiq's formatter; default `redisagg.payload.to_plain`.
+        delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
+            `timeout` is a label.
         **options: labels of all messages, see `OPTIONS`.
 
     Raises:
@@ -52,6 +55,7 @@ class TaskiqSink(DeliverySink):
         kind: str = "list",
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
+        delivery_timeout: Duration = 30.0,
         **options: Any,
     ) -> None:
         broker_class = require("taskiq", "taskiq").AsyncBroker
@@ -60,6 +64,7 @@ class TaskiqSink(DeliverySink):
         check_url(broker, "TaskiqSink takes the URL of a Redis or a broker", broker_class)
         if kind not in _BROKERS:
             raise InvalidConfig(f"kind is 'list' or 'stream', not {kind!r}")
+        self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode
         )
@@ -74,7 +79,10 @@ class TaskiqSink(DeliverySink):
 
         An empty QUEUE is Taskiq's own default, ``taskiq``.
         """
-        return cls(url.required("redis"), **url.given("queue", arguments=str, task=str, kind=str))
+        return cls(
+            url.required("redis"),
+            **url.given("queue", arguments=str, task=str, kind=str, delivery_timeout=float),
+        )
 
     async def open(self, context: SinkContext) -> None:
         self._sender = self._broker
