@@ -36,7 +36,7 @@ class InvalidGroupKey(InvalidTask):
 class PayloadError(InvalidTask, TypeError):
     """A payload holds a type that has no form in msgpack or in the format of the sink.
 
-    Convert it to dicts, lists, strings, numbers or bytes.
+    Or it could not be read back. Convert it to dicts, lists, strings, numbers or bytes.
     """
 
 

@@ -77,6 +77,10 @@ class Sink:
     """Names in `Task.options`. For each, a merged task takes the value of the first of its tasks
     that has one, unless the merge function set another."""
 
+    takes_json: bool = False
+    """Whether the queue takes only payloads that have a form in JSON (`redisagg.payload.to_json`).
+    With the default merge function, others are then refused when they are added."""
+
     def resolve(self, *, clustered: bool) -> Sink:
         """Returns the sink to use: itself, unless it needs another one on Redis Cluster.
 

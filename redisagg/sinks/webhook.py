@@ -91,6 +91,8 @@ class WebhookSink(DeliverySink):
         SinkError: httpx is not installed.
     """
 
+    takes_json = True
+
     def __init__(
         self,
         url: str,

@@ -12,14 +12,20 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from redisagg.config import GroupAggregator
-from redisagg.errors import MergeError, SinkError, UndecodableTask
+from redisagg.errors import MergeError, PayloadError, SinkError, UndecodableTask
 from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
 from redisagg.flusher.merging.tracing import linked
+from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import decode
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
 from redisagg.sinks.routing import Router
 from redisagg.task import Task
+
+_BLAMES = "the payload of task "
+_BLAMED = f"PayloadError: {_BLAMES}".encode()
+"""The start of the error of an attempt that failed because of one task. In the next attempt, this
+task and others like it go to the dead letters, and the rest is merged."""
 
 _Routed: TypeAlias = tuple[ScriptSink | DeliverySink, MergedTask]
 
@@ -60,10 +66,14 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
         _route(claim, outcome, ((router.sink_of(merged.task), merged) for merged, _ in stored))
         return group, tasks
+    blamed = claim.error.startswith(_BLAMED)
     for position, entry in enumerate(claim.entries):
         try:
-            tasks.append(decode(entry, group))
-        except UndecodableTask as error:
+            task = decode(entry, group)
+            if blamed:
+                _check_fits(task, router.only())
+            tasks.append(task)
+        except (UndecodableTask, PayloadError) as error:
             outcome.undecodable.append((position, str(error)))
     return group, tasks
 
@@ -86,9 +96,39 @@ def route_result(
     for merged in _merged_tasks(claim, tasks, returned):
         sink = router.sink_of(merged.task)
         routed.append((sink, _inheriting(merged, sink.inherits, tasks)))
-    outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
-    # A failure from here on is one of the sink, not of the merge.
-    _route(claim, outcome, routed)
+    try:
+        outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
+        # A failure from here on is one of the sink, not of the merge.
+        _route(claim, outcome, routed)
+    except PayloadError as error:
+        if blame := _blame(tasks, router.only(), routed):
+            outcome.merged.clear()  # the next attempt merges the others
+            raise PayloadError(blame) from error
+        raise
+
+
+def _blame(
+    tasks: Sequence[Task], sink: ScriptSink | DeliverySink | None, routed: Sequence[_Routed]
+) -> str:
+    """Returns which task is to blame for a payload that has no form; empty if none is.
+
+    It is one whose own payload has no form and was put into a merged task as it was.
+    """
+    used = {id(part) for _, merged in routed for part in parts_of(merged.task.payload)}
+    for task in tasks:
+        if id(task.payload) in used:
+            try:
+                _check_fits(task, sink)
+            except PayloadError as error:
+                return f"{_BLAMES}{task.id!r} has no form in the merged task: {error}"
+    return ""
+
+
+def _check_fits(task: Task, sink: ScriptSink | DeliverySink | None) -> None:
+    """Raises `PayloadError` if no merged task can hold the payload as it is."""
+    check_levels(task.payload)
+    if sink is not None and sink.takes_json:
+        to_json(task.payload)
 
 
 def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> None:
