@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from redisagg.config import GroupAggregator
 from redisagg.errors import MergeError, PayloadError, SinkError, UndecodableTask
 from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
-from redisagg.flusher.merging.tracing import linked
+from redisagg.flusher.merging.tracing import linked, trace_headers
 from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import decode
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
@@ -93,9 +93,13 @@ def route_result(
         SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
     """
     routed: list[_Routed] = []
+    inherited: dict[Sequence[str], dict[str, Any]] = {}  # by the names; the same for all tasks
     for merged in _merged_tasks(claim, tasks, returned):
         sink = router.sink_of(merged.task)
-        routed.append((sink, _inheriting(merged, sink.inherits, tasks)))
+        names = tuple(sink.inherits)
+        if names not in inherited:
+            inherited[names] = _inherited(names, tasks)
+        routed.append((sink, _inheriting(merged, inherited[names])))
     try:
         outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
         # A failure from here on is one of the sink, not of the merge.
@@ -148,10 +152,13 @@ def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> No
         outcome.enqueue.arguments += sink.arguments(merged)
 
 
-def _inheriting(merged: MergedTask, names: Sequence[str], tasks: Sequence[Task]) -> MergedTask:
-    """Adds the options that a merged task inherits; the first task that has an option decides."""
+def _inherited(names: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
+    """Returns the options that merged tasks inherit; the first task that has an option decides."""
     given = [task.options for task in tasks if task.options] if names else []
-    inherited = {name: has[name] for has in reversed(given) for name in names if name in has}
+    return {name: has[name] for has in reversed(given) for name in names if name in has}
+
+
+def _inheriting(merged: MergedTask, inherited: Mapping[str, Any]) -> MergedTask:
     if not inherited:
         return merged
     options = {**inherited, **merged.task.options}
@@ -163,19 +170,19 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterato
         return
     several = returned if isinstance(returned, list | tuple) else [returned]
     group = claim.group.decode("utf-8", "replace")
+    batch_id = claim.batch_id.decode()
+    trace = trace_headers(tasks, len(several))
     for number, task in enumerate(several, 1):
         if not isinstance(task, Task):
             raise MergeError(
                 f"the merge function returned {type(task).__name__}; return a Task, None, or a "
                 "list of tasks"
             )
-        batch_id = claim.batch_id.decode()
-        if several is returned:
-            batch_id = f"{batch_id}-{number}"
-        headers = linked(task.headers, tasks)
+        headers = linked(task.headers, trace)
         if not task.group_key or headers is not task.headers:
             task = replace(task, group_key=task.group_key or group, headers=headers)
-        yield MergedTask(batch_id, group, len(tasks), task)
+        merged_id = f"{batch_id}-{number}" if several is returned else batch_id
+        yield MergedTask(merged_id, group, len(tasks), task)
 
 
 async def _awaited(merging: Awaitable[Any]) -> Any:
