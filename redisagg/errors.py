@@ -133,6 +133,14 @@ class MergeError(RedisAggError):
     """
 
 
+class MergedTaskTooLarge(MergeError):
+    """The merged tasks of a batch have more bytes than `max_merged_bytes` or than their sink takes.
+
+    Return less from the merge function, store large data elsewhere and enqueue its address, lower
+    `group_max_size`, or raise `max_merged_bytes`.
+    """
+
+
 class MergeTimeout(MergeError, TimeoutError):
     """The merge function took longer than `merge_timeout` seconds."""
 

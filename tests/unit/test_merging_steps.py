@@ -26,8 +26,11 @@ def _claim(tasks: Sequence[Task]) -> Claim:
     return Claim(b"1-1", b"g", 1, b"", b"", entries, None)
 
 
-def _merge(function: Any, tasks: Sequence[Task], sink: Any = None) -> MergeOutcome:
-    return steps.merge(function, Router(sink or StreamSink("q"), False), _claim(tasks))
+def _merge(
+    function: Any, tasks: Sequence[Task], sink: Any = None, max_bytes: int = 64 << 20
+) -> MergeOutcome:
+    router = Router(sink or StreamSink("q"), False, max_bytes)
+    return steps.merge(function, router, _claim(tasks))
 
 
 def _each(group: str, tasks: list[Task]) -> list[Task]:
@@ -113,6 +116,52 @@ def test_a_merge_may_return_many_thousand_tasks(sink: Sink) -> None:
     stored = pack_result(outcome)
     again = MergeOutcome()
     claim = Claim(b"1-1", b"g", 2, b"", stored, [], None)
-    steps.prepare(claim, again, Router(sink, False))
+    steps.prepare(claim, again, Router(sink, False, 64 << 20))
     assert again.enqueue == outcome.enqueue
     assert again.merged == outcome.merged
+
+
+class _Small(CallableSink):
+    max_bytes = 2_000
+
+
+@pytest.mark.parametrize(
+    ("sink", "names"),
+    [
+        (StreamSink("q"), "max_merged_bytes (5,000)"),
+        (ListSink("q", format="json"), "max_merged_bytes (5,000)"),
+        (CallableSink(print), "max_merged_bytes (5,000)"),
+        (_Small(print), "_Small takes (2,000)"),
+    ],
+    ids=["stream", "json", "delivery", "own limit"],
+)
+def test_too_large_a_result_fails_for_good_and_is_not_kept(sink: Sink, names: str) -> None:
+    size = 3_000 if isinstance(sink, _Small) else 2_500
+
+    def merge(group: str, tasks: list[Task]) -> list[Task]:
+        return [Task("m", b"x" * size), Task("m", b"x" * (5_000 - size))]
+
+    outcome = _merge(merge, [Task("t", 1, "g")], sink, 6_000 if isinstance(sink, _Small) else 5_000)
+    assert outcome.failure is not None
+    assert outcome.failure.permanent
+    assert outcome.failure.error.startswith("MergedTaskTooLarge: ")
+    assert names in outcome.failure.error
+    assert "group_max_size" in outcome.failure.error
+    assert outcome.merged == {}
+
+
+def test_the_form_of_the_sink_counts_too() -> None:
+    def merge(group: str, tasks: list[Task]) -> Task:
+        return Task("m", b"x" * 4_500)  # 6,000 in base64
+
+    assert _merge(merge, [Task("t", 1, "g")], StreamSink("q"), 5_000).failure is None
+    outcome = _merge(merge, [Task("t", 1, "g")], StreamSink("q", format="json"), 5_000)
+    assert outcome.failure is not None
+    assert outcome.failure.permanent
+    assert outcome.merged == {}
+
+
+def test_other_failures_are_not_permanent() -> None:
+    outcome = _merge(lambda group, tasks: {}, [Task("t", 1, "g")])
+    assert outcome.failure is not None
+    assert not outcome.failure.permanent

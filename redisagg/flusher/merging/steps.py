@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from redisagg.config import GroupAggregator
-from redisagg.errors import MergeError, PayloadError, SinkError, UndecodableTask
+from redisagg.errors import MergedTaskTooLarge, MergeError, PayloadError, SinkError, UndecodableTask
 from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
 from redisagg.flusher.merging.tracing import linked, trace_headers
@@ -89,6 +89,7 @@ def route_result(
 
     Raises:
         MergeError: it is something else.
+        MergedTaskTooLarge: it has too many bytes for a commit or for its sink.
         PayloadError: msgpack or the sink has no form for its payload.
         SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
     """
@@ -102,13 +103,29 @@ def route_result(
         routed.append((sink, _inheriting(merged, inherited[names])))
     try:
         outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
+        _check_size(sum(map(len, outcome.merged.values())), router.max_bytes, "max_merged_bytes")
         # A failure from here on is one of the sink, not of the merge.
         _route(claim, outcome, routed)
+        if outcome.enqueue is not None:
+            size = sum(map(len, outcome.enqueue.arguments))
+            _check_size(size, router.max_bytes, "max_merged_bytes")
+    except MergedTaskTooLarge:
+        outcome.merged.clear()  # it must not be stored either
+        raise
     except PayloadError as error:
         if blame := _blame(tasks, router.only(), routed):
             outcome.merged.clear()  # the next attempt merges the others
             raise PayloadError(blame) from error
         raise
+
+
+def _check_size(size: int, most: int | None, limit: str) -> None:
+    if most is not None and size > most:
+        raise MergedTaskTooLarge(
+            f"the merged tasks of the batch have {size:,} bytes, more than {limit} ({most:,}); "
+            "return less from the merge function, store large data elsewhere and enqueue its "
+            "address, lower group_max_size, or raise max_merged_bytes"
+        )
 
 
 def _blame(
@@ -137,7 +154,9 @@ def _check_fits(task: Task, sink: ScriptSink | DeliverySink | None) -> None:
 
 def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> None:
     for sink, merged in routed:
+        limit = f"{type(sink).__name__} takes"
         if isinstance(sink, DeliverySink):
+            _check_size(len(outcome.merged[merged.batch_id]), sink.max_bytes, limit)
             outcome.deliveries.append(merged)
             continue
         enqueue = Enqueue.into(sink, claim.slot)
@@ -149,7 +168,9 @@ def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> No
                 "one step: have the sink function choose one queue for all of them"
             )
         outcome.enqueue.entry_keys += sink.entry_keys(merged)
-        outcome.enqueue.arguments += sink.arguments(merged)
+        arguments = sink.arguments(merged)
+        _check_size(sum(map(len, arguments)), sink.max_bytes, limit)
+        outcome.enqueue.arguments += arguments
 
 
 def _inherited(names: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
