@@ -72,6 +72,9 @@ class AggregationConfig:
         lease_time: seconds for which a flusher leads a partition without renewing its lease; 10 by
             default. Another flusher takes over the work of a dead one within this time.
         max_task_bytes: largest size of a packed task in bytes, 1 MiB by default.
+        max_merged_bytes: largest size in bytes of all merged tasks of a batch, 64 MiB by default;
+            as they are serialized, and as the sink writes them. A batch with more becomes a dead
+            letter. A larger one could be refused by Redis together with other batches.
         linger: seconds that an add waits so that other adds share its round trip; 0 (default) for
             no wait. Adds that come while a round trip is under way share the next one anyway.
         add_timeout: seconds for which a call retries lost connections before it raises
@@ -115,6 +118,7 @@ class AggregationConfig:
     retry_max_delay: Duration = 300.0
     lease_time: Duration = 10.0
     max_task_bytes: int = 1024 * 1024
+    max_merged_bytes: int = 64 * 1024 * 1024
     linger: Duration = 0.0
     add_timeout: Duration = 30.0
     max_pending_tasks: int | None = None
@@ -151,6 +155,7 @@ class AggregationConfig:
         _check_range("max_attempts", self.max_attempts, 1, 1_000_000)
         _check_range("min_replicas", self.min_replicas, 0, 1_000)
         _check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
+        _check_range("max_merged_bytes", self.max_merged_bytes, 1024, 512 * 1024 * 1024)
         for name in ("max_pending_tasks", "max_pending_bytes"):
             if (limit := getattr(self, name)) is not None:
                 _check_range(name, limit, self.partitions, 2**53)  # at least 1 a partition

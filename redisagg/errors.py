@@ -36,7 +36,7 @@ class InvalidGroupKey(InvalidTask):
 class PayloadError(InvalidTask, TypeError):
     """A payload holds a type that has no form in msgpack or in the format of the sink.
 
-    Convert it to dicts, lists, strings, numbers or bytes.
+    Or it could not be read back. Convert it to dicts, lists, strings, numbers or bytes.
     """
 
 
@@ -140,6 +140,14 @@ class MergeError(RedisAggError):
     """The merge function returned no `Task`, list of tasks or `None`, or its process died.
 
     An exception of the merge function keeps its own class.
+    """
+
+
+class MergedTaskTooLarge(MergeError):
+    """The merged tasks of a batch have more bytes than `max_merged_bytes` or than their sink takes.
+
+    Return less from the merge function, store large data elsewhere and enqueue its address, lower
+    `group_max_size`, or raise `max_merged_bytes`.
     """
 
 

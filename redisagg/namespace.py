@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from redisagg.config import AggregationConfig, GroupAggregator
+from redisagg.config import AggregationConfig, GroupAggregator, default_aggregator
 from redisagg.durations import Duration, seconds, to_ms
 from redisagg.errors import InvalidConfig, KeyConflict, NamespaceMismatch
 from redisagg.protocol.entries import Encoder
@@ -59,7 +59,10 @@ class Namespace:
         keyspace = Keyspace(name, config.partitions)
         endpoint = endpoint_of(redis)
         _check_socket_timeout(endpoint, config)
-        return cls(keyspace, config, check_sink(sink), endpoint, Encoder(config))
+        # Another merge function may make something else of the payloads.
+        unchanged = config.group_aggregator is default_aggregator
+        json = isinstance(sink, Sink) and sink.takes_json and unchanged
+        return cls(keyspace, config, check_sink(sink), endpoint, Encoder(config, json=json))
 
     def with_concurrency(self, concurrency: int | None) -> Namespace:
         """Returns the namespace with another `concurrency`; None leaves it as it is."""

@@ -15,7 +15,11 @@ code      Python type                          bytes
 
 Some types come back as another type: tuples as lists (as tuples where they are keys of a dict or
 members of a set), dataclasses as dicts of their fields, enums as their values, `bytearray` and
-`memoryview` as bytes. Decoding never runs code from the payload.
+`memoryview` as bytes, subclasses of the types above as those types. An `ExtType` of code 1 to 8
+comes back as the type above if its bytes have that form, else unchanged.
+
+Decoding never runs code from the payload. Its time depends on the size of the payload only: maps
+and sets with too many keys of the same hash are refused.
 """
 
 from __future__ import annotations
@@ -24,15 +28,20 @@ import base64
 import dataclasses
 import datetime as dt
 import enum
+import itertools
 import json
+import math
+import operator
+import re
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
-from functools import partial
-from typing import Any, cast
+from functools import lru_cache, partial
+from typing import Any, TypeAlias, cast
 
 import msgpack
+from msgpack import unpackb
 
 from redisagg.errors import PayloadError
 
@@ -42,7 +51,66 @@ _MOST_SETS = 8
 """The depth to which sets may be nested. msgpack takes 40 KB of the C stack for each level, and a
 stack overflow kills the process: one task could else kill every flusher that reads it."""
 
+MAX_LEVELS = 500
+"""The depth to which payloads may be nested; some deeper ones can be packed too."""
+
+_MOST_LEVELS = 511
+"""The depth to which `pack` goes without msgpack's C implementation. That one has a limit of its
+own: 511 or, in later releases, 1,024."""
+
+_MOST_MERGED_LEVELS = _MOST_LEVELS + 64
+"""The depth to which a merge result is packed: merge functions and sinks put payloads into lists
+and maps of their own."""
+
+_SMALL_BYTES = 2048
+"""Decoding this many bytes is quick, whatever hashes the keys have."""
+
+_MOST_SAME_HASH = 64
+"""The number of keys of one map, or members of one set, that may have the same hash. Each of them
+is compared with the others, and a producer can choose keys of the same hash: only `str` and
+`bytes` have random ones."""
+
+_SCALARS = frozenset(
+    {type(None), bool, int, float, str, bytes, uuid.UUID, Decimal, dt.datetime, dt.date, dt.time}
+    | {dt.timedelta}
+)
+"""Types whose values are equal after decoding if they were equal before, and have a hash."""
+
+_IN_PYTHON = msgpack.Packer.__module__ == "msgpack.fallback"
+
+# What the packer, and methods of the packed objects, raise for a value that can't be packed. Not
+# `Exception`: that would hide what a signal handler raises.
+_PACK_ERRORS = (
+    *(TypeError, ValueError, ArithmeticError, AssertionError, AttributeError, BufferError),
+    *(LookupError, RecursionError),
+)
+
+_Packing: TypeAlias = "tuple[Any, list[Any]]"
+
 _local = threading.local()  # threads must not share a packer; making one costs more than packing
+
+
+def _packing() -> _Packing:
+    """Returns the packer of this thread.
+
+    Returns:
+        It, and a list to which the hook adds something if `unpack` may not be able to read what
+        was packed.
+    """
+    try:
+        found: _Packing = _local.packing
+    except AttributeError:
+        found = _local.packing = (msgpack.Packer(default=_EXTENDERS[0]), _Doubts())
+    return found
+
+
+class _Doubts(list[Any]):
+    """Always true if the packer is the one in Python, since that one has no limit of levels."""
+
+    if _IN_PYTHON:
+
+        def __bool__(self) -> bool:
+            return True
 
 
 def pack(value: Any) -> bytes:
@@ -51,54 +119,205 @@ def pack(value: Any) -> bytes:
     Raises:
         PayloadError: the value holds a type that neither msgpack nor the table above has, an
             integer of more than 64 bits or a lone surrogate, is nested more than 500 levels deep
-            (sets: 8 levels), or contains itself.
+            (sets: 8 levels; with msgpack's implementation in Python, maps: some 450), or contains
+            itself. Or it could not be read back: a key of a dict or a member of a set would become
+            a dict, or the same as another one.
     """
-    packer = getattr(_local, "packer", None)
-    if packer is None:
-        packer = _local.packer = msgpack.Packer(default=_EXTENDERS[0])
+    try:
+        packer, doubts = _local.packing
+    except AttributeError:
+        packer, doubts = _packing()
     try:
         packed: bytes = packer.pack(value)
+        if doubts:
+            _check_readable(value, packed)
     except PayloadError:
         raise
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except _PACK_ERRORS as error:
         raise PayloadError(f"the payload can't be packed: {error}") from error
     return packed
+
+
+def _check_readable(value: Any, packed: bytes) -> None:
+    """Raises a `PayloadError` or `ValueError` if `unpack` can't read what was packed."""
+    doubts = _packing()[1]
+    if doubts:
+        doubts.clear()
+        try:  # all keys are strings: nothing is wrong with them
+            unpackb(packed, ext_hook=_ignore_ext)
+        except Exception:
+            _decode_checked(packed, repeats=False)
+    if _IN_PYTHON and len(packed) >= _MOST_LEVELS:
+        _pack_deep(value, _MOST_LEVELS)
+        _decode_checked(packed)
+
+
+def _ignore_ext(code: int, data: bytes) -> None:
+    """Restores nothing: the members of a set were checked when it was packed."""
+
+
+def pack_merged(value: Any) -> bytes:
+    """Packs a merge result, which is nested deeper than the payloads in it.
+
+    Raises:
+        PayloadError: see `pack`; but a merge result may be nested 64 levels deeper than a payload.
+    """
+    try:
+        return pack(value)
+    except PayloadError as error:
+        if not isinstance(error.__cause__, RecursionError) and "recursion" not in str(error):
+            raise
+    try:
+        packed = _pack_deep(value, _MOST_MERGED_LEVELS)
+        _decode_checked(packed, repeats=False)
+    except PayloadError:
+        raise
+    except _PACK_ERRORS as error:
+        raise PayloadError(f"the merge result can't be packed: {error}") from error
+    return packed
+
+
+def _pack_deep(value: Any, levels: int) -> bytes:
+    """Packs with one Python frame a level.
+
+    The packer in C has a lower limit, and that in Python needs two frames for a map.
+
+    Args:
+        levels: the depth to which lists and maps may be nested.
+
+    Raises:
+        PayloadError: they are nested deeper.
+    """
+    parts: list[bytes] = []
+    packer = msgpack.Packer(default=_EXTENDERS[0])
+
+    def put(value: Any, levels: int) -> None:
+        value = _as_builtin(value)
+        if levels < 0:
+            raise PayloadError("the payload is nested too deep (recursion limit exceeded)")
+        if isinstance(value, dict):
+            parts.append(packer.pack_map_header(len(value)))
+            for key, item in value.items():
+                put(key, levels - 1)
+                put(item, levels - 1)
+        elif isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
+            parts.append(packer.pack_array_header(len(value)))
+            for item in value:
+                put(item, levels - 1)
+        else:
+            parts.append(packer.pack(value))
+
+    put(value, levels)
+    return b"".join(parts)
 
 
 def unpack(packed: bytes) -> Any:
     """Unpacks bytes that `pack` returned.
 
     Raises:
-        ValueError: the bytes are no packed value, whatever error the decoder raised.
+        ValueError: the bytes are no packed value, whatever error the decoder raised, or hold a map
+            or a set with too many keys of the same hash.
     """
     try:
-        try:
-            return msgpack.unpackb(packed, ext_hook=_RESTORERS[0], strict_map_key=False)
-        except TypeError:  # a list is a key of a dict
-            return _with_lists(_unpack_hashable(0, packed))
+        if len(packed) <= _SMALL_BYTES:
+            return unpackb(packed, ext_hook=_restore_outer, strict_map_key=False)
+        return unpackb(packed, ext_hook=_restore_outer)  # all keys are strings
+    except Exception:  # a key is a list, or is to be checked
+        pass
+    try:
+        return _decode_checked(packed)
+    except msgpack.StackError as error:
+        failure: Exception = error
     except Exception as error:
         raise ValueError(f"not a packed value: {type(error).__name__}: {error}") from error
+    try:
+        return _decode_parts(packed)
+    except Exception:
+        raise ValueError("not a packed value: it is nested too deep") from failure
 
 
-def _unpack_hashable(depth: int, packed: bytes) -> Any:
-    """Unpacks with tuples for lists, since keys and members of sets must be hashable."""
-    hook = _RESTORERS[depth]
-    return msgpack.unpackb(packed, ext_hook=hook, strict_map_key=False, use_list=False)
+def _decode_parts(packed: bytes) -> list[Any]:
+    """Unpacks each member of an array; the packer in C packs one level more than it unpacks."""
+    hooks: dict[str, Any] = {"ext_hook": _restore_outer, "object_pairs_hook": _dict_of}
+    unpacker = msgpack.Unpacker(**hooks, strict_map_key=False, max_buffer_size=len(packed))
+    unpacker.feed(packed)
+    return [unpacker.unpack() for _ in range(unpacker.read_array_header())]
 
 
-def _with_lists(value: Any) -> Any:
-    if isinstance(value, tuple) and not isinstance(value, msgpack.ExtType):
-        return [_with_lists(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _with_lists(item) for key, item in value.items()}
-    return value
+def _decode_checked(packed: bytes, *, repeats: bool = True) -> Any:
+    """Unpacks with a check of all keys.
+
+    Args:
+        repeats: whether a map may have a key twice.
+    """
+    return unpackb(
+        packed,
+        ext_hook=_restore_outer,
+        strict_map_key=False,
+        object_pairs_hook=_dict_of if repeats else _dict_without_repeats,
+    )
+
+
+def _dict_of(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    listed = list(pairs)
+    keys = [key for key, _ in listed]
+    types = set(map(type, keys))
+    if list in types:
+        keys = [_hashable(key) for key in keys]
+        listed = [(key, value) for key, (_, value) in zip(keys, listed, strict=True)]
+    if not types <= _RANDOM_HASHES:
+        _check_hashes(keys)
+    return dict(listed)
+
+
+def _dict_without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    listed = list(pairs)
+    made = _dict_of(listed)
+    if len(made) < len(listed):
+        raise ValueError("two keys of a dict have the same form in msgpack")
+    return made
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(map(_hashable, key)) if type(key) is list else key
+
+
+_RANDOM_HASHES = {str, bytes}
+
+
+def _check_hashes(keys: Collection[Any]) -> None:
+    """Raises `_Refused` if a dict or set of these keys would take too long to build."""
+    if len(keys) > _MOST_SAME_HASH:
+        hashes = sorted(map(hash, keys))  # a set of the hashes could itself be slow
+        if any(map(operator.eq, hashes, hashes[_MOST_SAME_HASH:])):
+            raise _Refused(f"more than {_MOST_SAME_HASH} keys have the same hash")
+
+
+class _Refused(ValueError):
+    """An extension type is ours, but exceeds a limit."""
+
+
+def _no_dict(pairs: Iterable[tuple[Any, Any]]) -> Any:
+    raise TypeError("a dict is a member of a set")
 
 
 def _members(depth: int, packed: bytes) -> Any:
     """Unpacks the members of an extension type, in which lists become tuples."""
     if depth > _MOST_SETS:
-        raise ValueError(f"sets are nested more than {_MOST_SETS} deep")
-    return _unpack_hashable(depth, packed)
+        raise _Refused(f"sets are nested more than {_MOST_SETS} deep")
+    members = unpackb(
+        packed, ext_hook=_RESTORERS[depth], use_list=False, object_pairs_hook=_no_dict
+    )
+    if type(members) is not tuple:
+        raise TypeError("no array of members")
+    return members
+
+
+def _set_members(depth: int, packed: bytes) -> Any:
+    members = _members(depth, packed)
+    if len(packed) > _SMALL_BYTES and not _RANDOM_HASHES.issuperset(map(type, members)):
+        _check_hashes(members)
+    return members
 
 
 def _pack_within(depth: int, value: Any) -> bytes:
@@ -108,37 +327,113 @@ def _pack_within(depth: int, value: Any) -> bytes:
     return cast(bytes, msgpack.packb(value, default=_EXTENDERS[depth]))
 
 
+def _pack_set(depth: int, value: Collection[Any]) -> bytes:
+    """Packs the members of a set, so that they can be unpacked to as many members."""
+    doubts = _packing()[1]
+    before = len(doubts)
+    packed = _pack_within(depth, list(value))
+    # A TypeError if a member becomes a dict.
+    if len(doubts) > before and len(set(_set_members(depth, packed))) < len(value):
+        raise ValueError("two members of a set have the same form in msgpack")
+    return packed
+
+
 def _extend(depth: int, value: Any) -> Any:
-    """Returns a form that msgpack knows for a value of another type."""
-    # A datetime is also a date, so the narrower type comes first.
-    if isinstance(value, dt.datetime):
-        return msgpack.ExtType(_DATETIME, value.isoformat().encode())
-    if isinstance(value, uuid.UUID):
-        return msgpack.ExtType(_UUID, value.bytes)
-    if isinstance(value, Decimal):
-        return msgpack.ExtType(_DECIMAL, str(value).encode())
-    if isinstance(value, set):
-        return msgpack.ExtType(_SET, _pack_within(depth + 1, list(value)))
-    if isinstance(value, frozenset):
-        return msgpack.ExtType(_FROZENSET, _pack_within(depth + 1, list(value)))
-    if isinstance(value, dt.date):
-        return msgpack.ExtType(_DATE, value.isoformat().encode())
-    if isinstance(value, dt.time):
-        return msgpack.ExtType(_TIME, value.isoformat().encode())
-    if isinstance(value, dt.timedelta):
-        return msgpack.ExtType(
-            _TIMEDELTA, _pack_within(depth + 1, [value.days, value.seconds, value.microseconds])
+    """Returns a form that msgpack knows for a value of another type.
+
+    Args:
+        depth: the number of sets around the value.
+    """
+    # A proxy claims the class of another object.
+    kind = type(value)
+    form = _FORMS.get(kind) or _form_of(kind) or _form_of(value.__class__)
+    if form is None:
+        raise PayloadError(
+            f"the payload holds a {kind.__module__}.{kind.__qualname__}, which has "
+            "no form in msgpack; convert it to dicts, lists, strings, numbers or bytes first"
         )
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise PayloadError(
-        f"the payload holds a {type(value).__module__}.{type(value).__qualname__}, which has no "
-        "form in msgpack; convert it to dicts, lists, strings, numbers or bytes first"
-    )
+    return form(depth, value)
+
+
+_KindToForm: TypeAlias = "Callable[[type], Callable[..., Any] | None]"
+
+
+def _cached(function: _KindToForm) -> _KindToForm:
+    return lru_cache(maxsize=1024)(function)
+
+
+@_cached
+def _form_of(kind: type) -> Callable[[int, Any], Any] | None:
+    """Returns the function that makes the form of a value of this type; None if there is none."""
+    for base, form in _FORMS.items():
+        if issubclass(kind, base):
+            return form
+    return _of_builtin if _builtin_form_of(kind) else None
+
+
+@_cached
+def _builtin_form_of(kind: type) -> Callable[[Any], Any] | None:
+    """Returns the function that reduces a value of this type to a builtin type."""
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+        return lambda value: {name: getattr(value, name) for name in names}
+    if issubclass(kind, enum.Enum):
+        return operator.attrgetter("value")
+    return dict if issubclass(kind, Mapping) else None
+
+
+def _of_builtin(depth: int, value: Any) -> Any:
+    kind = type(value)
+    reduce = _builtin_form_of(kind) or _builtin_form_of(value.__class__)
+    assert reduce is not None  # else `_form_of` would not have returned this function
+    builtin = reduce(value)
+    # It may be a key or a member of a set, and the builtin is unhashable or equal to another one.
+    if kind.__hash__ is not None and (depth or type(builtin) not in _SCALARS):
+        _packing()[1].append(kind)
+    return builtin
+
+
+def _as_builtin(value: Any) -> Any:
+    """Returns a dict for a dataclass or a mapping, the value of an enum, and all else unchanged."""
+    if isinstance(value, _NATIVE):
+        return value
+    reduce = _builtin_form_of(type(value)) or _builtin_form_of(value.__class__)
+    return value if reduce is None else reduce(value)
+
+
+_NATIVE = (str, bytes, int, float, list, tuple, dict, type(None))
+
+
+def _iso(value: dt.date | dt.time) -> bytes:
+    """Returns the ISO 8601 form of a date, a time or both."""
+    if type(value) in _ISO_TYPES:
+        return value.isoformat().encode()
+    # A subclass may have another form, as pandas.NaT has.
+    kind = next(kind for kind in _ISO_TYPES if isinstance(value, kind))
+    return kind.fromisoformat(value.isoformat()).isoformat().encode()
+
+
+_ISO_TYPES = (dt.datetime, dt.date, dt.time)
+
+
+def _of_timedelta(depth: int, value: dt.timedelta) -> Any:
+    if type(value) is not dt.timedelta:
+        value = dt.timedelta(value.days, value.seconds, value.microseconds)
+    parts = [value.days, value.seconds, value.microseconds]
+    return msgpack.ExtType(_TIMEDELTA, _pack_within(depth + 1, parts))
+
+
+# A datetime is also a date, so the narrower type comes first.
+_FORMS: dict[type, Callable[[int, Any], Any]] = {
+    dt.datetime: lambda depth, value: msgpack.ExtType(_DATETIME, _iso(value)),
+    uuid.UUID: lambda depth, value: msgpack.ExtType(_UUID, value.bytes),
+    Decimal: lambda depth, value: msgpack.ExtType(_DECIMAL, Decimal.__str__(value).encode()),
+    set: lambda depth, value: msgpack.ExtType(_SET, _pack_set(depth + 1, value)),
+    frozenset: lambda depth, value: msgpack.ExtType(_FROZENSET, _pack_set(depth + 1, value)),
+    dt.date: lambda depth, value: msgpack.ExtType(_DATE, _iso(value)),
+    dt.time: lambda depth, value: msgpack.ExtType(_TIME, _iso(value)),
+    dt.timedelta: _of_timedelta,
+}
 
 
 _RESTORE: dict[int, Callable[[int, bytes], Any]] = {
@@ -148,19 +443,56 @@ _RESTORE: dict[int, Callable[[int, bytes], Any]] = {
     _TIMEDELTA: lambda depth, data: dt.timedelta(*_members(depth, data)),
     _UUID: lambda depth, data: uuid.UUID(bytes=data),
     _DECIMAL: lambda depth, data: Decimal(data.decode("ascii")),
-    _SET: lambda depth, data: set(_members(depth, data)),
-    _FROZENSET: lambda depth, data: frozenset(_members(depth, data)),
+    _SET: lambda depth, data: set(_set_members(depth, data)),
+    _FROZENSET: lambda depth, data: frozenset(_set_members(depth, data)),
 }
 
 
 def _restore(depth: int, code: int, data: bytes) -> Any:
     restore = _RESTORE.get(code)
-    return restore(depth + 1, data) if restore else msgpack.ExtType(code, data)
+    if restore is None:
+        return msgpack.ExtType(code, data)
+    try:
+        return restore(depth + 1, data)
+    except _Refused:
+        raise
+    except Exception:  # the producer's own `ExtType`, which the packer stores without a hook
+        return msgpack.ExtType(code, data)
 
 
 # One hook for each depth, made once.
 _EXTENDERS = [partial(_extend, depth) for depth in range(_MOST_SETS + 1)]
 _RESTORERS = [partial(_restore, depth) for depth in range(_MOST_SETS + 1)]
+_restore_outer = _RESTORERS[0]
+
+
+def check_levels(value: Any) -> None:
+    """Raises a `PayloadError` if an unpacked value is nested more than 500 levels deep."""
+    for depth, _ in enumerate(_levels(value)):
+        if depth > MAX_LEVELS:
+            raise PayloadError(f"the payload is nested more than {MAX_LEVELS} levels deep")
+
+
+def parts_of(value: Any) -> Iterator[Any]:
+    """Returns an unpacked value and everything in it but the members of sets."""
+    return itertools.chain.from_iterable(_levels(value))
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    level, seen = [value], set()
+    while level:
+        yield level
+        inner: list[Any] = []
+        for each in level:
+            if not isinstance(each, dict | list | tuple) or id(each) in seen:
+                continue
+            seen.add(id(each))  # what a merge function made may contain itself
+            if isinstance(each, dict):
+                inner += each
+                inner += each.values()
+            elif not isinstance(each, msgpack.ExtType):
+                inner += each
+        level = inner
 
 
 def to_json(value: Any) -> str:
@@ -170,24 +502,75 @@ def to_json(value: Any) -> str:
     sets lists; keys of maps become strings.
 
     Raises:
-        PayloadError: the value holds something that JSON has no form for, such as NaN.
+        PayloadError: the value holds something that JSON has no form for, such as NaN, or two keys
+            of a map that become the same string, such as 1 and "1". The error names its place.
     """
     try:
         return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PayloadError(f"the payload has no form in JSON: {error}") from error
+    except _PACK_ERRORS as error:
+        raise _no_json(value, error) from error
 
 
 def to_plain(value: Any) -> Any:
     """Reduces a value to the types of JSON, in the form that `to_json` writes; for other encoders.
 
     Raises:
-        PayloadError: the value holds something that JSON has no form for.
+        PayloadError: as `to_json`.
     """
     try:
         return _plain(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PayloadError(f"the payload has no form in JSON: {error}") from error
+    except _PACK_ERRORS as error:
+        raise _no_json(value, error) from error
+
+
+def _no_json(value: Any, error: Exception) -> PayloadError:
+    """The error for a value without a form in JSON, with the path to the place in it."""
+    path = ""
+    for _ in range(_MOST_MERGED_LEVELS):  # it may contain itself
+        for step, item in _items(value):
+            try:
+                _plain(item)
+            except _PACK_ERRORS as reason:
+                path, value, error = path + step, item, reason
+                break
+        else:
+            break
+    where = f" at {path[:200]}" if path else ""
+    return PayloadError(f"the payload has no form in JSON{where}: {error}")
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    """The parts of a container, each with its step in a path."""
+    try:
+        value = _as_builtin(value)
+        if isinstance(value, Mapping):
+            return [(f"[{key!r:.40}]", item) for key, item in value.items()]
+        if isinstance(value, list | tuple | set | frozenset):
+            return [(f"[{index}]", item) for index, item in enumerate(value)]
+    except _PACK_ERRORS:
+        pass
+    return ()
+
+
+def surely_has_json(packed: bytes) -> bool:
+    """Whether `to_json` surely has a form for what was packed: a quick check.
+
+    It has if all numbers are finite, all keys strings, and there are no extension types.
+    """
+    if _MAYBE_NOT_FINITE.search(packed):
+        return False
+    try:
+        unpackb(packed, ext_hook=_no_ext)
+    except Exception:
+        return False
+    return True
+
+
+_MAYBE_NOT_FINITE = re.compile(rb"\xcb[\x7f\xff]")
+
+
+def _no_ext(code: int, data: bytes) -> Any:
+    raise TypeError("an extension type")
 
 
 def to_builtin(value: Any) -> Any:
@@ -199,20 +582,34 @@ def to_builtin(value: Any) -> Any:
     Raises:
         PayloadError: the value has no form in msgpack; see `pack`.
     """
-    return unpack(pack(value))
+    return unpack(pack_merged(value))
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
+    # Loops, since a comprehension takes a frame of its own: payloads may be 500 levels deep.
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"JSON has no float {value}")
         return value
     if isinstance(value, Mapping):
-        return {_plain_key(key): _plain(item) for key, item in value.items()}
+        plain: dict[str, Any] = {}
+        for key, item in value.items():
+            name = key if type(key) is str else _plain_key(key)
+            if name in plain:
+                raise ValueError(f"two keys of a dict become {name!r:.40}")
+            plain[name] = _plain(item)
+        return plain
     if isinstance(value, msgpack.ExtType):
         return {"ext": value.code, "data": _plain(value.data)}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        members = []
+        for item in value:
+            members.append(_plain(item))  # noqa: PERF401 - see above
+        return members
     if isinstance(value, dt.date | dt.time):  # a datetime is a date
-        return value.isoformat()
+        return _iso(value).decode()
     if isinstance(value, dt.timedelta):
         return value.total_seconds()
     if isinstance(value, uuid.UUID | Decimal):
@@ -224,7 +621,8 @@ def _plain(value: Any) -> Any:
             return value.to_datetime().isoformat()
         except OverflowError:  # msgpack allows 2^64 seconds, Python the years 1 to 9999
             return value.to_unix()
-    return _plain(_extend(0, value))
+    builtin = _as_builtin(value)
+    return _plain(_extend(0, value) if builtin is value else builtin)
 
 
 def _plain_key(key: Any) -> str:

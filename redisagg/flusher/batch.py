@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from redisagg.errors import MergedTaskTooLarge
 from redisagg.sinks.base import MergedTask, ScriptSink
 
 
@@ -58,6 +59,8 @@ class Failure:
     traceback: str
     pause: float | None = None
     """Seconds until the next attempt if the batch is not to blame. None: the attempt counts."""
+    permanent: bool = False
+    """Whether each further attempt would fail too."""
 
     @property
     def counts(self) -> bool:
@@ -68,7 +71,8 @@ class Failure:
     def of(cls, error: BaseException, pause: float | None = None) -> Failure:
         """The failure that an exception stands for."""
         text = "".join(traceback.format_exception(error))
-        return cls(f"{type(error).__name__}: {_message(error)}", text, pause)
+        permanent = isinstance(error, MergedTaskTooLarge)
+        return cls(f"{type(error).__name__}: {_message(error)}", text, pause, permanent)
 
     @classmethod
     def of_sink_down(cls, pause: float) -> Failure:

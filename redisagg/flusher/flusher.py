@@ -54,7 +54,7 @@ class Flusher:
     async def run(self, stop: asyncio.Event) -> None:
         """Runs until `stop` is set, then finishes what is in flight and gives back the leases."""
         transport = AsyncTransport(self.client, timeout=None)
-        router = Router(self.sink, transport.clustered)
+        router = Router(self.sink, transport.clustered, self.config.max_merged_bytes)
         merger = make_merger(self.config, router)
         deliveries = Deliveries(router, SinkContext(self.keyspace, transport))
 

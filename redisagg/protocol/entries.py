@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from redisagg.config import AggregationConfig
 from redisagg.durations import to_ms
 from redisagg.errors import InvalidTask, TaskTooLarge, UndecodableTask
-from redisagg.payload import pack, unpack
+from redisagg.payload import pack, surely_has_json, to_json, unpack
 from redisagg.task import Task, group_key_text, restore_task
 
 _OPTIONS = {"p": "priority", "g": "grace_period", "d": "max_delay", "s": "max_size", "o": "options"}
@@ -41,10 +41,16 @@ class StoredTask(NamedTuple):
 
 
 class Encoder:
-    """Turns tasks into arguments of the script `add`, with the limits of a configuration."""
+    """Turns tasks into arguments of the script `add`, with the limits of a configuration.
 
-    def __init__(self, config: AggregationConfig) -> None:
+    Args:
+        config: the configuration.
+        json: whether payloads without a form in JSON are refused.
+    """
+
+    def __init__(self, config: AggregationConfig, *, json: bool = False) -> None:
         self._max_bytes = config.max_task_bytes
+        self._json = json
         self._common = (
             to_ms(config.group_grace_period),
             to_ms(config.group_max_delay),
@@ -58,7 +64,7 @@ class Encoder:
         Raises:
             InvalidTask: the argument is no `Task`.
             InvalidGroupKey: the task has no group key.
-            PayloadError: the payload can't be packed.
+            PayloadError: the payload can't be packed, or has no form in JSON.
             TaskTooLarge: the packed task has more than `max_task_bytes` bytes.
         """
         if not isinstance(task, Task):
@@ -81,6 +87,8 @@ class Encoder:
                 f"({self._max_bytes:,}); store large data elsewhere and put its address into the "
                 "task, or raise max_task_bytes"
             )
+        if self._json and not surely_has_json(packed):
+            to_json(task.payload)
         return EncodedTask(str(group).encode(), task.id.encode(), packed, limits)
 
     def _overridden(self, task: Task) -> bytes:

@@ -81,6 +81,14 @@ class Sink:
     """Names in `Task.options`. For each, a merged task takes the value of the first of its tasks
     that has one, unless the merge function set another."""
 
+    max_bytes: ClassVar[int | None] = None
+    """The largest size in bytes of one merged task; None if the queue has no limit. A batch with a
+    larger one fails for good. A `ScriptSink` counts its arguments, others the task in msgpack."""
+
+    takes_json: bool = False
+    """Whether the queue takes only payloads that have a form in JSON (`redisagg.payload.to_json`).
+    With the default merge function, others are then refused when they are added."""
+
     def resolve(self, *, clustered: bool) -> Sink:
         """Returns the sink to use: itself, unless it needs another one on Redis Cluster.
 
@@ -100,6 +108,8 @@ class ScriptSink(Sink, ABC):
     Raises:
         InvalidConfig: the name is empty or has braces, which would move the queue to another slot.
     """
+
+    max_bytes = 512 * 1024 * 1024  # proto-max-bulk-len of Redis
 
     script: ClassVar[str]
     """The name of the commit script, a file in lua/."""

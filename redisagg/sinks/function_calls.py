@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from redisagg.errors import InvalidConfig, SinkError
+from redisagg.payload import to_plain
 from redisagg.task import Task
 
 Encode: TypeAlias = Callable[[Any], Any]
@@ -71,6 +72,11 @@ class FunctionCallOptions:
             raise InvalidConfig(
                 f"unknown option: {', '.join(unknown)}; known: {', '.join(self.known)}"
             )
+
+    @property
+    def takes_json(self) -> bool:
+        """Whether `encode` takes only payloads that have a form in JSON."""
+        return self.encode is to_plain
 
     def call(self, task: Task) -> FunctionCall:
         """The call for a merged task.

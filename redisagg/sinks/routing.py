@@ -33,10 +33,12 @@ class Router:
     Args:
         sink: the one sink, or a function of the merged task.
         clustered: whether Redis is a cluster.
+        max_bytes: the largest size in bytes of all merged tasks of a batch.
     """
 
     sink: Sink | Route
     clustered: bool
+    max_bytes: int
 
     def sink_of(self, task: Task) -> ScriptSink | DeliverySink:
         """The sink for a merged task.

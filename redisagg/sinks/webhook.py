@@ -93,6 +93,7 @@ class WebhookSink(DeliverySink):
     """
 
     limits_itself = True
+    takes_json = True
 
     def __init__(
         self,

@@ -335,3 +335,20 @@ def test_a_merge_may_add_tasks_to_another_aggregator(make_both: Make) -> None:
         await_batches(second, 1)
     assert enqueued(first) == []
     assert sorted(payloads(enqueued(second))) == ["x", "y"]
+
+
+@pytest.mark.parametrize("url", ["stream://queue", "list://queue"])
+def test_too_large_a_result_harms_no_other_group(make: Make, url: str) -> None:
+    def merge(group: str, tasks: list[Task]) -> Task:
+        return Task("merged", b"x" * (3_000 if group == "large" else 10))
+
+    agg = make(
+        group_aggregator=merge, group_max_size=1, max_attempts=2, max_merged_bytes=2_048, sink=url
+    )
+    with agg:
+        agg.add_tasks([Task("test", 0, "large"), Task("test", 0, "fine")])
+        [letter] = await_dead(agg)
+        await_batches(agg, 1)
+    assert letter.group_key == "large"
+    assert "MergedTaskTooLarge" in letter.error
+    assert [batch.group for batch in enqueued(agg)] == ["fine"]

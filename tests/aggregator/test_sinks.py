@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import math
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import redis
 
 from redisagg import Task
-from redisagg.errors import InvalidConfig, SinkError
+from redisagg.errors import InvalidConfig, PayloadError, SinkError
 from redisagg.sinks import CallableSink, ListSink, StreamSink
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
@@ -298,3 +299,64 @@ def test_a_callable_sink_can_not_be_read(make_both: Make) -> None:
 def test_a_wrong_sink_is_refused_by_the_constructor(make_both: Make, sink: Any) -> None:
     with pytest.raises(InvalidConfig):
         make_both(sink=sink)
+
+
+@pytest.mark.parametrize("sink", ["stream://queue?format=json", "list://queue?format=json"])
+@pytest.mark.parametrize(
+    "payload",
+    [{1: "number", "1": "text"}, {"price": math.nan}, [-math.inf]],
+    ids=["keys", "nan", "inf"],
+)
+class TestPayloadsWithoutAFormInJson:
+    def test_are_refused_when_they_are_added(self, make: Make, sink: str, payload: Any) -> None:
+        agg = make(sink=sink)
+        with pytest.raises(PayloadError, match="no form in JSON"):
+            agg.add_task(Task("test", payload, "a"))
+        agg.add_task(Task("test", {1: 1.5, b"x": {2}}, "a"))
+        assert agg.get_entries()["a"].size == 1
+
+    def test_may_be_added_if_a_merge_function_makes_something_else_of_them(
+        self, make: Make, sink: str, payload: Any
+    ) -> None:
+        agg = make(sink=sink, group_max_size=1, group_aggregator=lambda group, tasks: Task("m", 1))
+        with agg:
+            agg.add_task(Task("test", payload, "a"))
+            await_batches(agg, 1)
+        assert [batch.payload for batch in enqueued(agg)] == [1]
+
+    def test_of_other_producers_die_alone(self, make: Make, sink: str, payload: Any) -> None:
+        producer, agg = make(), make(sink=sink)
+        guilty = Task("test", payload, "a", id="guilty")
+        producer.add_tasks([*numbered("a", 2), guilty, *numbered("a", 2, start=2)])
+        producer.flush("a")
+        with agg:
+            [letter] = await_dead(agg)
+            await_batches(agg, 1)
+            assert agg.wait_until_idle(5)
+        assert payloads(enqueued(agg)) == [0, 1, 2, 3]
+        assert letter.tasks is not None
+        assert [stored.task.id for stored in letter.tasks if stored.task] == ["guilty"]
+        assert "the payload has no form in JSON" in letter.error
+
+
+def test_the_deepest_payload_that_can_be_added_harms_no_other(make: Make) -> None:
+    agg = make()
+    deep: Any = 1
+    for _ in range(480):
+        deep = [deep]
+    for _ in range(480, 1100):
+        try:
+            agg.add_task(Task("test", [deep], "a", id="deep"))
+        except PayloadError:
+            break
+        agg.cancel_task("a", "deep")
+        deep = [deep]
+    agg.add_tasks([*numbered("a", 2), Task("test", deep, "a", id="deep")])
+    agg.flush("a")
+    with agg:
+        await_batches(agg, 1)
+        assert agg.wait_until_idle(5)
+        letters = agg.dead_letters(tasks=True)
+    enqueued_count = len(payloads(enqueued(agg)))
+    assert enqueued_count + len(letters) == 3
+    assert enqueued_count >= 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 
@@ -26,6 +28,10 @@ RUBBISH = {
     "odd headers": HEAD + b"\x93\xa4test\x01\x07",
     "unknown option": HEAD + b"\x94\xa4test\x01\xc0\x81\xa1z\x01",
     "id not in UTF-8": b"\x01\x8d\x00\x00\x00\x00\x02\xff\xfe\x92\xa4test\x01",
+    "keys of the same hash": HEAD
+    + b"\x92\xa4test"
+    + b"\xdf\x00\x00\x10\x00"
+    + b"".join(msgpack.packb(each) + b"\xc0" for each in itertools.product((-1, -2), repeat=12)),
     "nested too deep": HEAD + b"\x92\xa4test" + b"\x91" * 2_000 + b"\xc0",
 }
 

@@ -45,6 +45,8 @@ def test_durations_are_kept_as_seconds() -> None:
         {"concurrency": 1.5},
         {"max_attempts": 0},
         {"max_task_bytes": 0},
+        {"max_merged_bytes": 1023},
+        {"max_merged_bytes": 2**30},
         {"lease_time": 0.05},
         {"linger": -1},
         {"executor": "fork"},

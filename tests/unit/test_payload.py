@@ -5,18 +5,33 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import itertools
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 import uuid
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from redisagg.errors import PayloadError
-from redisagg.payload import pack, to_json, unpack
+from redisagg.payload import (
+    check_levels,
+    pack,
+    pack_merged,
+    surely_has_json,
+    to_json,
+    to_plain,
+    unpack,
+)
 
 _KEYS = st.text(max_size=5) | st.integers(-(2**63), 2**64 - 1)
 _FLAT = (
@@ -48,7 +63,10 @@ def test_what_is_packed_comes_back(payload: Any) -> None:
 
 @given(_PAYLOADS)
 def test_every_payload_has_a_form_in_json(payload: Any) -> None:
-    assert to_json(json.loads(to_json(payload), parse_constant=pytest.fail)) == to_json(payload)
+    try:
+        assert to_json(json.loads(to_json(payload), parse_constant=pytest.fail)) == to_json(payload)
+    except PayloadError as error:
+        assert "two keys" in str(error)  # noqa: PT017 - 1 and "1"; most have a form
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -120,3 +138,219 @@ def test_json_is_as_documented() -> None:
         "set": [1],
         "1": "number",
     }
+
+
+# --- what is accepted can be read -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tag:
+    name: str
+
+
+class _Shape(enum.Enum):
+    MAP = {"a": 1}  # noqa: RUF012 - a dict as the value is the point
+    NESTED = ({"a": 1},)
+    PAIR = (1, 2)
+    ONE = 1
+
+
+class _HashableMap(Mapping[str, int]):
+    def __init__(self, **items: int) -> None:
+        self._items = items
+
+    def __getitem__(self, key: str) -> int:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return 1
+
+
+class _NoTime(dt.datetime):
+    """As NaT of pandas, which is a datetime without a date."""
+
+    def isoformat(self, *args: Any, **kwargs: Any) -> str:
+        return "NaT"
+
+
+class _Nanoseconds(dt.datetime):
+    """As a timestamp of pandas."""
+
+    def isoformat(self, *args: Any, **kwargs: Any) -> str:
+        return super().isoformat(timespec="microseconds")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {_Tag("a")},
+        {_Tag("a"): 1},
+        {(1, _Tag("a")): 1},
+        [{"deep": {frozenset([_Tag("a")]): 1}}],
+        {_Shape.MAP},
+        {_Shape.MAP: 1},
+        frozenset([_Shape.NESTED]),
+        {_HashableMap(a=1)},
+        {_HashableMap(a=1): 1},
+        {_Shape.PAIR: 1, (1, 2): 2},
+        {_Shape.ONE, 1},
+        {_Shape.PAIR, (1, 2)},
+        _NoTime(2024, 1, 1),
+        [{"at": _NoTime(2024, 1, 1)}],
+    ],
+    ids=itertools.count(),
+)
+def test_what_could_not_be_read_back_is_refused(payload: Any) -> None:
+    with pytest.raises(PayloadError):
+        pack(payload)
+    assert unpack(pack([_Tag("a"), {"a": _Shape.MAP}])) == [{"name": "a"}, {"a": {"a": 1}}]
+
+
+def test_what_has_a_hash_in_its_other_form_is_a_key() -> None:
+    payload = {_Shape.PAIR: {_Shape.ONE, 2}, "at": _Nanoseconds(2024, 1, 1)}
+    assert unpack(pack(payload)) == {(1, 2): {1, 2}, "at": dt.datetime(2024, 1, 1)}
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+def test_an_extension_type_of_the_user_comes_back(code: int) -> None:
+    payload = {"mine": msgpack.ExtType(code, b"mine"), "keys": {msgpack.ExtType(code, b""): 1}}
+    found = unpack(pack(payload))
+    if code == 6:  # no bytes are no number either
+        assert found == payload
+    assert found["mine"] == payload["mine"]
+
+
+def _nested(levels: int, wrap: Callable[[Any], Any], value: Any) -> Any:
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+_WRAPS: dict[str, Callable[[Any], Any]] = {
+    "lists": lambda value: [value],
+    "maps": lambda value: {"a": value},
+    "maps of numbers": lambda value: {1: value},
+    "maps of tuples": lambda value: {(1, 2): value},
+}
+
+
+@pytest.mark.parametrize("wrap", _WRAPS.values(), ids=_WRAPS)
+@pytest.mark.parametrize("innermost", [1, []], ids=["full", "empty"])
+def test_each_depth_is_refused_or_can_be_read(wrap: Callable[[Any], Any], innermost: Any) -> None:
+    first, refused = 300, 0
+    depth, payload = first, _nested(first, wrap, innermost)
+    while refused < 20:
+        try:
+            packed = pack(("t", payload))
+        except PayloadError:
+            refused += 1
+        else:
+            assert not refused, "a deeper one is packed"
+            unpack(packed)
+        payload = wrap(payload)
+        depth += 1
+    accepted = depth - refused - 1
+    assert accepted > first
+    # A merge puts the payload into lists and maps of its own.
+    payload = _nested(min(accepted, 500), wrap, innermost)
+    unpack(pack_merged((1, [{"payloads": [{"items": [payload]}]}])))
+    to_json(payload)
+    check_levels(_nested(500, wrap, 1))
+    with pytest.raises(PayloadError, match="500"):
+        check_levels(_nested(501, wrap, 1))
+
+
+def test_the_same_holds_for_msgpack_in_python() -> None:
+    """It has no limit of its own, but that of Python's stack."""
+    names = (
+        *("test_each_depth", "test_what_could", "test_an_extension", "test_what_has"),
+        *("test_colliding", "test_what_is_packed"),
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "MSGPACK_PUREPYTHON": "1"}
+    done = subprocess.run(
+        [*command, "-k", " or ".join(names)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+# --- keys of the same hash --------------------------------------------------------------------
+
+
+def _colliding_map(count: int) -> bytes:
+    """A map of arrays of -1 and -2, whose hashes are the same."""
+    bits = itertools.islice(itertools.product((-1, -2), repeat=15), count)
+    return (
+        b"\xdf"
+        + count.to_bytes(4, "big")
+        + b"".join(msgpack.packb(each) + b"\xc0" for each in bits)
+    )
+
+
+def _colliding_numbers(count: int) -> bytes:
+    """A map of multiples of 2^61 - 1 (with those below 2^64, and as floats and UUIDs)."""
+    keys = [msgpack.ExtType(5, (n * (2**61 - 1)).to_bytes(16, "big")) for n in range(count)]
+    packed: bytes = msgpack.packb(dict.fromkeys(keys))
+    return packed
+
+
+def _colliding_set(count: int) -> bytes:
+    keys = [msgpack.ExtType(5, (n * (2**61 - 1)).to_bytes(16, "big")) for n in range(count)]
+    packed: bytes = msgpack.packb({"a": [msgpack.ExtType(7, msgpack.packb(keys))]})
+    return packed
+
+
+@pytest.mark.parametrize("make", [_colliding_map, _colliding_numbers, _colliding_set])
+def test_colliding_keys_are_refused_in_no_time(make: Callable[[int], bytes]) -> None:
+    packed = make(2**14)
+    began = time.process_time()
+    with pytest.raises(ValueError, match="same hash"):
+        unpack(packed)
+    assert time.process_time() - began < 2
+    unpack(make(60))  # as many as this harm nobody
+
+
+def test_large_maps_and_sets_of_other_keys_are_read() -> None:
+    payload = {
+        "numbers": dict.fromkeys(range(-5000, 5000)),
+        "ids": {uuid.uuid4() for _ in range(1000)},
+        "pairs": {(x, y): 0 for x in range(-50, 50) for y in range(-50, 50)},
+        "mixed": {None: 1, "a": 2, b"b": 3, 1.5: 4},
+    }
+    assert unpack(pack(payload)) == payload
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", [(1, "1"), (None, "null"), (b"", ""), (1.0, "1.0")])
+def test_keys_that_are_the_same_in_json_are_refused(keys: tuple[Any, Any]) -> None:
+    for function in (to_json, to_plain):
+        with pytest.raises(PayloadError, match=r"at \['a'\]\[1\]: two keys"):
+            function({"a": [0, dict.fromkeys(keys)]})
+
+
+def test_the_place_of_what_json_has_no_form_for_is_named() -> None:
+    for function in (to_json, to_plain):
+        with pytest.raises(PayloadError, match=r"at \['items'\]\[2\]\['price'\]: .*nan"):
+            function({"items": [1, 2, {"id": 1, "price": math.nan}]})
+    with pytest.raises(PayloadError, match="recursion"):
+        to_json(_endless())
+
+
+@given(_PAYLOADS | st.floats())
+def test_the_quick_check_is_right_when_it_says_yes(payload: Any) -> None:
+    if surely_has_json(pack(payload)):
+        assert to_json(payload)
+
+
+def test_the_quick_check_accepts_ordinary_payloads() -> None:
+    assert surely_has_json(pack(("t", {"a": [1, 2.5, None, True], "b": {"c": "d"}})))
+    assert not surely_has_json(pack(("t", {"a": [math.nan]})))
+    assert not surely_has_json(pack(("t", {1: 1})))

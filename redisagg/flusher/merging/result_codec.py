@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from redisagg.errors import KeyConflict
 from redisagg.flusher.batch import MergeOutcome
-from redisagg.payload import pack, unpack
+from redisagg.payload import pack, pack_merged, unpack
 from redisagg.sinks.base import MergedTask
 from redisagg.task import Task
 
@@ -29,7 +29,7 @@ def pack_merged_task(merged: MergedTask) -> bytes:
     Raises:
         PayloadError: msgpack has no form for its payload or for an option.
     """
-    return pack((merged.batch_id, merged.group, merged.count, _values(merged.task)))
+    return pack_merged((merged.batch_id, merged.group, merged.count, _values(merged.task)))
 
 
 def pack_result(outcome: MergeOutcome) -> bytes:

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 from redisagg.config import GroupAggregator
-from redisagg.errors import MergeError, SinkError, UndecodableTask
+from redisagg.errors import MergedTaskTooLarge, MergeError, PayloadError, SinkError, UndecodableTask
 from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
-from redisagg.flusher.merging.tracing import linked
+from redisagg.flusher.merging.tracing import linked, trace_headers
+from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import decode
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
 from redisagg.sinks.routing import Router
 from redisagg.task import Task
+
+_BLAMES = "the payload of task "
+_BLAMED = f"PayloadError: {_BLAMES}".encode()
+"""The start of the error of an attempt that failed because of one task. In the next attempt, this
+task and others like it go to the dead letters, and the rest is merged."""
 
 _Routed: TypeAlias = tuple[ScriptSink | DeliverySink, MergedTask]
 
@@ -60,10 +66,14 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
         _route(claim, outcome, ((router.sink_of(merged.task), merged) for merged, _ in stored))
         return group, tasks
+    blamed = claim.error.startswith(_BLAMED)
     for position, entry in enumerate(claim.entries):
         try:
-            tasks.append(decode(entry, group))
-        except UndecodableTask as error:
+            task = decode(entry, group)
+            if blamed:
+                _check_fits(task, router.only())
+            tasks.append(task)
+        except (UndecodableTask, PayloadError) as error:
             outcome.undecodable.append((position, str(error)))
     return group, tasks
 
@@ -79,21 +89,74 @@ def route_result(
 
     Raises:
         MergeError: it is something else.
+        MergedTaskTooLarge: it has too many bytes for a commit or for its sink.
         PayloadError: msgpack or the sink has no form for its payload.
         SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
     """
     routed: list[_Routed] = []
+    inherited: dict[Sequence[str], dict[str, Any]] = {}  # by the names; the same for all tasks
     for merged in _merged_tasks(claim, tasks, returned):
         sink = router.sink_of(merged.task)
-        routed.append((sink, _inheriting(merged, sink.inherits, tasks)))
-    outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
-    # A failure from here on is one of the sink, not of the merge.
-    _route(claim, outcome, routed)
+        names = tuple(sink.inherits)
+        if names not in inherited:
+            inherited[names] = _inherited(names, tasks)
+        routed.append((sink, _inheriting(merged, inherited[names])))
+    try:
+        outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
+        _check_size(sum(map(len, outcome.merged.values())), router.max_bytes, "max_merged_bytes")
+        # A failure from here on is one of the sink, not of the merge.
+        _route(claim, outcome, routed)
+        if outcome.enqueue is not None:
+            size = sum(map(len, outcome.enqueue.arguments))
+            _check_size(size, router.max_bytes, "max_merged_bytes")
+    except MergedTaskTooLarge:
+        outcome.merged.clear()  # it must not be stored either
+        raise
+    except PayloadError as error:
+        if blame := _blame(tasks, router.only(), routed):
+            outcome.merged.clear()  # the next attempt merges the others
+            raise PayloadError(blame) from error
+        raise
+
+
+def _check_size(size: int, most: int | None, limit: str) -> None:
+    if most is not None and size > most:
+        raise MergedTaskTooLarge(
+            f"the merged tasks of the batch have {size:,} bytes, more than {limit} ({most:,}); "
+            "return less from the merge function, store large data elsewhere and enqueue its "
+            "address, lower group_max_size, or raise max_merged_bytes"
+        )
+
+
+def _blame(
+    tasks: Sequence[Task], sink: ScriptSink | DeliverySink | None, routed: Sequence[_Routed]
+) -> str:
+    """Returns which task is to blame for a payload that has no form; empty if none is.
+
+    It is one whose own payload has no form and was put into a merged task as it was.
+    """
+    used = {id(part) for _, merged in routed for part in parts_of(merged.task.payload)}
+    for task in tasks:
+        if id(task.payload) in used:
+            try:
+                _check_fits(task, sink)
+            except PayloadError as error:
+                return f"{_BLAMES}{task.id!r} has no form in the merged task: {error}"
+    return ""
+
+
+def _check_fits(task: Task, sink: ScriptSink | DeliverySink | None) -> None:
+    """Raises `PayloadError` if no merged task can hold the payload as it is."""
+    check_levels(task.payload)
+    if sink is not None and sink.takes_json:
+        to_json(task.payload)
 
 
 def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> None:
     for sink, merged in routed:
+        limit = f"{type(sink).__name__} takes"
         if isinstance(sink, DeliverySink):
+            _check_size(len(outcome.merged[merged.batch_id]), sink.max_bytes, limit)
             outcome.deliveries.append(merged)
             continue
         enqueue = Enqueue.into(sink, claim.slot)
@@ -105,13 +168,18 @@ def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> No
                 "one step: have the sink function choose one queue for all of them"
             )
         outcome.enqueue.entry_keys += sink.entry_keys(merged)
-        outcome.enqueue.arguments += sink.arguments(merged)
+        arguments = sink.arguments(merged)
+        _check_size(sum(map(len, arguments)), sink.max_bytes, limit)
+        outcome.enqueue.arguments += arguments
 
 
-def _inheriting(merged: MergedTask, names: Sequence[str], tasks: Sequence[Task]) -> MergedTask:
-    """Adds the options that a merged task inherits; the first task that has an option decides."""
+def _inherited(names: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
+    """Returns the options that merged tasks inherit; the first task that has an option decides."""
     given = [task.options for task in tasks if task.options] if names else []
-    inherited = {name: has[name] for has in reversed(given) for name in names if name in has}
+    return {name: has[name] for has in reversed(given) for name in names if name in has}
+
+
+def _inheriting(merged: MergedTask, inherited: Mapping[str, Any]) -> MergedTask:
     if not inherited:
         return merged
     options = {**inherited, **merged.task.options}
@@ -123,19 +191,19 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterato
         return
     several = returned if isinstance(returned, list | tuple) else [returned]
     group = claim.group.decode("utf-8", "replace")
+    batch_id = claim.batch_id.decode()
+    trace = trace_headers(tasks, len(several))
     for number, task in enumerate(several, 1):
         if not isinstance(task, Task):
             raise MergeError(
                 f"the merge function returned {type(task).__name__}; return a Task, None, or a "
                 "list of tasks"
             )
-        batch_id = claim.batch_id.decode()
-        if several is returned:
-            batch_id = f"{batch_id}-{number}"
-        headers = linked(task.headers, tasks)
+        headers = linked(task.headers, trace)
         if not task.group_key or headers is not task.headers:
             task = replace(task, group_key=task.group_key or group, headers=headers)
-        yield MergedTask(batch_id, group, len(tasks), task)
+        merged_id = f"{batch_id}-{number}" if several is returned else batch_id
+        yield MergedTask(merged_id, group, len(tasks), task)
 
 
 async def _awaited(merging: Awaitable[Any]) -> Any:

@@ -7,19 +7,43 @@ trace; `LINKS` names those of all its tasks, for links.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from redisagg.task import Task
 
 TRACEPARENT = "traceparent"
 
 LINKS = "redisagg-links"
-"""The traceparents of all merged tasks, each once, in order, with a comma between."""
+"""The traceparents of the merged tasks, each once, in order, with a comma between."""
+
+MAX_LINKS = 128
+"""The number of traceparents in `LINKS`: the default limit of links of a span in OpenTelemetry.
+Each merged task of a batch repeats them."""
+
+_MOST_LINKS_IN_BATCH = 131_072
+"""The number of traceparents in all merged tasks of a batch, which is 7 MB."""
 
 
-def linked(headers: Mapping[str, str], tasks: Sequence[Task]) -> Mapping[str, str]:
-    """The headers of a merged task with the trace context of `tasks`; the same if none has any."""
-    parents = [task.headers[TRACEPARENT] for task in tasks if TRACEPARENT in task.headers]
+def trace_headers(tasks: Iterable[Task], merged: int) -> dict[str, str]:
+    """Returns the trace context of tasks that are merged, as headers; empty if none has any.
+
+    Args:
+        tasks: the tasks that are merged.
+        merged: the number of merged tasks that get these headers. If there are more than 1,024,
+            fewer traces are linked to.
+    """
+    most = max(1, min(MAX_LINKS, _MOST_LINKS_IN_BATCH // max(1, merged)))
+    parents: dict[str, None] = {}
+    for task in tasks:
+        if TRACEPARENT in task.headers:
+            parents[task.headers[TRACEPARENT]] = None
+            if len(parents) == most:
+                break
     if not parents:
-        return headers
-    return {TRACEPARENT: parents[0], LINKS: ",".join(dict.fromkeys(parents)), **headers}
+        return {}
+    return {TRACEPARENT: next(iter(parents)), LINKS: ",".join(parents)}
+
+
+def linked(headers: Mapping[str, str], trace: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns the headers of a merged task with the trace context; its own come first."""
+    return {**trace, **headers} if trace else headers

@@ -83,6 +83,7 @@ class AsynqSink(ScriptSink):
             process_in=process_in,
         )
         self._encode = encode or as_json
+        self.takes_json = encode is None
         self._on_cluster = _AsynqDelivery(self)
 
     @classmethod

@@ -69,6 +69,7 @@ class BullMQSink(DeliverySink):
         self._calls = FunctionCallOptions(
             *(name, OPTIONS, options, "payload", encode), queue=queue, headers_as=headers_as
         )
+        self.takes_json = self._calls.takes_json
         self._redis = redis
         self._prefix = prefix
         self._queues: dict[str, Any] = {}

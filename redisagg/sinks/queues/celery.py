@@ -61,6 +61,7 @@ class CelerySink(BlockingSink):
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode
         )
+        self.takes_json = self._calls.takes_json
         self._app = app
         self._sender: Any = None
         self._zero_is_first = False

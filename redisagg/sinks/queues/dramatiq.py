@@ -63,6 +63,7 @@ class DramatiqSink(BlockingSink):
         self._calls = FunctionCallOptions(
             actor, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
+        self.takes_json = self._calls.takes_json
         self._sender: Any = None
         self._client: Any = None
 

@@ -69,6 +69,7 @@ class RQSink(BlockingSink):
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
+        self.takes_json = self._calls.takes_json
         self._redis = redis
         self._serializer = _SERIALIZERS.get(serializer, serializer)
         self._client: Any = None

@@ -63,6 +63,7 @@ class SAQSink(DeliverySink):
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
+        self.takes_json = self._calls.takes_json
         self._redis = redis
         self._dump = dump
         self._client: Any = None

@@ -68,6 +68,7 @@ class TaskiqSink(DeliverySink):
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode
         )
+        self.takes_json = self._calls.takes_json
         self._broker = broker
         self._default_queue = queue
         self._kind = kind

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from redisagg.errors import InvalidConfig
-from redisagg.payload import pack, to_json, unpack
+from redisagg.payload import pack_merged, to_json, unpack
 from redisagg.sinks.base import EnqueuedBatch, MergedTask
 
 Format: TypeAlias = Literal["msgpack", "json"]
@@ -25,7 +25,7 @@ def dump(value: Any, format: Format) -> bytes:
     Raises:
         PayloadError: the format has no form for `value`.
     """
-    return pack(value) if format == "msgpack" else to_json(value).encode()
+    return pack_merged(value) if format == "msgpack" else to_json(value).encode()
 
 
 def load(raw: bytes, format: Format) -> Any:

@@ -32,6 +32,7 @@ class ListSink(ReadableSink):
         super().__init__(name)
         check_format(format)
         self.format: Format = format
+        self.takes_json = format == "json"
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> ListSink:

@@ -39,6 +39,7 @@ class StreamSink(ReadableSink):
         if maxlen is not None and (not isinstance(maxlen, int) or maxlen < 1):
             raise InvalidConfig(f"maxlen is a number of entries from 1, or None, not {maxlen!r}")
         self.format: Format = format
+        self.takes_json = format == "json"
         self.maxlen = maxlen
 
     @classmethod
