@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import redis.exceptions as rx
 
 from redisagg.errors import RedisAggError
-from redisagg.transport.failures import is_transient
+from redisagg.transport.failures import FailureClass, classify
 from redisagg.transport.round_trip import Command
 
 N = TypeVar("N")
@@ -47,9 +47,10 @@ def is_redirect(reply: object) -> bool:
     """Whether another node has the slot of the command, or its node can't be reached."""
     if isinstance(reply, rx.AskError):  # MOVED is a subclass of it
         return True
-    if isinstance(reply, rx.TryAgainError | RedisAggError):
+    if isinstance(reply, RedisAggError) or not isinstance(reply, Exception):
         return False
-    return isinstance(reply, Exception) and is_transient(reply)
+    failure = classify(reply)
+    return failure.kind is FailureClass.TRANSIENT and failure.elsewhere
 
 
 def retry_after_redirect(reply: object) -> Exception:
