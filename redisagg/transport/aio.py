@@ -143,7 +143,7 @@ class AsyncTransport:
 
         await client.initialize()
         nodes = group_by_node(commands, client.get_node_from_key)
-        await asyncio.gather(*(send(*each) for each in nodes.items()))
+        await asyncio.gather(*(send(*each) for each in nodes))
         await asyncio.gather(
             *(find_node(i) for i, reply in enumerate(replies) if is_redirect(reply))
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import redis.exceptions as rx
 
@@ -16,7 +16,12 @@ from redisagg.errors import RedisAggError
 from redisagg.transport.failures import FailureClass, classify
 from redisagg.transport.round_trip import Command
 
-N = TypeVar("N")
+
+class _Node(Protocol):
+    name: str
+
+
+N = TypeVar("N", bound=_Node)
 
 NO_NODE = rx.SlotNotCoveredError("no node is known to have the slot")
 """The reply to a command that `group_by_node` leaves out."""
@@ -24,7 +29,7 @@ NO_NODE = rx.SlotNotCoveredError("no node is known to have the slot")
 
 def group_by_node(
     commands: Sequence[Command], node_of: Callable[[Any], N | None]
-) -> dict[N, list[int]]:
+) -> list[tuple[N, list[int]]]:
     """Groups script calls by the node that has the slot of their first key.
 
     Args:
@@ -32,15 +37,15 @@ def group_by_node(
         node_of: returns the node of a key.
 
     Returns:
-        For each node the indexes of its commands; commands whose node is unknown are left out.
+        Each node with the indexes of its commands; commands whose node is unknown are left out.
     """
-    nodes: dict[N, list[int]] = {}
+    nodes: dict[str, tuple[N, list[int]]] = {}  # by name: some redis-py have no hash of nodes
     for i, command in enumerate(commands):
         with suppress(rx.SlotNotCoveredError):
             node = node_of(command[3])  # the first key
             if node is not None:
-                nodes.setdefault(node, []).append(i)
-    return nodes
+                nodes.setdefault(node.name, (node, []))[1].append(i)
+    return list(nodes.values())
 
 
 def is_redirect(reply: object) -> bool:

@@ -144,7 +144,7 @@ class Transport:
     ) -> list[Any]:
         """Sends each node its commands and the durability command, one node after the other."""
         replies: list[Any] = [NO_NODE] * len(commands)
-        for node, numbers in group_by_node(commands, client.get_node_from_key).items():
+        for node, numbers in group_by_node(commands, client.get_node_from_key):
             try:
                 pool = client.get_redis_connection(node).connection_pool
                 of_node = _send_pipeline(pool, [commands[i] for i in numbers], durability)()
