@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import InvalidConfig, InvalidTask
 from redisagg.task import Task, check_size
+from redisagg.texts import shorten
 
 Merged: TypeAlias = "Task | Sequence[Task] | None"
 """The result of a merge function: one task, several (a list or tuple), or None."""
@@ -194,7 +195,7 @@ class AggregationConfig:
 def _check_range(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidConfig(
-            f"{name} must be a whole number from {least:,} to {most:,}, not {value!r}"
+            f"{name} must be a whole number from {least:,} to {most:,}, not {shorten(value)}"
         )
 
 

@@ -41,7 +41,7 @@ class PayloadError(InvalidTask, TypeError):
 
 
 class TaskTooLarge(InvalidTask):
-    """A packed task is larger than `max_task_bytes`.
+    """A packed task is larger than `max_task_bytes`, or than Redis accepts (`proto-max-bulk-len`).
 
     Store large data elsewhere and put its address into the task, or raise the limit.
     """
@@ -97,7 +97,10 @@ class RedisOutOfMemory(AggregatorFull):
 
 
 class RedisReadOnly(RedisAggError):
-    """The server is a read-only replica; nothing was written. Connect to the primary."""
+    """The server is a read-only replica, and stayed one within the timeout. Connect to the primary.
+
+    The last attempt wrote nothing. An earlier one whose reply was lost may have been carried out.
+    """
 
 
 class KeyConflict(RedisAggError):

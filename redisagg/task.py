@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidGroupKey, InvalidTask
 from redisagg.ids import new_id
+from redisagg.texts import shorten
 
 MAX_GROUP_KEY_BYTES = 512
 MAX_ID_BYTES = 128
@@ -116,13 +117,15 @@ def _is_plain(text: object) -> bool:
 
 def _check_priority(priority: object) -> None:
     if type(priority) is not int or priority not in PRIORITIES:
-        raise InvalidTask(f"priority must be a whole number from -1000 to 1000, not {priority!r}")
+        raise InvalidTask(
+            f"priority must be a whole number from -1000 to 1000, not {shorten(priority)}"
+        )
 
 
 def check_size(size: object, what: str) -> None:
     """Raises `InvalidTask` unless `size` is a whole number of tasks from 1 to a million."""
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1_000_000:
-        raise InvalidTask(f"{what} must be a whole number from 1 to 1,000,000, not {size!r}")
+        raise InvalidTask(f"{what} must be a whole number from 1 to 1,000,000, not {shorten(size)}")
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -96,7 +96,11 @@ class Flusher:
 
         silence = min(seconds(self.config.lease_time) / 3, 5.0)
         listener = Listener(
-            self.endpoint, self.client, self.keyspace.wake_channel, on_message, silence=silence
+            self.endpoint,
+            transport,
+            self.keyspace.wake_channel,
+            on_message,
+            silence=silence,
         )
         listening = asyncio.create_task(listener.run())
         keeping = asyncio.create_task(keeper.run(stop))

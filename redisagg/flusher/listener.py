@@ -17,7 +17,8 @@ import tenacity
 from redis.asyncio import RedisCluster
 
 from redisagg.transport import retrying
-from redisagg.transport.endpoint import AsyncClient, Endpoint, aclose
+from redisagg.transport.aio import AsyncTransport
+from redisagg.transport.endpoint import Endpoint, aclose
 
 _log = logging.getLogger("redisagg")
 
@@ -27,7 +28,8 @@ class Listener:
 
     Args:
         endpoint: where Redis is.
-        client: the flusher's client, which knows the present nodes of a cluster.
+        transport: the flusher's, which knows the present nodes of a cluster, and notices when a
+            primary has become a replica.
         channel: the name of the channel.
         on_message: called with each message, and with None when messages may have been lost.
         silence: seconds without a message after which the connection is checked.
@@ -36,14 +38,14 @@ class Listener:
     def __init__(
         self,
         endpoint: Endpoint,
-        client: AsyncClient,
+        transport: AsyncTransport,
         channel: bytes,
         on_message: Callable[[bytes | None], None],
         *,
         silence: float,
     ) -> None:
         self._endpoint = endpoint
-        self._client = client
+        self._transport = transport
         self._channel = channel
         self._on_message = on_message
         self._silence = silence
@@ -65,7 +67,8 @@ class Listener:
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(self._channel)
                 silent = False
-                while True:
+                role_changes = self._transport.role_changes
+                while role_changes == self._transport.role_changes:
                     message = await pubsub.get_message(timeout=self._silence)
                     if message is not None:
                         silent = False  # any message shows that it works, the answer to a ping too
@@ -75,6 +78,7 @@ class Listener:
                     else:
                         silent = True
                         await pubsub.ping()
+            raise ConnectionError("the primary has become a replica")
         finally:
             await aclose(client)
 
@@ -86,9 +90,10 @@ class Listener:
 
     def _next_endpoint(self) -> Endpoint:
         """The server to listen to: on a cluster any node, another one in each call."""
-        if not isinstance(self._client, RedisCluster):
+        client = self._transport.client
+        if not isinstance(client, RedisCluster):
             return self._endpoint
-        known = [(node.host, int(node.port)) for node in self._client.get_nodes()]
+        known = [(node.host, int(node.port)) for node in client.get_nodes()]
         nodes = known or self._endpoint.cluster
         self._turn += 1
         return self._endpoint.of_node(nodes[self._turn % len(nodes)])

@@ -117,6 +117,10 @@ class ScriptSink(Sink, ABC):
     def __init__(self, name: str) -> None:
         if not isinstance(name, str) or not name or "{" in name or "}" in name:
             raise InvalidConfig(f"the name of a queue is a str without braces, not {name!r}")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InvalidConfig(f"the name of a queue is valid Unicode, not {name!r}") from None
         self.name = name
 
     def key(self, slot: str | None) -> bytes:

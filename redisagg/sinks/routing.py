@@ -74,7 +74,7 @@ def check_sink(sink: object) -> Sink | Route:
     if isinstance(sink, Sink) or (callable(sink) and not isinstance(sink, type)):
         return cast("Sink | Route", sink)
     raise InvalidConfig(
-        f"sink is a Sink, a URL of one, or a function of the merged task, not {sink!r}"
+        f"sink is a Sink, a URL of one, or a function of the merged task, not {type(sink).__name__}"
     )
 
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.sinks.base import Sink
+from redisagg.texts import redact_url
 
 T = TypeVar("T")
 
@@ -52,8 +53,8 @@ class SinkUrl:
         try:
             url.encode()  # a lone surrogate can't be part of a key
             parts = urlsplit(url)
-        except ValueError as error:
-            raise InvalidConfig(f"{url!r} is not a valid URL: {error}") from None
+        except ValueError:  # its text may quote a password
+            raise InvalidConfig(f"{redact_url(url)} is not a valid URL") from None
         self.scheme = parts.scheme
         self.target = unquote(parts.netloc + parts.path)
         """The part between the scheme and the options."""
@@ -76,7 +77,9 @@ class SinkUrl:
         try:
             return convert(text)
         except ValueError:
-            raise InvalidConfig(f"{text!r} is no valid value for {name} in {self.url!r}") from None
+            raise InvalidConfig(
+                f"the value of {name} is not valid in {redact_url(self.url)}"
+            ) from None
 
     def given(
         self, target: str | None = None, /, **converters: Callable[[str], Any]
@@ -113,7 +116,7 @@ class SinkUrl:
         """Raises `InvalidConfig` if options are left that no method has removed."""
         if self._options:
             unknown = ", ".join(sorted(self._options))
-            raise InvalidConfig(f"{self.url!r} has an unknown option: {unknown}")
+            raise InvalidConfig(f"{redact_url(self.url)} has an unknown option: {unknown}")
 
 
 def sink_from_url(url: str) -> Sink:
@@ -146,7 +149,9 @@ def _factory(scheme: str, url: str) -> Callable[[SinkUrl], Any]:
             loaded: Callable[[SinkUrl], Any] = entry_point.load()
             return loaded
     known = ", ".join(f"{each}://" for each in sorted(_BUILT_IN))
-    raise InvalidConfig(f"{url!r} names no sink; known are {known} and the schemes of plug-ins")
+    raise InvalidConfig(
+        f"{redact_url(url)} names no sink; known are {known} and the schemes of plug-ins"
+    )
 
 
 def check_url(url: object, expected: str, *others: type) -> None:

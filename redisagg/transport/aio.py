@@ -16,7 +16,7 @@ from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
-from redisagg.transport.failures import check_role
+from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
 from redisagg.transport.round_trip import RAW, Command, pack, round_trip
 
@@ -36,6 +36,8 @@ class AsyncTransport:
         self.client = client
         self.clustered = isinstance(client, RedisCluster)
         self._timeout = timeout
+        self.role_changes = 0
+        """How often a connection was found to lead to a server that is no primary any more."""
 
     async def once(self, operation: Operation[T]) -> T:
         """As `run`, without retries after a lost connection."""
@@ -100,8 +102,11 @@ class AsyncTransport:
                 await connection.send_packed_command(pack(commands, connection))
                 replies = [await self._read(connection) for _ in commands]
                 return replies if durability is None else durability.check_acknowledged(replies)
-            except BaseException:
+            except BaseException as error:
                 await connection.disconnect(nowait=True)
+                if leads_elsewhere(error):
+                    self.role_changes += 1
+                    await pool.disconnect(inuse_connections=False)
                 raise
         finally:
             await pool.release(connection)
@@ -111,7 +116,7 @@ class AsyncTransport:
         try:
             return await connection.read_response(disable_decoding=True)
         except ResponseError as error:
-            check_role(error, connection)
+            check_connection(error)
             return error
 
     async def _send_to_nodes(
@@ -138,7 +143,7 @@ class AsyncTransport:
 
         await client.initialize()
         nodes = group_by_node(commands, client.get_node_from_key)
-        await asyncio.gather(*(send(*each) for each in nodes.items()))
+        await asyncio.gather(*(send(*each) for each in nodes))
         await asyncio.gather(
             *(find_node(i) for i, reply in enumerate(replies) if is_redirect(reply))
         )

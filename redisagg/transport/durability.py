@@ -74,6 +74,9 @@ class Durability:
 
     def _failure(self, error: Exception) -> Exception:
         """The error to raise when the server refused `command`; the writes are carried out."""
+        known = translate_error(error)
+        if isinstance(known, NotReplicated):
+            return known  # UNBLOCKED: the primary became a replica meanwhile
         if is_transient(error):
             return error
         if self.fsync and any(sign in str(error) for sign in _IMPOSSIBLE):
@@ -81,8 +84,6 @@ class Durability:
                 "wait_for_fsync needs Redis 7.2 or newer with appendonly yes; what was added is in "
                 f"the server's memory all the same ({error})"
             )
-        known = translate_error(error)
         if isinstance(known, AuthenticationFailed):
             return AuthenticationFailed(f"{known} ({self.command[0]}, for min_replicas)")
-        # Such as UNBLOCKED: the primary became a replica meanwhile.
         return NotReplicated(f"the server does not say whether it is replicated: {error}")

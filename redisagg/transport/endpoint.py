@@ -6,6 +6,7 @@ a blocking one. So its clients are made from the endpoint of the caller's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from redisagg.errors import InvalidConfig
+from redisagg.texts import redact_url
 from redisagg.transport.retrying import final_error
 
 SyncClient: TypeAlias = "redis.Redis | redis.RedisCluster"
@@ -41,6 +43,13 @@ _SHARED_OPTIONS = {
 }
 """The options that a blocking and an asyncio connection both take."""
 
+_INVALID_OPTION = re.compile(r"Invalid value for '(\w+)'")
+
+_HOW_TO_WRITE = (
+    "write redis://USER:PASSWORD@HOST:PORT/DB, with all characters of user and password "
+    "percent-encoded that are no letters or digits"
+)
+
 _MAX_CONNECTIONS = 2**31
 """The limit of a pool, in effect none: redis-py 8 refuses the 101st connection by default.
 
@@ -53,10 +62,10 @@ call in progress.
 class Endpoint:
     """A server, a primary behind Sentinels, or a cluster."""
 
-    options: Mapping[str, Any]
-    """Arguments for each connection."""
+    options: Mapping[str, Any] = field(repr=False)
+    """Arguments for each connection, the password among them."""
     tls: bool = False
-    sentinels: Sequence[Mapping[str, Any]] = ()
+    sentinels: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     """Arguments for the connection to each Sentinel."""
     service: str = ""
     cluster: Sequence[Node] = field(default=())
@@ -184,15 +193,33 @@ def _from_url(url: str) -> Endpoint:
     if base not in {"redis", "rediss", "unix"} or topology not in {"", "sentinel", "cluster"}:
         raise InvalidConfig(
             f"the scheme of a Redis URL is redis, rediss or unix, with +sentinel or +cluster "
-            f"behind it if need be, not {scheme!r}"
+            f"behind it if need be, not {redact_url(url)}"
         )
     try:
         url.encode()  # connecting would fail with an error that does not name the URL
         if not topology:
+            if base != "unix":
+                _check_authority(url)
             return Endpoint(_options(url), base == "rediss")
         return _from_topology(topology, base == "rediss", rest)
+    except InvalidConfig:
+        raise
     except ValueError as error:
-        raise InvalidConfig(f"the Redis URL can't be read: {error}") from None
+        # Other texts of Python and redis-py may quote a part of the password.
+        option = _INVALID_OPTION.search(str(error))
+        why = f"the value of {option[1]} is not valid" if option else _HOW_TO_WRITE
+        raise InvalidConfig(f"the Redis URL {redact_url(url)} can't be read: {why}") from None
+
+
+def _check_authority(url: str) -> None:
+    """Raises `ValueError` if a password with ``#``, ``/`` or ``?`` has cut the host off.
+
+    The first part of such a password would be taken for the host and port to connect to.
+    """
+    parts = urlsplit(url)
+    before, at, _ = parts.query.partition("@")
+    if parts.fragment or "@" in parts.path or (at and "=" not in before):
+        raise ValueError
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -205,7 +232,7 @@ def _options(url: str) -> dict[str, Any]:
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         # redis-py would fail at the first connection, with an error that does not name the file.
         if name in options and not Path(options[name]).is_file():
-            raise ValueError(f"{name} is no file: {options[name]}")
+            raise InvalidConfig(f"the Redis URL can't be read: {name} is no file: {options[name]}")
     return options
 
 
@@ -227,7 +254,7 @@ def _from_topology(topology: str, tls: bool, rest: str) -> Endpoint:
         return Endpoint(options, tls, cluster=nodes)
     service, _, db = path.partition("/")
     if not service:
-        raise ValueError("the name of the service is missing behind the Sentinels")
+        raise InvalidConfig("the name of the service is missing behind the Sentinels")
     if db:
         options["db"] = int(db)
     sentinels = [{"host": host, "port": port} for host, port in nodes]

@@ -1,11 +1,16 @@
-"""What an error of redis-py or an error reply means: retry, or a `RedisAggError`."""
+"""What an error reply, a closed connection or a timeout means: its class, and a `RedisAggError`.
+
+`classify` is the one place that decides; everything else asks it. `_RULES` has a line for each
+error code of Redis and of our scripts, docs/errors.md the same table for users.
+"""
 
 from __future__ import annotations
 
 import re
 import ssl
+from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
-from typing import Any
 
 import redis.exceptions as rx
 
@@ -14,56 +19,159 @@ from redisagg.errors import (
     AuthenticationFailed,
     KeyConflict,
     NamespaceMismatch,
+    NotReplicated,
     RedisAggError,
     RedisOutOfMemory,
     RedisReadOnly,
+    RedisUnavailable,
     StaleLease,
+    TaskTooLarge,
     TooFewReplicas,
     UnexpectedReply,
 )
 from redisagg.protocol.scripts import Request, find
 
-_REFUSED = (rx.AuthenticationError, rx.AuthorizationError, rx.NoPermissionError)
 
-_TRANSIENT = (
-    rx.ConnectionError,
-    rx.TimeoutError,
-    rx.BusyLoadingError,
-    rx.ClusterDownError,
-    rx.ClusterError,
-    rx.RedisClusterException,  # no node of the cluster answers
-    rx.TryAgainError,
-    rx.MasterDownError,
-    OSError,  # TimeoutError is one, and so is our own NotReplicated
-)
+class FailureClass(Enum):
+    """What the same call can come to when it is repeated."""
 
-_FOREIGN = "a key of redisagg holds what redisagg did not write: "
-_PARSE_ERRORS = (
-    "attempt to ",
-    "is not an integer",
-    "bad argument #",
-    "Bad data format",
-    "Missing bytes",
-)
+    TRANSIENT = "transient"
+    """It may succeed by itself: retried, by an add for `add_timeout`, by a flusher without end."""
+    CALL = "permanent for the call"
+    """It fails until something else changes. An add raises; a flusher logs it and asks again."""
+    BATCH = "permanent for one batch"
+    """Redis can't take these data. An add raises; a flusher fails the batch alone."""
+    FATAL = "fatal for the flusher"
+    """Nothing that this client sends can succeed: another leader, schema, user or password."""
 
-# An error raised inside a script carries its code at the start or, before Redis 7, further on.
-_BY_CODE: list[tuple[str, type[RedisAggError], str]] = [
-    ("STALE ", StaleLease, ""),
-    ("SCHEMA ", NamespaceMismatch, "use the version of redisagg that the other nodes use: "),
-    ("WRONGTYPE", KeyConflict, "a key of redisagg holds a value of another type: "),
-    ("FULL ", AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
-    ("NOREPLICAS", TooFewReplicas, "the server takes no writes: "),
-    ("OOM ", RedisOutOfMemory, "Redis has reached its maxmemory: "),
-    ("READONLY", RedisReadOnly, "the server is a read-only replica, connect to its primary: "),
-    ("NOPERM", AuthenticationFailed, "the user may not do this: "),
-    ("NOAUTH", AuthenticationFailed, ""),
-    ("WRONGPASS", AuthenticationFailed, ""),
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A classified error."""
+
+    kind: FailureClass
+    error: type[RedisAggError]
+    """The exception to raise if the call is not repeated."""
+    hint: str = ""
+    """What its message says before the text of Redis."""
+    reconnect: bool = False
+    """Whether the connection is useless: it leads to the wrong server, or Redis closes it."""
+    elsewhere: bool = False
+    """Whether another server, behind the same address, may accept the call."""
+
+
+_TRANSIENT, _CALL = FailureClass.TRANSIENT, FailureClass.CALL
+_BATCH, _FATAL = FailureClass.BATCH, FailureClass.FATAL
+
+_NO_RIGHT = Failure(_FATAL, AuthenticationFailed, "the user may not do this: ")
+_FOREIGN = Failure(_CALL, KeyConflict, "a key of redisagg holds what redisagg did not write: ")
+_TOO_LARGE = "the data are larger than Redis accepts (proto-max-bulk-len): "
+
+_RULES: dict[str, Failure] = {
+    # Redis, for a while.
+    "LOADING": Failure(_TRANSIENT, RedisUnavailable, "the server loads its data: ", elsewhere=True),
+    "BUSY": Failure(_TRANSIENT, RedisUnavailable, "the server runs a long script: "),
+    "MISCONF": Failure(_TRANSIENT, RedisUnavailable, "the server can't write to its disk: "),
+    "CLUSTERDOWN": Failure(_TRANSIENT, RedisUnavailable, elsewhere=True),
+    "TRYAGAIN": Failure(_TRANSIENT, RedisUnavailable, "the slot is moving to another node: "),
+    "MASTERDOWN": Failure(
+        _TRANSIENT,
+        RedisUnavailable,
+        "the server is a replica without its primary: ",
+        reconnect=True,
+        elsewhere=True,
+    ),
+    "READONLY": Failure(
+        _TRANSIENT,
+        RedisReadOnly,
+        "the server is a read-only replica, connect to its primary: ",
+        reconnect=True,
+        elsewhere=True,
+    ),
+    "UNBLOCKED": Failure(
+        _TRANSIENT,
+        NotReplicated,
+        "the server became a replica before it told whether the add is replicated: ",
+        reconnect=True,
+        elsewhere=True,
+    ),
+    "NOREPLICAS": Failure(_TRANSIENT, TooFewReplicas, "the server takes no writes: "),
+    # Redis, until somebody acts.
+    "OOM": Failure(_CALL, RedisOutOfMemory, "Redis has reached its maxmemory: "),
+    "WRONGTYPE": Failure(_CALL, KeyConflict, "a key of redisagg holds a value of another type: "),
+    "NOPERM": _NO_RIGHT,
+    "NOAUTH": Failure(_FATAL, AuthenticationFailed),
+    "WRONGPASS": Failure(_FATAL, AuthenticationFailed),
+    # Our scripts.
+    "STALE": Failure(_FATAL, StaleLease),
+    "SCHEMA": Failure(
+        _FATAL, NamespaceMismatch, "use the version of redisagg that the other nodes use: "
+    ),
+    "FULL": Failure(_CALL, AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
+}
+"""By error code."""
+
+_CODE = re.compile(rf"(?:^|: -?)({'|'.join(_RULES)})(?= |$)")
+"""The code of an error: at the start or, of one that a script raised before Redis 7, behind the
+place in the script."""
+
+_SIGNS: list[tuple[str, Failure]] = [
     # Redis refused a command of a script, without a code: the text up to 7.0, and since.
-    ("The user executing the script", AuthenticationFailed, "the user may not do this: "),
-    ("ACL failure in script", AuthenticationFailed, "the user may not do this: "),
+    ("The user executing the script", _NO_RIGHT),
+    ("ACL failure in script", _NO_RIGHT),
+    # A value or a call is too large.
+    ("string exceeds maximum allowed size", Failure(_BATCH, TaskTooLarge, _TOO_LARGE)),
+    ("invalid bulk length", Failure(_BATCH, TaskTooLarge, _TOO_LARGE, reconnect=True)),
+    ("invalid multibulk length", Failure(_BATCH, TaskTooLarge, _TOO_LARGE, reconnect=True)),
+    # Without a password Redis refuses a call with many arguments before it says NOAUTH.
+    (
+        "Protocol error: unauthenticated",
+        Failure(_FATAL, AuthenticationFailed, "the password is missing: ", reconnect=True),
+    ),
     # A script failed on a record or a number that none of our scripts wrote.
-    *((sign, KeyConflict, _FOREIGN) for sign in _PARSE_ERRORS),
+    ("attempt to ", _FOREIGN),
+    ("is not an integer", _FOREIGN),
+    ("bad argument #", _FOREIGN),
+    ("Bad data format", _FOREIGN),
+    ("Missing bytes", _FOREIGN),
 ]
+"""By a part of the text, for errors without a code of their own."""
+
+_UNKNOWN = Failure(_CALL, UnexpectedReply)
+
+_CODES_OF_CLASSES: list[tuple[type[Exception], str]] = [
+    (rx.ReadOnlyError, "READONLY"),
+    (rx.OutOfMemoryError, "OOM"),
+    (rx.BusyLoadingError, "LOADING"),
+    (rx.ClusterDownError, "CLUSTERDOWN"),
+    (rx.TryAgainError, "TRYAGAIN"),
+    (rx.MasterDownError, "MASTERDOWN"),
+]
+"""redis-py removes the code from the text of errors for which it has a class."""
+
+_REFUSED = Failure(_FATAL, AuthenticationFailed, "Redis refused the connection or command: ")
+_CERTIFICATE = Failure(_FATAL, AuthenticationFailed, "a certificate is not accepted: ")
+_LOST = Failure(_TRANSIENT, RedisUnavailable, reconnect=True, elsewhere=True)
+
+_BY_CLASS: list[tuple[tuple[type[BaseException], ...], Failure]] = [
+    ((rx.AuthenticationError, rx.AuthorizationError, rx.NoPermissionError), _REFUSED),
+    # Closed connections and timeouts. `RedisClusterException`: no node of the cluster answers.
+    (
+        (rx.ConnectionError, rx.TimeoutError, rx.ClusterError, rx.RedisClusterException, OSError),
+        _LOST,
+    ),
+]
+"""By the class of redis-py or Python, for errors that are no replies; the first that fits."""
+
+_OWN: list[tuple[type[RedisAggError], FailureClass]] = [
+    (RedisUnavailable, _TRANSIENT),
+    (RedisReadOnly, _TRANSIENT),
+    (TaskTooLarge, _BATCH),
+    (StaleLease, _FATAL),
+    (NamespaceMismatch, _FATAL),
+    (AuthenticationFailed, _FATAL),
+]
+"""By our own class, for errors that were translated already."""
 
 _MAX_KEYS_NAMED = 12
 """How many keys of a refused script call its error names."""
@@ -71,22 +179,34 @@ _MAX_KEYS_NAMED = 12
 _PLACE = re.compile(r"(?:f_|script: )([0-9a-f]{40})\b.*?@user_script: ?(\d+)", re.DOTALL)
 """The script and the line that Redis refused, in the error texts of 6.2 and of later versions."""
 
-_BY_CLASS: list[tuple[type[Exception], str]] = [
-    (rx.ReadOnlyError, "READONLY"),
-    (rx.OutOfMemoryError, "OOM"),
-]
+
+def classify(error: BaseException) -> Failure:
+    """Classifies an error of redis-py, of a socket, or one of ours."""
+    if isinstance(error, RedisAggError):
+        for own, failure_class in _OWN:
+            if isinstance(error, own):
+                return Failure(failure_class, type(error))
+        return Failure(_CALL, type(error))
+    if _is_about_certificates(error):
+        return _CERTIFICATE
+    for kind, code in _CODES_OF_CLASSES:
+        if isinstance(error, kind):
+            return _RULES[code]
+    for kinds, failure in _BY_CLASS:
+        if isinstance(error, kinds):
+            return failure
+    return _classify_text(str(error))
+
+
+def _classify_text(message: str) -> Failure:
+    if found := _CODE.search(message):
+        return _RULES[found[1]]
+    return next((failure for sign, failure in _SIGNS if sign in message), _UNKNOWN)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same command may succeed later, when a connection or a server is available."""
-    if isinstance(error, _REFUSED) or _is_about_certificates(error):
-        return False
-    return isinstance(error, _TRANSIENT) or _lacks_replicas(error)
-
-
-def _lacks_replicas(error: BaseException) -> bool:
-    """Whether the server accepts no writes until more replicas follow it."""
-    return isinstance(error, rx.ResponseError) and "NOREPLICAS" in str(error)
+    return classify(error).kind is FailureClass.TRANSIENT
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:
@@ -104,22 +224,30 @@ def is_unknown_script(error: object) -> bool:
     return isinstance(error, rx.NoScriptError)
 
 
-def check_role(error: rx.ResponseError, connection: Any) -> None:
-    """Checks that a connection made through Sentinels still leads to a primary.
+def check_connection(error: rx.ResponseError) -> None:
+    """Checks whether the connection of an error reply can be used for other calls.
 
-    redis-py does the same, but does not recognise the errors that scripts raise before Redis 7.
-    Without this check the connection would stay with a replica that refuses all writes.
+    Without this check a connection would stay with a replica that refuses all writes, behind a name
+    that leads to another server by now.
 
     Raises:
-        redis.exceptions.ConnectionError: the primary has become a replica.
+        redis.exceptions.ResponseError: `error`; close the connection.
     """
-    by_sentinel = getattr(getattr(connection, "connection_pool", None), "is_master", False)
-    if by_sentinel and isinstance(error_from_reply(str(error)), RedisReadOnly):
-        raise rx.ConnectionError(f"the primary has become a replica: {error}") from error
+    if classify(error).reconnect:
+        raise error
+
+
+def leads_elsewhere(error: BaseException) -> bool:
+    """Whether the address may lead to another server than the one that replied with `error`.
+
+    A primary has become a replica: other connections made to the same address are useless too.
+    """
+    failure = classify(error)
+    return isinstance(error, rx.ResponseError) and failure.reconnect and failure.elsewhere
 
 
 def translate_error(error: BaseException, request: Request | None = None) -> RedisAggError:
-    """Translates an error of redis-py that is not transient.
+    """Translates an error to ours.
 
     Args:
         error: the error; a `RedisAggError` is returned as it is.
@@ -127,24 +255,15 @@ def translate_error(error: BaseException, request: Request | None = None) -> Red
     """
     if isinstance(error, RedisAggError):
         return error
-    if _is_about_certificates(error):
-        return AuthenticationFailed(f"a certificate is not accepted: {error}")
-    if isinstance(error, _REFUSED):
-        asked = f" ({_describe(request)})" if request else ""
-        return AuthenticationFailed(f"Redis refused the connection or command: {error}{asked}")
-    # redis-py removes the code from the text of errors for which it has a class.
-    for kind, code in _BY_CLASS:
-        if isinstance(error, kind):
-            return error_from_reply(f"{code} {error}")
-    return error_from_reply(str(error))
+    failure = classify(error)
+    asked = f" ({_describe(request)})" if request and failure is _REFUSED else ""
+    return failure.error(failure.hint + _with_script_line(str(error)) + asked)
 
 
 def error_from_reply(message: str) -> RedisAggError:
     """Translates the text of an error reply."""
-    for code, kind, hint in _BY_CODE:
-        if code in message:
-            return kind(hint + _with_script_line(message))
-    return UnexpectedReply(message)
+    failure = _classify_text(message)
+    return failure.error(failure.hint + _with_script_line(message))
 
 
 def _describe(request: Request) -> str:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import redis.exceptions as rx
 
 from redisagg.errors import RedisAggError
-from redisagg.transport.failures import is_transient
+from redisagg.transport.failures import FailureClass, classify
 from redisagg.transport.round_trip import Command
 
-N = TypeVar("N")
+
+class _Node(Protocol):
+    name: str
+
+
+N = TypeVar("N", bound=_Node)
 
 NO_NODE = rx.SlotNotCoveredError("no node is known to have the slot")
 """The reply to a command that `group_by_node` leaves out."""
@@ -24,7 +29,7 @@ NO_NODE = rx.SlotNotCoveredError("no node is known to have the slot")
 
 def group_by_node(
     commands: Sequence[Command], node_of: Callable[[Any], N | None]
-) -> dict[N, list[int]]:
+) -> list[tuple[N, list[int]]]:
     """Groups script calls by the node that has the slot of their first key.
 
     Args:
@@ -32,24 +37,25 @@ def group_by_node(
         node_of: returns the node of a key.
 
     Returns:
-        For each node the indexes of its commands; commands whose node is unknown are left out.
+        Each node with the indexes of its commands; commands whose node is unknown are left out.
     """
-    nodes: dict[N, list[int]] = {}
+    nodes: dict[str, tuple[N, list[int]]] = {}  # by name: some redis-py have no hash of nodes
     for i, command in enumerate(commands):
         with suppress(rx.SlotNotCoveredError):
             node = node_of(command[3])  # the first key
             if node is not None:
-                nodes.setdefault(node, []).append(i)
-    return nodes
+                nodes.setdefault(node.name, (node, []))[1].append(i)
+    return list(nodes.values())
 
 
 def is_redirect(reply: object) -> bool:
     """Whether another node has the slot of the command, or its node can't be reached."""
     if isinstance(reply, rx.AskError):  # MOVED is a subclass of it
         return True
-    if isinstance(reply, rx.TryAgainError | RedisAggError):
+    if isinstance(reply, RedisAggError) or not isinstance(reply, Exception):
         return False
-    return isinstance(reply, Exception) and is_transient(reply)
+    failure = classify(reply)
+    return failure.kind is FailureClass.TRANSIENT and failure.elsewhere
 
 
 def retry_after_redirect(reply: object) -> Exception:

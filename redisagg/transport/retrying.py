@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import tenacity
+from redis.exceptions import ResponseError
 
 from redisagg.errors import RedisUnavailable
 from redisagg.transport.failures import is_transient, translate_error
@@ -76,9 +77,11 @@ def final_error(error: BaseException, timeout: float | None) -> Exception:
         timeout: the seconds that all attempts had, for the message.
     """
     known = translate_error(error)
-    if is_transient(error) and not isinstance(known, RedisUnavailable):
+    if type(known) is RedisUnavailable and known is not error:
         within = "" if timeout is None else f" within {timeout:g} seconds"
-        return RedisUnavailable(f"Redis could not be reached{within}: {error}")
+        answered = isinstance(error, ResponseError)
+        what = "did not carry out the call" if answered else "could not be reached"
+        return RedisUnavailable(f"Redis {what}{within}: {known}")
     return known
 
 

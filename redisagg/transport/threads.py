@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import tenacity
-from redis import ConnectionPool, Redis, RedisCluster
+from redis import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
 from redis.exceptions import ResponseError
 
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
-from redisagg.transport.failures import check_role
+from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
 from redisagg.transport.round_trip import RAW, Command, pack, round_trip
 
@@ -144,7 +144,7 @@ class Transport:
     ) -> list[Any]:
         """Sends each node its commands and the durability command, one node after the other."""
         replies: list[Any] = [NO_NODE] * len(commands)
-        for node, numbers in group_by_node(commands, client.get_node_from_key).items():
+        for node, numbers in group_by_node(commands, client.get_node_from_key):
             try:
                 pool = client.get_redis_connection(node).connection_pool
                 of_node = _send_pipeline(pool, [commands[i] for i in numbers], durability)()
@@ -196,10 +196,12 @@ def _send_pipeline(
         try:
             replies = [_read(connection) for _ in commands]
             return replies if durability is None else durability.check_acknowledged(replies)
-        except BaseException:
+        except BaseException as error:
             # Unread replies may be left. Or too few replicas acknowledged because Sentinels have
             # given them another primary: then the next connection goes there.
             connection.disconnect()
+            if leads_elsewhere(error):
+                _disconnect_idle(pool)
             raise
         finally:
             pool.release(connection)
@@ -211,8 +213,14 @@ def _read(connection: Any) -> Any:
     try:
         return connection.read_response(disable_decoding=True)
     except ResponseError as error:
-        check_role(error, connection)
+        check_connection(error)
         return error
+
+
+def _disconnect_idle(pool: ConnectionPool) -> None:
+    """Closes the idle connections of a pool, so that the next calls look up the address again."""
+    if not isinstance(pool, BlockingConnectionPool):  # it can't leave out those in use
+        pool.disconnect(inuse_connections=False)
 
 
 def _raise(error: Exception) -> list[Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from redisagg import RedisAggError, Task
 from redisagg.config import GroupAggregator
-from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict, RedisReadOnly
+from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict
 from redisagg.flusher import flusher as flusher_module
 from redisagg.flusher.leader import Leader
 from redisagg.producer import aio, rounds
@@ -95,7 +95,7 @@ def _config(settings: dict[str, Any], **fields: Any) -> Any:
 
 def _outcome(error: RedisAggError, tasks: int) -> Outcome:
     """The outcome of a call that raised; of several tasks, some may have been added."""
-    nothing_written = isinstance(error, AggregatorFull | RedisReadOnly | KeyConflict | InvalidTask)
+    nothing_written = isinstance(error, AggregatorFull | KeyConflict | InvalidTask)
     return "refused" if nothing_written and tasks == 1 else "unknown"
 
 

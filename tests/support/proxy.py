@@ -114,6 +114,10 @@ class Proxy:
         """
         self._stalled_up, self._stalled_down, self._late = requests, replies, late
 
+    def redirect(self, port: int) -> None:
+        """Leads new connections to another port; the present ones stay."""
+        self._target = (self._target[0], port)
+
     def tear(self) -> None:
         """Forwards only half of the next request on each connection, and resets it."""
         for link in list(self._links):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -19,7 +20,7 @@ from redisagg.errors import RedisUnavailable
 from redisagg.testing.embedded import EmbeddedRedis
 from tests.support.aggregators import Make
 from tests.support.processes import Processes
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, running_proxy
 from tests.support.servers import wait_until
 from tests.support.tasks import await_batches, await_led, enqueued, error_count, numbered, payloads
 
@@ -35,6 +36,12 @@ def seconds_until_unavailable(call: Callable[[], object]) -> float:
 def subscriptions(client: redis.Redis) -> set[str]:
     """The ids of the connections with a subscription."""
     return {each["id"] for each in client.client_list(_type="pubsub")}
+
+
+def offset(client: redis.Redis) -> int:
+    """How far a server has written or read the replication stream."""
+    replication: Any = client.info("replication")
+    return int(replication.get("slave_repl_offset", replication["master_repl_offset"]))
 
 
 def leaders(aggregator: Aggregator) -> int:
@@ -195,6 +202,32 @@ def test_a_subscription_that_does_not_answer_is_replaced(
         near.add_task(Task("test", 0, "a"))
         await_batches(near, 1, timeout=1)
     assert payloads(enqueued(near)) == [0]
+
+
+def test_a_name_that_leads_to_a_new_primary_is_followed(
+    make_both: Make, server_binary: Path
+) -> None:
+    """The old primary becomes a replica and keeps its connections, as behind a proxy."""
+    with (
+        EmbeddedRedis(server_binary) as old,
+        EmbeddedRedis(server_binary) as new,
+        running_proxy("127.0.0.1", urlsplit(old.url).port or 0) as proxy,
+        old.client() as a,
+        new.client() as b,
+    ):
+        b.replicaof("127.0.0.1", urlsplit(old.url).port)
+        agg = make_both(url=proxy.url, group_max_size=1, lease_time=2, add_timeout=10)
+        with agg, ThreadPoolExecutor(4) as pool:
+            list(pool.map(agg.add_task, numbered("a", 8)))  # leaves idle connections behind
+            await_batches(agg, 8)
+            wait_until(lambda: offset(a) <= offset(b), what="the replica has the data")
+            b.replicaof("NO", "ONE")
+            a.replicaof("127.0.0.1", urlsplit(new.url).port)
+            proxy.redirect(urlsplit(new.url).port or 0)
+            agg.add_tasks(numbered("a", 8, 8))
+            await_batches(agg, 16)
+            assert sorted(payloads(enqueued(agg))) == list(range(16))
+            wait_until(lambda: subscriptions(b) and not subscriptions(a), what="it listens to b")
 
 
 def test_a_stop_without_redis_ends_after_shutdown_timeout(make_both: Make, proxy: Proxy) -> None:
