@@ -96,6 +96,9 @@ class Aggregator(AggregatorBase[Transport]):
                 out of memory, for `full_timeout` seconds. Nothing was written.
             NotReplicated: too few replicas acknowledged the task within `add_timeout` seconds. The
                 primary has stored it.
+
+        What a signal handler raises meanwhile, such as a time limit, is raised as it is. The task
+        may have been added then.
         """
         encoded = self._namespace.encoder(task)
         if not self._registered:

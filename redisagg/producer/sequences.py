@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask_all
@@ -17,9 +18,10 @@ class CallSequence:
     The script `add` stores the number and the reply of the last call of each sequence.
     """
 
-    __slots__ = ("id", "number", "partitions")
+    __slots__ = ("id", "number", "partitions", "pid")
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.id = os.urandom(9).hex().encode()
         self.number = 0
         """The number of the last call."""
@@ -34,42 +36,50 @@ class CallSequence:
 
 
 class SequencePool:
-    """The call sequences of one producer: as many as it ever had round trips in flight."""
+    """The call sequences of one producer: as many as it ever had round trips in flight.
 
-    _all: list[CallSequence]
-    _free: list[CallSequence]
+    Without a lock: each operation is one step of the interpreter, so an interrupted caller can at
+    most lose a sequence, which then is not used again.
+    """
 
     def __init__(self) -> None:
-        self._reset_after_fork()
+        self._free = _Free(os.getpid(), [])
 
     def take(self) -> CallSequence:
         """Returns a sequence for one round trip; to be given back with `give_back`."""
-        if self._pid != os.getpid():
-            self._reset_after_fork()
-        with self._lock:
-            if self._free:
-                return self._free.pop()
-            sequence = CallSequence()
-            self._all.append(sequence)
-            return sequence
+        try:
+            return self._of_process().sequences.pop()
+        except IndexError:
+            return CallSequence()
 
     def give_back(self, sequence: CallSequence) -> None:
-        """Makes a sequence available for the next round trip."""
-        with self._lock:
-            self._free.append(sequence)
+        """Makes a sequence available for the next round trip; once for each `take`."""
+        free = self._of_process()
+        if sequence.pid == free.pid:  # else the process was forked during the round trip
+            free.sequences.append(sequence)
 
     def drain(self) -> list[CallSequence]:
-        """Empties the pool and returns all its sequences; later round trips get new ones."""
-        with self._lock:
-            sequences, self._all, self._free = self._all, [], []
+        """Removes all sequences without a round trip in flight, and returns them."""
+        sequences: list[CallSequence] = []
+        with suppress(IndexError):
+            while True:
+                sequences.append(self._of_process().sequences.pop())
         return sequences
 
-    def _reset_after_fork(self) -> None:
-        # A forked child must not continue its parent's sequences, nor wait for a lock that one of
-        # its parent's threads held.
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._all, self._free = [], []
+    def _of_process(self) -> _Free:
+        # A forked child must neither continue its parent's sequences nor have them forgotten.
+        free = self._free
+        if free.pid != os.getpid():
+            free = self._free = _Free(os.getpid(), [])
+        return free
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """The sequences of a process that have no round trip in flight."""
+
+    pid: int
+    sequences: list[CallSequence]
 
 
 def forget_calls(keyspace: Keyspace, sequences: Sequence[CallSequence]) -> Operation[None]:

@@ -1,9 +1,19 @@
 """Adding from threads: group commit without a thread of its own.
 
 The first caller sends its task at once. The callers that come while its round trip is in flight
-form the next commit group, and one of them sends the tasks of all. They wait at the group's gate, a
-lock that lets one thread through, which then opens it for the next: if all were woken at once, they
-would compete for the interpreter lock.
+wait in a queue, and one of them sends the tasks of all. Each waits at a gate of its own, and opens
+the gate of the next when it leaves: if all were woken at once, they would compete for the
+interpreter lock.
+
+**An interruption is harmless.** A signal handler may raise in any caller, between any two
+instructions. Therefore
+
+- there is no lock that an interrupted caller could keep. Shared state changes by single steps of
+  the interpreter (`append`, `popleft`, `setdefault`), each of which leaves it valid;
+- a round is prepared once, with numbered calls. Sending it again is safe, since Redis carries out
+  a numbered call once. So any caller of a group can complete it, and the first results count;
+- a caller that leaves passes on what it was to do, and a caller that was not woken for `_PATIENCE`
+  seconds looks for itself. This finds what was lost by an interruption on the way out.
 """
 
 from __future__ import annotations
@@ -15,8 +25,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Generic, Protocol
 
-from redisagg.errors import RedisUnavailable
+from redisagg.errors import RedisAggError
 from redisagg.producer.options import AddOptions
 from redisagg.producer.partitioned import partitioned_add
 from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
@@ -28,40 +40,135 @@ from redisagg.transport.threads import Transport
 # How many round trips of a committer may be in flight.
 _MAX_IN_FLIGHT = 2
 
+# After how many seconds a caller that was not woken looks whether its task still gets sent.
+_PATIENCE = 1.0
 
-class CommitGroup:
-    """The callers whose tasks share a round trip, and the gate at which they wait."""
 
-    __slots__ = ("_errors", "_gate", "elected", "round_", "sent")
+class PreparedRound(Protocol):
+    """A round with numbered calls, which can be sent any number of times by any thread."""
 
-    def __init__(self, options: AddOptions) -> None:
-        self.round_: Round[EncodedTask] = Round(options, COMMIT_ROUND_TASKS)
-        self.elected = False
-        """Whether a caller has been chosen to send the round."""
-        self.sent = False
-        """Whether the results are known."""
-        self._errors: dict[int, Exception] = {}  # by id() of the task
+    def exchange(self) -> AddResults[EncodedTask]:
+        """Sends the round and returns its results."""
+        ...
+
+    def release(self) -> None:
+        """Makes the numbers available for another round; to be called once at most."""
+        ...
+
+
+class _Caller:
+    """A call of `GroupCommitter.add` in progress."""
+
+    __slots__ = ("_gate", "group", "left", "task", "thread")
+
+    def __init__(self, task: EncodedTask) -> None:
+        self.task = task
+        self.thread = threading.get_ident()
+        self.group: CommitGroup | None = None
+        """The group that took its task from the queue."""
+        self.left = False
+        """Whether its call has ended, or ends."""
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    def wait_at_gate(self) -> None:
-        """Waits until another thread opens the gate for this one."""
-        self._gate.acquire()
+    def wait(self) -> bool:
+        """Waits at the gate, for `_PATIENCE` at most. Returns whether the caller was woken."""
+        return self._gate.acquire(timeout=_PATIENCE)
 
-    def open_gate(self) -> None:
-        """Lets one waiting thread through; if none waits, the next one that comes."""
-        self._gate.release()
+    def wake(self) -> None:
+        """Opens the gate: now if the caller waits, else when it comes."""
+        with suppress(RuntimeError):  # the gate is open already
+            self._gate.release()
 
-    def store_results(self, results: AddResults[EncodedTask]) -> None:
-        """Stores the results for `raise_error`."""
-        self.sent = True
-        for tasks, error in results:
-            if error is not None:
-                self._errors.update((id(task), error) for task in tasks)
+
+class CommitGroup:
+    """The callers whose tasks share a round trip.
+
+    Args:
+        sender: the caller that sends the round; it may be one whose own task comes later.
+    """
+
+    __slots__ = ("_once", "_waking", "callers", "counts", "sender")
+
+    def __init__(self, sender: _Caller) -> None:
+        self.sender = sender
+        self.callers: list[_Caller] = []
+        self.counts = True
+        """Whether the round counts as in flight."""
+        self._once: dict[str, Any] = {}
+        """Set once, by `setdefault`: the prepared round, and the errors by id() of the task."""
+        self._waking = iter(self.callers)
+
+    @property
+    def done(self) -> bool:
+        """Whether the results are known."""
+        return "errors" in self._once
+
+    def take(self, queue: deque[_Caller], options: AddOptions) -> Round[EncodedTask]:
+        """Moves callers from the queue to the group until a round is full; returns that round."""
+        round_: Round[EncodedTask] = Round(options, COMMIT_ROUND_TASKS)
+        while queue and not round_.full:
+            try:
+                # One step of the interpreter, so that a caller is always in one of the two.
+                self.callers.extend(map(deque.popleft, (queue,)))
+            except IndexError:  # another thread took the last one
+                break
+            task = self.callers[-1].task
+            round_.put(task, task)
+        return round_
+
+    def complete(
+        self,
+        sender: _Caller,
+        prepare: Callable[[Round[EncodedTask]], PreparedRound],
+        build: Callable[[], Round[EncodedTask]],
+    ) -> None:
+        """Sends the round and stores its results, unless there are some already.
+
+        Args:
+            sender: the caller that does so.
+            prepare: numbers the calls of a round.
+            build: returns the round; called if none was prepared before.
+        """
+        self.sender = sender
+        for caller in self.callers:
+            caller.group = self
+        prepared: PreparedRound | None = self._once.get("prepared")
+        if prepared is None:
+            own = prepare(build())
+            prepared = self._once.setdefault("prepared", own)
+            if prepared is not own:
+                own.release()
+        errors = {
+            id(task): error
+            for tasks, error in prepared.exchange()
+            if error is not None
+            for task in tasks
+        }
+        if self._once.setdefault("errors", errors) is errors:
+            prepared.release()
+
+    def wake_next(self) -> None:
+        """Wakes the next caller to leave; every caller does so when it leaves."""
+        for caller in self._waking:
+            if not caller.left:
+                caller.wake()
+                break
+
+    def wake_all(self) -> None:
+        """Wakes all callers, since an interrupted one may have lost its turn."""
+        for caller in self.callers:
+            if not caller.left:
+                caller.wake()
+
+    def first_waiting(self) -> _Caller | None:
+        """Returns a caller that has not left, if there is one."""
+        return next((caller for caller in self.callers if not caller.left), None)
 
     def raise_error(self, task: EncodedTask) -> None:
         """Raises the error for which this task was not added, if there is one."""
-        if self._errors and (error := self._errors.get(id(task))) is not None:
+        errors: dict[int, Exception] = self._once["errors"]
+        if errors and (error := errors.get(id(task))) is not None:
             raise copy.copy(error)  # each caller gets its own
 
 
@@ -70,94 +177,199 @@ class GroupCommitter:
 
     Args:
         options: what all calls have in common.
-        exchange: sends a round and returns its results; raises nothing.
+        prepare: numbers the calls of a round.
     """
 
     def __init__(
         self,
         options: AddOptions,
-        exchange: Callable[[Round[EncodedTask]], AddResults[EncodedTask]],
+        prepare: Callable[[Round[EncodedTask]], PreparedRound],
     ) -> None:
         self._options = options
-        self._exchange = exchange
-        self._reset_after_fork()
+        self._prepare = prepare
+        self._of_process = _ProcessCommitter(options, prepare)
 
     def add(self, task: EncodedTask) -> None:
         """Adds a task; returns when Redis has acknowledged it.
 
         Raises:
             RedisAggError: it was refused, or Redis could not be reached.
+
+        What a signal handler raises meanwhile is raised as it is; the task may have been added.
         """
-        if self._pid != os.getpid():
-            self._reset_after_fork()
-        with self._lock:
-            group = self._groups[-1]
-            if group.round_.full:
-                group = CommitGroup(self._options)
-                self._groups.append(group)
-            group.round_.put(task, task)
-            elected = self._elect_sender(group)
-        if not elected:
-            group.wait_at_gate()
+        committer = self._of_process
+        if committer.pid != os.getpid():
+            # A forked child has none of its parent's threads, and must not wait for them.
+            committer = self._of_process = _ProcessCommitter(self._options, self._prepare)
+        committer.add(task)
+
+
+class _ProcessCommitter:
+    """As `GroupCommitter`, for one process."""
+
+    def __init__(
+        self,
+        options: AddOptions,
+        prepare: Callable[[Round[EncodedTask]], PreparedRound],
+    ) -> None:
+        self.pid = os.getpid()
+        self._options = options
+        self._prepare = prepare
+        self._queue: deque[_Caller] = deque()
+        self._in_flight: dict[CommitGroup, None] = {}
+        """The groups without results whose tasks have left the queue, or are about to."""
+        self._latest: dict[int, _Caller] = {}
+        """The latest caller of each thread."""
+
+    def add(self, task: EncodedTask) -> None:
+        """As `GroupCommitter.add`."""
+        caller = _Caller(task)
         try:
-            if not group.sent:
-                self._send(group)
-        finally:
-            group.open_gate()
+            self._latest[caller.thread] = caller
+            self._queue.append(caller)
+            group = self._await_results(caller)
+            caller.left = True
+            group.wake_next()
+        except BaseException:
+            self._give_up(caller)
+            raise
+        caller.group = None  # no reference cycle: see `rounds`
         group.raise_error(task)
 
-    def _elect_sender(self, group: CommitGroup) -> bool:
-        """Whether the calling thread is to see to it that this group's round is sent.
+    def _await_results(self, caller: _Caller) -> CommitGroup:
+        """Returns the caller's group when its results are known; sends what is to be sent."""
+        while True:
+            group = caller.group
+            if group is None:
+                if self._is_due():
+                    self._send_next(caller)
+                    continue
+            elif group.done:
+                return group
+            elif group.sender.left:
+                self._send_again(caller, group)
+                continue
+            if not caller.wait():
+                self._recover(caller)
 
-        A thread of the group sends it; another one opens the gate for a thread that will. The
-        lock is held.
+    def _is_due(self) -> bool:
+        """Whether the next round trip is to be sent now.
 
         A second round trip is sent when as many tasks have gathered as are in flight. With fewer,
         both would be small; with more, Redis would idle. Measured with 32 threads: 36,000 adds/s,
         but 24,000 with half as many tasks or with one round trip at a time.
         """
-        first = group is self._groups[0]
-        if group.elected or not first or len(group.round_) < self._min_tasks:
+        waiting = len(self._queue)
+        if not waiting:
             return False
-        group.elected = True
-        self._in_flight.append(group)
-        self._update_min_tasks()
-        return True
+        if not self._in_flight:
+            return True
+        in_flight = [len(each.callers) for each in list(self._in_flight) if each.counts]
+        if not in_flight:
+            return True
+        # A group without callers lingers: it will take those that wait now.
+        return len(in_flight) < _MAX_IN_FLIGHT and waiting >= in_flight[0] > 0
 
-    def _update_min_tasks(self) -> None:
-        """Sets how many tasks must have gathered before the next round trip is sent."""
-        if len(self._in_flight) >= _MAX_IN_FLIGHT:
-            self._min_tasks = sys.maxsize
-        else:
-            self._min_tasks = max((len(each.round_) for each in self._in_flight), default=1)
-
-    def _send(self, group: CommitGroup) -> None:
-        """Sends the round of the caller's group, then elects a sender for the next group."""
+    def _send_next(self, caller: _Caller) -> None:
+        """Sends the tasks at the head of the queue, that of the caller or others."""
+        group = CommitGroup(caller)
+        self._in_flight[group] = None
         if self._options.linger:
             time.sleep(self._options.linger)
-        with self._lock:
-            self._groups.popleft()  # this group; later callers join the next one
-            if not self._groups:
-                self._groups.append(CommitGroup(self._options))
-            self._update_min_tasks()  # this group has grown since its sender was elected
-        results = group.round_.failed(RedisUnavailable("the thread that sent was interrupted"))
-        try:
-            results = self._exchange(group.round_)
-        finally:
-            group.store_results(results)
-            with self._lock:
-                self._in_flight.remove(group)
-                self._update_min_tasks()
-                if self._elect_sender(self._groups[0]):
-                    self._groups[0].open_gate()
+        round_ = group.take(self._queue, self._options)
+        if group.callers:
+            group.complete(caller, self._prepare, lambda: round_)
+            if caller.group is not group:  # else it wakes the next one when it leaves
+                group.wake_next()
+        self._end(group)
 
-    def _reset_after_fork(self) -> None:
-        # A forked child has none of its parent's threads, and must not wait for them.
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._groups = deque([CommitGroup(self._options)])
-        self._in_flight: list[CommitGroup] = []
-        self._update_min_tasks()
+    def _send_again(self, caller: _Caller, group: CommitGroup) -> None:
+        """Sends the round of the caller's group in place of a caller that was interrupted."""
+
+        def build() -> Round[EncodedTask]:
+            round_: Round[EncodedTask] = Round(self._options, COMMIT_ROUND_TASKS)
+            for each in group.callers:
+                if not each.left:
+                    round_.put(each.task, each.task)
+            return round_
+
+        group.complete(caller, self._prepare, build)
+        self._end(group)
+
+    def _end(self, group: CommitGroup) -> None:
+        """Has another caller send the next round, or this one again if it has no results."""
+        waiting = None if group.done else group.first_waiting()
+        if waiting is None:
+            self._in_flight.pop(group, None)
+        else:
+            waiting.group = group
+            waiting.wake()
+        self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        """Wakes a caller that will send the next round, if one is due."""
+        while self._is_due():
+            try:
+                head = self._queue[0]
+            except IndexError:
+                return
+            if not head.left:
+                head.wake()
+                return
+            self._remove(head)
+
+    def _remove(self, caller: _Caller) -> None:
+        with suppress(ValueError):  # a group has taken it
+            self._queue.remove(caller)
+
+    def _give_up(self, caller: _Caller) -> None:
+        """Leaves to others what an interrupted caller would have done; can be repeated."""
+        caller.left = True
+        self._remove(caller)
+        for group in list(self._in_flight):
+            if group.done or group.sender.left:
+                self._end(group)
+            if group.done:
+                group.wake_all()
+        if caller.group is not None and caller.group.done:
+            caller.group.wake_all()
+        self._wake_sender()
+
+    def _recover(self, caller: _Caller) -> None:
+        """Does what nobody else may do any more, for a caller that was not woken for long."""
+        in_flight = list(self._in_flight)
+        group = caller.group or next((each for each in in_flight if caller in each.callers), None)
+        if group is None:
+            # Redis is slow, or a caller was interrupted while it gave up.
+            for each in in_flight:
+                each.counts = False
+                if self._is_gone(each.sender):
+                    self._end(each)
+            self._send_next(caller)
+        elif group.done:
+            caller.group = group
+        elif self._is_gone(group.sender):
+            self._send_again(caller, group)
+
+    def _is_gone(self, caller: _Caller) -> bool:
+        """Whether a caller's call has ended, even if it could not say so."""
+        return (
+            caller.left
+            or self._latest.get(caller.thread) is not caller
+            or not _is_adding(caller.thread)
+        )
+
+
+def _is_adding(thread: int) -> bool:
+    """Whether a thread is in a call of `add`; that of a greenlet can't be seen and counts as."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "greenlet" in sys.modules
+    while frame is not None:
+        if frame.f_code is _ProcessCommitter.add.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class ThreadAdder:
@@ -166,37 +378,54 @@ class ThreadAdder:
     def __init__(self, options: AddOptions, transport: Transport) -> None:
         self.options = options
         self.sequences = SequencePool()
-        self._transport = transport
+        self.transport = transport
         self.add = partitioned_add(
-            lambda: GroupCommitter(options, self.exchange),
+            lambda: GroupCommitter(options, self.prepare),
             options.keyspace,
             clustered=transport.clustered,
         )
         """As `GroupCommitter.add`."""
 
-    def exchange(self, round_: Round[W]) -> AddResults[W]:
-        """Sends a round and returns its results; raises nothing."""
-        return self.begin(round_)()
+    def prepare(self, round_: Round[W]) -> NumberedRound[W]:
+        """Numbers the calls of a round."""
+        return NumberedRound(self, round_)
 
-    def begin(self, round_: Round[W]) -> Callable[[], AddResults[W]]:
-        """Sends a round without waiting for the replies; raises nothing.
+
+class NumberedRound(Generic[W]):
+    """A round whose calls have numbers of a sequence; see `PreparedRound`."""
+
+    __slots__ = ("_adder", "_requests", "_round", "_sequence")
+
+    def __init__(self, adder: ThreadAdder, round_: Round[W]) -> None:
+        self._adder = adder
+        self._round = round_
+        self._sequence = adder.sequences.take()
+        self._requests = round_.requests(self._sequence)
+
+    def exchange(self) -> AddResults[W]:
+        """Sends the round and returns its results; raises only what a signal handler raises."""
+        return self.begin()()
+
+    def begin(self) -> Callable[[], AddResults[W]]:
+        """Sends the round without waiting for the replies.
 
         Returns:
             A function, to be called once, that waits for the replies and returns the results.
         """
-        sequence = self.sequences.take()
-        requests = round_.requests(sequence)
-        replies = self._transport.begin(requests, durability=self.options.durability)
+        durability = self._adder.options.durability
+        replies = self._adder.transport.begin(self._requests, durability=durability)
 
         def finish() -> AddResults[W]:
             try:
-                return round_.results(replies())
-            except Exception as error:
-                return round_.failed(error)
-            finally:
-                self.sequences.give_back(sequence)
+                return self._round.results(replies())
+            except RedisAggError as error:
+                return self._round.failed(error)
 
         return finish
+
+    def release(self) -> None:
+        """Makes the sequence available for the next round."""
+        self._adder.sequences.give_back(self._sequence)
 
 
 class ThreadStream:
@@ -254,10 +483,21 @@ class ThreadStream:
         if isinstance(step, Receive):
             return self._receive()
         if isinstance(step, Send):
-            self._in_flight = self._adder.begin(step.round_)
+            self._in_flight = self._begin(step.round_)
         else:
             time.sleep(step.seconds)
         return NO_RESULTS
+
+    def _begin(self, round_: Round[EncodedTask]) -> Callable[[], AddResults[EncodedTask]]:
+        numbered = self._adder.prepare(round_)
+        finish = numbered.begin()
+
+        def receive() -> AddResults[EncodedTask]:
+            results = finish()
+            numbered.release()  # not in `finally`: an interrupted call is not used again
+            return results
+
+        return receive
 
     def _receive(self) -> AddResults[EncodedTask]:
         in_flight, self._in_flight = self._in_flight, None

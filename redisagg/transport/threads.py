@@ -16,6 +16,7 @@ from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
 from redisagg.transport.failures import check_connection, leads_elsewhere
+from redisagg.transport.interruptions import raise_interruption
 from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
 from redisagg.transport.round_trip import RAW, Command, pack, round_trip
 
@@ -82,6 +83,8 @@ class Transport:
             RedisUnavailable: no reply came within the timeout, or, as `NotReplicated`, too few
                 replicas acknowledged.
             AuthenticationFailed: Redis refused the connection.
+
+        What a signal handler raises meanwhile is raised as it is.
         """
         return self.begin(requests, once=once, durability=durability)()
 
@@ -92,7 +95,9 @@ class Transport:
         once: bool = False,
         durability: Durability | None = None,
     ) -> Replies:
-        """Sends the requests of a round trip, without waiting for the replies; raises nothing.
+        """Sends the requests of a round trip, without waiting for the replies.
+
+        Raises nothing but what a signal handler raises.
 
         On a cluster nothing is sent until the replies are asked for.
 
@@ -109,10 +114,12 @@ class Transport:
             try:
                 return attempt()
             except Exception as error:
+                raise_interruption(error)
                 options = retrying.options_after(error, self._timeout, since, once=once)
             try:
                 return tenacity.Retrying(**options)(lambda: self._attempt(requests, durability)())
             except Exception as error:
+                raise_interruption(error)
                 raise retrying.final_error(error, self._timeout) from error
 
         return finish
@@ -149,6 +156,7 @@ class Transport:
                 pool = client.get_redis_connection(node).connection_pool
                 of_node = _send_pipeline(pool, [commands[i] for i in numbers], durability)()
             except Exception as error:
+                raise_interruption(error)
                 of_node = [error] * len(numbers)
             for i, reply in zip(numbers, of_node, strict=True):
                 replies[i] = reply
@@ -166,13 +174,16 @@ class Transport:
         try:
             return self.client.execute_command(*command, **RAW)  # type: ignore[no-untyped-call]
         except Exception as error:
+            raise_interruption(error)
             return error
 
 
 def _send_pipeline(
     pool: ConnectionPool, commands: list[Command], durability: Durability | None
 ) -> Replies:
-    """Sends all commands at once on one connection of the pool; raises nothing.
+    """Sends all commands at once on one connection of the pool.
+
+    Raises nothing but what a signal handler raises.
 
     Returns:
         A function that reads all replies and gives the connection back, or raises the error.
@@ -182,31 +193,44 @@ def _send_pipeline(
     try:
         connection = pool.get_connection()
     except Exception as error:
+        raise_interruption(error)
         return partial(_raise, error)
     try:
         connection.send_packed_command(pack(commands, connection))
-    except BaseException as error:
-        connection.disconnect()
-        pool.release(connection)
-        if not isinstance(error, Exception):
-            raise
+    except Exception as error:
+        _drop(pool, connection)
+        raise_interruption(error)
         return partial(_raise, error)
+    except BaseException:
+        _drop(pool, connection)
+        raise
 
     def finish() -> list[Any]:
         try:
             replies = [_read(connection) for _ in commands]
-            return replies if durability is None else durability.check_acknowledged(replies)
+            if durability is not None:
+                replies = durability.check_acknowledged(replies)
         except BaseException as error:
             # Unread replies may be left. Or too few replicas acknowledged because Sentinels have
             # given them another primary: then the next connection goes there.
-            connection.disconnect()
+            _drop(pool, connection)
             if leads_elsewhere(error):
                 _disconnect_idle(pool)
             raise
-        finally:
-            pool.release(connection)
+        pool.release(connection)
+        return replies
 
     return finish
+
+
+def _drop(pool: ConnectionPool, connection: Any) -> None:
+    """Closes a connection and gives it back.
+
+    In this order, without `finally`: if `disconnect` is interrupted, the connection may have unread
+    replies, which the next call on it would take for its own. Then it must not get into the pool.
+    """
+    connection.disconnect()
+    pool.release(connection)
 
 
 def _read(connection: Any) -> Any:

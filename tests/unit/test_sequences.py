@@ -21,24 +21,26 @@ def test_a_sequence_belongs_to_one_round_trip_at_a_time() -> None:
     assert second.next_number(3) == 1
 
 
-def test_a_drained_pool_begins_anew() -> None:
+def test_only_sequences_without_a_round_trip_in_flight_are_drained() -> None:
     pool = SequencePool()
-    first, second = pool.take(), pool.take()
+    first, in_flight = pool.take(), pool.take()
     pool.give_back(first)
-    assert pool.drain() == [first, second]
-    assert pool.take() not in (first, second)
+    assert pool.drain() == [first]
+    assert pool.take() not in (first, in_flight)
+    pool.give_back(in_flight)
+    assert pool.take() is in_flight
 
 
-def test_a_forked_child_does_not_continue_its_parents_sequences(
+def test_a_forked_child_neither_continues_nor_drains_its_parents_sequences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = SequencePool()
-    sequence = pool.take()
+    sequence, in_flight = pool.take(), pool.take()
     pool.give_back(sequence)
-    pool._lock.acquire()  # by a thread that the child does not have
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert pool.take() is not sequence
-    assert sequence not in pool.drain()
+    pool.give_back(in_flight)  # by the thread that forked
+    assert pool.drain() == []
+    assert pool.take() not in (sequence, in_flight)
 
 
 def test_stored_calls_are_deleted_where_they_are() -> None:
