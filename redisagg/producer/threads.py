@@ -133,12 +133,11 @@ class CommitGroup:
         self.sender = sender
         for caller in self.callers:
             caller.group = self
-        prepared: PreparedRound | None = self._once.get("prepared")
-        if prepared is None:
+        if "prepared" not in self._once:
             own = prepare(build())
-            prepared = self._once.setdefault("prepared", own)
-            if prepared is not own:
+            if self._once.setdefault("prepared", own) is not own:
                 own.release()
+        prepared: PreparedRound = self._once["prepared"]
         errors = {
             id(task): error
             for tasks, error in prepared.exchange()
