@@ -6,8 +6,9 @@
 --        an error if the user may not run a command that a leader needs
 --
 -- The token only grows. Whatever an earlier leader still sends has a smaller token and is refused.
--- The claims of earlier leaders are void, so all of their batches can be taken over at once.
+-- The claims of earlier leaders end, so all of their batches can be taken over at once.
 
+-- @include claims
 -- @include clock
 -- @include counts
 -- @include schema
@@ -47,9 +48,7 @@ for _, command in ipairs(LEADER_COMMANDS) do
   end
 end
 
-if redis.call('ZCARD', claims) > 0 then
-  redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
-end
+end_claims(claims, DIED)
 -- The time is part of the token because of failovers: a replica that became the primary may not
 -- know the last lease, and would give its token to another leader by counting alone.
 local token = math.max(read_count(state, 'token') + 1, now)

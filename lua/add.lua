@@ -176,6 +176,7 @@ local function add_section(tasks, ids, at, n)
   local due_before = g[WAITING] > 0 and due_at(g)
   if not due_before then
     g[FIRST], g[DEADLINE], g[DELAY], g[SIZE], g[PRIORITY] = now, now + delay, delay, size, priority
+    g[SINCE] = 0
   else
     g[DEADLINE] = math.min(g[DEADLINE], now + delay)
     g[DELAY] = math.min(g[DELAY], delay)
@@ -185,12 +186,13 @@ local function add_section(tasks, ids, at, n)
   g[LAST], g[GRACE] = now, grace
   g[WAITING] = g[WAITING] + #entries
   g[BYTES] = g[BYTES] + length
+  local due_ms = due_at(g)
+  if due_ms == 0 then became_due(g, due_before or now, now) end
   write_group(groups, group, g)
   total = total + #entries
   total_length = total_length + length
 
   if g[HELD] > 0 then return #entries end
-  local due_ms = due_at(g)
   if due_ms > 0 then
     -- The time in `due` may be too early, never too late. A task that only moves the time back
     -- leaves the index as it is, and `poll` corrects it. A group in `ready` stays there.

@@ -2,7 +2,7 @@
 --
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group
 --        7 tasks of the dead letter
--- ARGV   1 fencing token  2 batch id  3 error text  4 traceback
+-- ARGV   1 fencing token  2 batch id  3 number of attempts  4 error text  5 traceback
 -- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua
 
 -- @include assert_type
@@ -16,7 +16,8 @@
 
 local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7]
-local token, id, error, traceback = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local token, id, attempts = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local error, traceback = ARGV[4], ARGV[5]
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -29,6 +30,7 @@ if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until
 if not is_head(g, batch) then return 'ORDER' end
 
 assert_type('LLEN', { dead_tasks })
+batch[ATTEMPTS] = attempts
 local count = batch[TASK_COUNT]
 redis.call('HSET', dead, id, pack_dead{
   batch = batch, task_count = count, died = now, error = error, traceback = traceback,

@@ -1,6 +1,7 @@
 -- claim: cuts batches from groups that are due, and takes over batches that came back.
 --
--- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready  8 seen  9 seen_before
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 suspects  7 due  8 ready  9 seen
+--        10 seen_before
 --        then for each item: tasks and ids of its group
 -- ARGV   1 fencing token  2 duration of the claim, ms  3 partition number
 --        4 maximum number of batches
@@ -8,11 +9,14 @@
 --        7 quarantine of a group or batch whose keys hold a foreign type or record, ms
 --        8 dedupe window, ms: how long ids of flushed tasks are not accepted again; 0 for none
 --        then for each item, as `poll` named it: batch id or '', group key
--- Reply  for each batch: { batch id, group key, attempt, first claimed at (ms), last error,
---        serialized merge result or '', { entry, entry, ... } };
---        for an item in quarantine: { '', group key, 0, 0, error, '', {} }
+-- Reply  for each batch: { batch id, group key, number of this attempt, last error, serialized merge
+--        result or '', { entry, entry, ... }, number of tasks, bytes of their entries, 1 if it is a
+--        suspect, else 0 }; without entries if it has a merge result, or if it is too large:
+--        then `read_tasks` returns them;
+--        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0 }
 --
--- The tasks stay in the list of their group. A claim only records which of them a batch holds.
+-- The groups take turns: each gives a batch before one gives the next. The tasks stay in the list
+-- of their group. A claim only records which of them a batch holds.
 
 -- @include assert_type
 -- @include batch
@@ -24,21 +28,22 @@
 -- @include group
 -- @include record
 -- @include seen
+-- @include slice
 -- @include waiting
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
-local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local seen, seen_before = KEYS[8], KEYS[9]
+local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local seen, seen_before = KEYS[9], KEYS[10]
 local token, claim_ms, partition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local quarantine_ms, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_KEY, FIRST_ARG = 10, 9  -- of the first item
+local FIRST_KEY, FIRST_ARG = 11, 9  -- of the first item
 local BEHIND_MS = 50  -- when a batch is tried again that an earlier batch of its group holds back
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
-assert_type('HLEN', { batches })
-assert_type('ZCARD', { claims, retry, due, ready })
+assert_type('HLEN', { groups, batches })
+assert_type('ZCARD', { claims, retry, suspects, due, ready })
 if window_ms > 0 then assert_type('SCARD', { seen, seen_before }) end
 
 local paused = redis.call('HEXISTS', state, 'paused') == 1
@@ -57,22 +62,26 @@ end
 local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_left > 0 end
 
 -- Claims a batch and puts it into the reply.
-local function hand_out(id, batch, entries)
-  batch[ATTEMPTS] = batch[ATTEMPTS] + 1
+local function hand_out(id, batch, entries, suspect)
+  batch[ALONE] = suspect
   records[#records + 1] = id
   records[#records + 1] = cmsgpack.pack(batch)
   deadlines[#deadlines + 1] = claimed_until
   deadlines[#deadlines + 1] = id
+  local count, length, merged = batch[TASK_COUNT], batch[LENGTH], batch[MERGED]
   reply[#reply + 1] = {
-    id, batch[GROUP], batch[ATTEMPTS], batch[CREATED], batch[ERROR], batch[MERGED], entries,
+    id, batch[GROUP], batch[ATTEMPTS] + 1, batch[ERROR], merged, entries, count, length, suspect,
   }
   batches_left = batches_left - 1
-  tasks_left = tasks_left - batch[TASK_COUNT]
-  bytes_left = bytes_left - batch[LENGTH] - #batch[MERGED]
+  if #entries > 0 then
+    tasks_left = tasks_left - count
+    bytes_left = bytes_left - length
+  end
+  bytes_left = bytes_left - #merged
 end
 
 local function report_quarantine(group, error)
-  reply[#reply + 1] = { '', group, 0, 0, error, '', {} }
+  reply[#reply + 1] = { '', group, 0, error, '', {}, 0, 0, 0 }
 end
 
 local function quarantine_group(group, error)
@@ -81,7 +90,7 @@ local function quarantine_group(group, error)
   report_quarantine(group, error)
 end
 
--- Collects the ids of entries that are cut for `store_seen`.
+-- Collects the ids of entries that are cut for `remember_seen`.
 local function collect_seen(group, entries)
   if window_ms == 0 then return end
   for i = 1, #entries do
@@ -89,23 +98,57 @@ local function collect_seen(group, entries)
   end
 end
 
-local function store_seen()
-  if #flushed == 0 then return end
-  local NO_KEY = -2
-  local expires_in = redis.call('PTTL', seen)
-  if expires_in < window_ms then  -- the set is a window old, or there is none
-    if expires_in ~= NO_KEY then
-      redis.call('UNLINK', seen_before)
-      redis.call('RENAME', seen, seen_before)
-    end
-    expires_in = 2 * window_ms
+-- Reads the tasks that a cut takes: returns their number, their bytes and their entries. There are
+-- no entries if they are too many for this reply, and then the bytes are estimated.
+local function read_waiting(g, tasks)
+  local count = math.min(g[WAITING], g[SIZE])
+  local length = count == g[WAITING] and g[BYTES] or math.floor(g[BYTES] / g[WAITING] * count)
+  if is_large(count, length) then
+    local stored = redis.pcall('LLEN', tasks)
+    if type(stored) == 'table' then return 0, 0, stored end
+    return math.max(0, math.min(count, stored - g[CLAIMED])), length, {}
   end
-  call_chunked('SADD', seen, flushed)
-  redis.call('PEXPIRE', seen, expires_in)
+  local entries = redis.pcall('LRANGE', tasks, g[CLAIMED], g[CLAIMED] + count - 1)
+  if entries.err then return 0, 0, entries end
+  return #entries, total_bytes(entries), entries
 end
 
--- Cuts all batches of one group that are due and for which there is room.
-local function cut(group, tasks, ids)
+-- Cuts one batch. Returns whether another one can be cut from the group, which the caller writes;
+-- nil if the group is in quarantine.
+local function cut(group, g, tasks, ids)
+  local count, length, entries = read_waiting(g, tasks)
+  if entries.err then return quarantine_group(group, entries.err) end
+  if count == 0 then  -- somebody else removed the list: there is nothing left to keep
+    taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
+    g[WAITING], g[BYTES] = 0, 0
+    return false
+  end
+  local read = #entries
+  collect_seen(group, entries)
+  if count == g[WAITING] then
+    redis.call('UNLINK', ids)
+    length = g[BYTES]
+    if window_ms == 0 then read = count end
+  elseif read > 0 then
+    take_off_ids(ids, entries)
+  end
+  -- The bytes of a large batch are estimated, so less may be left than these entries have.
+  length = math.min(length, g[BYTES])
+  -- A positional table, in the order of the places in includes/batch.lua, costs the least.
+  local batch = { group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0 }
+  g[WAITING] = g[WAITING] - count
+  g[CLAIMED] = g[CLAIMED] + count
+  g[BYTES] = g[BYTES] - length
+  g[MARKED] = math.max(0, g[MARKED] - count)
+  g[SINCE] = now
+  refresh_head(tasks, g)
+  taken, claimed = taken + count, claimed + count
+  hand_out(new_batch_id(), batch, entries, 0)
+  return g[WAITING] > 0 and due_at(g) <= now
+end
+
+-- Cuts the first batch of a group that is due. Returns what to cut more from, or nil.
+local function cut_first(group, tasks, ids)
   if paused or not has_room() or not redis.call('ZSCORE', ready, group) then return end
   local g, foreign = read_group(groups, group)
   if foreign then return quarantine_group(group, FOREIGN) end
@@ -114,39 +157,32 @@ local function cut(group, tasks, ids)
     return
   end
   -- A group in `ready` was due when it got there, and stays due: the first batch is always cut.
-  local first = true
-  while g[WAITING] > 0 and has_room() and (first or due_at(g) <= now) do
-    first = false
-    local count = math.min(g[WAITING], g[SIZE])
-    local entries = redis.pcall('LRANGE', tasks, g[CLAIMED], g[CLAIMED] + count - 1)
-    if entries.err then return quarantine_group(group, entries.err) end
-    if #entries == 0 then  -- somebody else removed the list: there is nothing left to keep
-      taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
-      g[WAITING], g[BYTES] = 0, 0
-      break
-    end
-    local length = total_bytes(entries)
-    -- A positional table, in the order of the places in includes/batch.lua, costs the least.
-    local batch = { group, g[BASE] + g[CLAIMED], #entries, 0, now, '', length, '' }
-    collect_seen(group, entries)
-    if #entries == g[WAITING] then
-      redis.call('UNLINK', ids)
-    else
-      remove_ids(ids, entries)
-    end
-    g[WAITING] = g[WAITING] - #entries
-    g[CLAIMED] = g[CLAIMED] + #entries
-    g[BYTES] = math.max(0, g[BYTES] - length)
-    g[MARKED] = math.max(0, g[MARKED] - #entries)
-    refresh_head(tasks, g)
-    taken, claimed = taken + #entries, claimed + #entries
-    hand_out(new_batch_id(), batch, entries)
-  end
+  local more = cut(group, g, tasks, ids)
+  if more == nil then return end
+  if more and has_room() then return { group = group, g = g, tasks = tasks, ids = ids } end
   write_group(groups, group, g)
   schedule(due, ready, group, g, now)
 end
 
--- Claims a batch whose earlier claim ran out or whose retry is due.
+-- Cuts the further batches of these groups, in turns.
+local function cut_in_turns(sources)
+  while #sources > 0 do
+    local left = {}
+    for _, from in ipairs(sources) do
+      local group, g = from.group, from.g
+      local more = has_room() and cut(group, g, from.tasks, from.ids)
+      if more and has_room() then
+        left[#left + 1] = from
+      elseif more ~= nil then
+        write_group(groups, group, g)
+        schedule(due, ready, group, g, now)
+      end
+    end
+    sources = left
+  end
+end
+
+-- Claims a batch that was freed, whose claim ran out, whose retry is due, or that is a suspect.
 local function take_over(id, group, tasks)
   if not has_room() then return end
   local batch = read_batch(batches, id)
@@ -154,42 +190,66 @@ local function take_over(id, group, tasks)
   if not batch or not g and not foreign then
     redis.call('ZREM', claims, id)
     redis.call('ZREM', retry, id)
+    redis.call('ZREM', suspects, id)
     return
   end
-  local retry_at = redis.call('ZSCORE', retry, id)
-  local free_at = retry_at or redis.call('ZSCORE', claims, id)
-  if not free_at or tonumber(free_at) > now or (paused and retry_at) then return end
-  local index = retry_at and retry or claims
+  local index, suspect = claims, 0
+  local free_at = redis.call('ZSCORE', claims, id)
+  if not free_at then
+    index, free_at = retry, redis.call('ZSCORE', retry, id)
+  end
+  if not free_at and redis.call('ZSCORE', suspects, id) then
+    index, free_at, suspect = suspects, 0, 1
+  end
+  local held = index ~= claims
+  if not free_at or tonumber(free_at) > now or (paused and held) then return end
+  local function postpone(until_ms)
+    if index == suspects then  -- behind all others
+      local _, last = unpack(redis.call('ZRANGE', suspects, -1, -1, 'WITHSCORES'))
+      until_ms = tonumber(last) + 1
+    end
+    redis.call('ZADD', index, string.format('%.0f', until_ms), id)
+  end
   local entries = { err = FOREIGN }
   if g then
     -- An earlier batch of the group may have failed again and be due later than this one. The order
     -- of the group has to be kept.
     if is_behind_held(g, batch) then
-      redis.call('ZADD', index, math.max(g[HELD_UNTIL], now + BEHIND_MS), id)
-      return
+      return postpone(math.max(g[HELD_UNTIL], now + BEHIND_MS))
     end
-    local from = batch[START] - g[BASE]
-    entries = redis.pcall('LRANGE', tasks, from, from + batch[TASK_COUNT] - 1)
+    if batch[MERGED] ~= '' or is_large(batch[TASK_COUNT], batch[LENGTH]) then
+      entries = redis.pcall('LRANGE', tasks, 0, 0)
+      if not entries.err then entries = {} end
+    else
+      local from = batch[START] - g[BASE]
+      entries = redis.pcall('LRANGE', tasks, from, from + batch[TASK_COUNT] - 1)
+    end
   end
   if entries.err then
-    redis.call('ZADD', index, now + quarantine_ms, id)
+    postpone(now + quarantine_ms)
     return report_quarantine(group, entries.err)
   end
-  if retry_at then
-    redis.call('ZREM', retry, id)
+  if held then
+    redis.call('ZREM', index, id)
     release_hold(g, batch)
     write_group(groups, group, g)
     schedule(due, ready, group, g, now)
   end
-  hand_out(id, batch, entries)
+  hand_out(id, batch, entries, suspect)
 end
 
+local sources = {}
 local at = FIRST_ARG
 for key = FIRST_KEY, #KEYS, 2 do
   local id, group, tasks, ids = ARGV[at], ARGV[at + 1], KEYS[key], KEYS[key + 1]
-  if id == '' then cut(group, tasks, ids) else take_over(id, group, tasks) end
+  if id == '' then
+    sources[#sources + 1] = cut_first(group, tasks, ids)
+  else
+    take_over(id, group, tasks)
+  end
   at = at + 2
 end
+cut_in_turns(sources)
 if #records > 0 then
   call_chunked('HSET', batches, records)
   call_chunked('ZADD', claims, deadlines)
@@ -199,6 +259,6 @@ if taken > 0 then
   add_count(state, 'waiting', -taken)
   add_count(state, 'claimed', claimed)
   if lost_bytes > 0 then add_count(state, 'bytes', -lost_bytes) end
-  store_seen()
+  if #flushed > 0 then remember_seen(seen, seen_before, window_ms, flushed) end
 end
 return reply

@@ -1,31 +1,69 @@
 -- poll: names what a leader can claim now, and says when to poll again.
 --
--- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 suspects  7 due  8 ready
 -- ARGV   1 fencing token  2 maximum number of items  3 longest sleep, ms
--- Reply  { ms until there is more, { batch id or '', group key, batch id or '', group key, ... } }
---        An item with a batch id is a batch that came back: its claim ran out, as its flusher died,
---        or its retry is due. An item without one is a group from which a batch can be cut.
+--        then keys of groups to leave out: the leader has enough batches of them
+-- Reply  { ms until there is more, { batch id or '', group key, batch id or '', group key, ... },
+--        { batch id, group key } or {} }
+--        An item with a batch id is a batch that came back: it was freed, its claim ran out, or its
+--        retry is due. An item without one is a group from which a batch can be cut. The last part
+--        names a suspect, which is to be claimed while no other suspect is in flight.
 --        0 ms: there is more now. -1: the namespace is paused.
 --
 -- Cost: O(log n) for each group whose time in `due` has come; nothing for the others.
 
+-- @include assert_type
 -- @include batch
 -- @include call_chunked
+-- @include claims
 -- @include clock
 -- @include fence
 -- @include group
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
-local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local token, max_items, sleep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local FIRST_SKIPPED = 4
 local MAX_PROMOTED = 500  -- groups that one call moves to `ready`
+local MAX_DEATHS = 100  -- batches of vanished leaders that one call looks at
+local SUSPECT_DEATHS = 2  -- a batch is a suspect when that many leaders in a row vanished with it
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
+assert_type('HLEN', { groups, batches })
+assert_type('ZCARD', { claims, retry, suspects, due, ready })
 
+-- Counts that a leader vanished while it held these batches. One of them may have killed it. Most
+-- leaders vanish for other reasons, so the first time all are claimed again as they are. Batches
+-- with which a second one vanished become suspects, which are claimed one by one; those that saw
+-- the fewest leaders vanish come first. If a leader vanishes with a suspect, that was an attempt of
+-- it that failed.
+local function count_deaths()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', claims, DIED, DIED, 'LIMIT', 0, MAX_DEATHS)) do
+    local batch = read_batch(batches, id)
+    local g = batch and read_group(groups, batch[GROUP])
+    if batch then
+      batch[DEATHS] = batch[DEATHS] + 1
+      batch[ATTEMPTS] = batch[ATTEMPTS] + batch[ALONE]
+      batch[ALONE] = 0
+      redis.call('HSET', batches, id, cmsgpack.pack(batch))
+    end
+    if g and batch[DEATHS] >= SUSPECT_DEATHS then
+      redis.call('ZREM', claims, id)
+      redis.call('ZADD', suspects, suspect_score(batch, now), id)
+      hold(g, batch, now)
+      write_group(groups, batch[GROUP], g)
+      schedule(due, ready, batch[GROUP], g, now)
+    else
+      redis.call('ZADD', claims, FREED, id)
+    end
+  end
+end
+
+count_deaths()
 if redis.call('HEXISTS', state, 'paused') == 1 then
   redis.call('HSET', state, 'wake', string.format('%.0f', now + sleep_ms))
-  return { -1, {} }
+  return { -1, {}, {} }
 end
 
 local items = {}
@@ -58,6 +96,12 @@ end
 
 local next_at = math.min(name_returned(claims), name_returned(retry))
 
+local suspect = {}
+for _, id in ipairs(redis.call('ZRANGE', suspects, 0, 0)) do
+  local batch = read_batch(batches, id)
+  if batch then suspect = { id, batch[GROUP] } else redis.call('ZREM', suspects, id) end
+end
+
 -- Groups whose time has come move to `ready`, where priority decides. All of them move before any
 -- is named, so that a high priority is seen; MAX_PROMOTED bounds the time that one call takes.
 local next_due = score_at(due, 0)
@@ -83,14 +127,19 @@ end
 next_at = math.min(next_at, next_due)
 
 if room() > 0 and next_due > now then
-  for _, group in ipairs(redis.call('ZRANGE', ready, 0, room() - 1)) do add_item('', group) end
+  local skipped = {}
+  for at = FIRST_SKIPPED, #ARGV do skipped[ARGV[at]] = true end
+  local last = room() + #ARGV - FIRST_SKIPPED  -- so many groups that enough are left
+  for _, group in ipairs(redis.call('ZRANGE', ready, 0, last)) do
+    if room() > 0 and not skipped[group] then add_item('', group) end
+  end
 end
 
 -- A leader that got items polls again when it has dealt with them: nobody needs to wake it.
 if #items > 0 or next_at <= now then
   redis.call('HSET', state, 'wake', 0)
-  return { 0, items }
+  return { 0, items, suspect }
 end
 next_at = math.min(next_at, now + sleep_ms)
 redis.call('HSET', state, 'wake', string.format('%.0f', next_at))
-return { next_at - now, items }
+return { next_at - now, items, suspect }

@@ -6,6 +6,7 @@
 --        then ids of the batches that the leader knows
 -- Reply  1
 
+-- @include claims
 -- @include clock
 -- @include fence
 
@@ -16,9 +17,7 @@ local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
 
-if redis.call('ZCARD', claims) > 0 then
-  redis.call('ZUNIONSTORE', claims, 1, claims, 'WEIGHTS', 0)
-end
+end_claims(claims, FREED)
 for at = FIRST_BATCH, #ARGV do
   local id = ARGV[at]
   redis.call('ZADD', claims, 'XX', now + claim_ms, id)

@@ -52,6 +52,9 @@ local batch = {
   [ERROR] = letter[DEAD_ERROR],
   [LENGTH] = length,
   [MERGED] = '',
+  [DEATHS] = 0,
+  [READ] = count,
+  [ALONE] = 0,
 }
 hold(g, batch, now)
 redis.call('HSET', batches, id, cmsgpack.pack(batch))

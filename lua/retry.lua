@@ -1,11 +1,11 @@
 -- retry: puts batches into retry: they can be claimed again after a delay, and each holds its group
 -- until then. The merge result of a batch is stored with it, so that it is not merged again.
 --
--- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 due  7 ready
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 suspects  7 due  8 ready
 -- ARGV   1 fencing token
 --        then for each batch: batch id; delay, ms, or '' if the batch stays claimed and only its
---        merge result is stored; 1 if the attempt counts, 0 if the batch has not failed; error
---        text; serialized merge result, or '' to keep the stored one
+--        merge result is stored; 1 if the attempt counts, 0 if it does not; error text; serialized
+--        merge result, or '' to keep the stored one
 -- Reply  for each batch 1, or 0 if it was not claimed
 
 -- @include assert_type
@@ -15,13 +15,13 @@
 -- @include group
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
-local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local token = ARGV[1]
 local FIRST_BATCH, BATCH_ARGS = 2, 5
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
-assert_type('ZCARD', { retry, due, ready })
+assert_type('ZCARD', { retry, suspects, due, ready })
 
 local function put_into_retry(id, batch, retry_at)
   redis.call('ZREM', claims, id)
@@ -42,12 +42,12 @@ for at = FIRST_BATCH, #ARGV, BATCH_ARGS do
   local claimed = batch and redis.call('ZSCORE', claims, id)
   if claimed then
     if merged ~= '' then
-      -- The attempts to merge are over; this was the first to enqueue.
-      if batch[MERGED] == '' then batch[ATTEMPTS] = 1 end
+      if batch[MERGED] == '' then batch[ATTEMPTS] = 0 end  -- those to merge it are over
       batch[MERGED] = merged
     end
     if delay ~= '' then
-      if counts == '0' then batch[ATTEMPTS] = math.max(0, batch[ATTEMPTS] - 1) end
+      if counts == '1' then batch[ATTEMPTS] = batch[ATTEMPTS] + 1 end
+      batch[DEATHS], batch[ALONE] = 0, 0
       if error ~= '' then batch[ERROR] = error end
       put_into_retry(id, batch, now + tonumber(delay))
     end

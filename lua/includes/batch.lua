@@ -6,16 +6,21 @@
 local GROUP      = 1  -- the group key
 local START      = 2  -- absolute number of its first task
 local TASK_COUNT = 3  -- number of its tasks
-local ATTEMPTS   = 4  -- number of claims to merge it, or, since it is merged, to enqueue it
+local ATTEMPTS   = 4  -- number of attempts that failed: to merge it or, since it is merged, to
+                      -- enqueue it
 local CREATED    = 5  -- when it was first claimed, ms
 local ERROR      = 6  -- error text of the last failed attempt, or ''
 local LENGTH     = 7  -- bytes of its entries
 local MERGED     = 8  -- the serialized merge result, or '' if none is stored
+local DEATHS     = 9  -- number of leaders in a row that held the batch and vanished
+local READ       = 10 -- number of its first tasks whose ids have been taken off the waiting ids
+local ALONE      = 11 -- 1 if it was claimed as a suspect, so that it is blamed for a death
 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
-  local batch = read_record(batches, id, MERGED)
-  if batch and type(batch[GROUP]) == 'string' and type(batch[MERGED]) == 'string' then
+  local batch = read_record(batches, id, ALONE)
+  if batch and type(batch[GROUP]) == 'string' and type(batch[MERGED]) == 'string'
+    and type(batch[ALONE]) == 'number' then
     return batch
   end
 end
@@ -23,21 +28,26 @@ end
 -- Whether the batch may leave: batches of a group leave in the order of their tasks.
 local function is_head(g, batch) return batch[START] == g[BASE] end
 
--- Marks the group of a batch that is put into retry.
+-- Marks the group of a batch that is put into `retry` or `suspects`.
 local function hold(g, batch, until_ms)
   if g[HELD] == 0 or batch[START] < g[HELD_FROM] then g[HELD_FROM] = batch[START] end
   g[HELD] = g[HELD] + 1
   g[HELD_UNTIL] = math.max(g[HELD_UNTIL], until_ms)
 end
 
--- Reverses `hold` for a batch that is taken out of retry. HELD_FROM moves behind the batch: the
--- next batch in retry starts there or later.
+-- Reverses `hold` for a batch that is taken out again. HELD_FROM moves behind the batch: the next
+-- batch in `retry` or `suspects` starts there or later.
 local function release_hold(g, batch)
   g[HELD] = math.max(0, g[HELD] - 1)
   g[HELD_FROM] = batch[START] + batch[TASK_COUNT]
 end
 
--- Whether an earlier batch of the group is in retry.
+-- The score in `suspects`: batches that saw the fewest leaders vanish come first, then the oldest.
+local function suspect_score(batch, now)
+  return string.format('%.0f', now + batch[DEATHS] * PRIORITY_STEP)
+end
+
+-- Whether an earlier batch of the group is in `retry` or `suspects`.
 local function is_behind_held(g, batch)
   return g[HELD] > 0 and batch[START] > g[HELD_FROM] and not is_head(g, batch)
 end

@@ -8,6 +8,7 @@ local function flush_group(where)
   if not g then return 0 end
   local marked = g[WAITING] - g[MARKED]
   if marked > 0 then
+    became_due(g, due_at(g), where.now)
     g[MARKED] = g[WAITING]
     write_group(where.groups, group, g)
     schedule(where.due, where.ready, group, g, where.now)

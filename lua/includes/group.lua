@@ -12,23 +12,25 @@ local DELAY      = 8   -- shortest max delay among the waiting tasks, ms
 local SIZE       = 9   -- smallest max size among the waiting tasks
 local PRIORITY   = 10  -- highest priority among the waiting tasks
 local MARKED     = 11  -- number of waiting tasks, from the oldest on, that a flush made due
-local HELD       = 12  -- number of batches in retry; no batch is cut while it is above 0
+local HELD       = 12  -- number of batches in `retry` and `suspects`; above 0, no batch is cut
 local HELD_FROM  = 13  -- absolute number of the first task of those batches, or of one before it
 local HELD_UNTIL = 14  -- when the last of those batches may be claimed again, ms
 local BYTES      = 15  -- bytes of the waiting entries
+local SINCE      = 16  -- when it became full or was flushed, or when the last batch was cut, ms
 
--- The score in `ready` sorts by priority first, then by due time. 2^42 ms is in the year 2109, and
--- with priorities from -1000 to 1000 a double holds the sum exactly.
+-- The score in `ready` sorts by priority first, then by the moment at which the group became due. A
+-- group that stays due after a batch was cut became due at the cut: so the groups take turns. 2^42
+-- ms is in the year 2109, and with priorities from -1000 to 1000 a double holds the sum exactly.
 local PRIORITY_STEP = 4398046511104
 
 -- The record of a group without tasks.
-local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 } end
+local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0 } end
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_group(groups, group)
-  local g, foreign = read_record(groups, group, BYTES)
+  local g, foreign = read_record(groups, group, SINCE)
   if not g then return nil, foreign end
-  if type(g[WAITING]) ~= 'number' or type(g[BYTES]) ~= 'number' then return nil, true end
+  if type(g[WAITING]) ~= 'number' or type(g[SINCE]) ~= 'number' then return nil, true end
   return g
 end
 
@@ -38,8 +40,13 @@ local function due_at(g)
   return math.min(g[LAST] + g[GRACE], g[DEADLINE])
 end
 
+-- Notes when a group became due that is full or was flushed. `due_before` is when it was due before.
+local function became_due(g, due_before, now)
+  if due_before > 0 then g[SINCE] = math.max(g[SINCE], math.min(due_before, now)) end
+end
+
 local function ready_score(g)
-  return string.format('%.0f', due_at(g) - g[PRIORITY] * PRIORITY_STEP)
+  return string.format('%.0f', math.max(due_at(g), g[SINCE]) - g[PRIORITY] * PRIORITY_STEP)
 end
 
 -- Puts the group into the index of its state: `ready`, `due` or neither. The arguments have no

@@ -137,6 +137,13 @@ class Claim(NamedTuple):
     stored_result: bytes
     """The serialized merge result that an earlier attempt stored, or empty."""
     entries: Sequence[bytes]
+    """The stored tasks. None while those of a large batch are not read, and if there is a result."""
+    task_count: int
+    """The number of the stored tasks."""
+    length: int
+    """The bytes of the stored tasks, about."""
+    suspect: int
+    """1 if flushers died with this batch, so that it is the only suspect in flight; else 0."""
     slot: str | None
     """The hash tag of its partition on a cluster, else None."""
 
@@ -156,8 +163,8 @@ class Batch:
     """
 
     __slots__ = (
-        *("batch_id", "claim", "failure", "group"),
-        *("on_merged", "outcome", "probing", "state"),
+        *("batch_id", "claim", "failure", "group", "on_merged"),
+        *("outcome", "probing", "stalled", "state"),
     )
 
     def __init__(
@@ -172,6 +179,8 @@ class Batch:
         self.outcome: MergeOutcome | None = None
         self.failure: Failure | None = None
         """Why it is `State.FAILED`."""
+        self.stalled = False
+        """Whether it has been merged and waits for a sink or for older batches of its group."""
 
     @property
     def attempt(self) -> int:

@@ -13,6 +13,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.backoff import break_delay
 from redisagg.flusher.breaker import Breakers
+from redisagg.flusher.budget import Isolation, MemoryBudget
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.listener import Listener
@@ -62,6 +63,7 @@ class Flusher:
             for leader in leaders.values():
                 leader.wake()
 
+        budget, isolation = MemoryBudget(wake_all), Isolation()
         breakers = Breakers(partial(break_delay, self.config), wake_all)
 
         def make_leader(partition: PartitionKeys, token: int) -> Leader:
@@ -73,6 +75,8 @@ class Flusher:
                 merger=merger,
                 deliveries=deliveries,
                 breakers=breakers,
+                budget=budget,
+                isolation=isolation,
                 idle=seconds(self.config.lease_time),
             )
 

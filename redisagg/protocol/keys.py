@@ -33,6 +33,7 @@ class PartitionKeys:
     batches: bytes
     claims: bytes
     retry: bytes
+    suspects: bytes
     due: bytes
     ready: bytes
     dead: bytes

@@ -27,6 +27,7 @@ class GroupRecord(NamedTuple):
     held_from: int
     held_until: int
     bytes: int
+    since: int
 
     @property
     def due_at(self) -> int:
@@ -47,6 +48,9 @@ class BatchRecord(NamedTuple):
     error: bytes
     length: int
     merged: bytes
+    deaths: int
+    read: int
+    alone: int
 
 
 class DeadRecord(NamedTuple):

@@ -11,11 +11,11 @@ from typing import Any
 from redisagg.errors import RedisAggError, RedisUnavailable
 from redisagg.flusher.batch import Batch, Claim
 from redisagg.flusher.breaker import BreakerState
+from redisagg.flusher.budget import Isolation
 from redisagg.flusher.leader.inflight import InFlight
-from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, Due, DueItem
+from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, MAX_CLAIM_BYTES, Due, DueItem
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import Probe, SinkHealth
-from redisagg.flusher.merging import Merger
 from redisagg.flusher.waiting import wait_for_event
 
 _log = logging.getLogger("redisagg")
@@ -24,12 +24,21 @@ _log = logging.getLogger("redisagg")
 # since each of them is merged and stored in vain if the sink is still down.
 _FRESH_PROBES = 4
 
+# Seconds until the next claim after lost replies, the first time and at most.
+_FIRST_BACKOFF = 0.2
+_LONGEST_BACKOFF = 5.0
+
+# After each lost reply a claim asks for half as much, down to 1/64.
+_MOST_HALVINGS = 6
+
 
 class Claimer:
-    """Claims batches for one leader and hands them to the merger.
+    """Claims batches for one leader.
 
     Args:
+        isolation: permits one suspect in flight.
         slot: the hash tag of the partition on a cluster, else None.
+        on_claimed: called with each batch that is to be merged.
         on_merged: called on the event loop with each batch whose merge has ended.
         on_failed: called when a failed batch is to be reported to Redis.
         idle: seconds between two polls at most.
@@ -41,8 +50,9 @@ class Claimer:
         session: LeaseSession,
         inflight: InFlight,
         sinks: SinkHealth,
-        merger: Merger,
+        isolation: Isolation,
         slot: str | None,
+        on_claimed: Callable[[Batch], None],
         on_merged: Callable[[Batch], None],
         on_failed: Callable[[], None],
         idle: float,
@@ -50,13 +60,18 @@ class Claimer:
         self._session = session
         self._inflight = inflight
         self._sinks = sinks
-        self._merger = merger
+        self._isolation = isolation
         self._slot = slot
+        self._on_claimed = on_claimed
         self._on_merged = on_merged
         self._on_failed = on_failed
         self._idle = idle
         self._woken = asyncio.Event()
-        self._finishing = False
+        self._finishing = asyncio.Event()
+        self._suspect: bytes | None = None
+        """The id of the suspect that is in flight here, with the permit for it."""
+        self._halvings = 0
+        """How many replies were lost lately."""
 
     def wake(self) -> None:
         """Something may be due, or there may be room again."""
@@ -64,7 +79,7 @@ class Claimer:
 
     def finish(self) -> None:
         """Makes `run` end without another claim."""
-        self._finishing = True
+        self._finishing.set()
         self.wake()
 
     async def run(self) -> None:
@@ -73,9 +88,17 @@ class Claimer:
         Raises:
             StaleLease: the partition has another leader.
         """
+        try:
+            await self._run()
+        finally:
+            self._end_suspect()
+
+    async def _run(self) -> None:
         due: Due | None = None  # the poll that came with the last claim
-        while not self._finishing:
+        while not self._finishing.is_set():
             self._woken.clear()
+            if self._suspect is not None and self._suspect not in self._inflight:
+                self._end_suspect()
             states = self._sinks.states()
             down = states == {BreakerState.OPEN}
             if down and self._inflight.sinks_down(self._sinks.pause()):
@@ -91,43 +114,73 @@ class Claimer:
                     await wait_for_event(self._woken, self._sinks.pause())
                     continue
             self._inflight.claim_begun()
+            lost = False
             try:
-                due = await self._claim_due(due, min(room, MAX_CLAIM_BATCHES), probe)
+                due = await self._claim_due(due, room, probe)
+            except RedisUnavailable:
+                # Batches may have been claimed. All but those in flight are freed, and the next
+                # poll names them first.
+                lost, due = True, None
+                _log.warning(
+                    "the reply to a claim was lost in partition %d", self._session.partition
+                )
+                requests = self._session.requests
+                await self._session.send(requests.recall(self._inflight.ids))
             finally:
                 if self._inflight.claim_ended():
                     self._on_failed()
             if probe is not None:
                 probe.end()
+            await self._back_off(lost)
             if due is not None and due.wait_ms != 0:
                 sleep = self._idle if due.wait_ms < 0 else due.wait_ms / 1000
                 await wait_for_event(self._woken, sleep)
                 due = None
 
-    async def _claim_due(self, due: Due | None, limit: int, probe: Probe | None) -> Due | None:
-        """Claims what is due; returns the next poll, or None if it has to be asked for."""
-        polled = limit
+    async def _back_off(self, lost: bool) -> None:
+        """Waits after a lost reply, longer after each; the next claim asks for less."""
+        if not lost:
+            self._halvings = max(0, self._halvings - 1)
+            return
+        delay = min(_FIRST_BACKOFF * 2**self._halvings, _LONGEST_BACKOFF)
+        self._halvings = min(self._halvings + 1, _MOST_HALVINGS)
+        await wait_for_event(self._finishing, delay * random.uniform(0.5, 1))
+
+    async def _claim_due(self, due: Due | None, room: int, probe: Probe | None) -> Due | None:
+        """Claims what is due; returns the next poll, or None if it has to be asked for.
+
+        Raises:
+            RedisUnavailable: the reply to the claim was lost.
+        """
+        polled = limit = min(room, max(1, MAX_CLAIM_BATCHES >> self._halvings))
         if probe is not None:
             # Enough to find batches beyond those that are in flight.
             due, polled = None, len(self._inflight) + self._inflight.room + MAX_CLAIM_BATCHES
-        requests = self._session.requests
-        while True:
-            try:
-                due = due or Due.of(await self._session.send(requests.poll(polled)))
-                items = due.items
-                if probe is not None:
-                    items, limit = self._choose(items, probe)
-                    probe.left -= limit
-                if items:
-                    return await self._claim(items, limit, probing=probe is not None)
-                return due if due.wait_ms != 0 else None
-            except RedisUnavailable:
-                # Batches may have been claimed. All but those in flight are freed, and the next
-                # poll names them first.
-                _log.warning(
-                    "the reply to a claim was lost in partition %d", self._session.partition
-                )
-                await self._session.send(requests.recall(self._inflight.ids))
-                due = None
+        if due is None:
+            poll = self._session.requests.poll(polled, self._inflight.closed)
+            due = Due.of(await self._session.send(poll))
+        items = due.items
+        if probe is not None:
+            items, limit = self._choose(items, probe)
+            probe.left -= limit
+        elif due.suspect is not None and self._take_permit(due.suspect):
+            items = [due.suspect, *items]
+        if items:
+            return await self._claim(items, limit, probing=probe is not None)
+        return due if due.wait_ms != 0 else None
+
+    def _take_permit(self, suspect: DueItem) -> bool:
+        """Whether the suspect may be claimed."""
+        if self._suspect is not None or not self._isolation.take(self.wake):
+            return False
+        self._suspect = suspect.batch_id
+        return True
+
+    def _end_suspect(self) -> None:
+        """Gives the permit for a suspect back, if there is one here."""
+        if self._suspect is not None:
+            self._suspect = None
+            self._isolation.give_back()
 
     def _choose(self, items: list[DueItem], probe: Probe) -> tuple[list[DueItem], int]:
         """What to claim to try a sink, and how many batches that may be.
@@ -152,23 +205,29 @@ class Claimer:
         held, items = self._split(items)
         if held:  # their claims ran out while slow merges still run
             await self._session.send(requests.extend(item.batch_id for item in held))
+        closed = self._inflight.closed
+        if closed:
+            items = [item for item in items if item.batch_id or item.group not in closed]
         if not items:
             return None
         # The next poll travels behind the claim, so that the next claim is on its way before the
         # merges of this one keep the interpreter busy.
-        together = [requests.claim(items, limit), requests.poll(MAX_CLAIM_BATCHES)]
+        most = min(MAX_CLAIM_BYTES, self._inflight.bytes_left) >> self._halvings
+        poll = requests.poll(MAX_CLAIM_BATCHES, closed)
+        together = [requests.claim(items, limit, max(1, most)), poll]
         claimed, due = await self._session.send_all(together, once=True)
         for reply in claimed:
-            self._take(reply, probing=probing)
+            self._take(reply, probing)
+        if self._suspect is not None and self._suspect not in self._inflight:
+            self._end_suspect()  # an older batch of its group has to go first
         return None if isinstance(due, RedisAggError) else Due.of(due)
 
-    def _take(self, reply: Any, *, probing: bool) -> None:
-        """Puts a claimed batch in flight and has it merged."""
-        batch_id, group, attempt, _created, error, stored_result, entries = reply
-        if not batch_id:
-            _log.error("group %r can't be claimed: %r", group[:64], error)
+    def _take(self, reply: list[Any], probing: bool) -> None:
+        """Puts a claimed batch in flight."""
+        claim = Claim(*reply, self._slot)
+        if not claim.batch_id:
+            _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
             return
-        claim = Claim(batch_id, group, attempt, error, stored_result, entries, self._slot)
         batch = Batch(claim, self._on_merged, probing)
-        if self._inflight.claimed(batch) is not None:
-            self._merger.submit(batch)
+        if self._inflight.claimed(batch):
+            self._on_claimed(batch)

@@ -147,7 +147,9 @@ class Committer:
     async def _bury(self, batch: Batch) -> None:
         failure = _failure(batch)
         requests = self._session.requests
-        reply = await self._session.send(requests.bury(batch.batch_id, batch.group, failure))
+        attempts = min(batch.attempt, self._config.max_attempts)
+        bury = requests.bury(batch.batch_id, batch.group, attempts, failure)
+        reply = await self._session.send(bury)
         if reply == b"ORDER":
             await self.give_back(self._inflight.give_back(batch), _ORDER_WAIT)
             return
@@ -155,7 +157,7 @@ class Committer:
             "batch %s of group %r is among the dead letters after %d attempts: %s",
             batch.batch_id.decode(),
             batch.group[:64],
-            batch.attempt,
+            attempts,
             failure.error,
         )
         self._deliverer.start(self._inflight.buried(batch))
@@ -185,10 +187,12 @@ class Committer:
         Args:
             delay: seconds until they can be claimed again.
         """
-        returned = [Returned(each.batch_id, delay, _new_result(each)) for each in action.batches]
+        returned = [
+            Returned(each.batch_id, delay, False, _new_result(each)) for each in action.batches
+        ]
         returned = await self._store_large(returned)
-        if action.failure is not None:
-            returned[0] = returned[0]._replace(failure=action.failure)
+        if failure := action.failure:
+            returned[0] = returned[0]._replace(counts=failure.counts, error=failure.error)
         await self._session.send(self._session.requests.retry(returned))
         for deliver in self._inflight.given_back(action):
             self._deliverer.start(deliver)

@@ -11,6 +11,10 @@ events to `InFlight` and carry out the actions that it returns. The rules of ord
 - **Postponing.** A failed batch is not given back while merges or deliveries of younger batches of
   its group run: their results go back with it, so that nothing is merged twice. Merges that have
   not begun are abandoned.
+- **Fair shares.** No group takes all places. A group is closed, and no further batch of it is
+  claimed, while it has many batches or bytes in flight, while many of its batches are stalled
+  (merged, but waiting for a slow sink), or while one has failed. Stalled batches take no place of
+  others.
 - **No claim during a report.** A claim could bring younger batches of the group that is being given
   back. So a batch is given back only while no claim is under way, and no claim begins meanwhile.
 """
@@ -23,15 +27,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
+from redisagg.flusher.budget import MemoryBudget
 
-_UNDER_WAY = (State.MERGING, State.DELIVERING)
+# Access to a member of an enum takes longer than most steps here.
+_MERGED, _DELIVERING, _READY, _GONE = State.MERGED, State.DELIVERING, State.READY, State.GONE
+_COMMITTING, _FAILED, _UNDER_WAY = State.COMMITTING, State.FAILED, (State.MERGING, _DELIVERING)
 
-
-@dataclass(slots=True, eq=False)
-class Merge:
-    """Merge this batch."""
-
-    batch: Batch
+# Bytes of tasks that one group may have in flight, about.
+_GROUP_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -71,9 +74,13 @@ NextAction: TypeAlias = "Commit | GiveBack | Bury"
 class _Group:
     """The batches of one group that are in flight, oldest first: `leaving`, then `merging`."""
 
-    __slots__ = ("failed", "leaving", "merging", "postponed")
+    __slots__ = ("bytes", "failed", "leaving", "merging", "postponed", "stalled")
 
     def __init__(self) -> None:
+        self.bytes = 0
+        """The bytes of their tasks."""
+        self.stalled = 0
+        """How many of them are stalled."""
         self.leaving: list[Batch] = []
         """Batches about which Redis has to be told: READY, COMMITTING or FAILED."""
         self.merging: list[Batch] = []
@@ -95,13 +102,25 @@ class InFlight:
     """The batches of one leader between their claim and the reply that ends them.
 
     Args:
-        limit: the number of batches that may be in flight.
+        limit: the number of batches that may be in flight, and four times as many with those that
+            are stalled. A group may have half of it in flight.
+        max_stalled: the number of stalled batches with which a group is closed.
         max_attempts: the number of attempts after which a batch is buried.
+        budget: the bytes that all leaders of the flusher may have in flight.
     """
 
-    def __init__(self, limit: int, max_attempts: int) -> None:
+    def __init__(
+        self, limit: int, *, max_stalled: int, max_attempts: int, budget: MemoryBudget
+    ) -> None:
         self._limit = limit
+        self._max_of_group = limit // 2
+        self._max_stalled = max_stalled
         self._max_attempts = max_attempts
+        self._budget = budget
+        self._bytes = 0
+        self._stalled = 0
+        self._closed: set[bytes] = set()
+        """The groups of which no further batch is claimed."""
         self._batches: dict[bytes, Batch] = {}
         self._groups: dict[bytes, _Group] = {}
         self._ready: dict[bytes, Batch] = {}
@@ -131,7 +150,20 @@ class InFlight:
     @property
     def room(self) -> int:
         """How many more batches may be claimed."""
-        return max(0, self._limit - len(self._batches))
+        if self.bytes_left <= 0:
+            return 0
+        count = len(self._batches)
+        return max(0, min(self._limit + self._stalled, 4 * self._limit) - count)
+
+    @property
+    def bytes_left(self) -> int:
+        """How many more bytes of tasks may be claimed."""
+        return self._budget.left(self._bytes)
+
+    @property
+    def closed(self) -> Collection[bytes]:
+        """The groups of which no further batch is to be claimed now."""
+        return self._closed
 
     # --- claims --------------------------------------------------------------------------------
 
@@ -152,25 +184,35 @@ class InFlight:
         self._claiming = False
         return bool(self._reports)
 
-    def claimed(self, batch: Batch) -> Merge | None:
-        """A batch has been claimed, after all older ones of its group."""
+    def claimed(self, batch: Batch) -> bool:
+        """A batch has been claimed, after all older ones of its group.
+
+        Returns:
+            Whether it is to be merged.
+        """
+        claim = batch.claim
         group = self._groups.get(batch.group)
         if group is None:
             group = self._groups[batch.group] = _Group()
         self._batches[batch.batch_id] = batch
         group.merging.append(batch)
+        group.bytes += claim.length
+        self._bytes += claim.length
+        self._budget.take(claim.length)
+        if self._is_closed(group):
+            self._closed.add(batch.group)
         if group.postponed:
             batch.abandon()  # it goes back with the failed batch
-        elif batch.claim.attempt <= self._max_attempts:
-            return Merge(batch)
+        elif claim.attempt <= self._max_attempts:
+            return True
         else:
-            # No attempt ended with a report, or the batch would be among the dead letters.
-            error = batch.claim.error.decode(errors="replace")
+            # Its last attempts did not end with a report, or it would be among the dead letters.
+            error = claim.error.decode(errors="replace")
             failure = Failure(error or "its flusher died in each attempt", "")
             batch.outcome = MergeOutcome(failure)
-            batch.state = State.MERGED
+            batch.state = _MERGED
             self._advance(group)
-        return None
+        return False
 
     # --- merges and deliveries -----------------------------------------------------------------
 
@@ -182,12 +224,15 @@ class InFlight:
         if group.postponed:
             group.postponed = False
             self._reports.append(group.oldest)
-        return self._advance(group)
+        deliver = self._advance(group)
+        if batch.state is _MERGED or batch.state is _DELIVERING:
+            self._stall(group, batch)
+        return deliver
 
     def delivered(self, batch: Batch) -> Deliver | None:
         """The delivery of a batch has ended; its outcome may have become a failure."""
-        if batch.state is State.DELIVERING:
-            batch.state = State.MERGED
+        if batch.state is _DELIVERING:
+            batch.state = _MERGED
         return self.merged(batch)
 
     def sinks_down(self, pause: float) -> bool:
@@ -223,7 +268,7 @@ class InFlight:
     def committing(self, batches: list[Batch]) -> None:
         """A commit of these batches is under way."""
         for batch in batches:
-            batch.state = State.COMMITTING
+            batch.state = _COMMITTING
 
     def committed(self, batch: Batch) -> Deliver | None:
         """The commit removed the batch, or an earlier one had."""
@@ -244,7 +289,7 @@ class InFlight:
         if not self._holds(batch):
             return None
         if self._is_behind_failed(batch):
-            batch.state = State.READY
+            batch.state = _READY
             return None
         return self.give_back(batch)
 
@@ -273,6 +318,12 @@ class InFlight:
         for batch in self._batches.values():
             batch.abandon()
 
+    def close(self) -> None:
+        """The leader has ended: all batches are abandoned, and their memory is given back."""
+        self.abandon_all()
+        self._budget.give_back(self._bytes)
+        self._bytes = 0
+
     # --- the rules -----------------------------------------------------------------------------
 
     def _holds(self, batch: Batch) -> bool:
@@ -282,35 +333,64 @@ class InFlight:
     def _advance(self, group: _Group) -> Deliver | None:
         """Moves on the oldest batches of a group that have been merged."""
         merging = group.merging
-        while merging and not group.failed and merging[0].state is State.MERGED:
+        while merging and not group.failed and merging[0].state is _MERGED:
             batch = merging[0]
             outcome = batch.outcome
             assert outcome is not None  # a batch that is MERGED has one
             if outcome.failure is not None:
                 self._fail_next(group, outcome.failure)
             elif outcome.deliveries:
-                batch.state = State.DELIVERING
+                batch.state = _DELIVERING
                 return Deliver(batch)
             else:
                 del merging[0]
                 group.leaving.append(batch)
-                batch.state = State.READY
+                batch.state = _READY
                 self._ready[batch.batch_id] = batch
+                if batch.stalled:
+                    self._end_stall(group, batch)
         return None
 
     def _fail_next(self, group: _Group, failure: Failure) -> None:
         """Marks the oldest batch that is not leaving as failed."""
         batch = group.merging.pop(0)
         group.leaving.append(batch)
+        if batch.stalled:
+            self._end_stall(group, batch)
         self._mark_failed(group, batch, failure)
 
     def _mark_failed(self, group: _Group, batch: Batch, failure: Failure) -> None:
-        batch.state = State.FAILED
+        batch.state = _FAILED
         batch.failure = failure
         group.failed += 1
         self._failed += 1
+        self._closed.add(batch.group)
         if group.oldest is batch:
             self._reports.append(batch)
+
+    def _is_closed(self, group: _Group) -> bool:
+        return (
+            len(group.leaving) + len(group.merging) >= self._max_of_group
+            or group.bytes >= _GROUP_BYTES
+            or group.stalled >= self._max_stalled
+            or group.failed > 0
+        )
+
+    def _stall(self, group: _Group, batch: Batch) -> None:
+        if batch.stalled:
+            return
+        batch.stalled = True
+        group.stalled += 1
+        self._stalled += 1
+        if group.stalled >= self._max_stalled:
+            self._closed.add(batch.group)
+
+    def _end_stall(self, group: _Group, batch: Batch) -> None:
+        batch.stalled = False
+        group.stalled -= 1
+        self._stalled -= 1
+        if self._closed and not self._is_closed(group):
+            self._closed.discard(batch.group)
 
     def _committable(self) -> list[Batch]:
         """READY batches that are not behind a failed one of their group, in order."""
@@ -320,7 +400,7 @@ class InFlight:
 
     def _is_behind_failed(self, batch: Batch) -> bool:
         group = self._groups[batch.group]
-        return group.failed > 0 and group.oldest.state is State.FAILED
+        return group.failed > 0 and group.oldest.state is _FAILED
 
     def _next_report(self) -> Bury | GiveBack | None:
         while self._reports:
@@ -337,9 +417,7 @@ class InFlight:
             self._reports.popleft()
             group = self._groups[batch.group]
             # Those that failed themselves are reported next.
-            followers = [
-                each for each in group.younger_than_oldest() if each.state is not State.FAILED
-            ]
+            followers = [each for each in group.younger_than_oldest() if each.state is not _FAILED]
             for follower in followers:
                 follower.abandon_unless_begun()
             if any(each.state in _UNDER_WAY for each in followers):
@@ -359,10 +437,16 @@ class InFlight:
         del self._batches[batch.batch_id]
         self._ready.pop(batch.batch_id, None)
         group = self._groups[batch.group]
+        length = batch.claim.length
+        group.bytes -= length
+        self._bytes -= length
+        self._budget.give_back(length)
         if batch.failure is not None:
             group.failed -= 1
             self._failed -= 1
-        batch.state = State.GONE
+        if batch.stalled:
+            self._end_stall(group, batch)
+        batch.state = _GONE
         leaving = group.leaving
         if leaving and leaving[0] is batch:
             del leaving[0]
@@ -370,10 +454,13 @@ class InFlight:
             (leaving if batch in leaving else group.merging).remove(batch)
         if not leaving and not group.merging:
             del self._groups[batch.group]
+            self._closed.discard(batch.group)
             return None
+        if self._closed and not self._is_closed(group):
+            self._closed.discard(batch.group)
         if not group.failed:
             return self._advance(group)
         oldest = group.oldest
-        if oldest.state is State.FAILED and oldest not in self._reports and not group.postponed:
+        if oldest.state is _FAILED and oldest not in self._reports and not group.postponed:
             self._reports.append(oldest)
         return None

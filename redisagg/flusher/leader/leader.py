@@ -8,8 +8,9 @@ import time
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.flusher.batch import Batch
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome
 from redisagg.flusher.breaker import Breakers
+from redisagg.flusher.budget import Isolation, MemoryBudget
 from redisagg.flusher.leader.claimer import Claimer
 from redisagg.flusher.leader.committer import Committer
 from redisagg.flusher.leader.deliverer import Deliverer
@@ -17,6 +18,7 @@ from redisagg.flusher.leader.inflight import InFlight
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, LeaderRequests
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth
+from redisagg.flusher.leader.task_reader import TaskReader
 from redisagg.flusher.merging import Merger
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol.keys import PartitionKeys
@@ -32,7 +34,7 @@ class Leader:
     Args:
         partition: the keys of the partition.
         token: the fencing token of the lease.
-        merger, deliveries, breakers: shared by all leaders of a flusher.
+        merger, deliveries, breakers, budget, isolation: shared by all leaders of a flusher.
         idle: seconds between two polls at most; a wake-up shortens the wait.
     """
 
@@ -46,6 +48,8 @@ class Leader:
         merger: Merger,
         deliveries: Deliveries,
         breakers: Breakers,
+        budget: MemoryBudget,
+        isolation: Isolation,
         idle: float,
     ) -> None:
         self.partition = partition
@@ -57,7 +61,13 @@ class Leader:
         session = LeaseSession(transport, requests, partition.number)
         sinks = SinkHealth(breakers, deliveries.router.only(), slot)
         limit = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
-        self._inflight = InFlight(limit, config.max_attempts)
+        self._merger = merger
+        self._inflight = InFlight(
+            limit,
+            max_stalled=limit // 4,
+            max_attempts=config.max_attempts,
+            budget=budget,
+        )
         self._deliverer = Deliverer(
             deliveries, self._inflight, sinks, on_delivered=self._wake_committer
         )
@@ -69,12 +79,14 @@ class Leader:
             deliverer=self._deliverer,
             on_room=self._batches_left,
         )
+        self._reader = TaskReader(session, on_read=merger.submit, on_gone=self._gone)
         self._claimer = Claimer(
             session=session,
             inflight=self._inflight,
             sinks=sinks,
-            merger=merger,
+            isolation=isolation,
             slot=slot,
+            on_claimed=self._claimed,
             on_merged=self._merged,
             on_failed=self._wake_committer,
             idle=idle,
@@ -94,8 +106,9 @@ class Leader:
             draining = asyncio.create_task(self._drain())
             await _first_of(draining, committing)
         finally:
-            self._inflight.abandon_all()
+            self._inflight.close()
             self._deliverer.cancel()
+            self._reader.cancel()
             await cancel_and_wait(*filter(None, (claiming, committing, draining)))
 
     def wake(self) -> None:
@@ -105,6 +118,18 @@ class Leader:
     def finish(self) -> None:
         """Makes `run` end: nothing more is claimed, and batches in flight are finished."""
         self._claimer.finish()
+
+    def _claimed(self, batch: Batch) -> None:
+        claim = batch.claim
+        if claim.entries or claim.stored_result:
+            self._merger.submit(batch)
+        else:
+            self._reader.start(batch)
+
+    def _gone(self, batch: Batch) -> None:
+        if batch.begin():
+            error = "Redis says that it is not in flight"
+            batch.end_merge(MergeOutcome(Failure(error, "", pause=0)))
 
     def _merged(self, batch: Batch) -> None:
         self._deliverer.start(self._inflight.merged(batch))

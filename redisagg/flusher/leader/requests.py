@@ -13,8 +13,8 @@ from redisagg.protocol.scripts import Request, call
 
 # The limits of one claim, so that it keeps Redis busy for a few milliseconds at most.
 MAX_CLAIM_BATCHES = 64
+MAX_CLAIM_BYTES = 2 * 1024 * 1024
 _CLAIM_TASKS = 2_000
-_CLAIM_BYTES = 2 * 1024 * 1024
 
 # The limits of one commit, for the same reason.
 MAX_COMMIT_BATCHES = 64
@@ -41,12 +41,15 @@ class Due(NamedTuple):
     wait_ms: int
     """Milliseconds until more is due; 0: now, negative: the namespace is paused."""
     items: list[DueItem]
+    suspect: DueItem | None
+    """A batch with which flushers died; it is claimed while no other suspect is in flight."""
 
     @classmethod
     def of(cls, reply: Any) -> Due:
         """Reads the reply of the script."""
-        wait_ms, flat = reply
-        return cls(int(wait_ms), list(map(DueItem, flat[::2], flat[1::2])))
+        wait_ms, flat, suspect = reply
+        items = list(map(DueItem, flat[::2], flat[1::2]))
+        return cls(int(wait_ms), items, DueItem(*suspect) if suspect else None)
 
 
 class Returned(NamedTuple):
@@ -55,10 +58,12 @@ class Returned(NamedTuple):
     batch_id: bytes
     delay: float | None
     """Seconds until the next claim. None: it stays claimed, and only its result is stored."""
+    counts: bool
+    """Whether the attempt counts."""
     result: bytes
     """The serialized merge result, or empty if Redis has it or there is none."""
-    failure: Failure | None = None
-    """Why it failed, or None."""
+    error: str = ""
+    """Why it failed, or empty to keep what is stored."""
 
 
 class LeaderRequests:
@@ -79,22 +84,31 @@ class LeaderRequests:
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
         self._dedupe_ms = to_ms(config.dedupe_window)
         p = partition
-        self._indexes = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready]
+        self._indexes = [p.state, p.groups, p.batches]
+        self._indexes += [p.claims, p.retry, p.suspects, p.due, p.ready]
 
-    def poll(self, limit: int) -> Request:
-        """Asks for at most `limit` items that are due."""
-        return call("poll", self._indexes, self._token, limit, self._idle_ms)
+    def poll(self, limit: int, skipped: Iterable[bytes]) -> Request:
+        """Asks for at most `limit` items that are due, without groups to be skipped."""
+        return call("poll", self._indexes, self._token, limit, self._idle_ms, *skipped)
 
-    def claim(self, items: Iterable[DueItem], limit: int) -> Request:
-        """Claims at most `limit` batches of these items."""
+    def claim(self, items: Iterable[DueItem], limit: int, max_bytes: int) -> Request:
+        """Claims at most `limit` batches of these items, up to about `max_bytes` bytes."""
         p = self._partition
         keys = [*self._indexes, p.seen, p.seen_before]
         args: list[Any] = [self._token, self._claim_ms, p.label]
-        args += (limit, _CLAIM_TASKS, _CLAIM_BYTES, _QUARANTINE_MS, self._dedupe_ms)
+        args += (limit, _CLAIM_TASKS, max_bytes, _QUARANTINE_MS, self._dedupe_ms)
         for item in items:
             keys += (p.tasks(item.group), p.ids(item.group))
             args += item
         return call("claim", keys, *args)
+
+    def read_tasks(self, batch_id: bytes, group: bytes, start: int, max_bytes: int) -> Request:
+        """Reads tasks of a large batch, from the one at the place `start` on."""
+        p = self._partition
+        keys = [p.state, p.groups, p.batches, p.claims, p.seen, p.seen_before]
+        keys += (p.tasks(group), p.ids(group))
+        args = (self._token, batch_id, start, self._dedupe_ms, max_bytes)
+        return call("read_tasks", keys, *args)
 
     def extend(self, batch_ids: Iterable[bytes]) -> Request:
         """Prolongs the claims of batches that are still in flight."""
@@ -125,20 +139,18 @@ class LeaderRequests:
     def retry(self, batches: Iterable[Returned]) -> Request:
         """Gives batches back, in one step."""
         args: list[Any] = []
-        for batch_id, delay, result, failure in batches:
-            counts = failure is not None and failure.counts
-            error = _utf8(failure.error) if failure else b""
+        for batch_id, delay, counts, result, error in batches:
             delay_ms = "" if delay is None else to_ms(delay)
-            args += (batch_id, delay_ms, int(counts), error, result)
+            args += (batch_id, delay_ms, int(counts), _utf8(error), result)
         return call("retry", self._indexes, self._token, *args)
 
-    def bury(self, batch_id: bytes, group: bytes, failure: Failure) -> Request:
-        """Moves a batch to the dead letters."""
+    def bury(self, batch_id: bytes, group: bytes, attempts: int, failure: Failure) -> Request:
+        """Moves a batch to the dead letters, after this number of attempts."""
         p = self._partition
         keys = [p.state, p.groups, p.batches, p.claims, p.dead]
         keys += (p.tasks(group), p.dead_tasks(batch_id))
         error = (_utf8(failure.error), _utf8(failure.traceback))
-        return call("bury", keys, self._token, batch_id, *error)
+        return call("bury", keys, self._token, batch_id, attempts, *error)
 
     def set_aside(
         self, batch_id: bytes, group: bytes, positions: Sequence[int], error: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from redisagg.config import AggregationConfig
@@ -23,18 +22,16 @@ class LoopMerger(TaskMerger):
     """
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
-        super().__init__(config, router)
-        self._slots = asyncio.Semaphore(self.concurrency)
+        super().__init__(config, router, config.concurrency)
         self._calls = AwaitedCalls("the merge function", self.most_hung)
 
     async def _work(self, batch: Batch) -> None:
-        async with self._slots:
-            if not batch.begin():
-                return
-            if self._calls.full:
-                outcome = self.refused(batch.claim, self._calls.hung)
-            else:
-                outcome = await self._merge(batch.claim)
+        if not batch.begin():
+            return
+        if self._calls.full:
+            outcome = self.refused(batch.claim, self._calls.hung)
+        else:
+            outcome = await self._merge(batch.claim)
         batch.end_merge(outcome)
 
     async def _merge(self, claim: Claim) -> MergeOutcome:

@@ -16,6 +16,7 @@ from redisagg.durations import seconds
 from redisagg.errors import MergeError, MergeTimeout
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
+from redisagg.flusher.merging.turns import Turns
 from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
@@ -68,14 +69,28 @@ class Merger(ABC):
 
 
 class TaskMerger(Merger):
-    """A merger that has an asyncio task for each batch."""
+    """A merger that has an asyncio task for each batch that is merged.
 
-    def __init__(self, config: AggregationConfig, router: Router) -> None:
+    Args:
+        most: the number of batches that are merged at the same time.
+    """
+
+    def __init__(self, config: AggregationConfig, router: Router, most: int) -> None:
         super().__init__(config, router)
+        self._most = most
+        self._turns: Turns[Batch] = Turns()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def submit(self, batch: Batch) -> None:
+        self._turns.put(batch.group, batch)
+        self._start_next()
+
+    def _start_next(self) -> None:
+        while self._turns and len(self._running) < self._most:
+            self._start(self._turns.pop())
+
+    def _start(self, batch: Batch) -> None:
         def done(task: asyncio.Task[None]) -> None:
             self._running.discard(task)
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
@@ -83,6 +98,8 @@ class TaskMerger(Merger):
                 _log.error("a merge of group %r ended: %r", batch.group[:64], error)
                 if batch.begin():
                     batch.end_merge(MergeOutcome(Failure.of(error)))
+            if not self._closed:
+                self._start_next()
 
         task = asyncio.create_task(self._work(batch))
         self._running.add(task)
@@ -95,4 +112,4 @@ class TaskMerger(Merger):
 
     @abstractmethod
     async def _work(self, batch: Batch) -> None:
-        """Merges one batch when it is its turn."""
+        """Merges one batch."""

@@ -132,11 +132,10 @@ class ProcessMerger(TaskMerger):
     """
 
     def __init__(self, config: AggregationConfig, router: Router) -> None:
-        super().__init__(config, router)
+        self._workers = min(config.concurrency, os.cpu_count() or 1)
+        super().__init__(config, router, self._workers)
         # Pickled now: a sink that has been opened may hold what can't be pickled.
         self._pickled = pickle.dumps((self.function, router))
-        self._workers = min(self.concurrency, os.cpu_count() or 1)
-        self._slots = asyncio.Semaphore(self._workers)
         self._alone = asyncio.Lock()
         self._pool: _Pool | None = None
 
@@ -146,9 +145,8 @@ class ProcessMerger(TaskMerger):
             self._pool.kill()
 
     async def _work(self, batch: Batch) -> None:
-        async with self._slots:
-            if batch.begin():
-                batch.end_merge(await self._merge(batch.claim))
+        if batch.begin():
+            batch.end_merge(await self._merge(batch.claim))
 
     async def _merge(self, claim: Claim) -> MergeOutcome:
         pool = self._pool

@@ -14,6 +14,7 @@ from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, MergeOutcome
 from redisagg.flusher.merging.merger import Merger
 from redisagg.flusher.merging.steps import merge
+from redisagg.flusher.merging.turns import Turns
 from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
@@ -31,7 +32,9 @@ class ThreadMerger(Merger):
     """Calls the merge function in threads of its own.
 
     All threads take batches from one queue, so that a slow merge delays no other. They report to
-    the event loop in one call everything that has ended since its last look.
+    the event loop in one call everything that has ended since its last look. Groups take turns: a
+    batch gets into the queue shortly before a thread is free for it, as many ahead as ended at once
+    lately, so that no thread waits for the event loop.
 
     A thread can't be stopped. One whose merge exceeds its timeout is given up, and another one
     takes its place, until `most_hung` threads hang. From then on no further merge begins.
@@ -40,17 +43,28 @@ class ThreadMerger(Merger):
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._loop = asyncio.get_running_loop()
+        self._turns: Turns[Batch] = Turns()
+        self._ahead = config.concurrency
+        """How many batches are in the queue beside those that are merged."""
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._ended: deque[tuple[Batch, MergeOutcome]] = deque()
         self._lock = threading.Lock()
         self._collecting = False  # whether the loop has been told to call `_collect`
         self._threads = 0
         self._hung: set[int] = set()  # threads that were given up and have not ended
-        self._open = 0  # batches that were submitted and have not ended
+        self._open = 0  # batches that were put into the queue and have not ended
         self._running: dict[int, _Running] = {}  # by thread
         self._watch: asyncio.TimerHandle | None = None
 
     def submit(self, batch: Batch) -> None:
+        self._turns.put(batch.group, batch)
+        self._hand_over_next()
+
+    def _hand_over_next(self) -> None:
+        while self._turns and self._open < self.concurrency + self._ahead:
+            self._hand_over(self._turns.pop())
+
+    def _hand_over(self, batch: Batch) -> None:
         self._open += 1
         if len(self._hung) >= self.most_hung:
             self._refuse(batch, len(self._hung))
@@ -114,10 +128,14 @@ class ThreadMerger(Merger):
     def _collect(self) -> None:
         with self._lock:
             self._collecting = False
+        ended = 0
         while self._ended:
             batch, outcome = self._ended.popleft()
             self._open -= 1
+            ended += 1
             batch.end_merge(outcome)
+        self._ahead = max(self.concurrency, 2 * ended)
+        self._hand_over_next()
 
     def _watch_interval(self) -> float:
         return min(1.0, self.timeout / 4)

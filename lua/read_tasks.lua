@@ -1,0 +1,46 @@
+-- read_tasks: returns a slice of the tasks of a claimed batch that is too large for one reply.
+--
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 seen  6 seen_before  7 tasks of the group
+--        8 ids of the group
+-- ARGV   1 fencing token  2 batch id  3 place of the first task in the batch, from 0
+--        4 dedupe window, ms; 0 for none  5 approximate maximum bytes (one task always fits)
+-- Reply  { entry, entry, ... }, empty if there is no task at this place or after it; nil if the
+--        batch is not in flight
+--
+-- The ids of the tasks leave the waiting ids here, and join those that were flushed lately. A claim
+-- that is repeated reads them again, and takes off those that were not.
+
+-- @include assert_type
+-- @include clock
+-- @include entry
+-- @include fence
+-- @include group
+-- @include seen
+-- @include slice
+-- @include waiting
+
+local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local seen, seen_before, tasks, ids = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local token, id, from, window_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_bytes = tonumber(ARGV[5])
+local now = clock()
+local stale = fence(state, token, now)
+if stale then return stale end
+
+local batch = read_batch(batches, id)
+local g = batch and redis.call('ZSCORE', claims, id) and read_group(groups, batch[GROUP])
+if not g then return false end
+local entries = read_slice(tasks, g, batch, from, max_bytes)
+if entries.err then return entries end
+if #entries == 0 or from + #entries <= batch[READ] then return entries end
+
+if window_ms > 0 then
+  assert_type('SCARD', { seen, seen_before })
+  local members = {}
+  for i = 1, #entries do members[i] = seen_member(batch[GROUP], entry_id(entries[i])) end
+  remember_seen(seen, seen_before, window_ms, members)
+end
+batch[READ] = from + #entries
+redis.call('HSET', batches, id, cmsgpack.pack(batch))
+take_off_ids(ids, entries, batch[START] + batch[TASK_COUNT])
+return entries

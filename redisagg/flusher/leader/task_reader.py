@@ -1,0 +1,90 @@
+"""Reads the tasks of claimed batches that are too large for the reply to a claim."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from redisagg.errors import RedisUnavailable, StaleLease
+from redisagg.flusher.batch import Batch, State
+from redisagg.flusher.leader.session import LeaseSession
+
+_log = logging.getLogger("redisagg")
+
+# About how many bytes one reply has. Fewer are asked for after a reply that did not come in time.
+_SLICE_BYTES = 1024 * 1024
+_LEAST_SLICE_BYTES = 16 * 1024
+
+# Seconds until a slice is asked for again.
+_RETRY_WAIT = 0.2
+
+
+class TaskReader:
+    """Reads large batches for one leader, one after the other, while other batches go on.
+
+    Args:
+        on_read: called with each batch whose tasks have been read.
+        on_gone: called with each batch that Redis says is not in flight.
+    """
+
+    def __init__(
+        self,
+        session: LeaseSession,
+        on_read: Callable[[Batch], None],
+        on_gone: Callable[[Batch], None],
+    ) -> None:
+        self._session = session
+        self._on_read = on_read
+        self._on_gone = on_gone
+        self._turn = asyncio.Lock()
+        self._slice_bytes = _SLICE_BYTES
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, batch: Batch) -> None:
+        """Reads the tasks of a batch soon."""
+        reading = asyncio.create_task(self._read(batch))
+        self._running.add(reading)
+        reading.add_done_callback(self._running.discard)
+
+    def cancel(self) -> None:
+        """Cancels all that is under way; the batches have been abandoned."""
+        for reading in self._running:
+            reading.cancel()
+
+    async def _read(self, batch: Batch) -> None:
+        entries: list[bytes] = []
+        async with self._turn:
+            while len(entries) < batch.claim.task_count and batch.state is State.CLAIMED:
+                try:
+                    read = await self._read_slice(batch, len(entries))
+                except StaleLease:
+                    return  # the leader ends, and with it this batch
+                if read is None:
+                    self._on_gone(batch)
+                    return
+                if not read:
+                    break
+                entries += read
+        if batch.state is State.CLAIMED:
+            if len(entries) < batch.claim.task_count:
+                _log.error(
+                    "group %r: %d tasks of a batch are gone; somebody else removed them",
+                    *(batch.group[:64], batch.claim.task_count - len(entries)),
+                )
+            batch.claim = batch.claim._replace(entries=entries)
+            self._on_read(batch)
+
+    async def _read_slice(self, batch: Batch, start: int) -> list[bytes] | None:
+        """Returns the tasks from this place on, or None if the batch is not in flight."""
+        while True:
+            requests = self._session.requests
+            request = requests.read_tasks(batch.batch_id, batch.group, start, self._slice_bytes)
+            try:
+                [read] = await self._session.send_all([request], once=True)
+            except RedisUnavailable:
+                self._slice_bytes = max(_LEAST_SLICE_BYTES, self._slice_bytes // 2)
+                await asyncio.sleep(_RETRY_WAIT)
+                continue
+            tasks: list[bytes] | None = read
+            return tasks

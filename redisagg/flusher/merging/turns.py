@@ -1,0 +1,43 @@
+"""A queue in which groups take turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Turns(Generic[T]):
+    """Items of several groups. Each group gives one item before one gives its next.
+
+    The items of a group come out in their order. Without this, a batch of a quiet group would wait
+    for all batches of a busy group that were claimed before it.
+    """
+
+    def __init__(self) -> None:
+        self._of_group: dict[bytes, deque[T]] = {}
+        """The groups that have items, in the order of their turns."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, group: bytes, item: T) -> None:
+        """Adds an item; a group that had none is the last to have its turn."""
+        self._of_group.setdefault(group, deque()).append(item)
+        self._count += 1
+
+    def pop(self) -> T:
+        """Takes the next item out; the group goes behind all others.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        group = next(iter(self._of_group))
+        items = self._of_group.pop(group)
+        self._count -= 1
+        item = items.popleft()
+        if items:
+            self._of_group[group] = items
+        return item
