@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import adds, drain, idle, latency, memory, replicas, report, scaling, soak
+from benchmarks import adds, drain, fairness, idle, latency, memory, replicas, report, scaling, soak
 from benchmarks.measure import Check, Series
 from benchmarks.processes import Machine
 from redisagg.testing.embedded import EmbeddedRedis
@@ -16,6 +16,7 @@ _PARTS = {
     "adds": adds.measure,
     "drain": drain.measure,
     "latency": latency.measure,
+    "fairness": fairness.measure,
     "idle": idle.measure,
     "memory": memory.measure,
     "scaling": scaling.measure,

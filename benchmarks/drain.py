@@ -82,5 +82,5 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
                 checks,
             )
             what = "drain: one hot group / many groups"
-            ratio_check(series, what, "redisagg, one hot group", "redisagg", 0.8, checks)
+            ratio_check(series, what, "redisagg, one hot group", "redisagg", 0.85, checks)
     return found

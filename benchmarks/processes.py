@@ -11,22 +11,35 @@ from contextlib import contextmanager
 
 from benchmarks.workload import flusher_config
 from redisagg import Aggregator
+from redisagg.config import GroupAggregator
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def _serve(url: str, name: str, size: int, partitions: int) -> None:
-    Aggregator(name, url, config=flusher_config(size, partitions=partitions)).run()
+def _serve(
+    url: str, name: str, size: int, partitions: int, merge: GroupAggregator | None = None
+) -> None:
+    changes = {} if merge is None else {"group_aggregator": merge}
+    Aggregator(name, url, config=flusher_config(size, partitions=partitions, **changes)).run()
 
 
 @contextmanager
 def flushers(
-    url: str, name: str, size: int, count: int = 1, partitions: int = 16
+    url: str,
+    name: str,
+    size: int,
+    count: int = 1,
+    partitions: int = 16,
+    merge: GroupAggregator | None = None,
 ) -> Iterator[list[int]]:
-    """Runs `count` flusher processes for groups of `size`; yields their pids."""
+    """Runs `count` flusher processes for groups of `size`; yields their pids.
+
+    Args:
+        merge: the merge function, a function of a module; by default one that does nothing.
+    """
     context = multiprocessing.get_context("spawn")
     running = [
-        context.Process(target=_serve, args=(url, name, size, partitions), daemon=True)
+        context.Process(target=_serve, args=(url, name, size, partitions, merge), daemon=True)
         for _ in range(count)
     ]
     for process in running:

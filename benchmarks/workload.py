@@ -47,7 +47,8 @@ def noop(group: str, merged: list[Task]) -> Task:
 
 def flusher_config(size: int, **changes: object) -> AggregationConfig:
     """Settings of a flusher for groups of `size`."""
-    return AggregationConfig(group_max_size=size, group_aggregator=noop, **changes)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"group_aggregator": noop, **changes}
+    return AggregationConfig(group_max_size=size, **settings)
 
 
 def fill(
