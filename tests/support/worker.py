@@ -1,8 +1,8 @@
 """The processes that tests start: python -m tests.support.worker ROLE URL SETTINGS
 
-SETTINGS is a JSON object. ``kind`` is ``threads`` or ``asyncio``; ``merge`` is ``gate`` or ``die``
-for `merge_at_gate` or `merge_and_die`; ``sink`` is the URL of a queue; ``config`` changes
-`quick_config`.
+SETTINGS is a JSON object. ``kind`` is ``threads`` or ``asyncio``; ``merge`` is ``gate``, ``die``,
+``slow`` or ``block`` for `merge_at_gate`, `merge_and_die`, `merge_slowly` or `merge_and_block`;
+``sink`` is the URL of a queue; ``config`` changes `quick_config`.
 
 A worker ends when its standard input is closed, so that none outlives the tests.
 """
@@ -57,15 +57,34 @@ def merge_and_die(group: str, tasks: list[Task]) -> Task:
     return merge(group, tasks)
 
 
+def merge_slowly(group: str, tasks: list[Task]) -> Task:
+    """Takes 0.15 s."""
+    time.sleep(0.15)
+    return merge_and_die(group, tasks)
+
+
+async def merge_and_block(group: str, tasks: list[Task]) -> Task:
+    """Blocks the event loop for 2 s if a payload is ``poison``."""
+    if any(task.payload == "poison" for task in tasks):
+        time.sleep(2)
+    return merge(group, tasks)
+
+
+MERGES: dict[str | None, GroupAggregator] = {
+    "die": merge_and_die,
+    "slow": merge_slowly,
+    "block": merge_and_block,
+    None: merge,
+}
+
+
 def settings_of(url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of an aggregator."""
     config = dict(settings.get("config", {}))
     if settings.get("merge") == "gate":
         config["group_aggregator"] = merge_at_gate(settings.get("gate_url", url))
-    elif settings.get("merge") == "die":
-        config["group_aggregator"] = merge_and_die
     else:
-        config["group_aggregator"] = merge
+        config["group_aggregator"] = MERGES[settings.get("merge")]
     return {"config": quick_config(**config), "sink": settings.get("sink")}
 
 
