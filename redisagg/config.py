@@ -151,15 +151,15 @@ class AggregationConfig:
             check_size(self.group_max_size, "group_max_size")
         except InvalidTask as error:
             raise InvalidConfig(str(error)) from None
-        _check_range("partitions", self.partitions, 1, 4096)
-        _check_range("concurrency", self.concurrency, 1, 10_000)
-        _check_range("max_attempts", self.max_attempts, 1, 1_000_000)
-        _check_range("min_replicas", self.min_replicas, 0, 1_000)
-        _check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
-        _check_range("max_merged_bytes", self.max_merged_bytes, 1024, 512 * 1024 * 1024)
+        check_range("partitions", self.partitions, 1, 4096)
+        check_range("concurrency", self.concurrency, 1, 10_000)
+        check_range("max_attempts", self.max_attempts, 1, 1_000_000)
+        check_range("min_replicas", self.min_replicas, 0, 1_000)
+        check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
+        check_range("max_merged_bytes", self.max_merged_bytes, 1024, 512 * 1024 * 1024)
         for name in ("max_pending_tasks", "max_pending_bytes"):
             if (limit := getattr(self, name)) is not None:
-                _check_range(name, limit, self.partitions, 2**53)  # at least 1 a partition
+                check_range(name, limit, self.partitions, 2**53)  # at least 1 a partition
         share = (self.max_pending_bytes or math.inf) // self.partitions
         if share < self.max_task_bytes + _MAX_ENTRY_HEAD_BYTES:
             raise InvalidConfig(
@@ -192,11 +192,23 @@ class AggregationConfig:
         return self.min_replicas > 0 or self.wait_for_fsync
 
 
-def _check_range(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidConfig(
-            f"{name} must be a whole number from {least:,} to {most:,}, not {shorten(value)}"
-        )
+def check_range(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raises `InvalidConfig` unless the value is a whole number in a range.
+
+    Args:
+        name: the name of the setting, for the error message.
+        value: the value.
+        least: the smallest number of the range.
+        most: the largest number of the range; None for no limit.
+    """
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        limits = f"from {least:,}" if most is None else f"from {least:,} to {most:,}"
+        raise InvalidConfig(f"{name} must be a whole number {limits}, not {shorten(value)}")
 
 
 def default_aggregation_config(**changes: Any) -> AggregationConfig:

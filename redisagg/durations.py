@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from datetime import timedelta
 from typing import TypeAlias
+
+from redisagg.texts import shorten
 
 Duration: TypeAlias = "float | timedelta"
 """Seconds, or a `timedelta`."""
@@ -34,8 +35,8 @@ def to_seconds(value: object, what: str, error: type[Exception]) -> float:
         raise error(
             f"{what} must be a number of seconds or a timedelta, not {type(value).__name__}"
         )
-    if not math.isfinite(value) or not 0.001 <= value <= LONGEST:
-        raise error(f"{what} must be from 0.001 to {LONGEST:.0f} seconds, not {value!r}")
+    if not 0.001 <= value <= LONGEST:
+        raise error(f"{what} must be from 0.001 to {LONGEST:.0f} seconds, not {shorten(value)}")
     return float(value)
 
 

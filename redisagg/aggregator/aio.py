@@ -474,6 +474,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
         Raises:
             SinkError: the sink is not a stream or list in this Redis.
+            InvalidConfig: `limit` is no number from 1.
         """
         keys = self.sink_keys()
         return await self._run(reading.read_sink(self._namespace, keys, cursor or {}, limit))

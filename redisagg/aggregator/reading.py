@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from redisagg.config import check_range
 from redisagg.errors import SinkError
 from redisagg.namespace import Namespace
 from redisagg.protocol.operations import Operation
@@ -26,7 +27,9 @@ def read_sink(
 
     Raises:
         SinkError: the sink is not a stream or list in this Redis.
+        InvalidConfig: the limit is no number from 1.
     """
+    check_range("limit", limit, 1)
     return _readable_sink(namespace).read(keys, cursor, limit)
 
 

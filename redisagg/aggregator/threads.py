@@ -476,6 +476,7 @@ class Aggregator(AggregatorBase[Transport]):
 
         Raises:
             SinkError: the sink is not a stream or list in this Redis.
+            InvalidConfig: `limit` is no number from 1.
         """
         keys = self.sink_keys()
         return self._run(reading.read_sink(self._namespace, keys, cursor or {}, limit))

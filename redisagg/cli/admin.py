@@ -29,7 +29,7 @@ def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: 
     if tasks and not as_json:
         raise click.UsageError("--tasks needs --json")
     states = aggregator.get_groups(tasks=tasks, limit=limit or None, due=due).values()
-    if len(states) == limit:
+    if limit and len(states) == limit:
         click.echo(f"the first {limit} groups; --limit N lists N, --limit 0 all", err=True)
     if as_json:
         for state in states:

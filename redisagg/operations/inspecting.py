@@ -13,7 +13,8 @@ from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from redisagg.errors import InvalidConfig, KeyConflict, UnknownBatch
+from redisagg.config import check_range
+from redisagg.errors import KeyConflict, UnknownBatch
 from redisagg.protocol.entries import decode_leniently
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
@@ -65,7 +66,7 @@ def groups(
         InvalidConfig: the limit is no number from 1.
     """
     if limit is not None:
-        _check_number("limit", limit, 1)
+        check_range("limit", limit, 1)
     skipped = _Skipped("groups")
     if limit is None and not due:
         found = yield from _all_groups(keyspace, skipped)
@@ -93,8 +94,8 @@ def group(
         InvalidConfig: the offset or the limit is no number from 0.
         KeyConflict: a key of the group holds a value that redisagg did not write.
     """
-    _check_number("offset", offset, 0)
-    _check_number("limit", limit, 0)
+    check_range("offset", offset, 0)
+    check_range("limit", limit, 0)
     partition = keyspace.partition_of(group_key)
     packed = yield from ask(command("HGET", partition.groups, group_key))
     if packed is None:
@@ -104,11 +105,6 @@ def group(
     length = max(0, min(limit, record.waiting - offset))
     [raw] = yield from _read_parts([part._replace(first=part.first + offset, length=length)], None)
     return _with_tasks(_group_state(group_key, record), raw)
-
-
-def _check_number(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidConfig(f"{name} must be a whole number from {least}, not {value!r}")
 
 
 def _all_groups(keyspace: Keyspace, skipped: _Skipped) -> Operation[dict[bytes, GroupRecord]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+from redisagg.config import check_range
 from redisagg.durations import to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.protocol.keys import Keyspace
@@ -218,6 +219,7 @@ class BlockingSink(DeliverySink):
 
     async def deliver(self, merged: MergedTask) -> None:
         if self._delivery_threads is None:
+            check_range("concurrency", self.concurrency, 1, 1_000)
             self._delivery_threads = ThreadedCalls(type(self).__name__, self.concurrency)
         timeout = timeout_of(self)
         ended = await self._delivery_threads.run(self.deliver_blocking, merged, timeout=timeout)
@@ -235,14 +237,3 @@ def timeout_of(sink: DeliverySink) -> float:
         InvalidConfig: it is out of range or of the wrong type.
     """
     return to_seconds(sink.timeout, "timeout", InvalidConfig)
-
-
-def check_concurrency(value: object) -> int:
-    """Returns the number of deliveries that may run at the same time.
-
-    Raises:
-        InvalidConfig: it is no whole number from 1 to 1,000.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000:
-        raise InvalidConfig(f"concurrency must be a whole number from 1 to 1,000, not {value!r}")
-    return value

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from redisagg.config import check_range
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
-from redisagg.sinks.base import DeliverySink, MergedTask, check_concurrency
+from redisagg.sinks.base import DeliverySink, MergedTask
 from redisagg.sinks.limited_calls import AwaitedCalls, Ended, ThreadedCalls, value_of
 from redisagg.task import Task
 
@@ -46,7 +47,8 @@ class CallableSink(DeliverySink):
             raise InvalidConfig(f"CallableSink takes a function, not {type(fn).__name__}")
         self._fn = fn
         self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)
-        self.concurrency = check_concurrency(concurrency)
+        check_range("concurrency", concurrency, 1, 1_000)
+        self.concurrency = concurrency
         self._name = f"the function of {type(self).__name__}"
         self._threads = ThreadedCalls(self._name, self.concurrency)
         self._coroutines = AwaitedCalls(self._name)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from redisagg.config import check_range
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError, SinkTimeout
 from redisagg.payload import to_json
@@ -112,8 +113,7 @@ class WebhookSink(DeliverySink):
         self.source = source
         self.headers = _checked_headers(headers or {})
         self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)
-        if not isinstance(connections, int) or connections < 1:
-            raise InvalidConfig(f"connections is a whole number from 1, not {connections!r}")
+        check_range("connections", connections, 1)
         self.connections = connections
         self._keys = [_key(text) for text in ([secrets] if isinstance(secrets, str) else secrets)]
         self._source = ""

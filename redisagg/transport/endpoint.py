@@ -229,11 +229,20 @@ def _options(url: str) -> dict[str, Any]:
         ValueError: redis-py can't read the URL, or a file that it names does not exist.
     """
     options = _shared_options(parse_url(url))
+    _check_host(options.get("host", ""))
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         # redis-py would fail at the first connection, with an error that does not name the file.
         if name in options and not Path(options[name]).is_file():
             raise InvalidConfig(f"the Redis URL can't be read: {name} is no file: {options[name]}")
     return options
+
+
+def _check_host(host: str) -> None:
+    """Raises `InvalidConfig` if the host can't be looked up, since it has no form in IDNA."""
+    try:
+        host.encode("idna")
+    except UnicodeError:  # without the host: in a mistyped URL it may be a part of the password
+        raise InvalidConfig("the Redis URL can't be read: the name of its host is wrong") from None
 
 
 def _from_topology(topology: str, tls: bool, rest: str) -> Endpoint:
@@ -243,6 +252,7 @@ def _from_topology(topology: str, tls: bool, rest: str) -> Endpoint:
     nodes: list[Node] = []
     for place in hosts.split(","):
         parts = urlsplit(f"//{place}")
+        _check_host(parts.hostname or "")
         nodes.append((parts.hostname or "localhost", parts.port or 6379))
     user, _, password = credentials.partition(":")
     options = _options(f"redis://?{query}")

@@ -33,6 +33,8 @@ def test_groups_and_their_tasks(run: Run, redis_url: str) -> None:
 
 def test_few_groups_and_tasks_are_listed_by_default(run: Run, redis_url: str) -> None:
     aggregator = Aggregator("default", redis_url)
+    aggregator.pause()
+    assert run("groups", "--limit", "0").stderr == ""
     aggregator.add_tasks(Task("t", n, f"g{n}", grace_period=100 + n) for n in range(60))
     aggregator.add_tasks(Task("t", n, "large", grace_period=300, max_size=99) for n in range(70))
     aggregator.flush("g3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import defaultdict
@@ -165,13 +166,16 @@ def test_stored_bytes_that_are_no_task_stop_no_other_task(
 
 @pytest.mark.parametrize("format", ["msgpack", "json"])
 @pytest.mark.parametrize("foreign", [b"", b"\xc1", b"{", b"\x80", b"[1]", b"null"])
-def test_foreign_entries_in_a_queue_are_a_value_error(
+def test_foreign_entries_in_a_queue_are_left_out_and_named(
     redis_url: str, sync_redis: redis.Redis, format: str, foreign: bytes
 ) -> None:
-    for sink in (f"stream://queue?format={format}", f"list://list?format={format}"):
-        aggregator = Aggregator("fuzz", redis_url, sink=sink)
-        sync_redis.rpush("list", foreign)
-        sync_redis.xadd("queue", {"payload": foreign, b"\xff": foreign})
-        with pytest.raises(ValueError):  # noqa: PT011 - whatever a decoder has to say
-            aggregator.read_sink()
-        aggregator.close()
+    sync_redis.rpush("list", foreign)
+    sync_redis.xadd("queue", {"payload": foreign, b"\xff": foreign}, id="1-2")
+    for kind, key, place in (("stream", "queue", "1-2"), ("list", "list", "0")):
+        sink = f"{kind}://{key}?format={format}"
+        with contextlib.closing(Aggregator("fuzz", redis_url, sink=sink)) as aggregator:
+            page = aggregator.read_sink()
+            assert page.batches == []
+            [named] = page.unreadable
+            assert named.startswith(f"b'{key}' {place}: ")
+            assert aggregator.read_sink(page.cursor).unreadable == []

@@ -20,7 +20,7 @@ from tests.support.servers import wait_until
 
 
 def ids_in(agg: Aggregator, group: str) -> list[str]:
-    state = agg.get_group(group)
+    state = agg.get_group(group, limit=100_000)
     assert state is not None
     assert state.tasks is not None
     return [stored.task.id for stored in state.tasks if stored.task]

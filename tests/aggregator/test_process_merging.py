@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import multiprocessing.popen_spawn_posix
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import redis
 
 from redisagg import Task
 from redisagg.errors import InvalidConfig
+from redisagg.flusher.merging.processes import _check_worker, _Pool, _PoolKilled
 from redisagg.sinks import CallableSink
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
 from tests.support.aggregators import Make
@@ -302,6 +304,23 @@ def test_worker_processes_end_with_a_flusher_that_is_killed(
     workers = {batch.payload for batch in enqueued(looking)}
     assert workers
     wait_until(lambda: not any(map(_lives, workers)), timeout=10, what="all workers have ended")
+
+
+async def test_a_call_beside_one_that_ends_the_pool_is_not_cancelled() -> None:
+    """Else its batch would be blamed for the merge of another one."""
+    interval = sys.getswitchinterval()
+    for _ in range(2):
+        pool = _Pool(1, pickle.dumps((merge, None)))
+        await pool.run(_check_worker, timeout=60)
+        sys.setswitchinterval(5)  # so that the pool's thread does not see the call before the end
+        try:
+            beside = asyncio.ensure_future(pool.run(time.sleep, 60, timeout=60))
+            await asyncio.sleep(0)
+            pool.kill()
+        finally:
+            sys.setswitchinterval(interval)
+        with pytest.raises(_PoolKilled):
+            await asyncio.wait_for(beside, 30)
 
 
 def _lives(pid: int) -> bool:

@@ -20,8 +20,8 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
     "group_key": (InvalidGroupKey, [*_NO_TEXT, "", "\ud800", "x" * 513, ("a", "\ud800"), ()]),
     "task_id": (InvalidTask, [*_NO_TEXT, 7, "", "\ud800", "x" * 129]),
     "batch_id": (UnknownBatch, [*_NO_TEXT, 7, *_NO_IDS]),
-    "offset": (InvalidConfig, [*_NO_TEXT, -1, True, "1"]),
-    "limit": (InvalidConfig, [1.5, b"bytes", ["a"], -1, True, "1"]),
+    "offset": (InvalidConfig, [*_NO_TEXT, -1, -(10**5000), True, "1"]),
+    "limit": (InvalidConfig, [1.5, b"bytes", ["a"], -1, -(10**5000), True, "1"]),
 }
 _NOT_IDS = {"add_task", "add_tasks", "read_sink", "run", "stop", "wait_until_idle"}
 """Methods whose arguments are tasks, numbers, flags or a cursor."""

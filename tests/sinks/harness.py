@@ -115,8 +115,7 @@ class Trial:
         config = {"group_max_size": BATCH, "partitions": PARTITIONS}
         flusher = [
             *(str(self.python), "-m", "redisagg", "worker", "tests", "--redis", self.url),
-            *("--sink", self._filled(self.system.sink), "--max-size", str(BATCH)),
-            *("--partitions", str(PARTITIONS)),
+            *("--sink", self._filled(self.system.sink), "--partitions", str(PARTITIONS)),
         ]
         agg = Aggregator("tests", self.url, config=quick_config(**config))
         with (

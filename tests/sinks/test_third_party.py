@@ -62,7 +62,7 @@ def test_its_url_works_on_the_command_line(package: Path, redis_url: str, tmp_pa
     journal = tmp_path / "journal"
     flusher: list[str | Path] = [
         *(package / "venv" / "bin" / "redisagg", "worker", "tests", "--redis", redis_url),
-        *("--sink", f"journal://{journal}", "--max-size", "2", "--partitions", "2"),
+        *("--sink", f"journal://{journal}", "--partitions", "2"),
     ]
     agg = Aggregator("tests", redis_url, config=quick_config(group_max_size=2))
     with contextlib.closing(agg), running(flusher, tmp_path / "flusher.log", cwd=package):

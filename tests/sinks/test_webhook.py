@@ -274,7 +274,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"headers": {"a": "x\ny"}}, "the value of the header a has to be printable ASCII"),
     ({"headers": {"Webhook-Id": "x"}}, "the sink itself sets the header Webhook-Id"),
     ({"timeout": 0}, "timeout must be from 0.001 to "),
-    ({"connections": 0}, "connections is a whole number from 1, not 0"),
+    ({"connections": 0}, "connections must be a whole number from 1, not 0"),
 ]
 
 

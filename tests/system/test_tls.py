@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -148,6 +149,8 @@ def test_a_cluster_is_used_with_tls(
 
 
 def test_the_command_line_takes_certificates_in_the_url(server: EmbeddedRedis, url: str) -> None:
+    with contextlib.closing(Aggregator("default", url)) as aggregator:
+        aggregator.add_tasks(numbered("a", 1))
     result = CliRunner(env={"REDISAGG_URL": url}).invoke(cli, ["stats"])
     assert result.exit_code == 0, result.output
     assert "no leader" in result.output

@@ -47,6 +47,20 @@ def test_files_that_are_not_there() -> None:
             endpoint_of(f"{url}?ssl_certfile=/nowhere")
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "a\u202eb", "\x07\x9b"])
+def test_hosts_that_can_not_be_looked_up(host: str) -> None:
+    for url in (f"redis://{host}", f"redis+cluster://one,{host}:1", f"redis+sentinel://{host}/x"):
+        with pytest.raises(InvalidConfig, match="the name of its host is wrong"):
+            endpoint_of(url)
+
+
+def test_hosts_of_every_form() -> None:
+    for host in ("", "127.0.0.1", "[::1]", "one.example.", "under_score", "bücher.example"):
+        assert endpoint_of(f"redis://{host}:7000").options["port"] == 7000
+        [(found, port)] = endpoint_of(f"redis+cluster://{host}:7000").cluster
+        assert (found, port) == (host.strip("[]") or "localhost", 7000)
+
+
 def test_clients_of_either_kind() -> None:
     for client in (redis.Redis(port=7, password="x"), aio.Redis(port=7, password="x")):
         options = endpoint_of(client).options

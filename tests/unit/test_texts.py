@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from redisagg import AggregationConfig, Aggregator, Task
 from redisagg.errors import InvalidConfig, InvalidTask, RedisAggError
-from redisagg.sinks import ListSink
+from redisagg.sinks import CallableSink, ListSink, StreamSink
 from redisagg.texts import escape_control, redact_url
 from redisagg.transport.endpoint import endpoint_of
 
@@ -107,11 +108,17 @@ def test_an_int_of_thousands_of_digits_is_refused_in_a_short_text(field: str, va
 
 
 def test_settings_of_thousands_of_digits_are_refused_in_a_short_text() -> None:
-    for name in ("group_max_size", "partitions", "max_pending_tasks"):
-        changes: dict[str, Any] = {name: 10**5000}
-        with pytest.raises(InvalidConfig) as raised:
-            AggregationConfig(**changes)
-        assert len(str(raised.value)) < 200
+    settings = ("group_max_size", "partitions", "max_pending_tasks", "group_max_delay")
+    calls: list[Callable[[int], object]] = [
+        *(lambda value, name=name: AggregationConfig(**{name: value}) for name in settings),
+        lambda value: StreamSink("queue", maxlen=value),
+        lambda value: CallableSink(print, concurrency=value),
+    ]
+    for call in calls:
+        for value in (10**5000, -(10**5000)):
+            with pytest.raises(InvalidConfig) as raised:
+                call(value)
+            assert len(str(raised.value)) < 200
 
 
 def test_the_name_of_a_queue_is_checked_when_the_sink_is_made() -> None:

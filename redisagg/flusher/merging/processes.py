@@ -120,7 +120,8 @@ class _Pool:
         self._killed = True
         for process in list((self._executor._processes or {}).values()):
             process.kill()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        # Without `cancel_futures`: a call whose future is cancelled would not end in `_PoolKilled`.
+        self._executor.shutdown(wait=False)
 
 
 class ProcessMerger(TaskMerger):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redisagg.errors import InvalidConfig
+from redisagg.config import check_range
 from redisagg.protocol.operations import Operation, ask_all
 from redisagg.protocol.replies import as_dict
 from redisagg.protocol.scripts import command
@@ -36,8 +36,8 @@ class StreamSink(ReadableSink):
     def __init__(self, name: str, *, format: Format = "msgpack", maxlen: int | None = None) -> None:
         super().__init__(name)
         check_format(format)
-        if maxlen is not None and (not isinstance(maxlen, int) or maxlen < 1):
-            raise InvalidConfig(f"maxlen is a number of entries from 1, or None, not {maxlen!r}")
+        if maxlen is not None:
+            check_range("maxlen", maxlen, 1, 2**53)
         self.format: Format = format
         self.takes_json = format == "json"
         self.maxlen = maxlen
