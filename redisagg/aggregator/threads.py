@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 import tenacity
-from redis import Redis, RedisCluster
+from redis import Redis
 
 from redisagg.aggregator import reading
 from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
@@ -45,7 +45,8 @@ class Aggregator(AggregatorBase[Transport]):
     Args:
         name: name of the namespace: 1 to 64 letters, digits, dots, underscores and hyphens.
         redis: a URL (see `redisagg.transport.endpoint.endpoint_of`) or a client of redis-py:
-            `Redis`, the result of `Sentinel.master_for`, or `RedisCluster`.
+            `Redis`, the result of `Sentinel.master_for`, or `RedisCluster`, of which it uses the
+            settings only.
         config: settings; `AggregationConfig()` if None.
         sink: destination of merged tasks: a sink, a URL such as ``"stream://email-batches"``, a
             function of the merged task that returns a sink, or None for the stream
@@ -68,7 +69,7 @@ class Aggregator(AggregatorBase[Transport]):
         sink: Sink | Route | str | None = None,
     ) -> None:
         super().__init__(name, redis, config, sink)
-        self._own_client = not isinstance(redis, Redis | RedisCluster)
+        self._own_client = not isinstance(redis, Redis)
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
         options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from redisagg.aggregator import Aggregator
 from redisagg.cli.names import find_namespaces
 from redisagg.config import AggregationConfig
+from redisagg.errors import RedisUnavailable
 from redisagg.namespace import recorded_partitions
 from redisagg.sinks import Sink
 from redisagg.transport.endpoint import close, endpoint_of
@@ -155,8 +156,8 @@ def _existing(redis_url: str) -> str:
     """Says which namespaces exist."""
     with _client(redis_url) as client:
         try:
-            names = find_namespaces(client)
-        except RedisError as error:  # the user may have no right to SCAN
+            names = find_namespaces(Transport(client, _ANSWER_TIMEOUT))
+        except (RedisError, RedisUnavailable) as error:  # the user may have no right to SCAN
             return f"the names that there are can't be listed: {error}"
     shown = ", ".join(map(repr, names.found[:_MOST_NAMES]))
     if len(names.found) > _MOST_NAMES or (names.found and not names.complete):

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import tenacity
-from redis.asyncio import RedisCluster
 
 from redisagg.transport import retrying
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import Endpoint, aclose
+from redisagg.transport.nodes import Cluster
 
 _log = logging.getLogger("redisagg")
 
@@ -91,9 +91,8 @@ class Listener:
     def _next_endpoint(self) -> Endpoint:
         """The server to listen to: on a cluster any node, another one in each call."""
         client = self._transport.client
-        if not isinstance(client, RedisCluster):
+        if not isinstance(client, Cluster):
             return self._endpoint
-        known = [(node.host, int(node.port)) for node in client.get_nodes()]
-        nodes = known or self._endpoint.cluster
+        nodes = client.topology.nodes or self._endpoint.cluster
         self._turn += 1
         return self._endpoint.of_node(nodes[self._turn % len(nodes)])

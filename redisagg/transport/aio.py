@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tenacity
-from redis.asyncio import ConnectionPool, Redis, RedisCluster
-from redis.asyncio.cluster import ClusterNode, PipelineCommand
+from redis.asyncio import ConnectionPool
 from redis.exceptions import ResponseError
 
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
+from redisagg.transport.endpoint import AsyncClient
 from redisagg.transport.failures import check_connection, leads_elsewhere
-from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
-from redisagg.transport.round_trip import RAW, Command, pack, round_trip
+from redisagg.transport.nodes import Cluster, Part, route
+from redisagg.transport.round_trip import Command, pack, round_trip
 
 T = TypeVar("T")
 
@@ -32,9 +32,9 @@ class AsyncTransport:
             limit.
     """
 
-    def __init__(self, client: Redis | RedisCluster, timeout: float | None) -> None:
+    def __init__(self, client: AsyncClient, timeout: float | None) -> None:
         self.client = client
-        self.clustered = isinstance(client, RedisCluster)
+        self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
         self.role_changes = 0
         """How often a connection was found to lead to a server that is no primary any more."""
@@ -84,10 +84,8 @@ class AsyncTransport:
             return replies
 
     async def _send(self, commands: list[Command], durability: Durability | None) -> list[Any]:
-        if not isinstance(self.client, RedisCluster):
+        if not isinstance(self.client, Cluster):
             return await self._send_pipeline(self.client.connection_pool, commands, durability)
-        if durability is None:
-            return await asyncio.gather(*map(self._send_routed, commands))
         return await self._send_to_nodes(self.client, commands, durability)
 
     async def _send_pipeline(
@@ -120,50 +118,31 @@ class AsyncTransport:
             return error
 
     async def _send_to_nodes(
-        self, client: RedisCluster, commands: list[Command], durability: Durability
+        self,
+        cluster: Cluster[ConnectionPool],
+        commands: list[Command],
+        durability: Durability | None,
     ) -> list[Any]:
-        """Sends each node its commands and the durability command, to all nodes concurrently."""
-        replies: list[Any] = [NO_NODE] * len(commands)
+        """Sends each node its commands, to all nodes concurrently."""
 
-        async def send(node: ClusterNode, numbers: list[int]) -> None:
-            node_commands = [*(commands[i] for i in numbers), durability.command]
-            pipeline = [PipelineCommand(n, *each, **RAW) for n, each in enumerate(node_commands)]
+        async def send(part: Part) -> list[Any]:
             try:
-                await node.execute_pipeline(pipeline)  # all on one connection
-                results = [_reply(each.result) for each in pipeline]
-                of_node = durability.check_acknowledged(results)
+                pool = cluster.pool(part.node)
+                confirmed = durability if part.numbers else None
+                return await self._send_pipeline(pool, part.sent, confirmed)
             except Exception as error:
-                of_node = [_reply(error)] * len(numbers)
-            for i, reply in zip(numbers, of_node, strict=True):
-                replies[i] = reply
+                return [error] * len(part.sent)
 
-        async def find_node(i: int) -> None:
-            await self._send_routed(commands[i])
-            replies[i] = retry_after_redirect(replies[i])
-
-        await client.initialize()
-        nodes = group_by_node(commands, client.get_node_from_key)
-        await asyncio.gather(*(send(*each) for each in nodes))
-        await asyncio.gather(
-            *(find_node(i) for i, reply in enumerate(replies) if is_redirect(reply))
-        )
-        return replies
-
-    async def _send_routed(self, command: Command) -> Any:
-        """Sends a command by the cluster client, which finds the node.
-
-        Commands are sent one by one, since the client's pipelines take no scripts.
-        """
+        steps = route(cluster.topology, commands)
         try:
-            return await self.client.execute_command(*command, **RAW)
-        except Exception as error:
-            return _reply(error)
-
-
-def _reply(reply: Any) -> Any:
-    """Returns a reply of the cluster client, with an `AttributeError` as a `ConnectionError`."""
-    if isinstance(reply, AttributeError):
-        # When one node can't be reached, redis-py closes the connections to all nodes. A call that
-        # uses one of them then fails with an AttributeError of its missing socket.
-        return ConnectionError(f"the cluster client closed the connection: {reply}")
-    return reply
+            parts = next(steps)
+            while True:
+                if len(parts) == 1:  # the usual case, without the cost of a task
+                    parts = steps.send([await send(parts[0])])
+                else:
+                    parts = steps.send(await asyncio.gather(*map(send, parts)))
+        except StopIteration as stop:
+            for pool in cluster.take_unused():
+                await pool.disconnect(inuse_connections=False)
+            replies: list[Any] = stop.value
+            return replies

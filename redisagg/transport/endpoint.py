@@ -7,7 +7,7 @@ a blocking one. So its clients are made from the endpoint of the caller's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,23 +15,20 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 import redis.asyncio as aio
-import redis.asyncio.cluster as aio_cluster
 import redis.asyncio.sentinel as aio_sentinel
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from redisagg.errors import InvalidConfig
 from redisagg.texts import redact_url
-from redisagg.transport.retrying import final_error
+from redisagg.transport.nodes import Cluster, Node, Topology
 
-SyncClient: TypeAlias = "redis.Redis | redis.RedisCluster"
-AsyncClient: TypeAlias = "aio.Redis | aio.RedisCluster"
-AnyClient: TypeAlias = "str | SyncClient | AsyncClient"
-Node: TypeAlias = "tuple[str, int]"
+SyncClient: TypeAlias = "redis.Redis | Cluster[redis.ConnectionPool]"
+AsyncClient: TypeAlias = "aio.Redis | Cluster[aio.ConnectionPool]"
+AnyClient: TypeAlias = "str | redis.Redis | redis.RedisCluster | aio.Redis | aio.RedisCluster"
 
 _SHARED_OPTIONS = {
     *("host", "port", "path", "db", "protocol", "client_name"),
@@ -68,25 +65,19 @@ class Endpoint:
     sentinels: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     """Arguments for the connection to each Sentinel."""
     service: str = ""
-    cluster: Sequence[Node] = field(default=())
+    cluster: Sequence[Node] = ()
+    """Nodes of the cluster; any that answers is enough."""
+    remap: Callable[[Node], Node] | None = None
+    """Translates the places by which the nodes of the cluster know each other."""
 
     # redis-py's own retries are turned off: it does not know which calls may be repeated, nor
     # until when.
 
     def blocking(self) -> SyncClient:
-        """Makes a client for threads.
-
-        Raises:
-            RedisAggError: no node of the cluster accepts the connection. Clients of a server or of
-                Sentinels connect at their first command.
-        """
+        """Makes a client for threads; it connects at its first command."""
         retry = Retry(NoBackoff(), 0)
         if self.cluster:
-            nodes = [ClusterNode(host, port) for host, port in self.cluster]
-            try:
-                return redis.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self._arguments)
-            except Exception as error:
-                raise final_error(error, None) from error
+            return Cluster(self._topology(), self._blocking_pool)
         if self.service:
             sentinel = Sentinel([])
             sentinel.sentinels = [redis.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
@@ -97,11 +88,10 @@ class Endpoint:
         return redis.Redis.from_pool(self._pool(redis, retry))
 
     def asyncio(self) -> AsyncClient:
-        """Makes a client for asyncio."""
+        """Makes a client for asyncio; it connects at its first command."""
         retry = AsyncRetry(NoBackoff(), 0)
         if self.cluster:
-            nodes = [aio_cluster.ClusterNode(host, port) for host, port in self.cluster]
-            return aio.RedisCluster(startup_nodes=nodes, ssl=self.tls, **self._arguments)
+            return Cluster(self._topology(), self._asyncio_pool)
         if self.service:
             sentinel = aio_sentinel.Sentinel([])
             sentinel.sentinels = [aio.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
@@ -123,6 +113,17 @@ class Endpoint:
         """One node of the cluster as a server; a published message reaches all nodes."""
         host, port = node
         return Endpoint({**self.options, "host": host, "port": port}, self.tls)
+
+    def _topology(self) -> Topology:
+        return Topology(self.cluster, self.remap)
+
+    def _blocking_pool(self, node: Node) -> redis.ConnectionPool:
+        pool: redis.ConnectionPool = self.of_node(node)._pool(redis, Retry(NoBackoff(), 0))
+        return pool
+
+    def _asyncio_pool(self, node: Node) -> aio.ConnectionPool:
+        pool: aio.ConnectionPool = self.of_node(node)._pool(aio, AsyncRetry(NoBackoff(), 0))
+        return pool
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -167,16 +168,21 @@ def endpoint_of(source: AnyClient) -> Endpoint:
 
 def close(client: SyncClient) -> None:
     """Closes a client that `Endpoint.blocking` made, with its connections to Sentinels."""
-    if isinstance(client, redis.RedisCluster):
-        client.disconnect_connection_pools()  # its close() would leave it unusable for good
-    else:
-        client.close()
+    if isinstance(client, Cluster):
+        for pool in client.take_pools():
+            pool.disconnect()
+        return
+    client.close()
     for sentinel in _sentinels(client):
         sentinel.close()
 
 
 async def aclose(client: AsyncClient) -> None:
     """Closes a client that `Endpoint.asyncio` made, with its connections to Sentinels."""
+    if isinstance(client, Cluster):
+        for pool in client.take_pools():
+            await pool.disconnect()
+        return
     await client.aclose()
     for sentinel in _sentinels(client):
         await sentinel.aclose()
@@ -277,7 +283,9 @@ def _from_cluster(client: redis.RedisCluster | aio.RedisCluster) -> Endpoint:
     kind: Any = options.get("connection_class", object)
     tls = bool(options.get("ssl")) or issubclass(kind, redis.SSLConnection | aio.SSLConnection)
     shared = {k: v for k, v in _shared_options(options).items() if k not in {"host", "port", "db"}}
-    return Endpoint(shared, tls, cluster=[(node.host, int(node.port)) for node in known])
+    nodes = [(node.host, int(node.port)) for node in known]
+    remap = getattr(client.nodes_manager, "address_remap", None)
+    return Endpoint(shared, tls, cluster=nodes, remap=remap)
 
 
 def _from_pool(pool: Any) -> Endpoint:

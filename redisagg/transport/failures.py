@@ -17,6 +17,7 @@ import redis.exceptions as rx
 from redisagg.errors import (
     AggregatorFull,
     AuthenticationFailed,
+    InvalidConfig,
     KeyConflict,
     NamespaceMismatch,
     NotReplicated,
@@ -65,6 +66,11 @@ _BATCH, _FATAL = FailureClass.BATCH, FailureClass.FATAL
 
 _NO_RIGHT = Failure(_FATAL, AuthenticationFailed, "the user may not do this: ")
 _FOREIGN = Failure(_CALL, KeyConflict, "a key of redisagg holds what redisagg did not write: ")
+_CLUSTERED = Failure(
+    _CALL,
+    InvalidConfig,
+    "the server is a node of a Redis Cluster, connect by redis+cluster:// or a RedisCluster: ",
+)
 _TOO_LARGE = "the data are larger than Redis accepts (proto-max-bulk-len): "
 
 _RULES: dict[str, Failure] = {
@@ -95,11 +101,20 @@ _RULES: dict[str, Failure] = {
         reconnect=True,
         elsewhere=True,
     ),
-    "NOREPLICAS": Failure(_TRANSIENT, TooFewReplicas, "the server takes no writes: "),
+    "NOREPLICAS": Failure(
+        _TRANSIENT,
+        TooFewReplicas,
+        "the server takes no writes: ",
+        reconnect=True,  # Sentinels may have given its replicas another primary
+        elsewhere=True,
+    ),
     # Redis, until somebody acts.
     "OOM": Failure(_CALL, RedisOutOfMemory, "Redis has reached its maxmemory: "),
+    "MOVED": _CLUSTERED,
+    "ASK": _CLUSTERED,
     "WRONGTYPE": Failure(_CALL, KeyConflict, "a key of redisagg holds a value of another type: "),
     "NOPERM": _NO_RIGHT,
+    "DENIED": Failure(_FATAL, AuthenticationFailed, "the server is in protected mode: "),
     "NOAUTH": Failure(_FATAL, AuthenticationFailed),
     "WRONGPASS": Failure(_FATAL, AuthenticationFailed),
     # Our scripts.
@@ -119,6 +134,11 @@ _SIGNS: list[tuple[str, Failure]] = [
     # Redis refused a command of a script, without a code: the text up to 7.0, and since.
     ("The user executing the script", _NO_RIGHT),
     ("ACL failure in script", _NO_RIGHT),
+    # "ERR max number of clients + cluster connections reached"; redis-py knows the other text.
+    ("max number of clients", Failure(_TRANSIENT, RedisUnavailable, reconnect=True)),
+    ("cluster support disabled", Failure(_CALL, InvalidConfig, "the server is no cluster: ")),
+    # uvloop, of a connection that the server has closed.
+    ("the handler is closed", Failure(_TRANSIENT, RedisUnavailable, reconnect=True)),
     # A value or a call is too large.
     ("string exceeds maximum allowed size", Failure(_BATCH, TaskTooLarge, _TOO_LARGE)),
     ("invalid bulk length", Failure(_BATCH, TaskTooLarge, _TOO_LARGE, reconnect=True)),
@@ -146,6 +166,7 @@ _CODES_OF_CLASSES: list[tuple[type[Exception], str]] = [
     (rx.ClusterDownError, "CLUSTERDOWN"),
     (rx.TryAgainError, "TRYAGAIN"),
     (rx.MasterDownError, "MASTERDOWN"),
+    (rx.AskError, "MOVED"),
 ]
 """redis-py removes the code from the text of errors for which it has a class."""
 

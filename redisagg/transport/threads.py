@@ -8,17 +8,19 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import tenacity
-from redis import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.exceptions import ResponseError
 
+from redisagg.errors import RedisUnavailable
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
+from redisagg.transport.endpoint import SyncClient
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import raise_interruption
-from redisagg.transport.nodes import NO_NODE, group_by_node, is_redirect, retry_after_redirect
-from redisagg.transport.round_trip import RAW, Command, pack, round_trip
+from redisagg.transport.nodes import Cluster, Part, route
+from redisagg.transport.round_trip import Command, pack, round_trip
 
 T = TypeVar("T")
 
@@ -34,10 +36,24 @@ class Transport:
         timeout: seconds for which a round trip is retried after a lost connection.
     """
 
-    def __init__(self, client: Redis | RedisCluster, timeout: float) -> None:
+    def __init__(self, client: SyncClient, timeout: float) -> None:
         self.client = client
-        self.clustered = isinstance(client, RedisCluster)
+        self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
+
+    def masters(self) -> list[Redis]:
+        """Returns a client for each master of a cluster; without a cluster, the client itself.
+
+        Raises:
+            RedisUnavailable: no node of the cluster answers.
+        """
+        if not isinstance(self.client, Cluster):
+            return [self.client]
+        self._send_to_nodes(self.client, [], None)
+        nodes = self.client.topology.nodes
+        if not nodes:
+            raise RedisUnavailable("no node of the cluster answers")
+        return [Redis(connection_pool=self.client.pool(node)) for node in nodes]
 
     def once(self, operation: Operation[T]) -> T:
         """As `run`, without retries after a lost connection."""
@@ -140,42 +156,39 @@ class Transport:
         return finish
 
     def _send(self, commands: list[Command], durability: Durability | None) -> Replies:
-        if not isinstance(self.client, RedisCluster):
+        if not isinstance(self.client, Cluster):
             return _send_pipeline(self.client.connection_pool, commands, durability)
-        if durability is None:
-            return lambda: [self._send_routed(command) for command in commands]
         return partial(self._send_to_nodes, self.client, commands, durability)
 
     def _send_to_nodes(
-        self, client: RedisCluster, commands: list[Command], durability: Durability
+        self,
+        cluster: Cluster[ConnectionPool],
+        commands: list[Command],
+        durability: Durability | None,
     ) -> list[Any]:
-        """Sends each node its commands and the durability command, one node after the other."""
-        replies: list[Any] = [NO_NODE] * len(commands)
-        for node, numbers in group_by_node(commands, client.get_node_from_key):
-            try:
-                pool = client.get_redis_connection(node).connection_pool
-                of_node = _send_pipeline(pool, [commands[i] for i in numbers], durability)()
-            except Exception as error:
-                raise_interruption(error)
-                of_node = [error] * len(numbers)
-            for i, reply in zip(numbers, of_node, strict=True):
-                replies[i] = reply
-        for i, reply in enumerate(replies):
-            if is_redirect(reply):
-                self._send_routed(commands[i])  # the client finds the node, and remembers it
-                replies[i] = retry_after_redirect(reply)
-        return replies
-
-    def _send_routed(self, command: Command) -> Any:
-        """Sends a command by the cluster client, which finds the node.
-
-        Commands are sent one by one, since the client's pipelines take no scripts.
-        """
+        """Sends each node its commands, one node after the other."""
+        steps = route(cluster.topology, commands)
         try:
-            return self.client.execute_command(*command, **RAW)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise_interruption(error)
-            return error
+            parts = next(steps)
+            while True:
+                parts = steps.send([_send_part(cluster, part, durability) for part in parts])
+        except StopIteration as stop:
+            for pool in cluster.take_unused():
+                _disconnect_idle(pool)
+            replies: list[Any] = stop.value
+            return replies
+
+
+def _send_part(
+    cluster: Cluster[ConnectionPool], part: Part, durability: Durability | None
+) -> list[Any]:
+    """Sends commands to one node; an error of the connection is the reply to each of them."""
+    try:
+        pool = cluster.pool(part.node)
+        return _send_pipeline(pool, part.sent, durability if part.numbers else None)()
+    except Exception as error:
+        raise_interruption(error)
+        return [error] * len(part.sent)
 
 
 def _send_pipeline(

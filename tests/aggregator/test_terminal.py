@@ -12,6 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from redisagg import AggregationConfig, Aggregator, Task
@@ -108,7 +109,7 @@ def test_lines_to_ingest(run: Run) -> None:
 @pytest.mark.parametrize("foreign", [b"", b"\xc1", b"{", b"\x1b[31m"])
 def test_a_queue_with_what_is_no_batch(run: Run, redis_url: str, foreign: bytes) -> None:
     for kind in ("stream", "list"):
-        with Aggregator("default", redis_url)._transport.client as client:
+        with redis.Redis.from_url(redis_url) as client:
             client.execute_command("RPUSH", "list", foreign)
             client.execute_command("XADD", "stream", "*", foreign, foreign)
         result = run("tail", f"{kind}://{kind}", "--no-follow")

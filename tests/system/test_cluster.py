@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,38 @@ def test_adds_to_other_partitions_do_not_wait_for_a_dead_master(
         assert max(took) < 1.0
     finally:
         lone_masters.heal()
+
+
+def test_a_cluster_that_was_down_as_a_whole_is_found_again(
+    make_both: Make, lone_masters: ClusterTopology
+) -> None:
+    """And none of its nodes was forgotten meanwhile."""
+    lone_masters.heal()
+    empty(lone_masters)
+    agg = make_both(
+        url=url_of(lone_masters.startup_url), partitions=4, group_max_size=1, add_timeout=1
+    )
+
+    def is_added() -> bool:
+        with suppress(RedisUnavailable):
+            agg.add_task(Task("test", "again", "a"))
+            return True
+        return False
+
+    with agg:
+        agg.add_task(Task("test", "before", "a"))
+        await_batches(agg, 1)
+        for master in lone_masters.masters:
+            lone_masters.kill(master)
+        try:
+            for n in range(4):
+                with pytest.raises(RedisUnavailable):
+                    agg.add_task(Task("test", n, f"g{n}"))
+        finally:
+            lone_masters.heal()
+        wait_until(is_added, what="a task is added")
+        agg.add_tasks(Task("test", "after", f"g{n}") for n in range(8))
+        assert agg.wait_until_idle(20)
 
 
 def subscribers(topology: ClusterTopology, channel: bytes) -> int:

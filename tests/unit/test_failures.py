@@ -12,6 +12,7 @@ import redis.exceptions as rx
 from redisagg.errors import (
     AggregatorFull,
     AuthenticationFailed,
+    InvalidConfig,
     KeyConflict,
     NamespaceMismatch,
     NotReplicated,
@@ -86,6 +87,9 @@ REPLIES: list[tuple[str, FailureClass, type[RedisAggError]]] = [
     ("NOREPLICAS Not enough good replicas to write.", TRANSIENT, TooFewReplicas),
     ("OOM command not allowed", CALL, RedisOutOfMemory),
     ("FULL 10 tasks", CALL, AggregatorFull),
+    ("MOVED 3999 127.0.0.1:6381", CALL, InvalidConfig),
+    ("ASK 3999 127.0.0.1:6381", CALL, InvalidConfig),
+    ("DENIED Redis is running in protected mode", FATAL, AuthenticationFailed),
     ("WRONGTYPE Operation against a key", CALL, KeyConflict),
     ("NOPERM this user", FATAL, AuthenticationFailed),
     ("NOAUTH Authentication required.", FATAL, AuthenticationFailed),
@@ -96,6 +100,9 @@ REPLIES: list[tuple[str, FailureClass, type[RedisAggError]]] = [
 
 TEXTS: list[tuple[str, FailureClass, type[RedisAggError]]] = [
     ("The user executing the script can't run this command", FATAL, AuthenticationFailed),
+    ("max number of clients + cluster connections reached", TRANSIENT, RedisUnavailable),
+    ("This instance has cluster support disabled", CALL, InvalidConfig),
+    ("unable to perform operation on <T>; the handler is closed", TRANSIENT, RedisUnavailable),
     ("ACL failure in script: no rights", FATAL, AuthenticationFailed),
     ("Protocol error: unauthenticated multibulk length", FATAL, AuthenticationFailed),
     ("Protocol error: invalid bulk length", BATCH, TaskTooLarge),
@@ -160,13 +167,14 @@ def test_a_connection_is_given_up_if_it_leads_to_a_replica_or_will_be_closed() -
         ("READONLY no", True),
         (IN_SCRIPT + "-READONLY no", True),
         ("UNBLOCKED x", True),
+        ("NOREPLICAS x", True),
         ("Protocol error: invalid bulk length", False),
     ]:
         error = rx.ResponseError(text)
         assert leads_elsewhere(error) is elsewhere
         with pytest.raises(rx.ResponseError):
             check_connection(error)
-    for text in ["BUSY x", "MISCONF x", "OOM x", "NOREPLICAS x", "ERR x"]:
+    for text in ["BUSY x", "MISCONF x", "OOM x", "ERR x"]:
         check_connection(rx.ResponseError(text))
         assert not leads_elsewhere(rx.ResponseError(text))
     assert not leads_elsewhere(rx.ConnectionError("lost"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from redisagg.errors import (
 from redisagg.protocol.scripts import call, command
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
-from redisagg.transport.nodes import group_by_node, is_redirect, retry_after_redirect
 from redisagg.transport.round_trip import round_trip
 
 REQUESTS = [call("poll", [b"key"], 1), command("GET", b"key"), call("claim", [b"key"], 2)]
@@ -80,38 +78,6 @@ def test_when_a_first_attempt_is_repeated(
     with pytest.raises(raised) as found:
         retrying.options_after(error, timeout, since, once=once)
     assert found.value.__cause__ is error
-
-
-def test_script_calls_are_grouped_by_the_node_of_their_first_key() -> None:
-    @dataclass
-    class Node:  # has no hash, as in redis-py 5.3
-        name: str
-
-    def node_of(key: bytes) -> Node | None:
-        if key == b"uncovered":
-            raise rx.SlotNotCoveredError
-        return {b"a": Node("one"), b"b": Node("two")}.get(key)
-
-    keys = [b"a", b"b", b"uncovered", b"a", b"unknown"]
-    commands = [call("poll", [key]).command() for key in keys]
-    assert group_by_node(commands, node_of) == [(Node("one"), [0, 3]), (Node("two"), [1])]
-
-
-@pytest.mark.parametrize(
-    ("reply", "redirect"),
-    [
-        (rx.MovedError("1 host:1"), True),
-        (rx.AskError("1 host:1"), True),
-        (rx.ConnectionError("lost"), True),
-        (rx.TryAgainError("migrating"), False),
-        (rx.ResponseError("WRONGTYPE no list"), False),
-        (NotReplicated("too few"), False),
-        ([1], False),
-    ],
-)
-def test_what_sends_a_command_to_another_node(reply: object, redirect: bool) -> None:
-    assert is_redirect(reply) is redirect
-    assert not is_redirect(retry_after_redirect(reply))
 
 
 LOST = rx.ConnectionError("lost")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import redis
-from redis.asyncio import RedisCluster as AsyncRedisCluster
 
 from redisagg import Task
 from redisagg.errors import KeyConflict, SinkError
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import AsynqSink, DeliverySink, MergedTask, SinkContext
 from redisagg.transport.aio import AsyncTransport
+from redisagg.transport.endpoint import aclose, endpoint_of
 from tests.sinks.asynq.program import Asynq
 from tests.sinks.asynq.test_consumer import await_shared, kill_in_the_midst, merging, payload
 from tests.support.aggregators import Make
@@ -56,14 +56,14 @@ def on_cluster(sink: AsynqSink) -> DeliverySink:
 
 async def deliver(cluster_url: str, sink: AsynqSink, *batches: MergedTask) -> None:
     """Has a flusher's way to Redis deliver batches."""
-    client = AsyncRedisCluster.from_url(cluster_url)
+    client = endpoint_of(cluster_url.replace("redis://", "redis+cluster://")).asyncio()
     delivery = on_cluster(sink)
     await delivery.open(SinkContext(Keyspace("tests", 2), AsyncTransport(client, 5)))
     try:
         for batch in batches:
             await delivery.deliver(batch)
     finally:
-        await client.aclose()
+        await aclose(client)
 
 
 async def test_a_repeat_is_refused(
