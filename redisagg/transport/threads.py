@@ -22,7 +22,7 @@ from redisagg.transport.round_trip import RAW, Command, pack, round_trip
 
 T = TypeVar("T")
 
-_NO_INTERRUPTION = {
+_NO_INTERRUPTION: dict[str, Any] = {
     "retry": tenacity.retry_if_exception(
         lambda error: is_transient(error) and interruption_of(error) is None
     )
