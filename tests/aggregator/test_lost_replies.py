@@ -136,7 +136,7 @@ def test_a_stream_repeats_calls_with_lost_replies_in_order(make_both: Make, prox
         loss.wait(5)
     assert agg.stats().pending == 1 + many
     for group in range(10):
-        state = agg.get_group(f"g{group}")
+        state = agg.get_group(f"g{group}", limit=many)
         assert state is not None
         assert state.tasks is not None
         found = [stored.task.payload for stored in state.tasks if stored.task]
