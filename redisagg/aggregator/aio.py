@@ -31,6 +31,7 @@ from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, aclose
+from redisagg.transport.uncancelled import Uncancelled
 from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
         options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
         self._adder = AsyncAdder(options, self._transport)
-        self._registering: asyncio.Task[None] | None = None
+        self._registering: Uncancelled[None] | None = None
         self._flusher: FlusherTask | None = None
 
     # --- adding ----------------------------------------------------------------------------
@@ -211,7 +212,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         flushing = asyncio.create_task(self.flush_all())
         started = time.monotonic()
         await asyncio.wait({flushing}, timeout=timeout)
-        if not flushing.done():
+        if not flushing.done() or flushing.cancelled():
             flushing.cancel()
             raise RedisUnavailable(f"the groups could not be made due within {timeout:g} s")
         flushing.result()
@@ -220,7 +221,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         await asyncio.wait({waiting}, timeout=left)
         if not waiting.done():
             waiting.cancel()
-        else:
+        elif not waiting.cancelled():
             waiting.result()
 
     async def run(self, *, concurrency: int | None = None) -> None:
@@ -497,10 +498,10 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         await self.close()
 
     async def _register(self) -> None:
-        if self._registering is None or self._registering.done():
-            self._registering = asyncio.create_task(self._transport.run(self._namespace.register()))
-        try:  # concurrent callers share the round trip; shielded, since any may be cancelled
-            await asyncio.shield(self._registering)
+        if self._registering is None or self._registering.done:
+            self._registering = Uncancelled(lambda: self._transport.run(self._namespace.register()))
+        try:  # concurrent callers share the round trip, since any may be cancelled
+            await self._registering.result()
         except RedisAggError as error:
             raise copy.copy(error) from error.__cause__  # each caller gets its own exception
         self._registered = True

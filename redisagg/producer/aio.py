@@ -5,6 +5,9 @@ add in the same turn share its round trip. A sender ends when no tasks are left.
 
 A second sender keeps Redis and the event loop busy at the same time: many tasks are sent in two
 halves, and while Redis works on one half, the callers of the other add their next tasks.
+
+Whoever shuts an event loop down may cancel all its tasks, these senders too, though not all that
+wait for them. Then another one goes on, and sends the same numbered calls again.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from redisagg.producer.sequences import SequencePool
 from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
 from redisagg.protocol.entries import EncodedTask
 from redisagg.transport.aio import AsyncTransport
+from redisagg.transport.uncancelled import Uncancelled
 
 T = TypeVar("T")
 
 _Future: TypeAlias = "asyncio.Future[None]"
+_Exchange: TypeAlias = Callable[[], Awaitable[AddResults[_Future]]]
 
 # How many round trips of a committer may be in flight.
 _MAX_SENDERS = 2
@@ -40,20 +45,23 @@ class AsyncGroupCommitter:
 
     Args:
         options: what all calls have in common.
-        exchange: sends a round and returns its results; raises nothing.
+        prepare: numbers the calls of a round. Returns a function that sends it and returns its
+            results, and raises nothing; if it was cancelled, it can be called again.
     """
 
     def __init__(
         self,
         options: AddOptions,
-        exchange: Callable[[Round[_Future]], Awaitable[AddResults[_Future]]],
+        prepare: Callable[[Round[_Future]], _Exchange],
     ) -> None:
         self._options = options
-        self._exchange = exchange
+        self._prepare = prepare
         self._tasks: deque[EncodedTask] = deque()
         self._futures: deque[_Future] = deque()  # of these tasks
         self._senders: set[asyncio.Task[None]] = set()
         self._in_flight = 0
+        self._interrupted: list[tuple[Round[_Future], _Exchange]] = []
+        """The rounds whose sender was cancelled."""
 
     def add(self, task: EncodedTask) -> _Future:
         """Adds a task.
@@ -66,22 +74,39 @@ class AsyncGroupCommitter:
         self._tasks.append(task)
         self._futures.append(future)
         if len(self._senders) < _MAX_SENDERS:
-            self._senders.add(asyncio.create_task(self._send_gathered()))
+            self._start_sender()
         return future
+
+    def _start_sender(self) -> None:
+        sender = asyncio.create_task(self._send_gathered())
+        self._senders.add(sender)
+        sender.add_done_callback(self._replace_if_cancelled)
+
+    def _replace_if_cancelled(self, sender: asyncio.Task[None]) -> None:
+        if not sender.cancelled():
+            return
+        self._senders.discard(sender)  # it may have been cancelled before its first step
+        # Those whose callers were all cancelled too are not sent.
+        self._interrupted = [each for each in self._interrupted if _awaited(each[0].waiters())]
+        if not _awaited(self._futures):
+            self._tasks.clear()
+            self._futures.clear()
+        if (self._interrupted or self._tasks) and len(self._senders) < _MAX_SENDERS:
+            self._start_sender()
 
     async def _send_gathered(self) -> None:
         """Sends rounds until no task is left."""
         try:
             if self._options.linger:
                 await asyncio.sleep(self._options.linger)
-            while self._tasks:
-                self._set_results(await self._send(self._next_round()))
+            while self._interrupted or self._tasks:
+                await self._send(*(self._interrupted.pop(0) if self._interrupted else self._next()))
         finally:
             # Not by a done callback: it would run after the callers of this round have added their
             # next tasks, which would then have no sender.
             self._senders.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _next_round(self) -> Round[_Future]:
+    def _next(self) -> tuple[Round[_Future], _Exchange]:
         """Takes the tasks for the next round trip: all, or half of them if none is in flight."""
         count = len(self._tasks)
         if count >= _MIN_TASKS_TO_SPLIT and not self._in_flight:
@@ -91,12 +116,15 @@ class AsyncGroupCommitter:
         round_: Round[_Future] = Round(self._options, COMMIT_ROUND_TASKS)
         while len(round_) < count and not round_.full:
             round_.put(self._tasks.popleft(), self._futures.popleft())
-        return round_
+        return round_, self._prepare(round_)
 
-    async def _send(self, round_: Round[_Future]) -> AddResults[_Future]:
+    async def _send(self, round_: Round[_Future], exchange: _Exchange) -> None:
         self._in_flight += 1
         try:
-            return await self._exchange(round_)
+            self._set_results(await exchange())
+        except asyncio.CancelledError:
+            self._interrupted.append((round_, exchange))
+            raise
         finally:
             self._in_flight -= 1
 
@@ -112,6 +140,10 @@ class AsyncGroupCommitter:
                     future.set_exception(copy.copy(error))  # each caller gets its own
 
 
+def _awaited(futures: Iterable[_Future]) -> bool:
+    return not all(future.done() for future in futures)
+
+
 class AsyncAdder:
     """Adds tasks for any number of coroutines of one event loop."""
 
@@ -120,24 +152,30 @@ class AsyncAdder:
         self.sequences = SequencePool()
         self._transport = transport
         self.add = partitioned_add(
-            lambda: AsyncGroupCommitter(options, self.exchange),
+            lambda: AsyncGroupCommitter(options, self.prepare),
             options.keyspace,
             clustered=transport.clustered,
         )
         """As `AsyncGroupCommitter.add`."""
 
-    async def exchange(self, round_: Round[W]) -> AddResults[W]:
-        """Sends a round and returns its results; raises nothing."""
+    def prepare(self, round_: Round[W]) -> Callable[[], Awaitable[AddResults[W]]]:
+        """Numbers the calls of a round; returns as `prepare` of `AsyncGroupCommitter`."""
         sequence = self.sequences.take()
-        try:
-            replies = await self._transport.exchange(
-                round_.requests(sequence), durability=self.options.durability
-            )
-        except Exception as error:
-            return round_.failed(error)
-        finally:
+        requests = round_.requests(sequence)
+
+        async def exchange() -> AddResults[W]:
+            try:
+                durability = self.options.durability
+                results = round_.results(
+                    await self._transport.exchange(requests, durability=durability)
+                )
+            except Exception as error:
+                results = round_.failed(error)
+            # Not in `finally`: calls that were cancelled are sent again, or not used any more.
             self.sequences.give_back(sequence)
-        return round_.results(replies)
+            return results
+
+        return exchange
 
 
 class AsyncStream:
@@ -157,7 +195,7 @@ class AsyncStream:
     ) -> None:
         self._adder = adder
         self._stream = Stream(adder.options, progress, full_timeout)
-        self._in_flight: asyncio.Task[AddResults[EncodedTask]] | None = None
+        self._in_flight: Uncancelled[AddResults[EncodedTask]] | None = None
 
     async def put(self, task: EncodedTask) -> None:
         """Takes one more task; sends a round if that fills it. Raises as `ThreadStream.put`."""
@@ -186,7 +224,7 @@ class AsyncStream:
         if isinstance(step, Receive):
             return await self._receive()
         if isinstance(step, Send):
-            self._in_flight = asyncio.create_task(self._adder.exchange(step.round_))
+            self._in_flight = Uncancelled(self._adder.prepare(step.round_))
             await asyncio.sleep(0)  # lets it be sent before the next round is filled
         else:
             await asyncio.sleep(step.seconds)
@@ -194,7 +232,13 @@ class AsyncStream:
 
     async def _receive(self) -> AddResults[EncodedTask]:
         in_flight, self._in_flight = self._in_flight, None
-        return await in_flight if in_flight is not None else NO_RESULTS
+        if in_flight is None:
+            return NO_RESULTS
+        try:
+            return await in_flight.result()
+        except asyncio.CancelledError:
+            in_flight.cancel()
+            raise
 
 
 async def aiter_of(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

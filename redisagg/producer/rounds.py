@@ -8,6 +8,7 @@ script accepts or refuses a section as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from redisagg.producer.options import AddOptions
@@ -148,6 +149,10 @@ class Round(Generic[W]):
 
     def __len__(self) -> int:
         return self._tasks
+
+    def waiters(self) -> Iterator[W]:
+        """Returns what stands for the tasks."""
+        return chain.from_iterable(each.waiters for each in self._calls.values())
 
     def requests(self, sequence: CallSequence) -> list[Request]:
         """Returns the requests to send, as the next calls of `sequence`."""

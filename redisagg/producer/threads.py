@@ -59,13 +59,15 @@ class PreparedRound(Protocol):
 class _Caller:
     """A call of `GroupCommitter.add` in progress."""
 
-    __slots__ = ("_gate", "group", "left", "task", "thread")
+    __slots__ = ("_gate", "group", "left", "task", "thread", "turn")
 
     def __init__(self, task: EncodedTask) -> None:
         self.task = task
         self.thread = threading.get_ident()
         self.group: CommitGroup | None = None
         """The group that took its task from the queue."""
+        self.turn: CommitGroup | None = None
+        """The group that it is to fill from the queue and to send."""
         self.left = False
         """Whether its call has ended, or ends."""
         self._gate = threading.Lock()
@@ -88,13 +90,11 @@ class CommitGroup:
         sender: the caller that sends the round; it may be one whose own task comes later.
     """
 
-    __slots__ = ("_once", "_waking", "callers", "counts", "sender")
+    __slots__ = ("_once", "_waking", "callers", "sender")
 
     def __init__(self, sender: _Caller) -> None:
         self.sender = sender
         self.callers: list[_Caller] = []
-        self.counts = True
-        """Whether the round counts as in flight."""
         self._once: dict[str, Any] = {}
         """Set once, by `setdefault`: the prepared round, and the errors by id() of the task."""
         self._waking = iter(self.callers)
@@ -217,18 +217,19 @@ class _ProcessCommitter:
         self._queue: deque[_Caller] = deque()
         self._in_flight: dict[CommitGroup, None] = {}
         """The groups without results whose tasks have left the queue, or are about to."""
-        self._latest: dict[int, _Caller] = {}
-        """The latest caller of each thread."""
+        self._slow: dict[CommitGroup, None] = {}
+        """As `_in_flight`; groups for which the next round trip does not wait any longer."""
 
     def add(self, task: EncodedTask) -> None:
         """As `GroupCommitter.add`."""
         caller = _Caller(task)
         try:
-            self._latest[caller.thread] = caller
             self._queue.append(caller)
             group = self._await_results(caller)
             caller.left = True
             group.wake_next()
+            if caller.turn is not None:  # it came too late
+                self._end(caller.turn)
         except BaseException:
             self._give_up(caller)
             raise
@@ -238,10 +239,13 @@ class _ProcessCommitter:
     def _await_results(self, caller: _Caller) -> CommitGroup:
         """Returns the caller's group when its results are known; sends what is to be sent."""
         while True:
+            if caller.turn is not None:
+                turn, caller.turn = caller.turn, None
+                self._send_next(caller, turn)
             group = caller.group
             if group is None:
                 if self._is_due():
-                    self._send_next(caller)
+                    self._give_turn(caller)
                     continue
             elif group.done:
                 return group
@@ -259,20 +263,23 @@ class _ProcessCommitter:
         but 24,000 with half as many tasks or with one round trip at a time.
         """
         waiting = len(self._queue)
-        if not waiting:
+        in_flight = self._in_flight
+        if not waiting or len(in_flight) >= _MAX_IN_FLIGHT:
             return False
-        if not self._in_flight:
-            return True
-        in_flight = [len(each.callers) for each in list(self._in_flight) if each.counts]
         if not in_flight:
             return True
-        # A group without callers lingers: it will take those that wait now.
-        return len(in_flight) < _MAX_IN_FLIGHT and waiting >= in_flight[0] > 0
+        first = next(iter(list(in_flight)), None)
+        # A group without callers will take those that wait now.
+        return first is None or waiting >= len(first.callers) > 0
 
-    def _send_next(self, caller: _Caller) -> None:
-        """Sends the tasks at the head of the queue, that of the caller or others."""
-        group = CommitGroup(caller)
+    def _give_turn(self, caller: _Caller) -> None:
+        """Has a caller send the next round. From now on that round is in flight."""
+        caller.turn = group = caller.turn or CommitGroup(caller)
         self._in_flight[group] = None
+
+    def _send_next(self, caller: _Caller, group: CommitGroup) -> None:
+        """Sends the tasks at the head of the queue, that of the caller or others."""
+        self._in_flight[group] = None  # if the caller that gave the turn was interrupted
         if self._options.linger:
             time.sleep(self._options.linger)
         round_ = group.take(self._queue, self._options)
@@ -300,6 +307,7 @@ class _ProcessCommitter:
         waiting = None if group.done else group.first_waiting()
         if waiting is None:
             self._in_flight.pop(group, None)
+            self._slow.pop(group, None)
         else:
             waiting.group = group
             waiting.wake()
@@ -312,10 +320,14 @@ class _ProcessCommitter:
                 head = self._queue[0]
             except IndexError:
                 return
-            if not head.left:
-                head.wake()
-                return
-            self._remove(head)
+            if head.left:
+                self._remove(head)
+                continue
+            self._give_turn(head)
+            head.wake()
+            if head.left and head.turn is not None:
+                self._end(head.turn)
+            return
 
     def _remove(self, caller: _Caller) -> None:
         with suppress(ValueError):  # a group has taken it
@@ -325,9 +337,11 @@ class _ProcessCommitter:
         """Leaves to others what an interrupted caller would have done; can be repeated."""
         caller.left = True
         self._remove(caller)
-        for group in list(self._in_flight):
+        for group in self._unfinished():
             if group.done or group.sender.left:
                 self._end(group)
+            else:
+                group.sender.wake()  # this caller may have given it the turn
             if group.done:
                 group.wake_all()
         if caller.group is not None and caller.group.done:
@@ -336,39 +350,44 @@ class _ProcessCommitter:
 
     def _recover(self, caller: _Caller) -> None:
         """Does what nobody else may do any more, for a caller that was not woken for long."""
-        in_flight = list(self._in_flight)
-        group = caller.group or next((each for each in in_flight if caller in each.callers), None)
+        unfinished = self._unfinished()
+        group = caller.group or next((each for each in unfinished if caller in each.callers), None)
         if group is None:
             # Redis is slow, or a caller was interrupted while it gave up.
-            for each in in_flight:
-                each.counts = False
-                if self._is_gone(each.sender):
+            for each in unfinished:
+                self._slow[each] = None
+                self._in_flight.pop(each, None)
+                if _is_gone(each.sender):
                     self._end(each)
-            self._send_next(caller)
+            self._give_turn(caller)
         elif group.done:
             caller.group = group
-        elif self._is_gone(group.sender):
+        elif _is_gone(group.sender):
             self._send_again(caller, group)
 
-    def _is_gone(self, caller: _Caller) -> bool:
-        """Whether a caller's call has ended, even if it could not say so."""
-        return (
-            caller.left
-            or self._latest.get(caller.thread) is not caller
-            or not _is_adding(caller.thread)
-        )
+    def _unfinished(self) -> list[CommitGroup]:
+        return [*self._slow, *self._in_flight]
 
 
-def _is_adding(thread: int) -> bool:
-    """Whether a thread is in a call of `add`; that of a greenlet can't be seen and counts as."""
-    frame = sys._current_frames().get(thread)
+def _is_gone(caller: _Caller) -> bool:
+    """Whether a caller's call has ended, even if it could not say so.
+
+    Of a greenlet that does not run now nothing can be seen; its call counts as going on.
+    """
+    if caller.left:
+        return True
+    frame = sys._current_frames().get(caller.thread)
     if frame is None:
-        return "greenlet" in sys.modules
+        return "greenlet" not in sys.modules
+    # A signal handler may add too, so the thread may have more than one call.
     while frame is not None:
-        if frame.f_code is _ProcessCommitter.add.__code__:
-            return True
+        if frame.f_code is _ADD and frame.f_locals.get("caller") is caller:
+            return False
         frame = frame.f_back
-    return False
+    return True
+
+
+_ADD = _ProcessCommitter.add.__code__
 
 
 class ThreadAdder:

@@ -15,7 +15,6 @@ from redis.exceptions import ResponseError
 
 from redisagg.errors import RedisUnavailable
 from redisagg.transport.failures import is_transient, translate_error
-from redisagg.transport.interruptions import interruption_of
 
 _log = logging.getLogger("redisagg")
 
@@ -42,9 +41,7 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
         wait = wait_until_timeout
 
     return {
-        "retry": tenacity.retry_if_exception(
-            lambda error: is_transient(error) and interruption_of(error) is None
-        ),
+        "retry": tenacity.retry_if_exception(is_transient),
         "wait": wait,
         "stop": stop,
         "before_sleep": _log_wait,

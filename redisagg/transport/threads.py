@@ -17,12 +17,18 @@ from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import SyncClient
-from redisagg.transport.failures import check_connection, leads_elsewhere
-from redisagg.transport.interruptions import raise_interruption
+from redisagg.transport.failures import check_connection, is_transient, leads_elsewhere
+from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
 from redisagg.transport.round_trip import Command, pack, round_trip
 
 T = TypeVar("T")
+
+_NO_INTERRUPTION: dict[str, Any] = {
+    "retry": tenacity.retry_if_exception(
+        lambda error: is_transient(error) and interruption_of(error) is None
+    )
+}
 
 Replies: TypeAlias = "Callable[[], list[Any]]"
 """The second half of a round trip: waits for the replies."""
@@ -133,7 +139,9 @@ class Transport:
                 raise_interruption(error)
                 options = retrying.options_after(error, self._timeout, since, once=once)
             try:
-                return tenacity.Retrying(**options)(lambda: self._attempt(requests, durability)())
+                return tenacity.Retrying(**options | _NO_INTERRUPTION)(
+                    lambda: self._attempt(requests, durability)()
+                )
             except Exception as error:
                 raise_interruption(error)
                 raise retrying.final_error(error, self._timeout) from error

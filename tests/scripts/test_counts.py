@@ -70,19 +70,24 @@ async def test_coroutines_go_on_while_redis_works(
     sync_redis: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """256 coroutines in turns: half of them on their way, half adding their next task."""
-    real = AsyncAdder.exchange
+    real = AsyncAdder.prepare
     on_wire = 0
     found: list[tuple[int, int]] = []  # how many tasks, and how many round trips were under way
 
-    async def watched(self: AsyncAdder, together: Round[Any]) -> Any:
-        nonlocal on_wire
-        found.append((len(together), on_wire))
-        on_wire += 1
-        outcomes = await real(self, together)
-        on_wire -= 1
-        return outcomes
+    def watched(self: AsyncAdder, together: Round[Any]) -> Any:
+        exchange = real(self, together)
 
-    monkeypatch.setattr(AsyncAdder, "exchange", watched)
+        async def watched_exchange() -> Any:
+            nonlocal on_wire
+            found.append((len(together), on_wire))
+            on_wire += 1
+            outcomes = await exchange()
+            on_wire -= 1
+            return outcomes
+
+        return watched_exchange
+
+    monkeypatch.setattr(AsyncAdder, "prepare", watched)
 
     async def add(number: int) -> None:
         for n in range(40):

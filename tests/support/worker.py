@@ -66,7 +66,7 @@ def merge_slowly(group: str, tasks: list[Task]) -> Task:
 async def merge_and_block(group: str, tasks: list[Task]) -> Task:
     """Blocks the event loop for 2 s if a payload is ``poison``."""
     if any(task.payload == "poison" for task in tasks):
-        time.sleep(2)
+        time.sleep(2)  # noqa: ASYNC251 -- the fault that is meant
     return merge(group, tasks)
 
 

@@ -121,6 +121,17 @@ def test_an_add_is_retried_until_the_connection_works(make_both: Make, proxy: Pr
     assert agg.stats().pending == 2
 
 
+def test_an_add_is_retried_after_several_connections_without_an_answer(
+    make_both: Make, proxy: Proxy
+) -> None:
+    agg = make_both(url=proxy.url, add_timeout=1.5)  # a third of it without an answer each
+    agg.add_task(Task("test", "before", "a"))
+    proxy.stall()
+    threading.Timer(1.1, proxy.restore).start()
+    agg.add_task(Task("test", "during", "a"))
+    assert agg.stats().pending == 2
+
+
 def test_a_flusher_goes_on_after_a_loss_longer_than_its_lease(make: Make, proxy: Proxy) -> None:
     far = make(url=proxy.url, group_max_size=2, lease_time=0.5)
     near = make(group_max_size=2)

@@ -273,7 +273,7 @@ async def let_others_run() -> None:
 
 async def test_coroutines_that_add_in_one_turn_share_a_round_trip() -> None:
     exchange = AsyncExchange()
-    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    committer = AsyncGroupCommitter(OPTIONS, partial(partial, exchange))
     futures = [committer.add(encoded("a", n)) for n in range(5)]
     await let_others_run()
     assert exchange.rounds == [[0, 1, 2, 3, 4]]
@@ -285,7 +285,7 @@ async def test_coroutines_that_add_in_one_turn_share_a_round_trip() -> None:
 async def test_many_coroutines_are_sent_in_two_halves() -> None:
     count = aio._MIN_TASKS_TO_SPLIT
     exchange = AsyncExchange()
-    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    committer = AsyncGroupCommitter(OPTIONS, partial(partial, exchange))
     for n in range(count):
         committer.add(encoded("a", n))
     await let_others_run()
@@ -302,7 +302,7 @@ async def test_many_coroutines_are_sent_in_two_halves() -> None:
 
 async def test_a_task_added_while_both_senders_end_is_sent() -> None:
     exchange = AsyncExchange()
-    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    committer = AsyncGroupCommitter(OPTIONS, partial(partial, exchange))
 
     async def add_both(*numbers: int) -> None:
         for n in numbers:
@@ -321,7 +321,7 @@ async def test_a_task_added_while_both_senders_end_is_sent() -> None:
 
 async def test_a_cancelled_caller_does_not_keep_the_others_from_their_results() -> None:
     exchange = AsyncExchange(lambda round_: round_.failed(RedisUnavailable("no reply")))
-    committer = AsyncGroupCommitter(OPTIONS, exchange)
+    committer = AsyncGroupCommitter(OPTIONS, partial(partial, exchange))
     futures = [committer.add(encoded("a", n)) for n in range(3)]
     await let_others_run()
     futures[0].cancel()
@@ -329,6 +329,66 @@ async def test_a_cancelled_caller_does_not_keep_the_others_from_their_results() 
     errors = [future.exception() for future in futures[1:]]
     assert [type(error) for error in errors] == [RedisUnavailable] * 2
     assert errors[0] is not errors[1]
+
+
+def cancel_senders(committer: AsyncGroupCommitter) -> None:
+    """Cancels what the committer started for itself, as `asyncio.all_tasks` lets anybody do."""
+    for sender in list(committer._senders):
+        sender.cancel()
+
+
+async def test_others_send_a_round_again_whose_sender_was_cancelled() -> None:
+    exchange = AsyncExchange()
+    prepared: list[Round[Any]] = []
+
+    def prepare(round_: Round[Any]) -> Callable[[], Any]:
+        prepared.append(round_)
+        return partial(exchange, round_)
+
+    committer = AsyncGroupCommitter(OPTIONS, prepare)
+    futures = [committer.add(encoded("a", n)) for n in range(3)]
+    await let_others_run()
+    futures[0].cancel()  # its caller was cancelled too
+    for _ in range(2):
+        cancel_senders(committer)
+        await let_others_run()
+    assert exchange.rounds == [[0, 1, 2]] * 3
+    assert len(prepared) == 1  # the calls are numbered once, so Redis carries them out once
+    exchange._unanswered[:2] = []
+    await exchange.answer()
+    assert [future.result() for future in futures[1:]] == [None] * 2
+
+
+async def test_tasks_whose_sender_was_cancelled_before_its_first_step_are_sent() -> None:
+    exchange = AsyncExchange()
+    committer = AsyncGroupCommitter(OPTIONS, partial(partial, exchange))
+    futures = [committer.add(encoded("a", n)) for n in range(3)]
+    cancel_senders(committer)
+    await let_others_run()
+    assert exchange.rounds == [[0, 1, 2]]
+    await exchange.answer()
+    assert [future.result() for future in futures] == [None] * 3
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_nothing_is_sent_for_callers_that_were_all_cancelled(begun: bool) -> None:
+    exchange = AsyncExchange()
+    committer = AsyncGroupCommitter(OPTIONS, partial(partial, exchange))
+    for _ in range(2):  # as many times as there may be senders
+        futures = [committer.add(encoded("a", n)) for n in range(3)]
+        if begun:
+            await let_others_run()
+        cancel_senders(committer)
+        for future in futures:
+            future.cancel()
+        await let_others_run()
+    assert exchange.rounds == ([[0, 1, 2]] * 2 if begun else [])
+    exchange._unanswered.clear()
+    last = committer.add(encoded("a", 9))
+    await let_others_run()
+    assert exchange.rounds[-1] == [9]
+    await exchange.answer()
+    assert last.result() is None
 
 
 def test_partitions_have_a_committer_each_on_a_cluster_only() -> None:

@@ -21,8 +21,8 @@ from redisagg.producer.rounds import AddResults, Round
 from redisagg.producer.sequences import CallSequence, SequencePool
 from redisagg.producer.threads import CommitGroup, GroupCommitter, _Caller, _ProcessCommitter
 from redisagg.protocol.entries import EncodedTask
-from redisagg.transport import retrying
 from redisagg.transport.interruptions import interruption_of
+from redisagg.transport.threads import _NO_INTERRUPTION
 from tests.support.encoded import encoded, options_for
 from tests.support.interrupting import Interruption, interrupted_at
 
@@ -119,8 +119,46 @@ def test_callers_taken_by_a_sender_that_was_interrupted_meanwhile_are_sent_by_on
 
 def _callers(committer: GroupCommitter) -> int:
     of_process = committer._of_process
-    in_flight = sum(len(each.callers) for each in list(of_process._in_flight))
+    in_flight = sum(len(each.callers) for each in of_process._unfinished())
     return in_flight + len(of_process._queue)
+
+
+def test_a_sender_whose_signal_handler_adds_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another caller sends the round without the tasks that the sender still takes into it."""
+    monkeypatch.setattr("redisagg.producer.threads._PATIENCE", 0.01)
+    handled: list[str] = []
+
+    class RoundOfSender(Round[EncodedTask]):
+        def put(self, task: EncodedTask, waiter: EncodedTask) -> None:
+            super().put(task, waiter)
+            if task.id == b"6" and not handled:
+                handled.append("begun")
+                committer.add(encoded("g90", 90))
+                handled.append("added")
+
+    monkeypatch.setattr("redisagg.producer.threads.Round", RoundOfSender)
+    server = Redis()
+    answer = threading.Event()
+    call = server.call
+
+    def call_slowly(request: Any) -> Any:
+        answer.wait(10)
+        if b"90" in request.args:
+            time.sleep(0.2)
+        return call(request)
+
+    server.call = call_slowly  # type: ignore[method-assign]
+    committer = GroupCommitter(OPTIONS, lambda round_: Prepared(server, round_))
+    numbers = (0, 2, 4, 6, 8, 10)
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        adding = []
+        for taken, number in enumerate(numbers, 1):
+            adding.append(pool.submit(committer.add, encoded(f"g{number}", number)))
+            wait_until(lambda: _callers(committer) >= taken)  # noqa: B023
+        answer.set()
+        assert [each.result(10) for each in adding] == [None] * len(numbers)
+    assert handled == ["begun", "added"]
+    assert sorted(server.carried_out) == [*numbers, 90]
 
 
 def test_a_round_that_two_callers_send_at_the_same_time_is_prepared_once() -> None:
@@ -297,7 +335,7 @@ def test_errors_of_redis_are_no_interruptions(error: Exception) -> None:
 
 
 def test_an_interruption_is_not_retried() -> None:
-    retry = retrying.options(5, time.monotonic())["retry"]
+    retry = _NO_INTERRUPTION["retry"]
     for error, expected in ((rx.ConnectionError("lost"), True), (TimeoutError(), False)):
         state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
         state.set_exception((type(error), error, None))
