@@ -292,6 +292,12 @@ class KillServer(Fault):
         return True
 
     def end(self) -> None:
+        if not self._server.running and not self._topology.has_disk:
+            # `SaveFails` may have left a folder, which no server could load.
+            dump = self._server.directory / "dump.rdb"
+            if dump.is_dir():
+                dump.rmdir()
+            dump.unlink(missing_ok=True)
         self._server.start()
 
 
