@@ -9,17 +9,30 @@ bound that excuses most.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from tests.faults.history import Batch, History, Lease, Limits, Offer
+from tests.faults.history import (
+    Batch,
+    History,
+    Lease,
+    Limits,
+    Offer,
+    Operation,
+    Window,
+    place_of,
+)
 
 # Redis rounds times down to milliseconds, in the arrival of tasks as in ids of stream entries.
 _ROUNDING = 0.005
+
+# Seconds by which a takeover may miss the end of a lease, on a machine that is busy.
+_TAKEOVER_SLACK = 1.0
 
 _EXAMPLES = 20  # of each kind
 
@@ -41,6 +54,20 @@ class Kind(Enum):
     """In a batch of another group."""
     PREMATURE = "premature"
     """A batch that neither size nor grace period nor max delay allowed yet."""
+    LATE = "late"
+    """A due batch that left later than its bound, disturbances not counted."""
+    TAKEOVER = "taken over late"
+    """A partition of a dead flusher that nobody took over within one lease time."""
+    UNSTOPPED = "not stopped in time"
+    """A flusher that did not end within its time after SIGTERM."""
+    CANCELLED = "cancelled"
+    """In a batch although it was cancelled, or dropped as a dead letter."""
+    PAUSED = "paused"
+    """A batch that was cut while the namespace was paused."""
+    BURIED = "buried"
+    """A dead letter without a task that can't be merged."""
+    OVERFULL = "overfull"
+    """More pending tasks than `max_pending_tasks` allows."""
     PHANTOM = "phantom"
     """Stored or enqueued, but never offered, or refused."""
     STALE = "stale"
@@ -71,6 +98,19 @@ class Verdict:
     """Tasks among the dead letters."""
     redelivered: int = 0
     """Batches delivered again with the same id and tasks, to a sink that allows it."""
+    repeated: int = 0
+    """Tasks offered a second time, within the dedupe window."""
+    cancelled: int = 0
+    """Tasks that were cancelled or dropped, as far as the calls returned."""
+    operations: Counter[str] = field(default_factory=Counter)
+    """Calls of the operator that returned."""
+    takeovers: int = 0
+    """Partitions that lost their leader, and another one took them over."""
+    lateness: float = 0.0
+    """The largest time in seconds from the moment when a batch was due to that when it left,
+    disturbances not counted."""
+    takeover: float = 0.0
+    """The same from the end of a leader to the next lease."""
     counts: Counter[Kind] = field(default_factory=Counter)
     examples: list[Finding] = field(default_factory=list)
 
@@ -84,6 +124,11 @@ def check(history: History) -> Verdict:
     """Checks a history against the guarantees of redisagg."""
     offers = {offer.task: offer for offer in history.offers}
     enqueued = _once(history, history.enqueued)
+    dropped = [
+        Batch(each.target, each.group, each.tasks)
+        for each in history.operations
+        if each.name == "drop_dead_letter" and _is_sure(history, each)
+    ]
     there = _once(history, [*enqueued, *history.in_flight, *history.dead]) + history.waiting
     outcomes = Counter(offer.outcome for offer in history.offers)
     verdict = Verdict(
@@ -95,12 +140,22 @@ def check(history: History) -> Verdict:
         batches=len(enqueued),
         dead=sum(len(batch.tasks) for batch in history.dead),
         redelivered=len(history.enqueued) - len(enqueued),
+        repeated=len(history.again),
+        cancelled=sum(
+            int(each.result)
+            for each in history.operations
+            if each.returned and each.name in _REMOVING
+        ),
+        operations=Counter(each.name for each in history.operations if each.returned),
     )
-    for finding in _findings(history, offers, enqueued, there):
+    for finding in _findings(history, offers, enqueued, there, dropped, verdict):
         verdict.counts[finding.kind] += 1
         if verdict.counts[finding.kind] <= _EXAMPLES:
             verdict.examples.append(finding)
     return verdict
+
+
+_REMOVING = ("cancel_task", "cancel_group", "drop_dead_letter")
 
 
 def _once(history: History, batches: Sequence[Batch]) -> list[Batch]:
@@ -114,49 +169,173 @@ def _once(history: History, batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _findings(
-    history: History, offers: Mapping[str, Offer], enqueued: list[Batch], there: list[Batch]
+    history: History,
+    offers: Mapping[str, Offer],
+    enqueued: list[Batch],
+    there: list[Batch],
+    dropped: list[Batch],
+    verdict: Verdict,
 ) -> Iterator[Finding]:
-    yield from _misplaced(history, offers, there)
+    yield from _misplaced(history, offers, there, dropped)
+    yield from _buried(history)
     for batch in (*enqueued, *history.in_flight, *history.dead):
         yield from _oversized(batch, history.limits[batch.group])
-    for batch in enqueued:
-        yield from _premature(batch, offers, history.limits[batch.group])
-    for group, batches in _by_group(enqueued).items():
-        yield from _reordered(group, [task for batch in batches for task in batch.tasks], offers)
+    yield from _premature(history, offers, enqueued)
+    requeued = {each.target for each in history.operations if each.name == "requeue_dead_letter"}
+    in_order = [batch for batch in enqueued if batch.batch_id not in requeued]
+    for group, batches in _by_group(in_order).items():
+        tasks = [task for batch in batches for task in batch.tasks]
+        yield from _reordered(history, group, tasks, offers)
     if history.exactly_once:
         yield from _stale(enqueued, history)
+    yield from _cut_in_pause(history, there)
+    yield from _late(history, offers, in_order, verdict)
+    yield from _taken_over_late(history, verdict)
+    yield from _unstopped(history)
+    yield from _overfull(history)
     for batch in (*history.waiting, *history.in_flight):
         for task in batch.tasks:
             yield Finding(Kind.LEFT, f"{task} in group {batch.group} {batch.batch_id}")
 
 
+# --- where tasks are -----------------------------------------------------------------------------
+
+
 def _misplaced(
-    history: History, offers: Mapping[str, Offer], there: list[Batch]
+    history: History, offers: Mapping[str, Offer], there: list[Batch], dropped: list[Batch]
 ) -> Iterator[Finding]:
     """Each acknowledged task is there once, each unknown one at most once, and no other."""
-    places = Counter(task for batch in there for task in batch.tasks)
-    for task, count in places.items():
+    places: dict[str, list[Batch]] = defaultdict(list)
+    for batch in (*there, *dropped):
+        for task in batch.tasks:
+            places[task].append(batch)
+    removals = _Removals(history)
+    again = {offer.task: offer for offer in history.again}
+    for task, batches in places.items():
         offer = offers.get(task)
         if offer is None or offer.outcome == "refused":
             why = "never offered" if offer is None else "refused"
             yield Finding(Kind.PHANTOM, f"{task}, which was {why}")
-        if count > 1:
-            batches = [batch.batch_id or "waiting" for batch in there if task in batch.tasks]
-            yield Finding(Kind.DUPLICATED, f"{task} in {', '.join(batches)}")
-    for offer in history.offers:
-        if offer.outcome == "acknowledged" and offer.task not in places:
-            # The first tasks of a large call are acknowledged long before it returns.
-            ended_at = offer.ended_at or offer.offered_at
-            excused = not history.durable and _may_be_lost(history, offer.offered_at, ended_at)
-            kind = Kind.LOST_IN_WINDOW if excused else Kind.LOST
-            when = f"offered at {offer.offered_at:.3f}, acknowledged by {ended_at:.3f}"
-            yield Finding(kind, f"{offer.task} of group {offer.group}, {when}")
-    for batch in there:
-        for task in batch.tasks:
-            offer = offers.get(task)
-            if offer is not None and offer.group != batch.group:
+            continue
+        names = ", ".join(batch.batch_id or "waiting" for batch in batches)
+        last = again.get(task, offer)
+        if len(batches) > 1 and not _wiped_during(history, offer, last):
+            kind = Kind.CANCELLED if set(map(id, batches)) & set(map(id, dropped)) else None
+            yield Finding(kind or Kind.DUPLICATED, f"{task} in {names}")
+        cancel = removals.cancelled.get(task)
+        if cancel and not (task in again or _may_be_lost(history, *_span(cancel))):
+            yield Finding(Kind.CANCELLED, f"{task}, cancelled at {cancel.began_at:.3f}, in {names}")
+        for batch in batches:
+            if offer.group != batch.group:
                 where = f"batch {batch.batch_id} of group {batch.group}"
                 yield Finding(Kind.MISGROUPED, f"{task} of group {offer.group} in {where}")
+    missing = [offer for offer in history.offers if offer.task not in places]
+    yield from _lost(history, missing, removals)
+
+
+def _lost(history: History, missing: Sequence[Offer], removals: _Removals) -> Iterator[Finding]:
+    by_group: Counter[str] = Counter()  # tasks that only `cancel_group` can have removed
+    unknown: Counter[str] = Counter()
+    for offer in missing:
+        if offer.outcome == "unknown":
+            unknown[offer.group] += 1
+        if offer.outcome != "acknowledged" or offer.task in removals.possible:
+            continue
+        # The first tasks of a large call are acknowledged long before it returns.
+        ended_at = offer.ended_at or offer.offered_at
+        lossy = _may_be_lost(history, offer.offered_at, ended_at)
+        excused = lossy and not history.durable
+        if not excused:
+            by_group[offer.group] += 1
+            if by_group[offer.group] <= removals.of_group(offer):
+                continue
+        kind = Kind.LOST_IN_WINDOW if excused else Kind.LOST
+        when = f"offered at {offer.offered_at:.3f}, acknowledged by {ended_at:.3f}"
+        yield Finding(kind, f"{offer.task} of group {offer.group}, {when}")
+    if not history.lossy:
+        for group, count in removals.counted.items():
+            if count > by_group[group] + unknown[group]:
+                what = f"{count} tasks of {group} were cancelled, "
+                yield Finding(
+                    Kind.CANCELLED, f"{what}{by_group[group]} of those acknowledged are missing"
+                )
+
+
+class _Removals:
+    """What the calls of the operator removed for certain, and what they may have removed."""
+
+    def __init__(self, history: History) -> None:
+        self.cancelled: dict[str, Operation] = {}
+        """Tasks that `cancel_task` said to have removed."""
+        self.possible: set[str] = set()
+        """Tasks that may have been removed."""
+        self.counted: Counter[str] = Counter()
+        """Tasks that `cancel_group` said to have removed, by group."""
+        self._may_be_more: dict[str, float] = {}
+        """By group, when a call ended whose count is not known."""
+        for each in history.operations:
+            if each.name == "cancel_task":
+                if each.returned and each.result:
+                    self.cancelled[each.target] = each
+                    self.possible.add(each.target)
+                elif not _is_sure(history, each):
+                    self.possible.add(each.target)
+            elif each.name == "cancel_group":
+                self.counted[each.group] += int(each.result or 0) if each.returned else 0
+                if not _is_sure(history, each):
+                    self._may_be_more[each.group] = each.ended_at or math.inf
+            elif each.name == "drop_dead_letter" and not _is_sure(history, each):
+                self.possible.update(each.tasks)
+
+    def of_group(self, offer: Offer) -> float:
+        """How many tasks of the group of this one `cancel_group` may have removed."""
+        if offer.offered_at <= self._may_be_more.get(offer.group, -math.inf):
+            return math.inf
+        return self.counted[offer.group]
+
+
+def _is_sure(history: History, operation: Operation) -> bool:
+    """Whether what an operation returned tells what it did.
+
+    A call whose reply was lost is sent again and answers as if there had been nothing to do.
+    """
+    start, end = _span(operation)
+    return operation.returned and not (
+        _may_be_lost(history, start, end)
+        or _overlaps(
+            (
+                Window(each.start, each.end)
+                for each in history.disturbances
+                if not each.place and not each.group
+            ),
+            start,
+            end,
+        )
+    )
+
+
+def _span(operation: Operation) -> tuple[float, float]:
+    return operation.began_at, math.inf if operation.ended_at is None else operation.ended_at
+
+
+def _wiped_during(history: History, offer: Offer, last: Offer) -> bool:
+    """Whether Redis forgot, while an add was repeated, that it had carried it out."""
+    end = _latest_arrival(last)
+    return _overlaps(history.wiped, offer.offered_at, end)
+
+
+def _buried(history: History) -> Iterator[Finding]:
+    """Each dead letter holds a task that no flusher can merge."""
+    letters = {batch.batch_id: batch.tasks for batch in history.dead}
+    for each in history.operations:
+        if each.name in ("requeue_dead_letter", "drop_dead_letter"):
+            letters.setdefault(each.target, each.tasks)
+    for batch_id, tasks in letters.items():
+        if not history.poison.intersection(tasks):
+            yield Finding(Kind.BURIED, f"batch {batch_id} of {', '.join(tasks[:3])}")
+
+
+# --- batches -------------------------------------------------------------------------------------
 
 
 def _oversized(batch: Batch, limits: Limits) -> Iterator[Finding]:
@@ -165,28 +344,47 @@ def _oversized(batch: Batch, limits: Limits) -> Iterator[Finding]:
         yield Finding(Kind.OVERSIZED, f"{what}, at most {limits.size} are allowed")
 
 
-def _premature(batch: Batch, offers: Mapping[str, Offer], limits: Limits) -> Iterator[Finding]:
-    """A batch that is not full was due at some time before it was enqueued.
+def _premature(
+    history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch]
+) -> Iterator[Finding]:
+    """A batch that is not full was due at some time before it was claimed.
 
     It was due when its first task had waited for the max delay, or when the grace period had passed
     after one of its tasks before the next one came. That need not be its last task: a group that is
     due stays so, and tasks that come before the claim are in the same batch.
     """
-    known = [offers[task] for task in batch.tasks if task in offers]
-    if len(known) >= limits.size or not known or batch.enqueued_at is None:
-        return
-    latest_due = batch.enqueued_at + _ROUNDING
+    flushes: dict[str, list[Operation]] = defaultdict(list)
+    for each in history.operations:
+        if each.name in ("flush", "flush_all"):
+            flushes[each.group].append(each)
+    for batch in enqueued:
+        limits = history.limits[batch.group]
+        known = [offers[task] for task in batch.tasks if task in offers]
+        if len(known) >= limits.size or not known:
+            continue
+        latest_due = batch.claimed_at + _ROUNDING
+        flushed = any(
+            each.began_at <= latest_due and known[0].offered_at <= _span(each)[1]
+            for each in (*flushes[batch.group], *flushes[""])
+        )
+        left_at = math.inf if batch.left_at is None else batch.left_at
+        stepped = _overlaps(history.clock, known[0].offered_at, left_at)
+        if flushed or stepped or _was_due(known, limits, latest_due):
+            continue
+        waited = batch.claimed_at - known[-1].offered_at
+        what = f"batch {batch.batch_id} of {len(known)} tasks, claimed {waited:.3f} s after"
+        yield Finding(Kind.PREMATURE, f"{what} the last; {limits}")
+
+
+def _was_due(known: Sequence[Offer], limits: Limits, latest_due: float) -> bool:
+    """Whether the limits may have made a batch of these tasks due by then."""
     if known[0].offered_at + limits.delay <= latest_due:
-        return
+        return True
     for this, following in pairwise(known):
         quiet_until = this.offered_at + limits.grace
         if quiet_until <= latest_due and _latest_arrival(following) + _ROUNDING >= quiet_until:
-            return
-    if known[-1].offered_at + limits.grace <= latest_due:
-        return
-    waited = batch.enqueued_at - known[-1].offered_at
-    what = f"batch {batch.batch_id} of {len(known)} tasks, enqueued {waited:.3f} s after the last"
-    yield Finding(Kind.PREMATURE, f"{what}; {limits}")
+            return True
+    return known[-1].offered_at + limits.grace <= latest_due
 
 
 def _latest_arrival(offer: Offer) -> float:
@@ -202,7 +400,9 @@ def _by_group(batches: Sequence[Batch]) -> dict[str, list[Batch]]:
     return groups
 
 
-def _reordered(group: str, tasks: Sequence[str], offers: Mapping[str, Offer]) -> Iterator[Finding]:
+def _reordered(
+    history: History, group: str, tasks: Sequence[str], offers: Mapping[str, Offer]
+) -> Iterator[Finding]:
     """A task that was acknowledged before another one was offered is enqueued before it.
 
     Tasks of one producer, of which a call may have several, are enqueued in its order.
@@ -215,8 +415,14 @@ def _reordered(group: str, tasks: Sequence[str], offers: Mapping[str, Offer]) ->
             continue
         before = last_of.get(offer.producer)
         if before is not None and before.number > offer.number:
-            yield Finding(Kind.REORDERED, f"{task} behind {before.task} in group {group}")
-        elif latest is not None and offer.ended_at < latest.offered_at:
+            # A batch that was claimed before Redis was wiped may still be delivered.
+            if not _overlaps(history.wiped, offer.offered_at, before.ended_at or math.inf):
+                yield Finding(Kind.REORDERED, f"{task} behind {before.task} in group {group}")
+        elif (
+            latest is not None
+            and offer.ended_at < latest.offered_at
+            and not _overlaps(history.wiped, offer.offered_at, latest.ended_at or math.inf)
+        ):
             late = latest.offered_at - offer.ended_at
             what = f"{task} behind {latest.task}, offered {late:.3f} s after its end"
             yield Finding(Kind.REORDERED, f"{what}, in group {group}")
@@ -247,6 +453,203 @@ def _stale(enqueued: Sequence[Batch], history: History) -> Iterator[Finding]:
                 break
 
 
+def _cut_in_pause(history: History, there: Sequence[Batch]) -> Iterator[Finding]:
+    """No batch is cut between the end of a pause call and the next call to resume."""
+    pauses: list[Window] = []
+    paused: Operation | None = None
+    for each in history.operations:
+        if each.name == "pause" and each.returned:
+            paused = paused or each
+        elif each.name == "resume" and paused is not None:
+            window = Window(_span(paused)[1] + _ROUNDING, each.began_at - _ROUNDING)
+            lost = _may_be_lost(history, paused.began_at, window.end)
+            if not lost and not _overlaps(history.clock, paused.began_at, window.end):
+                pauses.append(window)
+            paused = None
+    for batch in there:
+        if batch.batch_id and (pause := _covering(pauses, batch.claimed_at)):
+            what = f"batch {batch.batch_id} of {batch.group}, cut at {batch.claimed_at:.3f}"
+            yield Finding(Kind.PAUSED, f"{what}, paused since {pause.start:.3f}")
+
+
+def _covering(windows: Iterable[Window], at: float) -> Window | None:
+    return next((each for each in windows if each.start < at < each.end), None)
+
+
+# --- liveness ------------------------------------------------------------------------------------
+
+
+class _Calm:
+    """The time without disturbances.
+
+    Args:
+        windows: the disturbances.
+    """
+
+    def __init__(self, windows: Iterable[tuple[float, float]]) -> None:
+        joined: list[list[float]] = []
+        for start, end in sorted(windows):
+            if joined and start <= joined[-1][1]:
+                joined[-1][1] = max(joined[-1][1], end)
+            else:
+                joined.append([start, end])
+        self._starts = [start for start, _ in joined]
+        self._ends = [end for _, end in joined]
+        self._before = [0.0, *accumulate(end - start for start, end in joined)]
+
+    def between(self, start: float, end: float) -> float:
+        """Seconds without a disturbance between two times."""
+        return max(0.0, end - start - (self._disturbed(end) - self._disturbed(start)))
+
+    def _disturbed(self, until: float) -> float:
+        at = bisect_right(self._starts, until)
+        if at == 0:
+            return 0.0
+        return self._before[at - 1] + min(until, self._ends[at - 1]) - self._starts[at - 1]
+
+
+class _Leaders:
+    """Who led each partition, by the journals of the flushers."""
+
+    def __init__(self, leases: Iterable[Lease]) -> None:
+        self._leases: dict[int, list[Lease]] = defaultdict(list)
+        for lease in sorted(leases, key=lambda each: (each.token, each.at)):
+            self._leases[lease.partition].append(lease)
+
+    def terms(self, *, flusher: str = "", place: str = "") -> Iterator[tuple[Lease, float]]:
+        """The leases of a flusher or place, and when the next lease of that partition began."""
+        for leases in self._leases.values():
+            for at, lease in enumerate(leases):
+                if lease.flusher == flusher or place_of(lease.flusher) == place:
+                    yield lease, leases[at + 1].at if at + 1 < len(leases) else math.inf
+
+
+def _everywhere(history: History) -> list[tuple[float, float]]:
+    """The times in which all batches may be late: faults of servers, and pauses."""
+    windows = [
+        (each.start, each.end) for each in history.disturbances if not each.place and not each.group
+    ]
+    since = None
+    for operation in history.operations:
+        if operation.name == "pause" and since is None:
+            since = operation.began_at
+        elif operation.name == "resume" and operation.returned and since is not None:
+            windows.append((since, _span(operation)[1]))
+            since = None
+    return windows
+
+
+def _late(
+    history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch], verdict: Verdict
+) -> Iterator[Finding]:
+    """A due batch leaves within its bound, while the leader of its partition is not disturbed."""
+    if math.isinf(history.bound):
+        return
+    leaders = _Leaders(history.leases)
+    everywhere = _everywhere(history)
+    of_partition: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    of_group: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for each in history.disturbances:
+        if each.group:
+            of_group[each.group].append((each.start, each.end))
+        elif each.place:
+            for lease, until in leaders.terms(place=each.place):
+                if lease.at <= each.end and each.start <= until:
+                    of_partition[lease.partition].append((each.start, each.end))
+    for down in history.downs:
+        for lease, until in leaders.terms(flusher=down.flusher):
+            if lease.at <= down.at < until:
+                of_partition[lease.partition].append((down.at, min(until, _end(history))))
+    calm: dict[str, _Calm] = {}
+    for batch in enqueued:
+        due_at = _due_by(history, batch, offers)
+        if due_at is None or batch.left_at is None:
+            continue
+        if batch.group not in calm:
+            windows = [*everywhere, *of_partition[batch.partition], *of_group[batch.group]]
+            calm[batch.group] = _Calm(windows)
+        late = calm[batch.group].between(due_at, batch.left_at)
+        verdict.lateness = max(verdict.lateness, late)
+        if late > history.bound:
+            what = f"batch {batch.batch_id} of {batch.group}, due by {due_at:.3f}"
+            yield Finding(
+                Kind.LATE, f"{what}, left at {batch.left_at:.3f}: {late:.3f} s without a fault"
+            )
+
+
+def _due_by(history: History, batch: Batch, offers: Mapping[str, Offer]) -> float | None:
+    """The latest time at which a batch became due; None if the arrival of its tasks is unknown."""
+    limits = history.limits[batch.group]
+    known = [offers[task] for task in batch.tasks if task in offers]
+    arrived = [each.ended_at for each in known if each.outcome == "acknowledged" and each.ended_at]
+    if not arrived:
+        return None
+    due_at = min(arrived) + limits.delay
+    if len(arrived) == len(batch.tasks):
+        full = len(batch.tasks) >= limits.size
+        due_at = min(due_at, max(arrived) + (0.0 if full else limits.grace))
+    left_at = math.inf if batch.left_at is None else batch.left_at
+    # After a step of the clock of Redis, a group waits for no longer than its limits once more.
+    for step in (at for window in history.clock for at in window):
+        if known[0].offered_at <= step <= left_at:
+            due_at = max(due_at, step + limits.delay)
+    return due_at
+
+
+def _taken_over_late(history: History, verdict: Verdict) -> Iterator[Finding]:
+    """The partitions of a flusher that went down have another leader within one lease time."""
+    leaders = _Leaders(history.leases)
+    everywhere = _everywhere(history)
+    for down in history.downs:
+        others = [
+            (each.start, each.end)
+            for each in history.disturbances
+            if each.place and each.place != place_of(down.flusher)
+        ]
+        calm = _Calm([*everywhere, *others])
+        for lease, until in leaders.terms(flusher=down.flusher):
+            if not lease.at <= down.at < until or _may_be_lost(history, lease.at, down.at):
+                continue
+            took = calm.between(down.at, min(until, _end(history)))
+            verdict.takeovers += 1
+            verdict.takeover = max(verdict.takeover, took)
+            if took > history.lease_time + _TAKEOVER_SLACK:
+                what = f"partition {lease.partition} of {down.flusher}, down at {down.at:.3f}"
+                yield Finding(Kind.TAKEOVER, f"{what}, had no leader for {took:.3f} s")
+
+
+def _end(history: History) -> float:
+    if history.ended_at is not None:
+        return history.ended_at
+    return max((lease.at for lease in history.leases), default=0.0)
+
+
+def _unstopped(history: History) -> Iterator[Finding]:
+    """A flusher ends in time after SIGTERM."""
+    for stop in history.stops:
+        took = math.inf if stop.ended_at is None else stop.ended_at - stop.asked_at
+        if took > stop.within:
+            what = f"{stop.flusher}, asked at {stop.asked_at:.3f}"
+            yield Finding(Kind.UNSTOPPED, f"{what}, took {took:.1f} s of {stop.within:g} s")
+
+
+def _overfull(history: History) -> Iterator[Finding]:
+    """There are never more pending tasks than allowed, but for dead letters that were requeued."""
+    if history.max_pending is None:
+        return
+    requeued = sum(
+        len(each.tasks) for each in history.operations if each.name == "requeue_dead_letter"
+    )
+    for at, tasks in history.pending:
+        if tasks > history.max_pending + requeued:
+            what = f"{tasks} pending tasks at {at:.3f}"
+            yield Finding(Kind.OVERFULL, f"{what}, at most {history.max_pending} are allowed")
+
+
 def _may_be_lost(history: History, since: float, until: float) -> bool:
     """Whether Redis may lose what it acknowledged between these two times."""
-    return any(window.start <= until and since <= window.end for window in history.lossy)
+    return _overlaps(history.lossy, since, until)
+
+
+def _overlaps(windows: Iterable[Window], since: float, until: float) -> bool:
+    return any(window.start <= until and since <= window.end for window in windows)

@@ -91,7 +91,10 @@ class CommitRace:
         chosen = [group for group in groups for _ in range(SIZE)]
         names = [task_name("test", number) for number in range(first, first + len(chosen))]
         self.aggregator.add_tasks(
-            [Task("test", name, group) for name, group in zip(names, chosen, strict=True)]
+            [
+                Task("test", group_key=group, id=name)
+                for name, group in zip(names, chosen, strict=True)
+            ]
         )
         self._offers += [
             Offer(name, "test", number, group, at, "acknowledged", time.time())

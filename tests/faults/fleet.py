@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Node:
         self.role = role
         self.place = place
         self.frozen = False
+        self.stopping = False
         self.process: NodeProcess | None = None
         self._url = url
         self._folder = folder
@@ -53,8 +55,8 @@ class Node:
         self.process = NodeProcess(
             self.role,
             self._url,
-            name=self._name,
-            journal=str(self._folder / f"{self._name}.journal"),
+            name=self.name,
+            journal=str(self._folder / f"{self.name}.journal"),
             **self._settings,
         )
 
@@ -66,8 +68,8 @@ class Node:
     def kill(self) -> None:
         """Kills the process and keeps its log."""
         if self.process is not None:
-            self.process.end_with_log(self._folder / f"{self._name}.log")
-            self.process, self.frozen = None, False
+            self.process.end_with_log(self._folder / f"{self.name}.log")
+            self.process, self.frozen, self.stopping = None, False, False
 
     def freeze(self) -> None:
         """Sends SIGSTOP."""
@@ -81,6 +83,19 @@ class Node:
             self.process.thaw()
             self.frozen = False
 
+    def stop(self) -> None:
+        """Sends SIGTERM."""
+        if self.process is not None:
+            self.process.terminate()
+            self.stopping = True
+
+    def await_end(self, timeout: float) -> bool:
+        """Waits until the process has ended; returns whether it has."""
+        deadline = time.monotonic() + timeout
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not self.running
+
     def send_line(self, line: str) -> None:
         """Sends an order to the process; has no effect if it has ended."""
         with contextlib.suppress(BrokenPipeError):
@@ -88,7 +103,8 @@ class Node:
                 self.process.send_line(line)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The name of its process."""
         return f"{self.place}.{self._started}"
 
 
@@ -103,22 +119,23 @@ class Fleet:
         return [node for node in self.nodes if node.role == role]
 
     def pick(self, role: str, rng: random.Random) -> Node | None:
-        """Chooses a node that runs and is not frozen; None if there is none."""
-        able = [node for node in self.of(role) if node.running and not node.frozen]
+        """Chooses a node that runs and is not frozen or stopping; None if there is none."""
+        able = [
+            node for node in self.of(role) if node.running and not node.frozen and not node.stopping
+        ]
         return rng.choice(able) if able else None
 
-    def revive(self) -> None:
-        """Starts a new process in the place of each one that has ended."""
-        for node in self.nodes:
+    def revive(self, *, role: str | None = None) -> None:
+        """Starts a new process in the place of each one, or each of a role, that has ended."""
+        for node in self.nodes if role is None else self.of(role):
             if not node.running:
                 node.kill()  # keeps its log
                 node.start()
 
     def end_faults(self) -> None:
-        """Continues frozen nodes, corrects their clocks, and ends the faults that they make."""
+        """Continues frozen nodes and corrects their clocks."""
         for node in self.nodes:
             node.thaw()
-            node.send_line("end_faults")
             node.send_line("clock 0")
 
     def finish_producers(self, timeout: float) -> None:

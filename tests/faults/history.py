@@ -1,16 +1,21 @@
 """The events of a run as plain data, and the journals to which processes write them.
 
-All times are seconds since the epoch by the clock of the machine, which Redis reads too.
+All times are seconds since the epoch by the clock of the machine. Redis reads it too, unless a
+fault steps the clock of Redis (`History.clock`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from redisagg import RedisAggError
 
 Outcome: TypeAlias = Literal["acknowledged", "refused", "unknown"]
 
@@ -49,13 +54,26 @@ class Batch(NamedTuple):
     by: str = ""
     """The flusher that enqueued them."""
     enqueued_at: float | None = None
+    """When it was enqueued; None if the queue does not tell."""
     stated_count: int | None = None
     """The number of tasks that its entry states, if it states one."""
+    signed_at: float | None = None
+    """When a flusher made its entry, shortly before it was enqueued."""
 
     @property
     def partition(self) -> int:
         """The partition in its id."""
         return int(self.batch_id.split("-")[1])
+
+    @property
+    def claimed_at(self) -> float:
+        """When it was cut, by the clock of Redis: the time in its id."""
+        return int(self.batch_id.split("-")[0], 16) / 1000
+
+    @property
+    def left_at(self) -> float | None:
+        """When it left its group, as far as that is known."""
+        return self.signed_at if self.enqueued_at is None else self.enqueued_at
 
 
 class Lease(NamedTuple):
@@ -68,10 +86,84 @@ class Lease(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A time in which Redis itself may lose writes that it acknowledges."""
+    """A span of time, such as one in which Redis may lose writes that it acknowledges."""
 
     start: float
     end: float
+
+
+class Disturbance(NamedTuple):
+    """A time in which a fault may delay batches."""
+
+    kind: str
+    """The fault."""
+    start: float
+    end: float
+    place: str = ""
+    """The place of the flushers whose partitions it delays; empty if it may delay all batches."""
+    group: str = ""
+    """The group that it delays alone."""
+
+
+def place_of(flusher: str) -> str:
+    """The place in which a flusher runs: its name up to the first dot."""
+    return flusher.partition(".")[0]
+
+
+class Down(NamedTuple):
+    """A flusher that ended or was stopped by a signal, without giving up its leases."""
+
+    flusher: str
+    at: float
+
+
+class Stop(NamedTuple):
+    """A flusher that was asked to stop in order, by SIGTERM."""
+
+    flusher: str
+    asked_at: float
+    ended_at: float | None
+    """When its process had ended; None if it had to be killed."""
+    within: float
+    """Seconds that it may take."""
+
+
+OPERATIONS = (
+    "cancel_task",
+    "cancel_group",
+    "flush",
+    "flush_all",
+    "pause",
+    "resume",
+    "requeue_dead_letter",
+    "drop_dead_letter",
+)
+"""The calls of an operator."""
+
+
+class Operation(NamedTuple):
+    """A call of an operator, who makes one after the other."""
+
+    name: str
+    began_at: float
+    ended_at: float | None
+    """When it returned or raised; None if it did neither."""
+    result: Any
+    """What it returned, if `returned`."""
+    returned: bool
+    """False if it raised: it may have been carried out or not."""
+    group: str = ""
+    target: str = ""
+    """The id of a task or of a batch."""
+    tasks: tuple[str, ...] = ()
+    """The tasks of that batch, read before the call."""
+
+
+class Pending(NamedTuple):
+    """The number of pending tasks at some time."""
+
+    at: float
+    tasks: int
 
 
 @dataclass
@@ -88,12 +180,35 @@ class History:
     waiting: list[Batch] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
     lossy: list[Window] = field(default_factory=list)
+    """When Redis itself may lose writes that it acknowledges."""
+    wiped: list[Window] = field(default_factory=list)
+    """When Redis lost all that it had. `lossy` has these windows too."""
     durable: bool = False
     """Whether the settings prevent losses, so that a window in `lossy` excuses no lost task.
 
     It still excuses a lost lease."""
     exactly_once: bool = True
     """False for a sink that gets each batch at least once, with the same batch id."""
+    again: list[Offer] = field(default_factory=list)
+    """Tasks that were offered a second time, with the same id, within the dedupe window."""
+    poison: frozenset[str] = frozenset()
+    """Tasks that no flusher can merge."""
+    operations: list[Operation] = field(default_factory=list)
+    """The calls of the operator, in order."""
+    clock: list[Window] = field(default_factory=list)
+    """When the clock of Redis was off: it was stepped at the start, and back at the end."""
+    disturbances: list[Disturbance] = field(default_factory=list)
+    downs: list[Down] = field(default_factory=list)
+    stops: list[Stop] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
+    max_pending: int | None = None
+    """The largest number of pending tasks that is allowed."""
+    lease_time: float = math.inf
+    """Seconds."""
+    bound: float = math.inf
+    """Seconds after which a due group has left, apart from disturbances."""
+    ended_at: float | None = None
+    """When the run ended."""
 
 
 # --- journals ------------------------------------------------------------------------------------
@@ -137,9 +252,42 @@ class ProducerLog:
         self._journal.write("offered", self._producer, self._clock(), first, groups)
         return [task_name(self._producer, number) for number in range(first, self._next)]
 
+    def offer_again(self, task: str, group: str) -> None:
+        """Writes that a task is offered a second time."""
+        self._journal.write("again", self._producer, self._clock(), task, group)
+
     def end(self, outcome: Outcome, error: str = "") -> None:
         """Writes the outcome of the last offer."""
         self._journal.write("ended", self._producer, self._clock(), outcome, error)
+
+
+class OperatorLog:
+    """Writes each call of an operator to its journal, and then the outcome."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def call(self, function: Any, *, group: str = "", target: str = "", tasks: Any = ()) -> Any:
+        """Calls a method of an aggregator with its group and target, or only the target of a batch.
+
+        Raises:
+            RedisAggError: the call raised it.
+        """
+        began = time.time()
+        call = [function.__name__, began, group, target, list(tasks)]
+        try:
+            result = function(*(each for each in ("" if tasks else group, target) if each))
+        except RedisAggError as error:
+            self._journal.write("called", *call, time.time(), False, str(error))
+            raise
+        self._journal.write("called", *call, time.time(), True, result)
+        return result
+
+
+def read_operation(event: list[Any]) -> Operation:
+    """The call in an event of `OperatorLog`."""
+    name, began, group, target, tasks, ended, returned, result = event
+    return Operation(name, began, ended, result, returned, group, target, tuple(tasks))
 
 
 def task_name(producer: str, number: int) -> str:
@@ -147,22 +295,26 @@ def task_name(producer: str, number: int) -> str:
     return f"{producer}/{number}"
 
 
-def read_offers(events: Iterator[list[Any]]) -> Iterator[Offer]:
-    """The offers in the journal of one process."""
-    open_calls: dict[str, tuple[float, int, list[str]]] = {}
+AGAIN = -1
+"""The number of an offer that repeats an earlier one."""
 
-    def offers(producer: str, outcome: Outcome, ended_at: float | None) -> Iterator[Offer]:
-        at, first, groups = open_calls.pop(producer)
-        for number, group in enumerate(groups, first):
-            name = task_name(producer, number)
-            yield Offer(name, producer, number, group, at, outcome, ended_at)
 
+def read_offers(events: Iterable[list[Any]]) -> Iterator[Offer]:
+    """The offers in the journal of one process; those that repeat one have the number `AGAIN`."""
+    open_calls: dict[str, list[Offer]] = {}
     for kind, *rest in events:
         if kind == "offered":
             producer, at, first, groups = rest
-            open_calls[producer] = (at, first, groups)
+            open_calls[producer] = [
+                Offer(task_name(producer, number), producer, number, group, at, "unknown", None)
+                for number, group in enumerate(groups, first)
+            ]
+        elif kind == "again":
+            producer, at, task, group = rest
+            open_calls[producer] = [Offer(task, producer, AGAIN, group, at, "unknown", None)]
         elif kind == "ended":
             producer, at, outcome, _error = rest
-            yield from offers(producer, outcome, at)
-    for producer in list(open_calls):  # it was killed in these
-        yield from offers(producer, "unknown", None)
+            for offer in open_calls.pop(producer):
+                yield offer._replace(outcome=outcome, ended_at=at)
+    for offers in open_calls.values():  # it was killed in these
+        yield from offers

@@ -7,24 +7,28 @@ same seed injects the same faults, as far as real processes allow.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from redisagg.testing.embedded import EmbeddedRedis
+from redisagg.testing.embedded import HOST, EmbeddedRedis
+from tests.faults.clock import SteppedRedis
 from tests.faults.fleet import Fleet, Node
-from tests.faults.history import read_journal
+from tests.faults.history import Disturbance, Down, Stop, Window
 from tests.faults.network import Network
 from tests.faults.topologies import Topology
-from tests.faults.workload import LEASE
+from tests.faults.workload import CONFIG, LEASE
 from tests.support.proxy import Hold, Proxy
-from tests.support.servers.polling import ask
+from tests.support.servers.polling import ask, info, wait_until
 
 ROLES = ("producer", "flusher")
 
@@ -39,12 +43,21 @@ NODE_FAULTS = {
 """The faults that flushers make themselves: the share of calls of the merge function or sink."""
 
 
+NOTHING, EVERYTHING = None, ""
+
+_RECOVERY = 3 * LEASE
+"""Seconds after a fault until all that it delayed has to be as before."""
+
+
 class Fault(ABC):
     """A fault that lasts for a while, or happens once."""
 
     kind: str
     duration: ClassVar[tuple[float, float]] = (0.2, 1.5)
     """Shortest and longest duration, seconds."""
+    delays: str | None = EVERYTHING
+    """Whose batches it may delay, `NOTHING`, `EVERYTHING` or the partitions of the flusher in this
+    place; valid after `begin`."""
 
     @abstractmethod
     def begin(self, rng: Random) -> bool:
@@ -57,18 +70,52 @@ class Fault(ABC):
 class Kill(Fault):
     """SIGKILL of a node; another process takes its place later."""
 
-    def __init__(self, fleet: Fleet, role: str) -> None:
+    def __init__(self, fleet: Fleet, role: str, downs: list[Down]) -> None:
         self.kind = f"{role} killed"
-        self._fleet, self._role = fleet, role
+        self._fleet, self._role, self._downs = fleet, role, downs
 
     def begin(self, rng: Random) -> bool:
         node = self._fleet.pick(self._role, rng)
         if node is not None:
+            self._downs.append(Down(node.name, time.time()))
             node.kill()
+            self.delays = _place(node)
         return node is not None
 
     def end(self) -> None:
         self._fleet.revive()
+
+
+class Stopped(Fault):
+    """SIGTERM of a flusher, which stops in order; another process takes its place later."""
+
+    kind = "flusher stopped"
+    duration = (0.1, 1.0)
+
+    def __init__(self, fleet: Fleet, downs: list[Down], stops: list[Stop], within: float) -> None:
+        self._fleet, self._downs, self._stops, self._within = fleet, downs, stops, within
+        self._node: Node | None = None
+        self._asked_at = 0.0
+
+    def begin(self, rng: Random) -> bool:
+        self._node = self._fleet.pick("flusher", rng)
+        if self._node is not None:
+            self._asked_at = time.time()
+            self._node.stop()
+            self.delays = _place(self._node)
+        return self._node is not None
+
+    def end(self) -> None:
+        node, self._node = self._node, None
+        if node is not None:
+            ended = node.await_end(self._asked_at + self._within + 1 - time.time())
+            ended_at = time.time()
+            self._stops.append(
+                Stop(node.name, self._asked_at, ended_at if ended else None, self._within)
+            )
+            self._downs.append(Down(node.name, ended_at))
+            node.kill()
+            self._fleet.revive()
 
 
 class Freeze(Fault):
@@ -76,16 +123,21 @@ class Freeze(Fault):
 
     duration = (1.1 * LEASE, 3 * LEASE)
 
-    def __init__(self, fleet: Fleet, role: str) -> None:
+    def __init__(self, fleet: Fleet, role: str, downs: list[Down]) -> None:
         self.kind = f"{role} frozen past its lease"
-        self._fleet, self._role = fleet, role
+        self._fleet, self._role, self._downs = fleet, role, downs
         self._node: Node | None = None
 
     def begin(self, rng: Random) -> bool:
         self._node = self._fleet.pick(self._role, rng)
         if self._node is not None:
-            self._node.freeze()
+            self._freeze(self._node)
         return self._node is not None
+
+    def _freeze(self, node: Node) -> None:
+        self._downs.append(Down(node.name, time.time()))
+        node.freeze()
+        self.delays = _place(node)
 
     def end(self) -> None:
         if self._node is not None:
@@ -95,8 +147,8 @@ class Freeze(Fault):
 class FreezeInCommit(Freeze):
     """SIGSTOP of a flusher while its commit is in the network, which arrives after its lease."""
 
-    def __init__(self, fleet: Fleet, network: Network, script: str) -> None:
-        super().__init__(fleet, "flusher")
+    def __init__(self, fleet: Fleet, network: Network, script: str, downs: list[Down]) -> None:
+        super().__init__(fleet, "flusher", downs)
         self.kind = "flusher frozen in a commit"
         self._network, self._script = network, script
         self._holds: list[Hold] = []
@@ -113,7 +165,7 @@ class FreezeInCommit(Freeze):
                 self.end()  # it has nothing to commit
                 return False
             time.sleep(0.005)
-        self._node.freeze()
+        self._freeze(self._node)
         return True
 
     def end(self) -> None:
@@ -126,6 +178,7 @@ class ClockOff(Fault):
     """The clock of a node is hours off, and then right again."""
 
     kind = "clock hours off"
+    delays = NOTHING  # the clocks of nodes decide nothing
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -142,6 +195,10 @@ class ClockOff(Fault):
             self._node.send_line("clock 0")
 
 
+def _place(node: Node) -> str | None:
+    return node.place if node.role == "flusher" else NOTHING
+
+
 class BadLink(Fault):
     """A fault of the network between a node and one or all of the servers."""
 
@@ -154,6 +211,7 @@ class BadLink(Fault):
 
     def begin(self, rng: Random) -> bool:
         node = rng.choice(self._fleet.nodes)
+        self.delays = _place(node)
         links = self._network.links(node.place)
         self._affected = rng.sample(links, rng.choice((1, len(links))))
         how = rng.random()
@@ -212,14 +270,20 @@ COMMANDS: dict[str, tuple[Sequence[str | int], ...]] = {
     "memory full": (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
 }
 
+# A replica of a primary that does not answer keeps its data.
+READ_ONLY: tuple[Sequence[str | int], ...] = (
+    ("REPLICAOF", HOST, 1),
+    ("REPLICAOF", "NO", "ONE"),
+)
+
 
 class KillServer(Fault):
     """SIGKILL of the single Redis, which then starts again with its data on disk."""
 
-    kind = "Redis killed"
     duration = (0.1, 1.0)
 
     def __init__(self, topology: Topology, server: EmbeddedRedis) -> None:
+        self.kind = "Redis killed" if topology.has_disk else "Redis restarted empty"
         self._topology, self._server = topology, server
 
     def begin(self, rng: Random) -> bool:
@@ -228,6 +292,12 @@ class KillServer(Fault):
         return True
 
     def end(self) -> None:
+        if not self._server.running and not self._topology.has_disk:
+            # `SaveFails` may have left a folder, which no server could load.
+            dump = self._server.directory / "dump.rdb"
+            if dump.is_dir():
+                dump.rmdir()
+            dump.unlink(missing_ok=True)
         self._server.start()
 
 
@@ -247,6 +317,101 @@ class FreezeServer(Fault):
         self._server.resume()
 
 
+class Busy(Fault):
+    """A foreign script that runs for long, until SCRIPT KILL."""
+
+    kind = "Redis busy"
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._server: EmbeddedRedis | None = None
+        self._running: threading.Thread | None = None
+
+    def begin(self, rng: Random) -> bool:
+        if not self._topology.writable:
+            return False
+        self._server = rng.choice(self._topology.writable)
+        self._running = threading.Thread(target=self._run, args=(self._server,), daemon=True)
+        self._running.start()
+        return True
+
+    @staticmethod
+    def _run(server: EmbeddedRedis) -> None:
+        options: Any = {"socket_timeout": 30, "retry": Retry(NoBackoff(), 0)}
+        with contextlib.suppress(redis.RedisError), server.client(**options) as client:
+            client.execute_command("EVAL", "while true do end", 0)
+
+    def end(self) -> None:
+        deadline = time.monotonic() + 10
+        while self._running is not None and self._running.is_alive():
+            assert self._server is not None
+            with contextlib.suppress(redis.RedisError):
+                ask(self._server, "SCRIPT", "KILL")
+            if time.monotonic() > deadline:
+                raise TimeoutError("the foreign script can't be killed")
+            self._running.join(0.05)
+
+
+class SaveFails(Fault):
+    """A background save that fails, so that Redis refuses writes with MISCONF."""
+
+    kind = "disk of Redis full"
+
+    def __init__(self, server: EmbeddedRedis) -> None:
+        self._server = server
+        # A folder where the file should be.
+        self._file = server.directory / "dump.rdb"
+
+    def begin(self, rng: Random) -> bool:
+        try:
+            self._file.mkdir(exist_ok=True)
+            ask(self._server, "CONFIG", "SET", "save", "3600 1")
+            ask(self._server, "BGSAVE")
+            wait_until(
+                lambda: info(self._server, "persistence")["rdb_last_bgsave_status"] == "err",
+                timeout=3,
+                what="a save has failed",
+            )
+        except (redis.RedisError, TimeoutError, OSError):
+            self.end()
+            return False
+        return True
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.rmdir()
+        with contextlib.suppress(redis.RedisError):
+            ask(self._server, "CONFIG", "SET", "save", "")
+
+
+class ClockStepped(Fault):
+    """The clock of Redis is stepped by up to five minutes, and later back; then a flusher dies."""
+
+    kind = "clock of Redis stepped"
+    duration = (6.0, 9.0)  # longer than any group may wait
+
+    def __init__(self, topology: Topology, server: SteppedRedis, kill: Kill) -> None:
+        self._topology, self._server, self._kill = topology, server, kill
+        self._stepped_at: float | None = None
+
+    def begin(self, rng: Random) -> bool:
+        if self._stepped_at is not None:
+            return False
+        self._stepped_at = time.time()
+        # Less than a call is remembered.
+        self._server.step_clock(rng.uniform(30, 300) * rng.choice((-1, 1)))
+        if rng.random() < 0.5:
+            self._kill.begin(rng)
+        return True
+
+    def end(self) -> None:
+        if self._stepped_at is not None:
+            self._server.step_clock(0)
+            self._topology.clock.append(Window(self._stepped_at, time.time()))
+            self._stepped_at = None
+        self._kill.end()
+
+
 class TopologyFault(Fault):
     """A fault of a topology as a whole, which is over when `begin` returns."""
 
@@ -263,22 +428,40 @@ class TopologyFault(Fault):
         return True
 
 
-def all_faults(topology: Topology, fleet: Fleet, network: Network) -> list[Fault]:
+def all_faults(topology: Topology, fleet: Fleet, network: Network, record: Record) -> list[Fault]:
     """All faults that are possible on a topology."""
     faults: list[Fault] = [ClockOff(fleet)]
     for role in ROLES:
-        faults += [Kill(fleet, role), Freeze(fleet, role)]
-    script = "commit_stream" if topology.sink is None else "commit"
-    faults.append(FreezeInCommit(fleet, network, script))
+        faults += [Kill(fleet, role, record.downs), Freeze(fleet, role, record.downs)]
+    faults.append(Stopped(fleet, record.downs, record.stops, CONFIG["shutdown_timeout"] + 2.5))
+    script = "commit" if topology.sink == "delivery" else f"commit_{topology.sink}"
+    faults.append(FreezeInCommit(fleet, network, script, record.downs))
     faults += [BadLink(fleet, network, kind, apply) for kind, apply in LINK_FAULTS.items()]
     faults += [Command(topology, kind, *commands) for kind, commands in COMMANDS.items()]
+    faults.append(Busy(topology))
     if topology.single_server is not None:
         faults += [
             KillServer(topology, topology.single_server),
             FreezeServer(topology.single_server),
+            SaveFails(topology.single_server),
+            Command(topology, "Redis read-only", *READ_ONLY),
         ]
+    if topology.stepped_server is not None:
+        kill = Kill(fleet, "flusher", record.downs)
+        faults.append(ClockStepped(topology, topology.stepped_server, kill))
     faults += [TopologyFault(kind, inject) for kind, inject in topology.topology_faults.items()]
     return faults
+
+
+@dataclass
+class Record:
+    """What the nemesis did, for the checker."""
+
+    injected: Counter[str] = field(default_factory=Counter)
+    """Number of faults of each kind so far."""
+    disturbances: list[Disturbance] = field(default_factory=list)
+    downs: list[Down] = field(default_factory=list)
+    stops: list[Stop] = field(default_factory=list)
 
 
 class Nemesis:
@@ -288,19 +471,21 @@ class Nemesis:
         faults: the faults to choose from.
         fleet: the nodes; those that have ended are replaced between the steps.
         seed: of all random choices.
+        record: where the faults are written.
     """
 
-    def __init__(self, faults: Sequence[Fault], fleet: Fleet, seed: int | str) -> None:
-        self.injected: Counter[str] = Counter()
-        """Number of faults of each kind so far."""
+    def __init__(
+        self, faults: Sequence[Fault], fleet: Fleet, seed: int | str, record: Record
+    ) -> None:
         self._faults = faults
         self._fleet = fleet
         self._seed = seed
+        self._record = record
         self._steps = 0
         self._next: list[Fault] = []
 
     def step(self) -> None:
-        """Injects some faults, repairs them, and waits a moment."""
+        """Injects some faults and repairs them."""
         self._steps += 1
         rng = Random(f"{self._seed}/{self._steps}")
         count = rng.choices((1, 2, 3), (4, 4, 2))[0]
@@ -308,23 +493,24 @@ class Nemesis:
             self._next = rng.sample(self._faults, len(self._faults))
         chosen, self._next = self._next[:count], self._next[count:]
         ends: list[tuple[float, Fault]] = []
+        began: list[tuple[float, Fault]] = []
         for fault in chosen:
             own = Random(f"{self._seed}/{self._steps}/{fault.kind}")
-            if fault.begin(own):
-                self.injected[fault.kind] += 1
+            start = time.time()
+            happened = fault.begin(own)
+            began.append((start, fault))  # one that fails half way may disturb too
+            if happened:
+                self._record.injected[fault.kind] += 1
                 ends.append((time.monotonic() + own.uniform(*fault.duration), fault))
         for end, fault in sorted(ends, key=lambda each: each[0]):
             time.sleep(max(0.0, end - time.monotonic()))  # the fault lasts until then
             fault.end()
         for _, fault in ends:
             fault.end()  # again, as a server that was down or frozen may have missed it
+        recovered = time.time() + _RECOVERY
+        self._record.disturbances += [
+            Disturbance(fault.kind, start, recovered, fault.delays)
+            for start, fault in began
+            if fault.delays is not NOTHING
+        ]
         self._fleet.revive()
-        time.sleep(rng.uniform(0.1, 0.5))  # a time without faults
-
-
-def count_node_faults(journals: Sequence[Path]) -> Counter[str]:
-    """The number of faults that the nodes made themselves, by kind."""
-    counted: Counter[str] = Counter()
-    for path in journals:
-        counted.update(kind for event, kind, *_ in read_journal(path) if event == "fault")
-    return counted

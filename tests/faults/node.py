@@ -5,19 +5,18 @@ Settings of both roles: ``name``; ``journal``: the file to write; ``config``: ch
 the scripts, if not `lua/`; ``seed``; ``kind``: ``threads`` or ``asyncio``.
 
 They obey lines on their standard input: ``clock SECONDS`` sets the offset of their clock,
-``end_faults`` ends the faults that they make themselves, ``stop`` ends a producer.
+``stop`` ends a producer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,18 @@ from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict
 from redisagg.flusher import flusher as flusher_module
 from redisagg.flusher.leader import Leader
 from redisagg.producer import aio, rounds
-from redisagg.sinks import CallableSink, MergedTask, Sink, StreamSink
 from tests.faults import scripts
+from tests.faults.faulty import SINKS, FaultyMerge, true_time
 from tests.faults.history import Journal, Outcome, ProducerLog
-from tests.faults.workload import CONFIG, LIMITS, NAME
+from tests.faults.workload import CONFIG, LIMITS, NAME, PRIORITIES, class_of, payload_size
 from tests.support import worker
 from tests.support.aggregators import making
 from tests.support.tasks import quick_config
 
 # --- orders, clock and routes --------------------------------------------------------------------
 
-true_time = time.time
 _true_time_ns = time.time_ns
 _clock_offset = 0
-_faults_ended = threading.Event()
 _stop = threading.Event()
 
 
@@ -49,8 +46,6 @@ def _handle_line(line: str) -> None:
     order, _, argument = line.partition(" ")
     if order == "clock":
         _clock_offset = int(argument)
-    elif order == "end_faults":
-        _faults_ended.set()
     elif order == "stop":
         _stop.set()
 
@@ -93,6 +88,16 @@ def _config(settings: dict[str, Any], **fields: Any) -> Any:
 # --- producers -----------------------------------------------------------------------------------
 
 
+_AGAIN = 0.1
+"""How often a producer offers a task again, for each of its calls."""
+
+_AGAIN_WITHIN = 10.0
+"""Seconds after the acknowledgement; the dedupe window is longer."""
+
+_REPEATED = ("quick", "large")
+"""The classes of groups whose tasks are offered again. No operator cancels these."""
+
+
 def _outcome(error: RedisAggError, tasks: int) -> Outcome:
     """The outcome of a call that raised; of several tasks, some may have been added."""
     nothing_written = isinstance(error, AggregatorFull | KeyConflict | InvalidTask)
@@ -108,7 +113,8 @@ def _cut_rounds_small() -> None:
 def producer(url: str, settings: dict[str, Any]) -> None:
     """Offers tasks until the order ``stop``, in threads that make one call at a time.
 
-    Settings: ``threads``: their number; ``calls_per_second`` of each thread; ``tasks_per_call``.
+    Settings: ``threads``: their number; ``calls_per_second`` of each thread; ``tasks_per_call``;
+    ``again``: whether some tasks are offered a second time.
     """
     journal = _prepare(settings)
     _cut_rounds_small()
@@ -117,11 +123,24 @@ def producer(url: str, settings: dict[str, Any]) -> None:
     with making(settings["kind"]) as maker:
         agg = maker(NAME, url, config=_config(settings))
 
+        def offer_again(log: ProducerLog, at: float, task: str, group: str) -> None:
+            if time.monotonic() > at + _AGAIN_WITHIN:
+                return
+            log.offer_again(task, group)
+            try:
+                agg.add_task(_task(task, group))
+                log.end("acknowledged")
+            except RedisAggError as error:
+                log.end("unknown", f"{type(error).__name__}: {error}")
+
         def produce(name: str) -> None:
             rng = random.Random(f"{settings['seed']}/{name}")
             log = ProducerLog(journal, name, true_time)
             due = time.monotonic()
+            lately: deque[tuple[float, str, str]] = deque(maxlen=100)
             while not _stop.is_set():
+                if settings.get("again") and lately and rng.random() < _AGAIN:
+                    offer_again(log, *rng.choice(lately))
                 count = rng.choice((1, 1, rng.randint(1, 2 * settings["tasks_per_call"])))
                 # Few groups in a call, so that groups fill up.
                 among = rng.sample(groups, 3)
@@ -136,6 +155,11 @@ def producer(url: str, settings: dict[str, Any]) -> None:
                     else:
                         agg.add_tasks(tasks)
                     log.end("acknowledged")
+                    lately += [
+                        (time.monotonic(), task.id, group)
+                        for task, group in zip(tasks, chosen, strict=True)
+                        if class_of(group) in _REPEATED
+                    ]
                 except RedisAggError as error:
                     log.end(_outcome(error, count), f"{type(error).__name__}: {error}")
                 due += pause * rng.uniform(0.5, 1.5)
@@ -155,81 +179,19 @@ def producer(url: str, settings: dict[str, Any]) -> None:
 
 def _task(name: str, group: str) -> Task:
     grace, delay, size = LIMITS[group]
-    return Task("fault", name, group, grace_period=grace, max_delay=delay, max_size=size)
+    return Task(
+        "fault",
+        "x" * payload_size(name, group),
+        group,
+        id=name,
+        priority=PRIORITIES.get(class_of(group), 0),
+        grace_period=grace,
+        max_delay=delay,
+        max_size=size,
+    )
 
 
 # --- flushers ------------------------------------------------------------------------------------
-
-
-class _NodeFaults:
-    """The faults that a flusher makes itself, until the order ``end_faults``.
-
-    Args:
-        settings: of the node; ``node_faults`` has the share of calls that fail, by kind of fault.
-        journal: where faults are written.
-    """
-
-    def __init__(self, settings: dict[str, Any], journal: Journal) -> None:
-        self._rates: dict[str, float] = settings.get("node_faults", {})
-        self._chance = random.Random(f"{settings['seed']}/{settings['name']}")
-        self._journal = journal
-
-    def happens(self, kind: str) -> bool:
-        """Whether this call has a fault of this kind; writes it to the journal."""
-        if _faults_ended.is_set() or self._chance.random() >= self._rates.get(kind, 0.0):
-            return False
-        self._journal.write("fault", kind)
-        return True
-
-
-def _faulty_merge(url: str, settings: dict[str, Any], node_faults: _NodeFaults) -> GroupAggregator:
-    inner = worker.merge_at_gate(url) if settings.get("merge") == "gate" else worker.merge
-    merge_timeout = _config(settings).merge_timeout
-
-    def merge(group: str, tasks: list[Task]) -> Task:
-        if node_faults.happens("merge raised"):
-            raise RuntimeError("a merge that raises")
-        if node_faults.happens("merge hung"):
-            time.sleep(merge_timeout * 1.5)
-        if node_faults.happens("merge killed its process"):
-            os._exit(70)
-        merged = inner(group, tasks)
-        assert isinstance(merged, Task)
-        return merged
-
-    return merge
-
-
-class _SigningStream(StreamSink):
-    """Adds the flusher that enqueues; another one may have merged, as merged tasks are stored."""
-
-    def __init__(self, name: str, by: str) -> None:
-        super().__init__(name)
-        self._by = by
-
-    def arguments(self, batch: MergedTask) -> Sequence[bytes]:
-        return super().arguments(replace(batch, task=_signed(batch.task, self._by)))
-
-
-def _signed(merged: Task, by: str) -> Task:
-    return replace(merged, payload={**merged.payload, "by": by})
-
-
-def _delivering(settings: dict[str, Any], journal: Journal, node_faults: _NodeFaults) -> Sink:
-    """A sink that uses the journal as its queue."""
-    lease_time = _config(settings).lease_time
-
-    def deliver(task: Task, batch_id: str) -> None:
-        if node_faults.happens("sink failed"):
-            raise ConnectionError("a sink that fails")
-        if node_faults.happens("sink hung"):
-            time.sleep(lease_time * 2)
-        signed = _signed(task, settings["name"])
-        journal.write("delivered", true_time(), batch_id, signed.group_key, signed.payload)
-        if node_faults.happens("sink dropped the reply"):
-            raise ConnectionError("a sink whose reply is lost")
-
-    return CallableSink(deliver)
 
 
 def _record_leases(settings: dict[str, Any], journal: Journal) -> None:
@@ -245,19 +207,29 @@ def _record_leases(settings: dict[str, Any], journal: Journal) -> None:
 def flusher(url: str, settings: dict[str, Any]) -> None:
     """Flushes until SIGTERM, and makes the faults in ``node_faults``.
 
-    Settings: ``sink``: a URL, or ``delivery`` for a sink outside Redis; ``merge``: ``gate`` for
+    Settings: ``sink``: a kind of `tests.faults.faulty.SINKS`; ``merge``: ``gate`` for
     `tests.support.worker.merge_at_gate`; ``node_faults``: the share of calls that fail, by kind.
     """
     journal = _prepare(settings)
     _record_leases(settings, journal)
-    node_faults = _NodeFaults(settings, journal)
-    sink = settings.get("sink")
-    if sink == "delivery":
-        sink = _delivering(settings, journal, node_faults)
-    elif sink is None:
-        sink = _SigningStream(f"{NAME}-batches", settings["name"])
-    config = _config(settings, group_aggregator=_faulty_merge(url, settings, node_faults))
+    journal.write("started", settings["name"], true_time())
+    merge: GroupAggregator = FaultyMerge(settings, _config(settings))
+    if settings.get("merge") == "gate":
+        merge = _behind_gate(url, merge)
+    sink = SINKS[settings.get("sink") or "stream"](settings)
+    config = _config(settings, group_aggregator=merge)
     worker.run_flusher(settings["kind"], url, config=config, sink=sink)
+
+
+def _behind_gate(url: str, merge: Any) -> GroupAggregator:
+    wait = worker.merge_at_gate(url)
+
+    def wait_and_merge(group: str, tasks: list[Task]) -> Task:
+        wait(group, tasks)
+        merged: Task = merge(group, tasks)
+        return merged
+
+    return wait_and_merge
 
 
 if __name__ == "__main__":

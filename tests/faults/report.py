@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tests.faults.checker import Kind, Verdict
-from tests.faults.run import Result
+from tests.faults.run import Plan, Result
 
 _COUNTS: dict[str, Callable[[Verdict], int]] = {
     "tasks offered": lambda verdict: verdict.offered,
@@ -17,6 +19,15 @@ _COUNTS: dict[str, Callable[[Verdict], int]] = {
     "among the dead letters": lambda verdict: verdict.dead,
     "batches": lambda verdict: verdict.batches,
     "batches redelivered": lambda verdict: verdict.redelivered,
+    "offered again": lambda verdict: verdict.repeated,
+    "cancelled or dropped": lambda verdict: verdict.cancelled,
+    "calls of the operator": lambda verdict: verdict.operations.total(),
+    "takeovers": lambda verdict: verdict.takeovers,
+}
+
+_WORST: dict[str, Callable[[Verdict], float]] = {
+    "worst lateness, s": lambda verdict: verdict.lateness,
+    "slowest takeover, s": lambda verdict: verdict.takeover,
 }
 
 
@@ -28,12 +39,18 @@ def table(results: Sequence[Result]) -> str:
     def add(name: str, numbers: list[int]) -> None:
         rows.append([name, *(f"{number:,}" for number in (*numbers, sum(numbers)))])
 
-    injected: Counter[str] = sum((result.faults for result in results), Counter())
-    for kind in sorted(injected):
-        add(kind, [result.faults[kind] for result in results])
-    add("**faults**", [result.faults.total() for result in results])
+    def add_faults(name: str, faults: Sequence[Counter[str]]) -> None:
+        for kind in sorted(sum(faults, Counter())):
+            add(kind, [each[kind] for each in faults])
+        add(f"**{name}**", [each.total() for each in faults])
+
+    add_faults("faults", [result.faults for result in results])
+    add_faults("failed merges and deliveries", [result.node_faults for result in results])
     for name, count in _COUNTS.items():
         add(name, [count(result.verdict) for result in results])
+    for name, worst in _WORST.items():
+        times = [worst(result.verdict) for result in results]
+        rows.append([name, *(f"{each:.2f}" for each in (*times, max(times, default=0.0)))])
     for what in Kind:
         name = what.value if what is Kind.LOST_IN_WINDOW else f"**{what.value}**"
         add(name, [result.verdict.counts[what] for result in results])
@@ -56,3 +73,23 @@ def findings(result: Result) -> str:
     ]
     lines += [f"  {each.kind.value}: {each.text}" for each in result.verdict.examples]
     return "\n".join(lines)
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Writes a result to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(pickle.dumps(result))
+    temporary.rename(path)
+
+
+def read_result(path: Path, plan: Plan) -> Result:
+    """Reads a result from a file.
+
+    Raises:
+        ValueError: it is that of another plan.
+    """
+    result: Result = pickle.loads(path.read_bytes())
+    if result.plan != plan:
+        raise ValueError(f"{path} has the result of another run, {result.plan}; remove it")
+    return result

@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import pickle
+import random
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from redisagg import Aggregator
+from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.replies import as_dict
-from redisagg.sinks import StreamSink
+from redisagg.sinks import ListSink, StreamSink
+from redisagg.sinks.asynq import keys as asynq_keys
+from redisagg.sinks.asynq.message import decode
+from redisagg.sinks.base import ScriptSink
 from tests.faults.checker import Verdict, check
-from tests.faults.fleet import running_fleet
-from tests.faults.history import Batch, History, Lease, read_journal, read_offers
-from tests.faults.nemeses import NODE_FAULTS, Nemesis, all_faults, count_node_faults
+from tests.faults.faulty import DELIVERY_TIMEOUT, QUEUE, end_node_faults
+from tests.faults.fleet import Fleet, running_fleet
+from tests.faults.history import (
+    AGAIN,
+    Batch,
+    Disturbance,
+    Down,
+    History,
+    Lease,
+    Pending,
+    place_of,
+    read_journal,
+    read_offers,
+    read_operation,
+)
+from tests.faults.nemeses import NODE_FAULTS, Nemesis, Record, all_faults
 from tests.faults.network import running_network
+from tests.faults.operator import Operator
 from tests.faults.topologies import Topology
-from tests.faults.workload import CONFIG, LIMITS, NAME
+from tests.faults.workload import CONFIG, LEASE, LIMITS, NAME, poison_of
 from tests.support.tasks import quick_config
+
+BOUND = 3 * LEASE
+"""Seconds after which a due batch has left, disturbances not counted: a wake-up that is lost costs
+one lease time; the rest is for a machine that is busy."""
+
+_REVIVED = 3.0  # seconds from the end of a process until its successor works
 
 _PRODUCERS: list[dict[str, Any]] = [
     {"kind": "threads", "threads": 2},
@@ -45,6 +72,8 @@ class Plan:
         seconds: duration of the faults.
         seed: of all random choices.
         rate: approximate number of tasks offered in a second.
+        faults: the number of faults to inject at least, evenly over the time; 0 for as many as
+            possible.
         config: changes to the settings of all nodes, e.g. ``{"min_replicas": 1}``.
         durable: whether those settings prevent the losses that the topology allows, so that every
             lost task is a violation.
@@ -56,10 +85,16 @@ class Plan:
     seconds: float
     seed: int
     rate: float = 500.0
+    faults: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
     durable: bool = False
     lua: Path | None = None
     server: Path | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The changes to the settings in `workload`."""
+        return {**self.topology.config, **self.config}
 
 
 @dataclass(frozen=True)
@@ -68,39 +103,56 @@ class Result:
 
     plan: Plan
     faults: Counter[str]
+    """The number of faults injected, by kind."""
+    node_faults: Counter[str]
+    """The number of faults that merges and sinks made, by kind."""
     verdict: Verdict
     kept: Path | None
-    """The folder with journals and logs, of a run with violations."""
+    """The folder with journals, logs and history (`pickle`), of a run with violations."""
 
 
 def run(plan: Plan) -> Result:
-    """Makes a run; takes a few seconds more than `plan.seconds`."""
+    """Makes a run; takes some seconds more than `plan.seconds`."""
     folder = Path(tempfile.mkdtemp(prefix="redisagg-faults-"))
+    record = Record()
     with plan.topology(plan.server) as topology:
-        injected = _inject_faults(plan, topology, folder)
+        ended_at = _inject_faults(plan, topology, folder, record)
         history = _history(plan, topology, folder)
+    history.disturbances += record.disturbances
+    history.downs += record.downs
+    history.stops += record.stops
+    history.ended_at = ended_at
     verdict = check(history)
-    injected += count_node_faults(list(folder.glob("flusher*.journal")))
+    own = _node_faults(folder)
     if verdict.violations:
-        return Result(plan, injected, verdict, folder)
+        with (folder / "history").open("wb") as file:
+            pickle.dump(history, file)
+        return Result(plan, record.injected, own, verdict, folder)
     shutil.rmtree(folder)
-    return Result(plan, injected, verdict, None)
+    return Result(plan, record.injected, own, verdict, None)
 
 
-def _inject_faults(plan: Plan, topology: Topology, folder: Path) -> Counter[str]:
+def _inject_faults(plan: Plan, topology: Topology, folder: Path, record: Record) -> float:
     """Runs producers and flushers while faults are injected, and then until all is enqueued.
 
     Returns:
-        The number of faults of each kind.
+        The time when the flushers were ended.
     """
     threads = sum(each["threads"] for each in _PRODUCERS)
     tasks_per_call = plan.rate / _CALLS_PER_SECOND / threads
+    config = plan.settings
+    rates = dict(NODE_FAULTS)
+    if config.get("executor") == "process":
+        # A merge that hangs or dies ends all worker processes of its flusher.
+        rates["merge hung"] /= 10
+        rates["merge killed its process"] /= 10
     common = {
         "seed": plan.seed,
-        "config": dict(plan.config),
+        "config": config,
         "sink": topology.sink,
         "lua": plan.lua and str(plan.lua),
-        "node_faults": NODE_FAULTS,
+        "node_faults": rates,
+        "again": "dedupe_window" in config,
         "calls_per_second": _CALLS_PER_SECOND,
         "tasks_per_call": max(1, round(_MEAN_OF_CALLS * tasks_per_call)),
     }
@@ -108,47 +160,70 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path) -> Counter[str]
     with (
         running_network(ports) as network,
         running_fleet(topology.url, network, folder, _PRODUCERS, _FLUSHERS, common) as fleet,
+        observing(plan, topology) as aggregator,
     ):
-        nemesis = Nemesis(all_faults(topology, fleet, network), fleet, plan.seed)
-        end = time.monotonic() + plan.seconds
-        while time.monotonic() < end:
-            nemesis.step()
-        fleet.end_faults()
+        faults = all_faults(topology, fleet, network, record)
+        nemesis = Nemesis(faults, fleet, plan.seed, record)
+        operator = Operator(aggregator, folder, plan.seed)
+        try:
+            _pace(plan, nemesis, fleet, record)
+        finally:
+            end_node_faults(folder)
+            fleet.end_faults()
+            operator.stop()
         fleet.finish_producers(timeout=30)
-        with observing(plan, topology) as aggregator:
-            # Tasks that are not enqueued by then are reported as left.
-            aggregator.wait_until_idle(_SETTLE_TIMEOUT)
-    return nemesis.injected
+        deadline = time.monotonic() + _SETTLE_TIMEOUT
+        while time.monotonic() < deadline:
+            fleet.revive(role="flusher")  # after a task that killed it
+            if aggregator.wait_until_idle(1):
+                break  # else the tasks that are not enqueued are reported as left
+        return time.time()
+
+
+def _pace(plan: Plan, nemesis: Nemesis, fleet: Fleet, record: Record) -> None:
+    """Injects faults for the time of the plan, and on until there were enough of them."""
+    start = time.monotonic()
+    while True:
+        nemesis.step()
+        injected, now = record.injected.total(), time.monotonic()
+        late = now >= start + plan.seconds
+        if late and (injected >= plan.faults or now >= start + 2 * plan.seconds):
+            return
+        calm = random.uniform(0.1, 0.5)
+        if plan.faults and not late:
+            calm = max(calm, start + plan.seconds * injected / plan.faults - now)
+        until = min(now + calm, start + plan.seconds)
+        while time.monotonic() < until:
+            fleet.revive()  # some have ended by themselves
+            time.sleep(min(0.25, max(0.0, until - time.monotonic())))
 
 
 @contextlib.contextmanager
 def observing(plan: Plan, topology: Topology) -> Iterator[Aggregator]:
-    """An aggregator that reads without proxies."""
-    config = quick_config(**{**CONFIG, **plan.config, "add_timeout": 30})
+    """An aggregator that uses Redis without proxies."""
+    config = quick_config(**{**CONFIG, **plan.settings, "add_timeout": 30, "executor": "thread"})
     with contextlib.closing(Aggregator(NAME, topology.url, config=config)) as aggregator:
         yield aggregator
 
 
 def _history(plan: Plan, topology: Topology, folder: Path) -> History:
     """Reads the journals and the servers."""
-    history = History(LIMITS, exactly_once=topology.sink is None)
-    history.lossy = topology.lossy
+    history = History(LIMITS, exactly_once=topology.exactly_once)
+    history.lossy, history.wiped, history.clock = topology.lossy, topology.wiped, topology.clock
     history.durable = plan.durable
-    delivered: list[Batch] = []
+    history.bound, history.lease_time = BOUND, LEASE
+    history.max_pending = CONFIG["max_pending_tasks"]
+    settings = {**CONFIG, **plan.settings}
     for path in sorted(folder.glob("*.journal")):
-        history.offers += read_offers(read_journal(path))
-        for kind, *event in read_journal(path):
-            if kind == "leased":
-                history.leases.append(Lease(*event))
-            elif kind == "delivered":
-                at, batch_id, group, payload = event
-                delivered.append(_batch(batch_id, group, payload, at))
-    delivered.sort(key=lambda batch: batch.enqueued_at or 0.0)
+        _read_journal(history, path, settings)
+    history.enqueued.sort(key=lambda batch: batch.enqueued_at or 0.0)
+    history.poison = frozenset(
+        offer.task for offer in history.offers if poison_of(offer.task, offer.group)
+    )
     with observing(plan, topology) as aggregator:
-        history.enqueued = delivered
-        if history.exactly_once:
+        if topology.sink != "delivery":
             with contextlib.closing(topology.client()) as client:
-                history.enqueued = list(read_entries(client, aggregator.sink_keys()))
+                history.enqueued = list(_READERS[topology.sink](client, plan, topology))
         history.dead = [
             Batch(each.batch_id, each.group_key, _names(each.tasks))
             for each in aggregator.dead_letters(tasks=True)
@@ -165,6 +240,56 @@ def _history(plan: Plan, topology: Topology, folder: Path) -> History:
     return history
 
 
+def _read_journal(history: History, path: Path, settings: dict[str, Any]) -> None:
+    for offer in read_offers(read_journal(path)):
+        (history.again if offer.number == AGAIN else history.offers).append(offer)
+    for kind, *event in read_journal(path):
+        if kind == "leased":
+            history.leases.append(Lease(*event))
+        elif kind == "delivered":
+            at, batch_id, group, payload = event
+            history.enqueued.append(_batch(batch_id, group, payload, at))
+        elif kind == "called":
+            history.operations.append(read_operation(event))
+        elif kind == "pending":
+            history.pending.append(Pending(*event))
+        elif kind == "died":
+            flusher, at = event
+            history.downs.append(Down(flusher, at))
+            history.disturbances.append(Disturbance("died", at, at + _REVIVED, place_of(flusher)))
+        elif kind == "fault":
+            what, group, at, flusher = event
+            hung = max(settings["merge_timeout"], DELIVERY_TIMEOUT) if "hung" in what else 0.0
+            end = at + hung + settings["retry_max_delay"] + 1
+            history.disturbances.append(Disturbance(what, at, end, group=group))
+            if settings.get("executor") == "process" and ("kill" in what or "hung" in what):
+                # It takes the other worker processes of its flusher along.
+                end += _REVIVED
+                history.disturbances.append(Disturbance(what, at, end, place_of(flusher)))
+
+
+def _node_faults(folder: Path) -> Counter[str]:
+    """The number of faults that the flushers made themselves, by kind."""
+    return Counter(
+        event[1]
+        for path in folder.glob("flusher*.journal")
+        for event in read_journal(path)
+        if event[0] == "fault"
+    )
+
+
+# --- queues --------------------------------------------------------------------------------------
+
+
+def _sink_keys(sink: type[ScriptSink], plan: Plan, topology: Topology) -> list[bytes]:
+    keyspace = Keyspace(NAME, CONFIG["partitions"])
+    return sink(QUEUE).keys(keyspace, clustered=topology.is_cluster)
+
+
+def _read_stream(client: Any, plan: Plan, topology: Topology) -> Iterator[Batch]:
+    yield from read_entries(client, _sink_keys(StreamSink, plan, topology))
+
+
 def read_entries(client: Any, keys: Sequence[bytes]) -> Iterator[Batch]:
     """The batches in the streams, with the times that Redis gave the entries."""
     sink = StreamSink("any")
@@ -178,12 +303,42 @@ def read_entries(client: Any, keys: Sequence[bytes]) -> Iterator[Batch]:
             start = f"({entry_id.decode()}"
 
 
+def _read_list(client: Any, plan: Plan, topology: Topology) -> Iterator[Batch]:
+    sink = ListSink("any")
+    for key in _sink_keys(ListSink, plan, topology):
+        start = 0
+        while page := client.lrange(key, start, start + 999):
+            for element in page:
+                batch = sink.decode(element)
+                yield _batch(batch.batch_id, batch.group, batch.payload, None, batch.count)
+            start += len(page)
+
+
+def _read_asynq(client: Any, plan: Plan, topology: Topology) -> Iterator[Batch]:
+    for task_id in reversed(client.lrange(asynq_keys.pending(QUEUE), 0, -1)):
+        message = decode(client.hget(asynq_keys.task(QUEUE, task_id.decode()), "msg"))
+        payload = json.loads(message.payload)
+        yield _batch(message.id, payload["group"], payload, None)
+
+
+_READERS: dict[str, Callable[[Any, Plan, Topology], Iterator[Batch]]] = {
+    "stream": _read_stream,
+    "list": _read_list,
+    "asynq": _read_asynq,
+}
+
+
 def _batch(
-    batch_id: str, group: str, payload: dict[str, Any], at: float, stated: int | None = None
+    batch_id: str,
+    group: str,
+    payload: dict[str, Any],
+    at: float | None,
+    stated: int | None = None,
 ) -> Batch:
-    return Batch(batch_id, group, tuple(payload["payloads"]), payload["by"], at, stated)
+    tasks = tuple(payload["payloads"])
+    return Batch(batch_id, group, tasks, payload["by"], at, stated, payload["at"])
 
 
 def _names(tasks: Any) -> tuple[str, ...]:
     """The names of stored tasks; the bytes of one that can't be decoded, which nobody offered."""
-    return tuple(str(each.task.payload if each.task else each.raw) for each in tasks or ())
+    return tuple(each.task.id if each.task else str(each.raw) for each in tasks or ())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import redis
 
 from redisagg.protocol.keys import Keyspace
 from redisagg.testing.embedded import EmbeddedRedis
+from tests.faults.clock import SteppedRedis, can_step_clocks
 from tests.faults.history import Window
 from tests.faults.workload import CONFIG, NAME
 from tests.support.servers import ClusterTopology, SentinelTopology
@@ -27,7 +28,12 @@ _HELD_BACK = 2.1
 # How far a replica may be behind, seconds; on one machine it is milliseconds.
 _LAG = 1.0
 
+_BUSY_SOON = {"lua-time-limit": "50"}  # ms until Redis answers BUSY while a script runs
+
 _START_TIMEOUT = 60.0  # loading a long run's AOF takes a while
+
+# Seconds that a task may wait at most, in the worst disturbance.
+_WAITING = 30.0
 
 
 class Topology(ABC):
@@ -40,8 +46,10 @@ class Topology(ABC):
     name: ClassVar[str]
     promise: ClassVar[str]
     """The acknowledged tasks that may be lost, as text for the report."""
-    sink: ClassVar[str | None] = None
-    """The setting ``sink`` of flushers; None for a stream."""
+    sink: ClassVar[str] = "stream"
+    """The kind of sink, of `tests.faults.faulty.SINKS`."""
+    config: ClassVar[Mapping[str, Any]] = {}
+    """Changes to the settings in `tests.faults.workload`."""
 
     _running: AbstractContextManager[Any]
     """The servers, as a context manager."""
@@ -49,6 +57,10 @@ class Topology(ABC):
     def __init__(self, binary: Path | None = None) -> None:
         self.lossy: list[Window] = []
         """The times so far in which these servers may lose writes that they acknowledged."""
+        self.wiped: list[Window] = []
+        """The times so far in which they lost all that they had."""
+        self.clock: list[Window] = []
+        """The times so far in which a server had a wrong clock."""
 
     def __enter__(self) -> Topology:
         self._running.__enter__()
@@ -90,17 +102,39 @@ class Topology(ABC):
         """Records the writes that a kill of the single server may have lost."""
 
     @property
+    def exactly_once(self) -> bool:
+        """Whether the sink gets each batch exactly once."""
+        return self.sink != "delivery"
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the servers are a Redis Cluster."""
+        return False
+
+    @property
+    def stepped_server(self) -> SteppedRedis | None:
+        """The server whose clock can be stepped, if there is one."""
+        return None
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether the single server keeps its data when it is killed."""
+        return True
+
+    @property
     def topology_faults(self) -> dict[str, Callable[[Random], None]]:
         """The faults of this topology as a whole: functions by kind of fault."""
         return {}
 
 
 class SingleRedis(Topology):
-    """One Redis that writes an AOF before it answers."""
+    """One Redis that writes an AOF before it answers. Some tasks are offered again."""
 
     name = "redis"
     promise = "one Redis, appendfsync always: nothing"
+    config: ClassVar[Mapping[str, Any]] = {"dedupe_window": 30}
     appendfsync: ClassVar[str] = "always"
+    server_class: ClassVar[type[EmbeddedRedis]] = EmbeddedRedis
 
     def __init__(self, binary: Path | None = None) -> None:
         super().__init__(binary)
@@ -109,8 +143,11 @@ class SingleRedis(Topology):
             "appendfsync": self.appendfsync,
             # Small, so that some kills happen during a rewrite.
             "auto-aof-rewrite-min-size": "4mb",
+            **_BUSY_SOON,
         }
-        self._server = EmbeddedRedis(binary, config=config, start_timeout=_START_TIMEOUT)
+        if not self.has_disk:
+            config["appendonly"] = "no"
+        self._server = self.server_class(binary, config=config, start_timeout=_START_TIMEOUT)
         self._running = self._server
 
     @property
@@ -144,17 +181,84 @@ class EverySecond(SingleRedis):
         "most (and on a crash of the machine, not tried here, the last second)"
     )
     appendfsync = "everysec"
+    config: ClassVar[Mapping[str, Any]] = {}
 
     def note_kill(self) -> None:
         self.lossy.append(Window(time.time() - _HELD_BACK, time.time()))
 
 
-class Delivering(SingleRedis):
+class Stepped(SingleRedis):
+    """One Redis whose clock is stepped, forth and back, if this machine allows it.
+
+    Ids of stream entries do not follow a clock that is set back, so its sink is no stream.
+    """
+
+    config: ClassVar[Mapping[str, Any]] = {}
+    server_class = SteppedRedis
+
+    @property
+    def stepped_server(self) -> SteppedRedis | None:
+        return cast(SteppedRedis, self._server) if can_step_clocks() else None
+
+
+class Delivering(Stepped):
     """One Redis, and a sink outside Redis, which gets each batch at least once."""
 
     name = "delivery"
     promise = "one Redis, appendfsync always, with a sink elsewhere: nothing"
     sink = "delivery"
+
+
+class InProcesses(Stepped):
+    """One Redis with a list, and merges in worker processes."""
+
+    name = "list"
+    promise = "one Redis, appendfsync always, with a list and executor='process': nothing"
+    sink = "list"
+    config: ClassVar[Mapping[str, Any]] = {
+        "executor": "process",
+        "merge_timeout": 6,  # a worker process may take seconds to start on a busy machine
+    }
+
+
+class WithAsynq(SingleRedis):
+    """One Redis with a queue of Asynq. Some tasks are offered again."""
+
+    name = "asynq"
+    promise = "one Redis, appendfsync always, with Asynq: nothing"
+    sink = "asynq"
+
+
+class InMemory(SingleRedis):
+    """One Redis without a disk, which is wiped and starts empty; its sink is outside Redis."""
+
+    name = "memory"
+    promise = (
+        "one Redis without persistence: what waited when it was wiped or restarted, "
+        f"acknowledged up to {_WAITING:g} s before"
+    )
+    sink = "delivery"
+    config: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def has_disk(self) -> bool:
+        return False
+
+    @property
+    def topology_faults(self) -> dict[str, Callable[[Random], None]]:
+        return {"Redis wiped": self._wipe}
+
+    def _wipe(self, rng: Random) -> None:
+        start = time.time()
+        ask(self._server, "FLUSHALL")
+        self._note_wipe(start)
+
+    def note_kill(self) -> None:
+        self._note_wipe(time.time() - 0.5)  # when it was still running
+
+    def _note_wipe(self, start: float) -> None:
+        self.wiped.append(Window(start, time.time()))
+        self.lossy.append(Window(start - _WAITING, time.time()))
 
 
 class Replicated(Topology):
@@ -207,11 +311,14 @@ class Sharded(Topology):
     """A cluster of three masters with a replica each. A master that hands over loses nothing."""
 
     name = "cluster"
-    promise = "a cluster whose masters hand over to replicas when told to: nothing"
+    promise = (
+        "a cluster: what was acknowledged around the death of a master, from "
+        f"{_LAG:g} s before until its replica has its place; a master that hands over loses nothing"
+    )
 
     def __init__(self, binary: Path | None = None) -> None:
         super().__init__(binary)
-        self._topology = self._running = ClusterTopology(binary, replicas=1, config=_PATIENT)
+        self._topology = self._running = ClusterTopology(binary, replicas=1, config=_NODES)
         self._slots = [part.slot for part in Keyspace(NAME, CONFIG["partitions"]).partitions]
 
     @property
@@ -224,6 +331,10 @@ class Sharded(Topology):
         return self._topology.nodes
 
     @property
+    def is_cluster(self) -> bool:
+        return True
+
+    @property
     def writable(self) -> list[EmbeddedRedis]:
         return self._topology.masters
 
@@ -232,7 +343,21 @@ class Sharded(Topology):
 
     @property
     def topology_faults(self) -> dict[str, Callable[[Random], None]]:
-        return {"failover ordered": self._order, "slot migrated": self._migrate}
+        return {
+            "failover ordered": self._order,
+            "slot migrated": self._migrate,
+            "master killed": self._kill,
+        }
+
+    def _kill(self, rng: Random) -> None:
+        master = rng.choice(self._topology.masters)
+        start = time.time()
+        self._topology.kill(master)
+        try:
+            self._topology.wait_for_failover(master)
+        finally:
+            self._topology.heal()
+            self.lossy.append(Window(start - _LAG, time.time()))
 
     def _order(self, rng: Random) -> None:
         self._topology.failover(rng.choice(self._topology.masters))
@@ -248,8 +373,18 @@ class Sharded(Topology):
 
 
 # A busy machine must not look like a dead master: only failovers that a run orders may happen.
-_PATIENT = {"cluster-node-timeout": "5000"}
+_NODES = {"cluster-node-timeout": "5000", **_BUSY_SOON}
 
 TOPOLOGIES: dict[str, type[Topology]] = {
-    each.name: each for each in (SingleRedis, EverySecond, Delivering, Replicated, Sharded)
+    each.name: each
+    for each in (
+        SingleRedis,
+        EverySecond,
+        Delivering,
+        InProcesses,
+        WithAsynq,
+        InMemory,
+        Replicated,
+        Sharded,
+    )
 }

@@ -17,23 +17,37 @@ from pathlib import Path
 
 import pytest
 
+from redisagg.errors import UnknownBatch
 from tests.faults.checker import Kind, check
 from tests.faults.history import (
+    AGAIN,
     Batch,
+    Disturbance,
+    Down,
     History,
     Journal,
     Lease,
     Limits,
     Offer,
+    Operation,
+    OperatorLog,
     Outcome,
+    Pending,
     ProducerLog,
+    Stop,
     Window,
     read_journal,
     read_offers,
+    read_operation,
 )
 
 LIMITS = {"a": Limits(0.3, 1.0, 4), "b": Limits(0.1, 5.0, 10), "c": Limits(2.0, 1.0, 3)}
 EPOCH = 1_700_000_000.0
+
+
+def id_of(claimed: float, number: int = 0) -> str:
+    """The id of a batch in partition 0."""
+    return f"{round(claimed * 1000):012x}-0-{number:08x}"
 
 
 def simulated(seed: int) -> History:
@@ -91,9 +105,8 @@ def flushed(
             count += 1  # they ride along
         tasks = tuple(offer.task for _, offer in waiting[:count])
         leader = f"f{int((claimed - EPOCH) / 0.9) % 2}"
-        batches.append(
-            Batch(f"{len(batches)}-0-x", waiting[0][1].group, tasks, leader, claimed, count)
-        )
+        batch_id = id_of(claimed, len(batches))
+        batches.append(Batch(batch_id, waiting[0][1].group, tasks, leader, claimed, count))
         del waiting[:count]
     return batches
 
@@ -112,6 +125,7 @@ def test_tasks_may_also_be_dead_or_on_their_way() -> None:
     history = simulated(1)
     for place in (history.dead, history.in_flight, history.waiting):
         place.append(history.enqueued.pop()._replace(enqueued_at=None))
+    history.poison = frozenset(task for batch in history.dead for task in batch.tasks)
     verdict = check(history)
     assert {finding.kind for finding in verdict.examples} == {Kind.LEFT}
     assert verdict.dead > 0
@@ -153,23 +167,23 @@ def leave_a_copy_waiting(history: History) -> None:
 
 
 def leave_a_copy_dead(history: History) -> None:
-    history.dead.append(history.enqueued[0]._replace(batch_id="other-0-x"))
+    history.dead.append(history.enqueued[0]._replace(batch_id="0-0-x"))
 
 
 def enqueue_an_unknown_one_twice(history: History) -> None:
     unknown = {offer.task for offer in history.offers if offer.outcome == "unknown"}
     batch = next(batch for batch in history.enqueued if unknown & set(batch.tasks))
     [task, *_] = unknown & set(batch.tasks)
-    history.dead.append(Batch("other-0-x", batch.group, (task,)))
+    history.dead.append(Batch("0-0-x", batch.group, (task,)))
 
 
 def enqueue_what_was_refused(history: History) -> None:
     refused = next(offer for offer in history.offers if offer.outcome == "refused")
-    history.dead.append(Batch("x-0-x", refused.group, (refused.task,)))
+    history.dead.append(Batch("1-0-x", refused.group, (refused.task,)))
 
 
 def enqueue_what_nobody_offered(history: History) -> None:
-    history.dead.append(Batch("x-0-x", "a", ("p1/999",)))
+    history.dead.append(Batch("1-0-x", "a", ("p1/999",)))
 
 
 def swap_batches(history: History) -> None:
@@ -210,7 +224,7 @@ def miscount(history: History) -> None:
 def move_to_another_group(history: History) -> None:
     place = first_of(history, 1)
     other = "a" if history.enqueued[place].group != "a" else "b"
-    change(history, place, group=other, enqueued_at=None)
+    change(history, place, group=other, enqueued_at=None, batch_id=id_of(EPOCH + 60))
 
 
 def enqueue_before(history: History, group: str, span: float) -> None:
@@ -221,7 +235,8 @@ def enqueue_before(history: History, group: str, span: float) -> None:
         if batch.group != group or len(known) == LIMITS[group].size:
             continue
         if all(offer.offered_at == known[0].offered_at for offer in known):
-            change(history, place, enqueued_at=known[-1].offered_at + span, by="")
+            at = known[-1].offered_at + span
+            change(history, place, enqueued_at=at, batch_id=id_of(at), by="")
             return
     raise AssertionError(f"no batch of {group} will do")
 
@@ -249,6 +264,110 @@ def enqueue_without_any_lease(history: History) -> None:
     change(history, -1, by="f7")
 
 
+def leave_late(history: History) -> None:
+    """The last batch leaves 50 s after it was due, by 20 s longer than allowed."""
+    history.bound = 30
+    place = last_known(history)
+    at = history.enqueued[place].enqueued_at
+    assert at is not None
+    change(history, place, enqueued_at=at + 50, by="")
+
+
+def last_known(history: History) -> int:
+    """The place of the last batch of its group of which a task was acknowledged."""
+    sure = {offer.task for offer in history.offers if offer.outcome == "acknowledged"}
+    seen: set[str] = set()
+    for place in reversed(range(len(history.enqueued))):
+        batch = history.enqueued[place]
+        if batch.group not in seen and sure & set(batch.tasks):
+            return place
+        seen.add(batch.group)
+    raise AssertionError("no batch will do")
+
+
+def take_over_late(history: History) -> None:
+    """Nobody has a lease for 2.5 s after the death of a flusher, of which 2.1 s are too much."""
+    history.lease_time = 0.9
+    history.downs = [Down("f0", EPOCH + 2 * 0.9 + 0.4)]
+    history.leases = [each for each in history.leases if not 3 <= each.token <= 5]
+    history.enqueued = [each._replace(by="") for each in history.enqueued]
+
+
+def stop_late(history: History) -> None:
+    history.stops = [Stop("f0", EPOCH, EPOCH + 7, 7.5), Stop("f1", EPOCH, EPOCH + 7.6, 7.5)]
+
+
+def never_stop(history: History) -> None:
+    history.stops = [Stop("f0", EPOCH, None, 7.5)]
+
+
+def operate(history: History, name: str, result: object = None, **fields: object) -> Operation:
+    """Adds a call of the operator that took a tenth of a second."""
+    at = history.operations[-1].began_at + 1 if history.operations else EPOCH + 1
+    call = Operation(name, at, at + 0.1, result, True)
+    history.operations.append(call._replace(**fields))  # type: ignore[arg-type]
+    return history.operations[-1]
+
+
+def enqueue_what_was_cancelled(history: History) -> None:
+    batch = history.enqueued[first_of(history, 1)]
+    operate(history, "cancel_task", True, group=batch.group, target=batch.tasks[0])
+
+
+def lose_what_was_not_cancelled(history: History) -> None:
+    batch = history.enqueued.pop(first_of(history, 1))
+    operate(history, "cancel_task", False, group=batch.group, target=batch.tasks[0])
+
+
+def lose_more_than_was_cancelled(history: History) -> None:
+    batch = next(each for each in history.enqueued if each.group == "a" and is_sure(history, each))
+    history.enqueued.remove(batch)
+    operate(history, "cancel_group", len(batch.tasks) - 1, group="a")
+
+
+def is_sure(history: History, batch: Batch) -> bool:
+    """Whether all its tasks were acknowledged."""
+    sure = {offer.task for offer in history.offers if offer.outcome == "acknowledged"}
+    return sure.issuperset(batch.tasks)
+
+
+def cancel_fewer_than_counted(history: History) -> None:
+    operate(history, "cancel_group", 1_000, group="a")
+
+
+def enqueue_what_was_dropped(history: History) -> None:
+    batch = history.enqueued[first_of(history, 1)]
+    history.poison = frozenset(batch.tasks)
+    operate(
+        history,
+        "drop_dead_letter",
+        1,
+        group=batch.group,
+        target=batch.batch_id,
+        tasks=batch.tasks,
+    )
+
+
+def cut_in_a_pause(history: History) -> None:
+    claimed = history.enqueued[len(history.enqueued) // 2].claimed_at
+    operate(history, "pause", began_at=claimed - 0.5, ended_at=claimed - 0.1)
+    operate(history, "resume", began_at=claimed + 0.1, ended_at=claimed + 0.5)
+
+
+def bury_innocents(history: History) -> None:
+    history.dead.append(history.enqueued.pop()._replace(enqueued_at=None))
+
+
+def bury_innocents_that_are_requeued(history: History) -> None:
+    batch = history.enqueued[0]
+    operate(history, "requeue_dead_letter", target=batch.batch_id, tasks=batch.tasks)
+
+
+def take_more_than_fits(history: History) -> None:
+    history.max_pending = 100
+    history.pending = [Pending(EPOCH, 100), Pending(EPOCH + 1, 101)]
+
+
 PLANTED: dict[Callable[[History], None], Kind] = {
     lose_a_task: Kind.LOST,
     lose_a_batch: Kind.LOST,
@@ -267,7 +386,24 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     ignore_the_max_delay: Kind.PREMATURE,
     enqueue_with_a_lost_lease: Kind.STALE,
     enqueue_without_any_lease: Kind.STALE,
+    leave_late: Kind.LATE,
+    take_over_late: Kind.TAKEOVER,
+    stop_late: Kind.UNSTOPPED,
+    never_stop: Kind.UNSTOPPED,
+    enqueue_what_was_cancelled: Kind.CANCELLED,
+    lose_what_was_not_cancelled: Kind.LOST,
+    lose_more_than_was_cancelled: Kind.LOST,
+    cancel_fewer_than_counted: Kind.CANCELLED,
+    enqueue_what_was_dropped: Kind.CANCELLED,
+    cut_in_a_pause: Kind.PAUSED,
+    bury_innocents: Kind.BURIED,
+    bury_innocents_that_are_requeued: Kind.BURIED,
+    take_more_than_fits: Kind.OVERFULL,
 }
+
+
+def test_each_kind_of_violation_is_planted() -> None:
+    assert {*PLANTED.values(), Kind.LEFT} == {*Kind} - {Kind.LOST_IN_WINDOW}
 
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
@@ -278,7 +414,9 @@ def test_a_planted_fault_is_caught(plant: Callable[[History], None], seed: int) 
     verdict = check(history)
     also = {
         # What is in two places is out of order in one of them, and one place is the end.
-        Kind.DUPLICATED: {Kind.REORDERED, Kind.LEFT},
+        Kind.DUPLICATED: {Kind.REORDERED, Kind.LEFT, Kind.BURIED},
+        # None of these dead letters is poison.
+        Kind.PHANTOM: {Kind.BURIED},
         # And what is in another group's batch is not in the order of that group.
         Kind.MISGROUPED: {Kind.REORDERED},
     }.get(PLANTED[plant], set())
@@ -336,12 +474,166 @@ def test_a_sink_that_delivers_at_least_once_may_get_a_batch_again() -> None:
     again = history.enqueued[first_of(history, 2)]
     history.enqueued.append(again)
     history.dead.append(again)
+    history.poison = frozenset(again.tasks)
     verdict = check(history)
     assert verdict.violations == 0
     assert verdict.redelivered == 1
     # With the same tasks, that is.
     history.enqueued.append(again._replace(tasks=again.tasks[:1], stated_count=1))
     assert check(history).counts[Kind.DUPLICATED] == 1
+
+
+def test_what_was_cancelled_need_not_be_there() -> None:
+    history = simulated(2)
+    one, two, three = (history.enqueued.pop(first_of(history, 1)) for _ in range(3))
+    operate(history, "cancel_task", True, group=one.group, target=one.tasks[0])
+    operate(history, "cancel_group", 1, group=two.group)
+    operate(history, "drop_dead_letter", 1, target="0-0-x", group=three.group, tasks=three.tasks)
+    history.poison = frozenset(three.tasks)
+    verdict = check(history)
+    assert verdict.examples == []
+    assert verdict.cancelled == 3
+
+
+def test_a_call_that_a_fault_of_redis_disturbed_may_have_been_repeated() -> None:
+    """Its second answer is that nothing was left to cancel."""
+    history = simulated(2)
+    batch = history.enqueued.pop(first_of(history, 1))
+    call = operate(history, "cancel_task", False, group=batch.group, target=batch.tasks[0])
+    assert check(history).counts == {Kind.LOST: 1}
+    history.disturbances = [Disturbance("Redis killed", call.began_at, call.began_at + 1)]
+    assert check(history).examples == []
+    history.disturbances = [Disturbance("killed", call.began_at, call.began_at + 1, "f0")]
+    assert check(history).counts == {Kind.LOST: 1}
+
+
+def test_a_call_that_raised_may_have_been_carried_out() -> None:
+    for done in (True, False):
+        history = simulated(2)
+        place = first_of(history, 1)
+        batch = history.enqueued[place]
+        if done:
+            del history.enqueued[place]
+        operate(history, "cancel_task", group=batch.group, target=batch.tasks[0], returned=False)
+        assert check(history).examples == []
+
+
+@pytest.mark.parametrize(
+    ("disturbance", "excuses"),
+    [
+        (Disturbance("Redis killed", -60, 60), True),
+        (Disturbance("Redis killed", -60, -40), False),
+        (Disturbance("flusher frozen", -60, 60, "f0"), True),
+        (Disturbance("flusher frozen", -60, 60, "elsewhere"), False),
+        (Disturbance("merge raised", -60, 60, group="itself"), True),
+        (Disturbance("merge raised", -60, 60, group="another"), False),
+    ],
+)
+def test_a_fault_excuses_what_it_may_delay(disturbance: Disturbance, excuses: bool) -> None:
+    history = simulated(2)
+    leave_late(history)
+    late = next(finding for finding in check(history).examples if finding.kind is Kind.LATE)
+    batch = next(each for each in history.enqueued if each.batch_id in late.text)
+    assert batch.enqueued_at is not None
+    group = batch.group if disturbance.group == "itself" else disturbance.group
+    history.disturbances = [
+        disturbance._replace(
+            start=batch.enqueued_at + disturbance.start,
+            end=batch.enqueued_at + disturbance.end,
+            group=group,
+        )
+    ]
+    assert check(history).counts == ({} if excuses else {Kind.LATE: 1})
+
+
+def test_a_pause_excuses_what_leaves_late() -> None:
+    history = simulated(2)
+    leave_late(history)
+    ended = max(batch.enqueued_at or 0 for batch in history.enqueued)
+    operate(history, "pause", began_at=ended - 40, ended_at=ended - 39.5)
+    operate(history, "resume", began_at=ended - 1, ended_at=ended)
+    assert check(history).counts == {}
+
+
+def test_a_step_of_the_clock_makes_a_group_wait_for_its_limits_once_more() -> None:
+    history = simulated(2)
+    leave_late(history)
+    ended = max(batch.enqueued_at or 0 for batch in history.enqueued)
+    history.clock = [Window(ended - 35, ended - 31 + 1)]
+    assert check(history).counts == {}
+    history.clock = [Window(ended - 45, ended - 40)]
+    assert check(history).counts == {Kind.LATE: 1}
+
+
+def test_a_takeover_waits_for_redis() -> None:
+    history = simulated(2)
+    take_over_late(history)
+    [down] = history.downs
+    assert check(history).counts == {Kind.TAKEOVER: 1}
+    history.disturbances = [Disturbance("Redis frozen", down.at, down.at + 2)]
+    assert check(history).counts == {}
+    history.disturbances = [Disturbance("flusher killed", down.at, down.at + 2, "f0")]
+    assert check(history).counts == {Kind.TAKEOVER: 1}
+
+
+def test_what_waited_when_redis_was_wiped_is_lost_where_redis_may_lose() -> None:
+    history = simulated(2)
+    [gone] = history.enqueued.pop(first_of(history, 1)).tasks
+    offer = next(offer for offer in history.offers if offer.task == gone)
+    assert offer.ended_at is not None
+    wipe = Window(offer.ended_at + 0.5, offer.ended_at + 0.6)
+    history.wiped, history.lossy = [wipe], [wipe._replace(start=wipe.start - 30)]
+    assert check(history).counts == {Kind.LOST_IN_WINDOW: 1}
+    # What was acknowledged afterwards has no excuse.
+    wipe = Window(offer.offered_at - 0.2, offer.offered_at - 0.1)
+    history.wiped, history.lossy = [wipe], [wipe._replace(start=wipe.start - 30)]
+    assert check(history).counts == {Kind.LOST: 1}
+
+
+def test_an_add_that_is_repeated_after_redis_was_wiped_may_add_twice() -> None:
+    history = simulated(2)
+    history.exactly_once = False
+    again = history.enqueued[first_of(history, 1)]._replace(enqueued_at=None)
+    history.enqueued.append(again._replace(batch_id="0-0-x"))
+    assert check(history).counts[Kind.DUPLICATED] == 1
+    [task] = again.tasks
+    offer = next(offer for offer in history.offers if offer.task == task)
+    history.wiped = [Window(offer.offered_at, offer.offered_at + 0.01)]
+    assert check(history).counts[Kind.DUPLICATED] == 0
+
+
+def test_a_task_that_is_offered_again_is_enqueued_once() -> None:
+    history = simulated(2)
+    batch = history.enqueued[first_of(history, 1)]
+    [task] = batch.tasks
+    history.again = [
+        Offer(task, "p1", AGAIN, batch.group, EPOCH + 20, "acknowledged", EPOCH + 20.1)
+    ]
+    verdict = check(history)
+    assert (verdict.violations, verdict.repeated) == (0, 1)
+    twice = batch._replace(batch_id=id_of(EPOCH + 25), enqueued_at=EPOCH + 25, by="")
+    history.enqueued.append(twice)
+    assert check(history).counts[Kind.DUPLICATED] == 1
+
+
+def test_a_requeued_batch_is_out_of_order_and_late_with_reason() -> None:
+    history = simulated(2)
+    swap_batches(history)
+    leave_late(history)
+    assert check(history).violations > 0
+    for batch in history.enqueued:
+        operate(history, "requeue_dead_letter", 1, target=batch.batch_id, tasks=batch.tasks)
+    history.poison = frozenset(task for batch in history.enqueued for task in batch.tasks)
+    assert check(history).examples == []
+
+
+def test_a_flush_makes_a_batch_due() -> None:
+    for group, excused in (("b", True), ("", True), ("a", False)):
+        history = simulated(1)
+        ignore_the_grace_period(history)
+        name = "flush" if group else "flush_all"
+        operate(history, name, 1, group=group, began_at=EPOCH, ended_at=EPOCH + 20)
+        assert check(history).counts == ({} if excused else {Kind.PREMATURE: 1})
 
 
 # --- journals ------------------------------------------------------------------------------------
@@ -365,6 +657,36 @@ def test_a_journal_says_what_became_of_each_task(tmp_path: Path) -> None:
         Offer("p/2", "p", 2, "a", 2, "refused", 3),
         Offer("p/3", "p", 3, "c", 4, "unknown", None),
     ]
+
+
+def test_a_journal_says_what_was_offered_again(tmp_path: Path) -> None:
+    ticks = iter(range(10))
+    log = ProducerLog(Journal(tmp_path / "p"), "p", lambda: next(ticks))
+    [task] = log.offer(["a"])
+    log.end("acknowledged")
+    log.offer_again(task, "a")
+    log.end("unknown", "no answer")
+    assert list(read_offers(read_journal(tmp_path / "p"))) == [
+        Offer("p/0", "p", 0, "a", 0, "acknowledged", 1),
+        Offer("p/0", "p", AGAIN, "a", 2, "unknown", 3),
+    ]
+
+
+def test_a_journal_says_what_the_operator_did(tmp_path: Path) -> None:
+    def cancel_task(group: str, task: str) -> bool:
+        return (group, task) == ("a", "p/0")
+
+    def drop_dead_letter(batch_id: str) -> int:
+        raise UnknownBatch(batch_id)
+
+    log = OperatorLog(Journal(tmp_path / "o"))
+    assert log.call(cancel_task, group="a", target="p/0")
+    with pytest.raises(UnknownBatch):
+        log.call(drop_dead_letter, group="a", target="0-0-x", tasks=["p/1"])
+    one, two = (read_operation(event[1:]) for event in read_journal(tmp_path / "o"))
+    assert one[:1] + one[3:] == ("cancel_task", True, True, "a", "p/0", ())
+    assert two[:1] + two[3:] == ("drop_dead_letter", "0-0-x", False, "a", "0-0-x", ("p/1",))
+    assert one.began_at <= (one.ended_at or 0) <= two.began_at
 
 
 def test_a_journal_outlives_a_sigkill(tmp_path: Path) -> None:

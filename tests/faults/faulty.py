@@ -1,0 +1,200 @@
+"""The merge function and the sinks of the flushers, which fail now and then.
+
+All can be pickled, for the worker processes of ``executor="process"``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from redisagg import AggregationConfig, Task
+from redisagg.sinks import (
+    AsynqSink,
+    CallableSink,
+    ListSink,
+    MergedTask,
+    ScriptSink,
+    Sink,
+    StreamSink,
+)
+from tests.faults.history import Journal
+from tests.faults.workload import LEASE, NAME, poison_of
+
+true_time = time.time
+"""The clock of the machine, also where `time.time` is replaced by a wrong one."""
+
+QUEUE = f"{NAME}-batches"
+"""The name of the queue of each sink."""
+
+DELIVERY_TIMEOUT = LEASE
+"""Seconds that the sink outside Redis may take for a delivery."""
+
+_FAULTS_ENDED = "faults-ended"
+_CURED = "cured"
+
+
+def end_node_faults(folder: Path) -> None:
+    """Ends the faults that all flushers with a journal in `folder` make themselves."""
+    (folder / _FAULTS_ENDED).touch()
+
+
+def cure(folder: Path, task: str) -> None:
+    """Lets a task be merged from now on."""
+    (folder / _CURED).mkdir(exist_ok=True)
+    _cured(folder, task).touch()
+
+
+def _cured(folder: Path, task: str) -> Path:
+    return folder / _CURED / task.replace("/", "_")
+
+
+class NodeFaults:
+    """The faults that a flusher makes itself, until `end_node_faults`.
+
+    Args:
+        settings: of the node; ``node_faults`` has the share of calls that fail, by kind of fault.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.path = Path(settings["journal"])
+        self._name = settings["name"]
+        self._rates: dict[str, float] = settings.get("node_faults", {})
+        self._seed = f"{settings['seed']}/{settings['name']}"
+        self._worker: tuple[int, random.Random, Journal] | None = None
+
+    def happens(self, kind: str, group: str) -> bool:
+        """Whether this call has a fault of this kind; writes it to the journal."""
+        _, chance, _ = self._in_this_process()
+        if chance.random() >= self._rates.get(kind, 0.0):
+            return False
+        if (self.path.parent / _FAULTS_ENDED).exists():
+            return False
+        self.write(kind, group)
+        return True
+
+    def write(self, kind: str, group: str) -> None:
+        """Writes a fault to the journal."""
+        self.journal.write("fault", kind, group, true_time(), self._name)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the node."""
+        return self._in_this_process()[2]
+
+    def _in_this_process(self) -> tuple[int, random.Random, Journal]:
+        if self._worker is None or self._worker[0] != os.getpid():
+            is_worker = multiprocessing.parent_process() is not None
+            chance = random.Random(f"{self._seed}/{os.getpid() if is_worker else ''}")
+            self._worker = (os.getpid(), chance, Journal(self.path))
+        return self._worker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_worker": None}
+
+
+class FaultyMerge:
+    """Merges tasks, and fails at random and at poison tasks.
+
+    Args:
+        settings: of the node; see `tests.faults.node`.
+        config: of its aggregator.
+    """
+
+    def __init__(self, settings: dict[str, Any], config: AggregationConfig) -> None:
+        self._faults = NodeFaults(settings)
+        self._name = settings["name"]
+        self._hang = float(config.merge_timeout) * 1.5  # type: ignore[arg-type]
+        self._too_large = config.max_merged_bytes + 1
+        self._in_thread = config.executor == "thread"
+
+    def __call__(self, group: str, tasks: list[Task]) -> Task:
+        """Merges tasks."""
+        padding = ""
+        for task in tasks:
+            kind = poison_of(task.id, group)
+            if kind is None or _cured(self._faults.path.parent, task.id).exists():
+                continue
+            self._faults.write(f"poison {kind}", group)
+            if kind == "kills":
+                self._die()
+            if kind == "raises":
+                raise ValueError("a task that can't be merged")
+            padding = "x" * self._too_large
+        if self._faults.happens("merge raised", group):
+            raise RuntimeError("a merge that raises")
+        if self._faults.happens("merge hung", group):
+            time.sleep(self._hang)
+        if self._faults.happens("merge killed its process", group):
+            self._die()
+        payload = {"group": group, "payloads": [task.id for task in tasks]}
+        return Task("merged", {**payload, "padding": padding} if padding else payload)
+
+    def _die(self) -> None:
+        if self._in_thread:
+            self._faults.journal.write("died", self._name, true_time())
+        os._exit(70)
+
+
+# --- sinks ---------------------------------------------------------------------------------------
+
+
+def _signed(merged: Task, by: str) -> Task:
+    """Adds the flusher that enqueues; another one may have merged, as merged tasks are stored."""
+    return replace(merged, payload={**merged.payload, "by": by, "at": true_time()})
+
+
+class _Signing(ScriptSink):
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(QUEUE)
+        self._by = settings["name"]
+
+    def arguments(self, merged: MergedTask) -> Sequence[bytes]:
+        signed = replace(merged, task=_signed(merged.task, self._by))
+        return super().arguments(signed)  # type: ignore[safe-super]
+
+
+class _SigningStream(_Signing, StreamSink):
+    """The stream of a run."""
+
+
+class _SigningList(_Signing, ListSink):
+    """The list of a run."""
+
+
+class _SigningAsynq(_Signing, AsynqSink):
+    """The Asynq queue of a run."""
+
+
+def _delivering(settings: dict[str, Any]) -> Sink:
+    """A sink that uses the journal as its queue."""
+    faults = NodeFaults(settings)
+    journal = faults.journal
+
+    def deliver(task: Task, batch_id: str) -> None:
+        group = str(task.group_key)
+        if faults.happens("sink failed", group):
+            raise ConnectionError("a sink that fails")
+        if faults.happens("sink hung", group):
+            time.sleep(DELIVERY_TIMEOUT * 2)
+        signed = _signed(task, settings["name"])
+        journal.write("delivered", true_time(), batch_id, group, signed.payload)
+        if faults.happens("sink dropped the reply", group):
+            raise ConnectionError("a sink whose reply is lost")
+
+    return CallableSink(deliver, timeout=DELIVERY_TIMEOUT)
+
+
+SINKS: dict[str, Callable[[dict[str, Any]], Sink]] = {
+    "stream": _SigningStream,
+    "list": _SigningList,
+    "asynq": _SigningAsynq,
+    "delivery": _delivering,
+}
+"""Makes a sink from the settings of a node."""

@@ -1,0 +1,142 @@
+"""Somebody who operates the namespace during a run: cancels, flushes, pauses, looks after the dead.
+
+Its calls go to Redis directly, so only faults of the servers disturb them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+from redisagg import Aggregator, DeadLetter, RedisAggError
+from tests.faults.faulty import cure
+from tests.faults.history import Journal, OperatorLog
+from tests.faults.workload import LIMITS, REVOKED, class_of
+
+JOURNAL = "operator.journal"
+
+_BETWEEN = (0.1, 0.6)
+"""Shortest and longest time between two actions, seconds."""
+
+_PAUSE = (0.5, 2.0)
+"""Shortest and longest pause, seconds."""
+
+_PAUSE_EVERY = 20.0
+"""Seconds from one pause to the next; while it lasts nothing can be late."""
+
+_CANCELLED = ("quiet", "bulky", "single")
+"""The classes of groups whose tasks are cancelled one by one; no producer offers these again."""
+
+_TASKS_READ = 20
+
+
+class Operator:
+    """Operates in a thread of this process until `stop`.
+
+    Args:
+        aggregator: of the namespace; is not closed.
+        folder: where the journal is written.
+        seed: of all random choices.
+    """
+
+    def __init__(self, aggregator: Aggregator, folder: Path, seed: int) -> None:
+        self._aggregator = aggregator
+        self._folder = folder
+        self._rng = Random(f"{seed}/operator")
+        self._journal = Journal(folder / JOURNAL)
+        self._log = OperatorLog(self._journal)
+        self._stopping = threading.Event()
+        self._paused_at = time.monotonic()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="operator")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends its work, resumes the namespace if it is paused, and returns."""
+        self._stopping.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        actions = {
+            self._cancel_task: 6,
+            self._cancel_group: 2,
+            self._flush: 3,
+            self._flush_all: 1,
+            self._pause: 1,
+            self._look_after_the_dead: 3,
+            self._count: 6,
+        }
+        try:
+            while not self._stopping.wait(self._rng.uniform(*_BETWEEN)):
+                [action] = self._rng.choices(list(actions), list(actions.values()))
+                with contextlib.suppress(RedisAggError):  # the journal has it
+                    action()
+        except BaseException as error:  # is raised by `stop`
+            self._error = error
+
+    def _cancel_task(self) -> None:
+        group = self._rng.choice([each for each in LIMITS if class_of(each) in _CANCELLED])
+        state = self._aggregator.get_group(group, limit=_TASKS_READ)
+        ids = [each.task.id for each in (state.tasks if state else None) or () if each.task]
+        if ids:
+            target = self._rng.choice(ids)
+            self._log.call(self._aggregator.cancel_task, group=group, target=target)
+
+    def _cancel_group(self) -> None:
+        self._log.call(self._aggregator.cancel_group, group=self._rng.choice(REVOKED))
+
+    def _flush(self) -> None:
+        self._log.call(self._aggregator.flush, group=self._rng.choice(list(LIMITS)))
+
+    def _flush_all(self) -> None:
+        self._log.call(self._aggregator.flush_all)
+
+    def _pause(self) -> None:
+        if time.monotonic() < self._paused_at + _PAUSE_EVERY:
+            return
+        try:
+            self._log.call(self._aggregator.pause)
+            self._stopping.wait(self._rng.uniform(*_PAUSE))
+        finally:
+            self._resume()
+            self._paused_at = time.monotonic()
+
+    def _resume(self) -> None:
+        while True:
+            try:
+                self._log.call(self._aggregator.resume)
+                return
+            except RedisAggError:
+                time.sleep(0.1)
+
+    def _look_after_the_dead(self) -> None:
+        letters = self._aggregator.dead_letters(tasks=True)
+        if not letters:
+            return
+        letter = self._rng.choice(letters)
+        names = task_names(letter)
+        drop = self._rng.random() < 0.5
+        if not drop:
+            for name in names:
+                cure(self._folder, name)
+        method = "drop_dead_letter" if drop else "requeue_dead_letter"
+        self._log.call(
+            getattr(self._aggregator, method),
+            group=letter.group_key,
+            target=letter.batch_id,
+            tasks=names,
+        )
+
+    def _count(self) -> None:
+        stats = self._aggregator.stats()
+        self._journal.write("pending", time.time(), stats.pending + stats.in_flight)
+
+
+def task_names(letter: DeadLetter) -> list[str]:
+    """The names of the tasks of a dead letter; the bytes of one that can't be decoded."""
+    return [each.task.id if each.task else str(each.raw) for each in letter.tasks or ()]
