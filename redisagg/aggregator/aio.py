@@ -13,7 +13,15 @@ import tenacity
 from redis.asyncio import Redis
 
 from redisagg.aggregator import reading
-from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
+from redisagg.aggregator.base import (
+    CLOSE_TIMEOUT,
+    FORGET_TIMEOUT,
+    IDLE_POLL_INTERVAL,
+    TASKS_PER_PAGE,
+    AggregatorBase,
+    is_idle,
+)
+from redisagg.aggregator.bounded import await_within
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisUnavailable
@@ -209,20 +217,11 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
             await flusher.stop(until)
 
     async def _flush_within(self, timeout: float) -> None:
-        flushing = asyncio.create_task(self.flush_all())
-        started = time.monotonic()
-        await asyncio.wait({flushing}, timeout=timeout)
-        if not flushing.done() or flushing.cancelled():
-            flushing.cancel()
+        end = time.monotonic() + timeout
+        if not await await_within(timeout, self.flush_all()):
             raise RedisUnavailable(f"the groups could not be made due within {timeout:g} s")
-        flushing.result()
-        left = timeout - (time.monotonic() - started)
-        waiting = asyncio.create_task(self.wait_until_idle(left))
-        await asyncio.wait({waiting}, timeout=left)
-        if not waiting.done():
-            waiting.cancel()
-        elif not waiting.cancelled():
-            waiting.result()
+        left = end - time.monotonic()
+        await await_within(left, self.wait_until_idle(left))
 
     async def run(self, *, concurrency: int | None = None) -> None:
         """Runs a flusher until SIGTERM or SIGINT; a second signal ends the process at once.
@@ -238,7 +237,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
             InvalidConfig: `concurrency` is out of range, or as for `start`.
             FlusherFailed: a flusher of this aggregator runs already.
             RedisAggError: Redis can't be used; see the class.
-            BaseException: the error that ended the flusher.
+            Exception: the error that ended the flusher.
         """
         namespace = self._namespace.with_concurrency(concurrency)
         check_executor(self._config)
@@ -483,12 +482,19 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
     # --- closing ---------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Stops the flusher, and closes the client if the aggregator made it from a URL."""
+        """Stops the flusher, and closes the client if the aggregator made it from a URL.
+
+        Returns within `shutdown_timeout` and 2 seconds, as `stop`.
+        """
+        until = end_by(self._namespace)
         await self.stop()
-        with suppress(RedisAggError):  # the keys that this deletes also expire
-            await self._transport.once(forget_calls(self._keyspace, self._adder.sequences.drain()))
-        if self._own_client:
-            await aclose(self._transport.client)
+        if sequences := self._adder.sequences.drain():
+            forget = self._transport.once(forget_calls(self._keyspace, sequences))
+            with suppress(RedisAggError):  # the keys that this deletes also expire
+                await await_within(min(FORGET_TIMEOUT, until - time.monotonic()), forget)
+        if self._own_client:  # a TLS connection waits for the end of the other side
+            left = max(CLOSE_TIMEOUT, until - time.monotonic())
+            await await_within(left, aclose(self._transport.client))
 
     async def __aenter__(self) -> AsyncAggregator:
         await self.start()

@@ -27,6 +27,12 @@ TASKS_PER_PAGE = 1_000
 IDLE_POLL_INTERVAL = 0.05
 """Seconds between two looks at the counts while `wait_until_idle` waits."""
 
+FORGET_TIMEOUT = 1.0
+"""Seconds that `close` spends on deleting the stored calls of its producer, which also expire."""
+
+CLOSE_TIMEOUT = 0.15
+"""Seconds that closing the connections may take at least, beyond the time of a flusher."""
+
 
 class AggregatorBase(Generic[TransportT]):
     """The common base class of `Aggregator` and `AsyncAggregator`, which document its arguments."""

@@ -6,13 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import tenacity
 from redis import Redis
 
 from redisagg.aggregator import reading
-from redisagg.aggregator.base import IDLE_POLL_INTERVAL, TASKS_PER_PAGE, AggregatorBase, is_idle
+from redisagg.aggregator.base import (
+    FORGET_TIMEOUT,
+    IDLE_POLL_INTERVAL,
+    TASKS_PER_PAGE,
+    AggregatorBase,
+    is_idle,
+)
 from redisagg.aggregator.bounded import call_within
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
@@ -171,10 +178,12 @@ class Aggregator(AggregatorBase[Transport]):
             RedisAggError: Redis can't be used; see the class. `FlusherFailed`, a subclass: the
                 thread can't be started, or gevent lets it run no event loop of its own.
         """
+        if self.is_running:
+            return
+        check_executor(self._config)
+        self._register()  # without the lock, for which `stop` would wait if Redis does not answer
         with self._lock:
             if not self.is_running:
-                check_executor(self._config)
-                self._register()
                 self._flusher = FlusherThread(self._namespace)
 
     @property
@@ -232,7 +241,7 @@ class Aggregator(AggregatorBase[Transport]):
             InvalidConfig: `concurrency` is out of range, or as for `start`.
             FlusherFailed: a flusher of this aggregator runs already, or as for `start`.
             RedisAggError: Redis can't be used; see the class.
-            BaseException: the error that ended the flusher.
+            Exception: the error that ended the flusher.
         """
         namespace = self._namespace.with_concurrency(concurrency)
         check_executor(self._config)
@@ -247,8 +256,11 @@ class Aggregator(AggregatorBase[Transport]):
                 endings.wait()
             finally:
                 flusher.stop(end_by(namespace))
-        if flusher.error is not None:
-            raise flusher.error
+        error = flusher.error
+        if isinstance(error, Exception):
+            raise error
+        if error is not None:  # a SystemExit(0) would look like a regular end
+            raise FlusherFailed(f"the flusher was ended by {error!r}") from error
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Waits until no task waits or is in flight.
@@ -485,10 +497,16 @@ class Aggregator(AggregatorBase[Transport]):
     # --- closing ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stops the flusher, and closes the client if the aggregator made it from a URL."""
+        """Stops the flusher, and closes the client if the aggregator made it from a URL.
+
+        Returns within `shutdown_timeout` and 2 seconds, as `stop`.
+        """
+        until = end_by(self._namespace)
         self.stop()
-        with suppress(RedisAggError):  # the keys that this deletes also expire
-            self._transport.once(forget_calls(self._keyspace, self._adder.sequences.drain()))
+        if sequences := self._adder.sequences.drain():
+            forget = partial(self._transport.once, forget_calls(self._keyspace, sequences))
+            with suppress(RedisAggError):  # the keys that this deletes also expire
+                call_within(min(FORGET_TIMEOUT, until - time.monotonic()), forget)
         if self._own_client:
             close(self._transport.client)
 

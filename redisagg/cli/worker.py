@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import logging
 import os
@@ -16,6 +15,7 @@ from redisagg.aggregator import Aggregator
 from redisagg.aggregator.aio import AsyncAggregator
 from redisagg.cli.options import open_aggregator, partitions_option, redis_option
 from redisagg.cli.output import printable, stderr
+from redisagg.flusher.event_loop import run_in_new_loop
 
 
 @click.command()
@@ -52,7 +52,7 @@ def worker(
     click.echo(f"redisagg: flushing {printable(aggregator.name)!r}", err=True)
     running = aggregator.run(concurrency=concurrency)
     if running is not None:
-        asyncio.run(running)
+        run_in_new_loop(running)  # waits for no thread that hangs
 
 
 def _refuse_settings(context: click.Context) -> None:

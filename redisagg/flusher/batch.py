@@ -137,7 +137,7 @@ class Claim(NamedTuple):
     stored_result: bytes
     """The serialized merge result that an earlier attempt stored, or empty."""
     entries: Sequence[bytes]
-    """The stored tasks. None while those of a large batch are not read, and if there is a result."""
+    """The stored tasks. None if there is a result, or before those of a large batch are read."""
     task_count: int
     """The number of the stored tasks."""
     length: int

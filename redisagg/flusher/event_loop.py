@@ -84,7 +84,6 @@ def run_in_new_loop(main: Coroutine[Any, Any, None]) -> None:
     finally:
         try:
             _cancel_all(loop)
-            loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             asyncio.set_event_loop(None)
             loop.close()
@@ -95,3 +94,5 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
         for task in left:
             task.cancel()
         loop.run_until_complete(asyncio.wait(left, timeout=_CANCEL_TIMEOUT))
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    loop.run_until_complete(asyncio.wait({closing}, timeout=_CANCEL_TIMEOUT / 3))

@@ -147,6 +147,9 @@ class LeaseKeeper:
                     await self._lead(partition, token)
                 else:
                     await wait_for_event(woken, wait)
+        except Exception:
+            _log.exception("partition %d can't be led", number)
+            await asyncio.sleep(self._interval)  # `_set_share` tries it again
         finally:
             del self._holding[number]
 

@@ -81,11 +81,15 @@ class FlusherTask:
         try:
             with Signals(lambda: loop.call_soon_threadsafe(self._stop_event.set)):
                 tasks = {stopping, self._task}
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                await self.stop(end_by(self._namespace))
+                try:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                finally:  # if the caller is cancelled too
+                    was_stopped = self._stop_event.is_set()
+                    await self.stop(end_by(self._namespace))
         finally:
-            self._stop_event.set()
             stopping.cancel()
+        if self._task.cancelled() and not was_stopped:
+            raise FlusherFailed("the asyncio task of the flusher was cancelled")
         if self._task.done() and not self._task.cancelled():
             self._task.result()
 

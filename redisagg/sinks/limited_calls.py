@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -85,6 +86,8 @@ class AwaitedCalls:
     @property
     def full(self) -> bool:
         """Whether so many calls hang that no further one is made."""
+        if len(self._hung) >= self._most_hung:  # those of a flusher that has ended do not count
+            self._hung -= {each for each in self._hung if each.get_loop().is_closed()}
         return len(self._hung) >= self._most_hung
 
     async def run(
@@ -176,6 +179,10 @@ class ThreadedCalls:
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
         self._limit = limit
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._running = 0
         self._hung = 0
@@ -200,6 +207,8 @@ class ThreadedCalls:
             SinkTimeout: all threads hang.
             RuntimeError: the system allows no further thread.
         """
+        if self._pid != os.getpid():  # a forked child has none of its parent's threads
+            self._begin()
         await self._acquire()
         loop = asyncio.get_running_loop()
         call = _Call(function, args, loop, loop.create_future())

@@ -52,6 +52,9 @@ def misbehave(group: str, tasks: list[Task]) -> Any:
     if group == "hangs":
         Path(tasks[0].payload).touch()
         threading.Event().wait()
+    if group == "signalled":
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
     if group == "raises":
         raise ValueError("no way")
     if group == "junk":
@@ -102,6 +105,15 @@ def test_only_the_batch_fails_whose_merge_does(make: Make) -> None:
         assert error in found[group]
     [raised] = [letter for letter in letters if letter.group_key == "raises"]
     assert "in misbehave" in raised.traceback
+
+
+def test_a_signal_to_all_processes_of_a_group_ends_no_merge(make: Make) -> None:
+    """Ctrl-C, and systemd at a stop; the flusher finishes the merges that run."""
+    agg = make(group_aggregator=misbehave, executor="process", group_max_size=1, max_attempts=1)
+    with agg:
+        agg.add_task(Task("test", 1, "signalled"))
+        await_batches(agg, 1, timeout=20)
+        assert agg.stats().batches_dead == 0
 
 
 def test_a_merge_that_hangs_is_killed_after_merge_timeout(make: Make, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -99,6 +101,35 @@ async def test_coroutines_that_ignore_their_cancellation_are_bounded() -> None:
         await calls.run(stubborn, timeout=0.05)
     over.set()
     await asyncio.to_thread(wait_until, lambda: not calls.full, what="both have ended")
+
+
+async def test_coroutines_of_a_loop_that_was_closed_do_not_count(end: threading.Event) -> None:
+    calls = AwaitedCalls("it", most_hung=1)
+
+    async def ignores() -> None:
+        while not end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    def on_another_loop() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(calls.run(ignores, timeout=0.01))
+        assert calls.full
+        loop.close()
+
+    await asyncio.to_thread(on_another_loop)
+    assert not calls.full
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """Its parent's threads, idle or not, do not exist in it."""
+    calls = ThreadedCalls("it", limit=1)
+    assert asyncio.run(calls.run(lambda: 1, timeout=5)) == Ended(1)
+    child = os.fork()
+    if child == 0:
+        ended = asyncio.run(calls.run(lambda: 2, timeout=5))
+        os._exit(0 if ended == Ended(2) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_pickled_copy_starts_anew() -> None:

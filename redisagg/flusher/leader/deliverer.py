@@ -59,7 +59,8 @@ class Deliverer:
             self._on_delivered()
 
     async def _deliver_all(self, batch: Batch, outcome: MergeOutcome) -> None:
-        while outcome.deliveries and outcome.failure is None:
+        # A sink may have ignored that this delivery was cancelled.
+        while outcome.deliveries and not outcome.failure and batch.state is State.DELIVERING:
             merged = outcome.deliveries[0]
             outcome.failure = await self._deliver_one(batch, merged)
             if outcome.failure is None:  # it is not sent again if a later one fails

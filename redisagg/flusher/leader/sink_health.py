@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from redisagg.flusher.batch import Enqueue, Failure
@@ -51,7 +52,8 @@ class SinkHealth:
         self._slot = slot
         self._known = RecentBreakers()
         if only is not None:
-            self.breaker_of(only)
+            with suppress(Exception):  # of the sink's own code; each batch fails by it, and says so
+                self.breaker_of(only)
 
     def breaker_of(self, sink: ScriptSink | DeliverySink) -> Breaker:
         """The breaker of a sink."""

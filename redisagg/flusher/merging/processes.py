@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -51,6 +52,10 @@ def check_process_can_start_workers() -> None:
 
 def _start_worker(pickled: bytes) -> None:
     global _function, _router
+    # Ctrl-C and some supervisors signal all processes of a group, but this one has to finish its
+    # merge. It ends when its flusher ends it, or has ended.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="redisagg-parent", daemon=True).start()
     _function, _router = pickle.loads(pickled)
 

@@ -22,7 +22,7 @@ _log = logging.getLogger("redisagg")
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """The merge in a thread."""
+    """One merge in a thread. Whoever removes it from those that run decides about its batch."""
 
     batch: Batch
     since: float
@@ -51,9 +51,10 @@ class ThreadMerger(Merger):
         self._lock = threading.Lock()
         self._collecting = False  # whether the loop has been told to call `_collect`
         self._threads = 0
-        self._hung: set[int] = set()  # threads that were given up and have not ended
+        self._hung: set[_Running] = set()  # merges that were given up and have not ended
         self._open = 0  # batches that were put into the queue and have not ended
-        self._running: dict[int, _Running] = {}  # by thread
+        self._running: set[_Running] = set()
+        self._closed = False
         self._watch: asyncio.TimerHandle | None = None
 
     def submit(self, batch: Batch) -> None:
@@ -61,7 +62,7 @@ class ThreadMerger(Merger):
         self._hand_over_next()
 
     def _hand_over_next(self) -> None:
-        while self._turns and self._open < self.concurrency + self._ahead:
+        while self._turns and not self._closed and self._open < self.concurrency + self._ahead:
             self._hand_over(self._turns.pop())
 
     def _hand_over(self, batch: Batch) -> None:
@@ -82,6 +83,7 @@ class ThreadMerger(Merger):
             self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)
 
     def close(self) -> None:
+        self._closed = True
         for _ in range(self._threads):
             self._queue.put(None)
         if self._watch is not None:
@@ -102,17 +104,25 @@ class ThreadMerger(Merger):
         self._end(batch, outcome)
 
     def _work(self) -> None:
-        me = threading.get_ident()
         while (batch := self._queue.get()) is not None:
-            running = self._running[me] = _Running(batch, time.monotonic())
+            running = _Running(batch, time.monotonic())
+            self._running.add(running)
             if batch.begin():
                 outcome = merge(self.function, self.router, batch.claim)
             else:
                 outcome = MergeOutcome()  # nobody reads it
-            if self._running.pop(me, None) is not running:
-                self._hung.discard(me)
+            if not self._remove(running):
+                self._hung.discard(running)
                 return  # it timed out, and another thread may have taken the place of this one
             self._end(batch, outcome)
+
+    def _remove(self, running: _Running) -> bool:
+        """Takes a merge out of those that run; returns False if it is not among them any more."""
+        try:
+            self._running.remove(running)  # one step of the interpreter
+        except KeyError:
+            return False
+        return True
 
     def _end(self, batch: Batch, outcome: MergeOutcome) -> None:
         self._ended.append((batch, outcome))
@@ -143,17 +153,17 @@ class ThreadMerger(Merger):
     def _check_timeouts(self) -> None:
         self._watch = None
         now = time.monotonic()
-        for thread, running in list(self._running.items()):
+        for running in list(self._running):
             if now - running.since > self.timeout:
-                self._give_up(thread, running)
+                self._give_up(running)
         if self._open:
             self._watch = self._loop.call_later(self._watch_interval(), self._check_timeouts)
 
-    def _give_up(self, thread: int, running: _Running) -> None:
+    def _give_up(self, running: _Running) -> None:
         """Ends a batch whose merge is late, and replaces its thread."""
-        self._hung.add(thread)  # before the thread can find out
-        if self._running.pop(thread, None) is not running:  # it has ended just now
-            self._hung.discard(thread)
+        self._hung.add(running)  # before its thread can find out
+        if not self._remove(running):  # it has ended just now
+            self._hung.discard(running)
             return
         hung = len(self._hung)
         _log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_builtin
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
+from redisagg.sinks.clients import limit_connections
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -87,7 +89,9 @@ class ArqSink(DeliverySink):
 
     async def open(self, context: SinkContext) -> None:
         create_pool = require("arq.connections", "arq").create_pool
-        self._pool = await create_pool(self._redis, job_serializer=self._job_serializer)
+        creating = create_pool(self._redis, job_serializer=self._job_serializer)
+        self._pool = await asyncio.wait_for(creating, self.timeout)  # it waits for a reply
+        limit_connections(self._pool.connection_pool, self.timeout)
 
     async def close(self) -> None:
         await self._pool.aclose()

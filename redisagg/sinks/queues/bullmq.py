@@ -9,6 +9,7 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_plain
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
+from redisagg.sinks.clients import url_with_timeouts
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Encode, FunctionCall, FunctionCallOptions
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -99,7 +100,8 @@ class BullMQSink(DeliverySink):
             raise SinkError(_NO_QUEUE.format(name))
         if name not in self._queues:
             make = require("bullmq", "bullmq").Queue
-            self._queues[name] = make(name, {"connection": self._redis, "prefix": self._prefix})
+            url = url_with_timeouts(self._redis, self.timeout)
+            self._queues[name] = make(name, {"connection": url, "prefix": self._prefix})
         return self._queues[name]
 
 

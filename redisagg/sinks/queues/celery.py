@@ -8,6 +8,7 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.clients import with_timeouts
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions, message_headers
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -82,6 +83,7 @@ class CelerySink(BlockingSink):
             make = require("celery", "celery").Celery
             # The current app of the process stays that of the user.
             self._sender = make("redisagg", broker=self._app, set_as_current=False)
+            self._sender.conf.update(_limits(self._app, self.timeout))
         # This makes no connection yet.
         transport = self._sender.connection_for_write().transport
         self._zero_is_first = transport.driver_type == "redis"
@@ -109,6 +111,17 @@ class CelerySink(BlockingSink):
             return {}
         priority = -task.priority if self._zero_is_first else task.priority
         return {"priority": min(max(priority, 0), 9)}
+
+
+def _limits(broker: str, timeout: float) -> dict[str, Any]:
+    """The settings of an app whose connections give up a silent broker."""
+    scheme = broker.partition(":")[0]
+    options: dict[str, Any] = {}
+    if scheme in {"redis", "rediss", "sentinel"}:
+        options = with_timeouts(timeout)
+    elif scheme in {"amqp", "amqps", "pyamqp"}:
+        options = {"read_timeout": timeout, "write_timeout": timeout}
+    return {"broker_connection_timeout": timeout, "broker_transport_options": options}
 
 
 def _headers(task: Task) -> dict[str, str]:

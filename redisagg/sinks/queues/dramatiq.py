@@ -8,6 +8,7 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.clients import with_timeouts
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -84,7 +85,7 @@ class DramatiqSink(BlockingSink):
             return
         brokers = require("dramatiq.brokers.redis", "dramatiq")
         self._client = require("redis", "dramatiq").Redis.from_url(
-            self._broker, socket_timeout=self.timeout, socket_connect_timeout=self.timeout
+            self._broker, **with_timeouts(self.timeout)
         )
         # Middleware is for workers; a user's own broker may have some for producers.
         self._sender = brokers.RedisBroker(

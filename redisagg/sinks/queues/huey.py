@@ -9,6 +9,7 @@ from redisagg.durations import Duration, to_ms, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.clients import pool_of
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCall, FunctionCallOptions
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -104,12 +105,13 @@ class HueySink(BlockingSink):
         self._sender = self._huey
         if isinstance(self._huey, str):
             make = getattr(require("huey", "huey"), _KINDS[self._kind])
-            self._sender = make(self._name, url=self._huey)
+            pool = pool_of(self._huey, self.timeout)
+            self._sender = make(self._name, connection_pool=pool)
 
     async def close(self) -> None:
         sender, self._sender = self._sender, None
         if sender is not None and sender is not self._huey:
-            sender.storage.conn.close()
+            sender.storage.pool.disconnect()  # closing the client would leave it open
 
     def deliver_blocking(self, merged: MergedTask) -> None:
         message = self._message(merged)

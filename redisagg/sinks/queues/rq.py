@@ -9,6 +9,7 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_builtin, to_plain
 from redisagg.sinks.base import BlockingSink, MergedTask, SinkContext
+from redisagg.sinks.clients import with_timeouts
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -87,7 +88,7 @@ class RQSink(BlockingSink):
     async def open(self, context: SinkContext) -> None:
         # So that no thread waits for ever; options in the URL have precedence.
         self._client = require("redis", "rq").Redis.from_url(
-            self._redis, socket_timeout=self.timeout, socket_connect_timeout=self.timeout
+            self._redis, **with_timeouts(self.timeout)
         )
 
     async def close(self) -> None:

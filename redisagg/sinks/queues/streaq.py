@@ -120,7 +120,14 @@ class StreaqSink(DeliverySink):
         worker = self._worker
         try:
             if isinstance(worker, str):
-                settings = {"serializer": self._serializer} if self._serializer else {}
+                settings: dict[str, Any] = {
+                    "redis_kwargs": {
+                        "stream_timeout": self.timeout,
+                        "connect_timeout": self.timeout,
+                    }
+                }
+                if self._serializer:
+                    settings["serializer"] = self._serializer
                 make = require("streaq", "streaq").Worker
                 worker = make(worker, queue_name=self._queue, **settings)
             async with worker:

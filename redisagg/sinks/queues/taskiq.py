@@ -8,6 +8,7 @@ from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.payload import to_plain
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
+from redisagg.sinks.clients import with_timeouts
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions, message_headers
 from redisagg.sinks.urls import SinkUrl, check_url
@@ -89,7 +90,8 @@ class TaskiqSink(DeliverySink):
         self._sender = self._broker
         if isinstance(self._broker, str):
             make = getattr(require("taskiq_redis", "taskiq"), _BROKERS[self._kind])
-            self._sender = make(self._broker, queue_name=self._default_queue)
+            limits = with_timeouts(self.timeout)
+            self._sender = make(self._broker, queue_name=self._default_queue, **limits)
         # A stream's consumer group is made here too, so that workers miss no later message.
         await self._sender.startup()
 

@@ -1,0 +1,52 @@
+"""The threads of a merger: a merge that is given up at the moment when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from redisagg import AggregationConfig, Task
+from redisagg.flusher.batch import Batch, Claim, State
+from redisagg.flusher.merging.threads import ThreadMerger
+from redisagg.protocol.entries import Encoder
+from redisagg.sinks import StreamSink
+from redisagg.sinks.routing import Router
+
+
+def _claim(group: str) -> Claim:
+    encoded = Encoder(AggregationConfig())(Task("test", 0, group))
+    entry = bytes(6) + bytes([len(encoded.id)]) + encoded.id + encoded.body
+    return Claim(group.encode(), group.encode(), 1, b"", b"", [entry], None)
+
+
+async def test_a_merge_that_has_ended_is_not_taken_for_the_next_one_of_its_thread() -> None:
+    """Else the batch of the next one would never end."""
+    gates = {"first": threading.Event(), "second": threading.Event()}
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        gates[group].wait(10)
+        return tasks[0]
+
+    async def until_running(count: int, but: object = None) -> object:
+        end = time.monotonic() + 10
+        while len(merger._running - {but}) != count:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
+        return next(iter(merger._running - {but}))
+
+    config = AggregationConfig(group_aggregator=merge, concurrency=1)
+    merger = ThreadMerger(config, Router(StreamSink("q"), False, 1 << 20))
+    ended = asyncio.Event()
+    first, second = (Batch(_claim(group), lambda batch: None) for group in gates)
+    second.on_merged = lambda batch: ended.set()
+    merger.submit(first)
+    merger.submit(second)
+    running = await until_running(1)
+    gates["first"].set()
+    await until_running(1, but=running)
+    merger._give_up(running)  # type: ignore[arg-type] # as of a look at what ran before
+    gates["second"].set()
+    await asyncio.wait_for(ended.wait(), 10)
+    assert second.state is State.MERGED
+    merger.close()
