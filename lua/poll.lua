@@ -9,6 +9,8 @@
 --
 -- Cost: O(log n) for each group whose time in `due` has come; nothing for the others.
 
+-- @include arguments
+-- @include assert_type
 -- @include batch
 -- @include call_chunked
 -- @include clock
@@ -17,11 +19,15 @@
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local token, max_items, sleep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local token, max_items, sleep_ms = ARGV[1], whole_number(ARGV[2]), whole_number(ARGV[3])
 local MAX_PROMOTED = 500  -- groups that one call moves to `ready`
+assert_arguments(#KEYS == 7 and #ARGV >= 3)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
+
+assert_type('HLEN', { groups, batches })
+assert_type('ZCARD', { claims, retry, due, ready })
 
 if redis.call('HEXISTS', state, 'paused') == 1 then
   redis.call('HSET', state, 'wake', string.format('%.0f', now + sleep_ms))
@@ -68,7 +74,7 @@ if next_due <= now then
     local g, foreign = read_group(groups, group)
     local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
     if foreign then group_due = now + sleep_ms end  -- the record may be repaired by then
-    if group_due and group_due > now then  -- later tasks have moved the time back
+    if group_due and (foreign or group_due > now) then  -- later tasks have moved the time back
       later[#later + 1] = group_due
       later[#later + 1] = group
     else

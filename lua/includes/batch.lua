@@ -15,7 +15,9 @@ local MERGED     = 8  -- the serialized merge result, or '' if none is stored
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
   local batch = read_record(batches, id, MERGED)
-  if batch and type(batch[GROUP]) == 'string' and type(batch[MERGED]) == 'string' then
+  if batch and type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
+    and type(batch[MERGED]) == 'string' and are_whole(batch, START, CREATED)
+    and are_whole(batch, LENGTH, LENGTH) then
     return batch
   end
 end

@@ -28,7 +28,7 @@ local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0 
 local function read_group(groups, group)
   local g, foreign = read_record(groups, group, BYTES)
   if not g then return nil, foreign end
-  if type(g[WAITING]) ~= 'number' or type(g[BYTES]) ~= 'number' then return nil, true end
+  if not are_whole(g, WAITING, BYTES) then return nil, true end
   return g
 end
 
