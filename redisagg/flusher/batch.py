@@ -122,7 +122,7 @@ class MergeOutcome:
     """Positions of stored entries that are no tasks, each with the reason."""
     merged: dict[str, bytes] = field(default_factory=dict)
     """Serialized merged tasks that have not been enqueued yet, by their batch id. If there are
-    any, a failure is one of the sink."""
+    any, a failure is one of the sink; if there are none, it is one of the merge."""
 
 
 class Claim(NamedTuple):

@@ -224,6 +224,6 @@ def _failure(batch: Batch) -> Failure:
 
 
 def _new_result(batch: Batch) -> bytes:
-    """The serialized merge result, or empty if Redis has it or there is none."""
+    """The serialized merge result, or empty if Redis has it or the merge has none yet."""
     result = pack_result(batch.outcome) if batch.outcome else b""
     return b"" if result == batch.claim.stored_result else result
