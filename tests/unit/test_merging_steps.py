@@ -173,7 +173,7 @@ def test_a_result_of_which_nothing_is_left_is_not_merged_again() -> None:
     def never(group: str, tasks: list[Task]) -> None:
         raise AssertionError("merged again")
 
-    sink = CallableSink(lambda task: None)
+    sink = CallableSink(lambda task, batch_id: None)
     nothing = _merge(lambda group, tasks: None, [Task("t", 1, "g")], sink)
     delivered = _merge(_each, [Task("t", 1, "g")], sink)
     delivered.deliveries.clear()
