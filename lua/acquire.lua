@@ -8,6 +8,8 @@
 -- The token only grows. Whatever an earlier leader still sends has a smaller token and is refused.
 -- The claims of earlier leaders end, so all of their batches can be taken over at once.
 
+-- @include arguments
+-- @include assert_type
 -- @include claims
 -- @include clock
 -- @include counts
@@ -15,11 +17,13 @@
 -- @include server_errors
 
 local state, claims, no_tasks = KEYS[1], KEYS[2], KEYS[3]
-local owner, lease_ms = ARGV[1], tonumber(ARGV[2])
+local owner, lease_ms = ARGV[1], whole_number(ARGV[2])
+assert_arguments(#KEYS == 3 and #ARGV >= 2)
 local now = clock()
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+assert_type('ZCARD', { claims })
 local expires = read_count(state, 'expires')
 -- A flusher asks only for what it does not lead. If it owns the lease, the reply to an earlier call
 -- was lost and nobody knows that token: the lease is granted again.

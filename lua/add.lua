@@ -19,6 +19,7 @@
 -- because its reply was lost gets its first reply again. A call that comes after a later call of
 -- the same producer is refused: the producer has given it up.
 
+-- @include arguments
 -- @include assert_type
 -- @include call_chunked
 -- @include clock
@@ -35,7 +36,8 @@
 local state, groups, due, ready, call = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local seen, seen_before = KEYS[6], KEYS[7]
 local call_number, remember_ms, channel, partition = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-local max_tasks, max_bytes, dedupe = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local max_tasks, max_bytes = whole_number(ARGV[5]), whole_number(ARGV[6])
+local dedupe = ARGV[7] == '1'
 local FIRST_KEY, FIRST_ARG = 8, 8  -- of the first section
 -- Places in a section, from its first argument on; its tasks come last.
 local GROUP_KEY, LIMITS, COUNT, TASKS = 0, 1, 2, 3
@@ -60,6 +62,12 @@ local refused = refuse_schema(schema)
 if refused then return refused end
 
 local args = ARGV
+local last_arg = FIRST_ARG - 1
+for _ = FIRST_KEY, #KEYS, 2 do
+  last_arg = last_arg + TASKS + 2 * whole_number(args[last_arg + 1 + COUNT])
+end
+assert_arguments(last_arg == #args and #KEYS % 2 == 1)
+assert_arguments(not call_number or whole_number(remember_ms) > 0)
 local now = clock()
 local earliest = math.huge  -- when the first of the changed groups is due
 local total, total_length = 0, 0  -- of the new tasks
@@ -92,6 +100,9 @@ local function parse_limits(text)
       grace = tonumber(grace), delay = tonumber(delay), size = tonumber(size),
       priority = tonumber(priority),
     }
+    if not are_whole({ limits.grace, limits.delay, limits.size, limits.priority }, 1, 4) then
+      limits.priority = nil
+    end
     parsed[text] = limits
   end
   return limits.grace, limits.delay, limits.size, limits.priority

@@ -5,6 +5,7 @@
 -- ARGV   1 fencing token  2 batch id  3 number of attempts  4 error text  5 traceback
 -- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
 -- @include call_chunked
@@ -16,8 +17,9 @@
 
 local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7]
-local token, id, attempts = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local token, id, attempts = ARGV[1], ARGV[2], whole_number(ARGV[3])
 local error, traceback = ARGV[4], ARGV[5]
+assert_arguments(#KEYS == 7 and #ARGV == 5)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -30,12 +32,13 @@ if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until
 if not is_head(g, batch) then return 'ORDER' end
 
 assert_type('LLEN', { dead_tasks })
+local length = redis.call('LLEN', tasks)
 batch[ATTEMPTS] = attempts
 local count = batch[TASK_COUNT]
 redis.call('HSET', dead, id, pack_dead{
   batch = batch, task_count = count, died = now, error = error, traceback = traceback,
 })
-if count == g[WAITING] + g[CLAIMED] then
+if length == count then
   redis.call('RENAME', tasks, dead_tasks)
 else
   call_chunked('RPUSH', dead_tasks, redis.call('LRANGE', tasks, 0, count - 1))

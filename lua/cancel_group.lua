@@ -4,17 +4,21 @@
 -- ARGV   1 group key
 -- Reply  number of tasks that were cancelled
 
+-- @include arguments
+-- @include assert_type
 -- @include counts
 -- @include group
 -- @include schema
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group = ARGV[1]
+assert_arguments(#KEYS == 6 and #ARGV >= 1)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
 local g = read_group(groups, group)
 if not g or g[WAITING] == 0 then return 0 end
+assert_type('ZCARD', { due, ready })
 local cancelled, length = g[WAITING], g[BYTES]
 if g[CLAIMED] == 0 then
   redis.call('UNLINK', tasks)

@@ -7,6 +7,8 @@
 -- Cost: O(1) to find the task, plus one step for each earlier task that was cancelled since it
 -- came; and one pass over the list to remove it.
 
+-- @include arguments
+-- @include assert_type
 -- @include clock
 -- @include counts
 -- @include entry
@@ -16,12 +18,14 @@
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, id = ARGV[1], ARGV[2]
+assert_arguments(#KEYS == 6 and #ARGV >= 2)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
 local number = redis.call('HGET', ids, id)
 if not number then return 0 end
 local g = read_group(groups, group)
+assert_type('ZCARD', { due, ready })
 if not g then return 0 end
 
 -- The task was at number - BASE when it came. Since then it can only have moved towards the head.
@@ -41,7 +45,7 @@ g[WAITING] = g[WAITING] - 1
 g[BYTES] = math.max(0, g[BYTES] - length)
 refresh_head(tasks, g)
 if g[WAITING] > 0 and place == last_place then
-  g[LAST] = entry_arrival(redis.call('LINDEX', tasks, -1))
+  g[LAST] = entry_arrival(redis.call('LINDEX', tasks, -1) or '')
 end
 write_group(groups, group, g)
 schedule(due, ready, group, g, now)

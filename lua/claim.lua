@@ -9,15 +9,16 @@
 --        7 quarantine of a group or batch whose keys hold a foreign type or record, ms
 --        8 dedupe window, ms: how long ids of flushed tasks are not accepted again; 0 for none
 --        then for each item, as `poll` named it: batch id or '', group key
--- Reply  for each batch: { batch id, group key, number of this attempt, last error, serialized merge
---        result or '', { entry, entry, ... }, number of tasks, bytes of their entries, 1 if it is a
---        suspect, else 0 }; without entries if it has a merge result, or if it is too large:
+-- Reply  for each batch: { batch id, group key, number of this attempt, last error, serialized
+--        merge result or '', { entry, entry, ... }, number of tasks, bytes of their entries, 1 if
+--        it is a suspect, else 0 }; without entries if it has a merge result, or if it is large:
 --        then `read_tasks` returns them;
 --        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0 }
 --
 -- The groups take turns: each gives a batch before one gives the next. The tasks stay in the list
 -- of their group. A claim only records which of them a batch holds.
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
 -- @include call_chunked
@@ -34,10 +35,12 @@
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local seen, seen_before = KEYS[9], KEYS[10]
-local token, claim_ms, partition = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local batches_left, tasks_left, bytes_left = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local quarantine_ms, window_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
+local token, claim_ms, partition = ARGV[1], whole_number(ARGV[2]), ARGV[3]
+local batches_left, tasks_left = whole_number(ARGV[4]), whole_number(ARGV[5])
+local bytes_left, quarantine_ms = whole_number(ARGV[6]), whole_number(ARGV[7])
+local window_ms = whole_number(ARGV[8])
 local FIRST_KEY, FIRST_ARG = 11, 9  -- of the first item
+assert_arguments(#KEYS - FIRST_KEY == #ARGV - FIRST_ARG and (#KEYS - FIRST_KEY) % 2 == 1)
 local BEHIND_MS = 50  -- when a batch is tried again that an earlier batch of its group holds back
 local now = clock()
 local stale = fence(state, token, now)

@@ -6,12 +6,13 @@
 -- Keys of an entry:       none
 -- Arguments of an entry:  the element
 
+-- @include call_chunked
 -- @include commit
 
 local list = KEYS[7]
 
 local function enqueue(from, n)
-  return redis.pcall('RPUSH', list, unpack(ARGV, from, from + n - 1))
+  return pcall_chunked('RPUSH', list, ARGV, from, from + n - 1)
 end
 
 return commit{ enqueue = enqueue, queue_keys = 1, options = 0, arity = 1, entry_keys = 0 }

@@ -4,18 +4,22 @@
 -- ARGV   1 batch id
 -- Reply  number of its tasks, 0 if there is no such dead letter
 
+-- @include arguments
 -- @include counts
 -- @include dead
+-- @include record
 -- @include schema
 
 local state, dead, dead_tasks = KEYS[1], KEYS[2], KEYS[3]
 local id = ARGV[1]
+assert_arguments(#KEYS == 3 and #ARGV >= 1)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
-local packed = redis.call('HGET', dead, id)
-if not packed then return 0 end
-local count = cmsgpack.unpack(packed)[DEAD_TASK_COUNT]
+local letter, foreign = read_dead(dead, id)
+if foreign then return redis.error_reply(FOREIGN) end
+if not letter then return 0 end
+local count = letter[DEAD_TASK_COUNT]
 redis.call('HDEL', dead, id)
 redis.call('UNLINK', dead_tasks)
 add_count(state, 'dead', -count)

@@ -5,11 +5,12 @@
 --        then batch ids
 -- Reply  1
 
+-- @include arguments
 -- @include clock
 -- @include fence
 
 local state, claims = KEYS[1], KEYS[2]
-local token, claim_ms = ARGV[1], tonumber(ARGV[2])
+local token, claim_ms = ARGV[1], whole_number(ARGV[2])
 local FIRST_BATCH = 3
 local now = clock()
 local stale = fence(state, token, now)

@@ -5,6 +5,8 @@
 --        then group keys
 -- Reply  number of tasks that were newly marked
 
+-- @include arguments
+-- @include assert_type
 -- @include clock
 -- @include counts
 -- @include flush
@@ -14,9 +16,11 @@
 local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local channel, partition = ARGV[1], ARGV[2]
 local FIRST_GROUP = 3
+assert_arguments(#KEYS == 4 and #ARGV >= 2)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+assert_type('ZCARD', { due, ready })
 local now = clock()
 local marked = 0
 for at = FIRST_GROUP, #ARGV do

@@ -5,6 +5,8 @@
 --        4 approximate number of groups
 -- Reply  { cursor of the next call, '0' after the last group; number of tasks newly marked }
 
+-- @include arguments
+-- @include assert_type
 -- @include clock
 -- @include counts
 -- @include flush
@@ -13,9 +15,11 @@
 
 local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local channel, partition, cursor, group_count = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+assert_arguments(#KEYS == 4 and #ARGV >= 4)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+assert_type('ZCARD', { due, ready })
 local now = clock()
 local marked = 0
 local next_cursor, fields = unpack(redis.call('HSCAN', groups, cursor, 'COUNT', group_count))

@@ -4,4 +4,10 @@
 -- ARGV   none
 -- Reply  number of keys removed. Without this call they expire.
 
-return redis.call('DEL', unpack(KEYS))
+-- @include call_chunked
+
+local removed = 0
+for from = 1, #KEYS, CHUNK do
+  removed = removed + redis.call('DEL', unpack(KEYS, from, math.min(from + CHUNK - 1, #KEYS)))
+end
+return removed

@@ -4,10 +4,12 @@
 -- ARGV   1 flusher id  2 time until it counts as dead, ms  3 wake channel
 -- Reply  { id, ms until it counts as dead, id, ms, ... } of all live flushers
 
+-- @include arguments
 -- @include clock
 
 local flushers = KEYS[1]
-local flusher, lifetime_ms, channel = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local flusher, lifetime_ms, channel = ARGV[1], whole_number(ARGV[2]), ARGV[3]
+assert_arguments(#KEYS == 1 and #ARGV >= 3)
 local now = clock()
 
 redis.call('ZREMRANGEBYSCORE', flushers, '-inf', now)

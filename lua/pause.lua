@@ -5,10 +5,12 @@
 -- ARGV   1 '1' to pause, '0' to resume  2 wake channel  3 partition number
 -- Reply  1 if this changed something, else 0
 
+-- @include arguments
 -- @include schema
 
 local state = KEYS[1]
 local pause, channel, partition = ARGV[1] == '1', ARGV[2], ARGV[3]
+assert_arguments(#KEYS == 1 and #ARGV >= 3)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end

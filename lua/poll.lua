@@ -12,6 +12,7 @@
 --
 -- Cost: O(log n) for each group whose time in `due` has come; nothing for the others.
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
 -- @include call_chunked
@@ -22,11 +23,12 @@
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local token, max_items, sleep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local token, max_items, sleep_ms = ARGV[1], whole_number(ARGV[2]), whole_number(ARGV[3])
 local FIRST_SKIPPED = 4
 local MAX_PROMOTED = 500  -- groups that one call moves to `ready`
 local MAX_DEATHS = 100  -- batches of vanished leaders that one call looks at
 local SUSPECT_DEATHS = 2  -- a batch is a suspect when that many leaders in a row vanished with it
+assert_arguments(#KEYS == 8 and #ARGV >= 3)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -112,7 +114,7 @@ if next_due <= now then
     local g, foreign = read_group(groups, group)
     local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
     if foreign then group_due = now + sleep_ms end  -- the record may be repaired by then
-    if group_due and group_due > now then  -- later tasks have moved the time back
+    if group_due and (foreign or group_due > now) then  -- later tasks have moved the time back
       later[#later + 1] = group_due
       later[#later + 1] = group
     else

@@ -6,13 +6,15 @@
 --        then ids of the batches that the leader knows
 -- Reply  1
 
+-- @include arguments
 -- @include claims
 -- @include clock
 -- @include fence
 
 local state, claims = KEYS[1], KEYS[2]
-local token, claim_ms = ARGV[1], tonumber(ARGV[2])
+local token, claim_ms = ARGV[1], whole_number(ARGV[2])
 local FIRST_BATCH = 3
+assert_arguments(#KEYS == 2 and #ARGV >= 2)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end

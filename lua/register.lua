@@ -5,8 +5,11 @@
 -- Reply  { schema version, number of partitions }: those in force. A caller with others has to
 --        stop.
 
+-- @include arguments
+
 local meta = KEYS[1]
 local schema, partitions = ARGV[1], ARGV[2]
+assert_arguments(#KEYS == 1 and #ARGV >= 2)
 
 local in_force = redis.call('HMGET', meta, 'schema', 'partitions')
 local known_schema, known_partitions = unpack(in_force)

@@ -4,11 +4,12 @@
 -- ARGV   1 fencing token  2 lease time from now, ms
 -- Reply  1. A lease that ran out is not prolonged: it has to be acquired again, with a new token.
 
+-- @include arguments
 -- @include clock
 -- @include fence
 
 local state = KEYS[1]
-local token, lease_ms = ARGV[1], tonumber(ARGV[2])
+local token, lease_ms = ARGV[1], whole_number(ARGV[2])
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end

@@ -6,6 +6,7 @@
 -- ARGV   1 batch id  2 wake channel  3 partition number
 -- Reply  number of its tasks, 0 if there is no such dead letter
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
 -- @include call_chunked
@@ -21,18 +22,19 @@
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local id, channel, partition = ARGV[1], ARGV[2], ARGV[3]
+assert_arguments(#KEYS == 9 and #ARGV >= 3)
 local now = clock()
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
-local packed = redis.call('HGET', dead, id)
-if not packed then return 0 end
-local letter = cmsgpack.unpack(packed)
+local letter, foreign = read_dead(dead, id)
+if foreign then return redis.error_reply(FOREIGN) end
+if not letter then return 0 end
 local group = letter[DEAD_GROUP]
 local entries = redis.call('LRANGE', dead_tasks, 0, -1)
 local count, length = #entries, total_bytes(entries)
-local g, foreign = read_group(groups, group)
-if foreign then return redis.error_reply(FOREIGN) end
+local g, foreign_group = read_group(groups, group)
+if foreign_group then return redis.error_reply(FOREIGN) end
 g = g or new_group()
 assert_type('LLEN', { tasks })
 assert_type('HLEN', { batches })

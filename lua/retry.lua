@@ -8,6 +8,7 @@
 --        merge result, or '' to keep the stored one
 -- Reply  for each batch 1, or 0 if it was not claimed
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
 -- @include clock
@@ -21,7 +22,12 @@ local FIRST_BATCH, BATCH_ARGS = 2, 5
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
-assert_type('ZCARD', { retry, suspects, due, ready })
+assert_type('HLEN', { groups })
+assert_type('ZCARD', { claims, retry, suspects, due, ready })
+assert_arguments(#KEYS == 8 and (#ARGV - FIRST_BATCH + 1) % BATCH_ARGS == 0)
+for at = FIRST_BATCH + 1, #ARGV, BATCH_ARGS do
+  if ARGV[at] ~= '' then whole_number(ARGV[at]) end
+end
 
 local function put_into_retry(id, batch, retry_at)
   redis.call('ZREM', claims, id)

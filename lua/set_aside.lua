@@ -6,8 +6,10 @@
 --        then the places of the entries in the batch, from 0
 -- Reply  'OK' or 'GONE'
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
+-- @include call_chunked
 -- @include clock
 -- @include counts
 -- @include dead
@@ -18,6 +20,7 @@ local state, groups, batches, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local tasks, dead_tasks = KEYS[5], KEYS[6]
 local token, id, letter_id, error = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local FIRST_PLACE = 5
+assert_arguments(#KEYS == 6 and #ARGV >= 4)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -30,13 +33,16 @@ local known = redis.call('HEXISTS', dead, letter_id) + redis.call('HEXISTS', bat
 if known > 0 then return 'OK' end
 assert_type('LLEN', { dead_tasks })
 local head = batch[START] - g[BASE]
-local count = #ARGV - FIRST_PLACE + 1
+local entries = {}
+for at = FIRST_PLACE, #ARGV do
+  -- A place without an entry: somebody else removed the list, and there is nothing to keep.
+  entries[#entries + 1] = redis.call('LINDEX', tasks, head + whole_number(ARGV[at])) or nil
+end
+local count = #entries
+if count == 0 then return 'OK' end
 redis.call('HSET', dead, letter_id, pack_dead{
   batch = batch, task_count = count, died = now, error = error, traceback = '',
 })
-for at = FIRST_PLACE, #ARGV do
-  local place = head + tonumber(ARGV[at])
-  redis.call('RPUSH', dead_tasks, redis.call('LINDEX', tasks, place))
-end
+call_chunked('RPUSH', dead_tasks, entries)
 add_count(state, 'dead', count)
 return 'OK'

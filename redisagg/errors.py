@@ -147,10 +147,10 @@ class MergeError(RedisAggError):
 
 
 class MergedTaskTooLarge(MergeError):
-    """The merged tasks of a batch have more bytes than `max_merged_bytes` or than their sink takes.
+    """The merged tasks of a batch exceed `max_merged_bytes` or what their sink or Redis takes.
 
     Return less from the merge function, store large data elsewhere and enqueue its address, lower
-    `group_max_size`, or raise `max_merged_bytes`.
+    `group_max_size`, or raise `max_merged_bytes` or the limits of Redis.
     """
 
 

@@ -26,9 +26,21 @@ local function asynq_process_at(at)
   if process_at and process_at > asynq_now_ms then return process_at end
 end
 
--- The error with which Redis would refuse the task for a foreign type, or nil. Only reads.
+-- Whether the time of an argument, in seconds or ms, is one that Redis takes; '' stands for none.
+local function asynq_is_time(argument)
+  local time = tonumber(argument)
+  return argument == '' or time and time > -2^42 and time < 2^42
+end
+
+-- The error with which Redis would refuse the task, for a foreign type or a time that is none, or
+-- nil. Only reads.
 local function asynq_refusal(key, at)
   local reply
+  local lock_seconds = ARGV[at + LOCK_SECONDS]
+  if not (asynq_is_time(ARGV[at + PROCESS_AT]) and asynq_is_time(ARGV[at + PROCESS_IN]))
+    or not asynq_is_time(lock_seconds) or lock_seconds ~= '' and tonumber(lock_seconds) < 1 then
+    return redis.error_reply('ERR a time of the task is no number')
+  end
   if asynq_process_at(at) then
     reply = redis.pcall('ZCARD', KEYS[key + SCHEDULED])
   else

@@ -19,8 +19,9 @@ local ALONE      = 11 -- 1 if it was claimed as a suspect, so that it is blamed 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
   local batch = read_record(batches, id, ALONE)
-  if batch and type(batch[GROUP]) == 'string' and type(batch[MERGED]) == 'string'
-    and type(batch[ALONE]) == 'number' then
+  if batch and type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
+    and type(batch[MERGED]) == 'string' and are_whole(batch, START, CREATED)
+    and are_whole(batch, LENGTH, LENGTH) and are_whole(batch, DEATHS, ALONE) then
     return batch
   end
 end

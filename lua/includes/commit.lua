@@ -1,3 +1,4 @@
+-- @include arguments
 -- @include batch
 -- @include clock
 -- @include counts
@@ -46,6 +47,16 @@ local function commit(sink)
   local now = clock()
   local stale = fence(state, token, now)
   if stale then return stale end
+
+  -- The keys and arguments of every batch, before any is written.
+  local last_key, last_arg = FIRST_KEY - 1, FIRST_ARG - 1
+  while ARGV[last_arg + 1] do
+    local n = whole_number(ARGV[last_arg + 2])
+    assert_arguments(n % arity == 0)
+    last_arg = last_arg + 2 + n
+    last_key = last_key + 1 + n / arity * entry_keys
+  end
+  assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
   local records = {}  -- of the groups: each is read and written once
   local flushed, tasks_flushed, bytes_flushed = 0, 0, 0

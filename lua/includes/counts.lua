@@ -5,7 +5,8 @@ local function read_count(state, field) return tonumber(redis.call('HGET', state
 local function add_count(state, field, n)
   local reply = redis.pcall('HINCRBY', state, field, n)
   if type(reply) ~= 'table' then return end
-  if string.find(reply.err, 'not an integer', 1, true) then
+  -- No integer, or one that would overflow.
+  if string.find(reply.err, 'integer', 1, true) or string.find(reply.err, 'overflow', 1, true) then
     redis.call('HSET', state, field, math.max(0, n))
   else
     redis.call('HINCRBY', state, field, n)  -- raises the error that pcall returned

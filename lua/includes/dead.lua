@@ -1,4 +1,5 @@
 -- @include batch
+-- @include record
 
 -- A dead letter: the record in the hash `dead`, a msgpack array with these places. Its tasks are in
 -- a list of its own.
@@ -9,6 +10,17 @@ local DEAD_CREATED    = 4  -- CREATED of the batch
 local DEAD_DIED       = 5  -- when it became a dead letter, ms
 local DEAD_ERROR      = 6  -- error text
 local DEAD_TRACEBACK  = 7  -- traceback, or ''
+
+-- Returns the record; nil if there is none; nil and true for foreign bytes.
+local function read_dead(dead, id)
+  local letter, foreign = read_record(dead, id, DEAD_TRACEBACK)
+  if not letter then return nil, foreign end
+  if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
+    and are_whole(letter, DEAD_TASK_COUNT, DEAD_DIED) then
+    return letter
+  end
+  return nil, true
+end
 
 -- The packed record of tasks of a batch; `letter` has batch, task_count, died, error, traceback.
 local function pack_dead(letter)

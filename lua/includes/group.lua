@@ -30,7 +30,7 @@ local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0,
 local function read_group(groups, group)
   local g, foreign = read_record(groups, group, SINCE)
   if not g then return nil, foreign end
-  if type(g[WAITING]) ~= 'number' or type(g[SINCE]) ~= 'number' then return nil, true end
+  if not are_whole(g, WAITING, SINCE) then return nil, true end
   return g
 end
 
@@ -40,7 +40,7 @@ local function due_at(g)
   return math.min(g[LAST] + g[GRACE], g[DEADLINE])
 end
 
--- Notes when a group became due that is full or was flushed. `due_before` is when it was due before.
+-- Notes when a group became due that is full or was flushed. `due_before`: when it was due before.
 local function became_due(g, due_before, now)
   if due_before > 0 then g[SINCE] = math.max(g[SINCE], math.min(due_before, now)) end
 end

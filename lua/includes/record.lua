@@ -9,4 +9,16 @@ local function read_record(hash, field, places)
   return nil, true
 end
 
+-- Whether these places of a record hold whole numbers, which no sum, index or score can fail on.
+local LARGEST = 2^53
+local function are_whole(record, first, last)
+  for place = first, last do
+    local value = record[place]
+    if type(value) ~= 'number' or value % 1 ~= 0 or value > LARGEST or value < -LARGEST then
+      return false
+    end
+  end
+  return true
+end
+
 local FOREIGN = 'WRONGTYPE foreign bytes in place of a record'

@@ -2,11 +2,11 @@
 -- @include entry
 -- @include group
 
--- Removes the ids of entries from the hash of waiting ids.
+-- Removes the ids of entries from the hash of waiting ids. A foreign type in its place stays.
 local function remove_ids(ids, entries)
   local names = {}
   for i = 1, #entries do names[i] = entry_id(entries[i]) end
-  call_chunked('HDEL', ids, names)
+  pcall_chunked('HDEL', ids, names, 1, #names)
 end
 
 -- Takes the ids of entries that a batch holds off the waiting ids, but not those that wait again

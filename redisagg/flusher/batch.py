@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -116,13 +117,13 @@ class MergeOutcome:
     failure: Failure | None = None
     enqueue: Enqueue | None = None
     """What the commit enqueues, if anything."""
-    deliveries: list[MergedTask] = field(default_factory=list)
+    deliveries: deque[MergedTask] = field(default_factory=deque)
     """What is delivered to sinks outside Redis before the commit."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """Positions of stored entries that are no tasks, each with the reason."""
     merged: dict[str, bytes] = field(default_factory=dict)
     """Serialized merged tasks that have not been enqueued yet, by their batch id. If there are
-    any, a failure is one of the sink."""
+    any, a failure is one of the sink; if there are none, it is one of the merge."""
 
 
 class Claim(NamedTuple):

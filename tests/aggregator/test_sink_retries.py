@@ -527,3 +527,49 @@ def test_a_stop_while_a_sink_is_down_keeps_the_merged_tasks(make: Make) -> None:
         assert second.stats().dead == 0
     assert sorted(sink.payloads()) == list(range(90))
     assert set(merge.calls.values()) == {1}
+
+
+def test_a_batch_that_was_delivered_is_not_again_when_a_dead_letter_is_requeued_before_it(
+    make: Make,
+) -> None:
+    """Its commit finds the requeued batch before it, so it goes back with all tasks delivered."""
+    poison = [True]
+    delivering, go_on = threading.Event(), threading.Event()
+    delivered: list[Any] = []
+
+    def deliver(task: Task, batch_id: str) -> None:
+        if task.payload == [0] and poison:
+            raise ConnectionError("the queue is away")
+        delivered.append(task.payload)
+        if task.payload == [1]:
+            delivering.set()
+            assert go_on.wait(10)
+
+    counting = Counting()
+    config: dict[str, Any] = {"group_max_size": 1, "max_attempts": 1}
+    with make(group_aggregator=counting, sink=CallableSink(deliver), **config) as agg:
+        agg.add_tasks(numbered("a", 1))
+        [letter] = await_dead(agg)
+        poison.clear()
+        agg.add_tasks(numbered("a", 1, start=1))
+        assert delivering.wait(5)
+        agg.requeue_dead_letter(letter.batch_id)
+        go_on.set()
+        assert agg.wait_until_idle(10)
+    assert sorted(delivered) == [[0], [1]]
+    assert counting.calls == {("a", 0): 2, ("a", 1): 1}
+
+
+def test_a_batch_without_merged_task_is_not_merged_again_with_one_that_failed(make: Make) -> None:
+    counting = Counter[int]()
+
+    def merge(group: str, tasks: list[Task]) -> None:
+        counting[tasks[0].payload] += 1
+        if tasks[0].payload == 0 and counting[0] < 4:
+            raise ValueError("no")
+
+    config: dict[str, Any] = {"group_max_size": 1, "max_attempts": 5}
+    with make(group_aggregator=merge, retry_delay=0.05, retry_max_delay=0.1, **config) as agg:
+        agg.add_tasks(numbered("a", 5))
+        assert agg.wait_until_idle(10)
+    assert counting == {0: 4, 1: 1, 2: 1, 3: 1, 4: 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import pytest
@@ -124,7 +125,7 @@ class LeaderMachine(RuleBasedStateMachine):
         batch = self.merging.pop(pick % len(self.merging))
         failure = RAISED if outcome == "raise" else None
         deliveries = [merged_task(batch)] if outcome == "deliver" else []
-        batch.end_merge(MergeOutcome(failure, deliveries=deliveries))
+        batch.end_merge(MergeOutcome(failure, deliveries=deque(deliveries)))
 
     def _on_merged(self, batch: Batch) -> None:
         self._start(self.inflight.merged(batch))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from redisagg import AggregationConfig, Task
-from redisagg.flusher.batch import Claim, MergeOutcome
+from redisagg.flusher.batch import Claim, Failure, MergeOutcome
 from redisagg.flusher.merging import steps
 from redisagg.flusher.merging.result_codec import pack_result
 from redisagg.flusher.merging.tracing import LINKS, MAX_LINKS, TRACEPARENT
@@ -165,3 +165,27 @@ def test_other_failures_are_not_permanent() -> None:
     outcome = _merge(lambda group, tasks: {}, [Task("t", 1, "g")])
     assert outcome.failure is not None
     assert not outcome.failure.permanent
+
+
+def test_a_result_of_which_nothing_is_left_is_not_merged_again() -> None:
+    """A merge that returned None, and one whose only task was delivered."""
+
+    def never(group: str, tasks: list[Task]) -> None:
+        raise AssertionError("merged again")
+
+    sink = CallableSink(lambda task, batch_id: None)
+    nothing = _merge(lambda group, tasks: None, [Task("t", 1, "g")], sink)
+    delivered = _merge(_each, [Task("t", 1, "g")], sink)
+    delivered.deliveries.clear()
+    delivered.merged.clear()
+    for outcome in (nothing, delivered):
+        stored = pack_result(outcome)
+        assert stored
+        claim = _claim([Task("t", 1, "g")])._replace(stored_result=stored)
+        again = steps.merge(never, Router(sink, False, 64 << 20), claim)
+        assert again == MergeOutcome()
+        assert pack_result(again) == stored
+
+
+def test_a_merge_that_failed_has_no_result() -> None:
+    assert pack_result(MergeOutcome(Failure("ValueError: no", ""))) == b""

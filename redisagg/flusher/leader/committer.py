@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from redisagg.config import AggregationConfig
+from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable, TaskTooLarge
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.leader.deliverer import Deliverer
@@ -15,12 +17,20 @@ from redisagg.flusher.leader.requests import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTE
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
 from redisagg.flusher.merging.result_codec import pack_result
+from redisagg.protocol.scripts import Request
 from redisagg.transport.failures import error_from_reply
 
 _log = logging.getLogger("redisagg")
 
 # Seconds until a batch is claimed again that was given back because of its order in the group.
 _ORDER_WAIT = 0.2
+
+# Bytes of a call for which Redis may close the connection: proto-max-bulk-len and
+# client-query-buffer-limit are 1 MiB at least.
+_LARGE_CALL = 512 * 1024
+# How often Redis may close the connection at a large call, while it answers others, before the
+# batch of the call counts as too large.
+_MAX_CLOSED = 3
 
 
 class Committer:
@@ -114,8 +124,7 @@ class Committer:
             if undecodable := _outcome(batch).undecodable:
                 await self._set_aside(batch, undecodable)
                 undecodable.clear()
-        entries = [(each.batch_id, each.group, _outcome(each).enqueue) for each in batches]
-        replies = await self._session.send(self._session.requests.commit(entries))
+        replies = await self._send_commit(batches)
         misplaced: list[GiveBack] = []
         for batch, reply in zip(batches, replies, strict=True):
             enqueue = _outcome(batch).enqueue
@@ -123,6 +132,8 @@ class Committer:
                 if enqueue is not None and reply == b"OK":
                     self._sinks.breaker_for(enqueue).succeeded()
                 self._deliverer.start(self._inflight.committed(batch))
+            elif isinstance(reply, MergedTaskTooLarge):
+                self._inflight.failed(batch, Failure.of(reply))
             elif reply != b"ORDER":
                 assert enqueue is not None  # else there was nothing to refuse
                 error = error_from_reply(reply.decode(errors="replace"))
@@ -135,6 +146,52 @@ class Committer:
         for action in misplaced:
             await self.give_back(action, _ORDER_WAIT)
 
+    async def _send_commit(self, batches: list[Batch]) -> list[bytes | MergedTaskTooLarge]:
+        """Commits batches; returns the reply for each, or why Redis can't take it.
+
+        If Redis can't take all of them in one call, they are committed one by one.
+        """
+        entries = [(each.batch_id, each.group, _outcome(each).enqueue) for each in batches]
+        try:
+            replies: list[bytes | MergedTaskTooLarge] = await self._send_large(
+                self._session.requests.commit(entries), batches
+            )
+            return replies
+        except MergedTaskTooLarge as error:
+            if len(batches) == 1:
+                return [error]
+        return [reply for batch in batches for reply in await self._send_commit([batch])]
+
+    async def _send_large(self, request: Request, batches: Sequence[Batch]) -> Any:
+        """Sends a call that may be larger than Redis accepts.
+
+        Redis closes the connection at such a call, which looks like an outage. It is none if other
+        calls succeed in between.
+
+        Raises:
+            MergedTaskTooLarge: Redis refuses the call, or closes the connection each time.
+        """
+        size = sum(len(each) for each in request.args if isinstance(each, bytes))
+        if size < _LARGE_CALL:
+            return await self._session.send(request)
+        refused: RedisAggError
+        for _ in range(_MAX_CLOSED):
+            try:
+                [reply] = await self._session.send_all([request], once=True)
+                return reply
+            except TaskTooLarge as error:
+                refused = error
+                break
+            except RedisUnavailable as error:
+                refused = error
+                ids = [each.batch_id for each in batches]
+                await self._session.send(self._session.requests.extend(ids))
+        raise MergedTaskTooLarge(
+            f"Redis does not accept a call with the {size:,} bytes of the merged tasks: {refused}; "
+            "return less from the merge function, or raise proto-max-bulk-len and "
+            "client-query-buffer-limit"
+        )
+
     async def _set_aside(self, batch: Batch, undecodable: list[tuple[int, str]]) -> None:
         positions = [position for position, _ in undecodable]
         error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
@@ -145,14 +202,20 @@ class Committer:
     # --- failures ------------------------------------------------------------------------------
 
     async def _bury(self, batch: Batch) -> None:
-        failure = _failure(batch)
+        if await self._send_bury(batch, _failure(batch)):
+            self._deliverer.start(self._inflight.buried(batch))
+            self._on_room()
+        else:
+            await self.give_back(self._inflight.give_back(batch), _ORDER_WAIT)
+
+    async def _send_bury(self, batch: Batch, failure: Failure) -> bool:
+        """Moves a batch to the dead letters; returns False if an older one has to leave first."""
         requests = self._session.requests
         attempts = min(batch.attempt, self._config.max_attempts)
         bury = requests.bury(batch.batch_id, batch.group, attempts, failure)
         reply = await self._session.send(bury)
         if reply == b"ORDER":
-            await self.give_back(self._inflight.give_back(batch), _ORDER_WAIT)
-            return
+            return False
         _log.error(
             "batch %s of group %r is among the dead letters after %d attempts: %s",
             batch.batch_id.decode(),
@@ -160,8 +223,7 @@ class Committer:
             attempts,
             failure.error,
         )
-        self._deliverer.start(self._inflight.buried(batch))
-        self._on_room()
+        return True
 
     async def _retry(self, action: GiveBack) -> None:
         """Gives back a failed batch and those that wait with it."""
@@ -190,29 +252,55 @@ class Committer:
         returned = [
             Returned(each.batch_id, delay, False, _new_result(each)) for each in action.batches
         ]
-        returned = await self._store_large(returned)
+        too_large = None
+        if sum(len(each.result) for each in returned) >= _LARGE_CALL:
+            # All batches go back in one call, so that their group stays in order.
+            too_large = await self._store_results(returned, action.batches)
+            returned = [each._replace(result=b"") for each in returned]
         if failure := action.failure:
             returned[0] = returned[0]._replace(counts=failure.counts, error=failure.error)
-        await self._session.send(self._session.requests.retry(returned))
+            if too_large and await self._send_bury(action.batches[0], Failure.of(too_large)):
+                del returned[0]
+        if returned:
+            await self._session.send(self._session.requests.retry(returned))
         for deliver in self._inflight.given_back(action):
             self._deliverer.start(deliver)
         self._on_room()
 
-    async def _store_large(self, returned: list[Returned]) -> list[Returned]:
-        """Stores the results first if they are too large for the call that gives the batches back.
+    async def _store_results(
+        self, returned: Sequence[Returned], batches: Sequence[Batch]
+    ) -> MergedTaskTooLarge | None:
+        """Stores merge results with their batches, which stay claimed.
 
-        All batches go back in one call, so that their group stays in order.
+        A result that Redis can't take is left out: its batch is merged anew.
+
+        Returns:
+            Why the result of the first batch was left out, or None.
         """
-        if sum(len(each.result) for each in returned) <= MAX_COMMIT_BYTES:
-            return returned
-        part: list[Returned] = []
-        for each in returned:
-            part.append(each._replace(delay=None))
-            size = sum(len(stored.result) for stored in part)
-            if size > MAX_COMMIT_BYTES or each is returned[-1]:
-                await self._session.send(self._session.requests.retry(part))
-                part = []
-        return [each._replace(result=b"") for each in returned]
+        too_large: dict[int, MergedTaskTooLarge] = {}
+        part: list[int] = []
+        for i, each in enumerate(returned):
+            part.append(i)
+            size = sum(len(returned[n].result) for n in part)
+            if size < _LARGE_CALL and each is not returned[-1]:
+                continue
+            if await self._store(returned, batches, part) is not None:
+                for n in part:  # one of them is too large, or all together
+                    if (error := await self._store(returned, batches, [n])) is not None:
+                        too_large[n] = error
+            part = []
+        return too_large.get(0)
+
+    async def _store(
+        self, returned: Sequence[Returned], batches: Sequence[Batch], part: Sequence[int]
+    ) -> MergedTaskTooLarge | None:
+        """Stores the results at these places; returns why Redis can't take them, or None."""
+        request = self._session.requests.retry([returned[n]._replace(delay=None) for n in part])
+        try:
+            await self._send_large(request, [batches[n] for n in part])
+        except MergedTaskTooLarge as error:
+            return error
+        return None
 
 
 def _outcome(batch: Batch) -> MergeOutcome:
@@ -228,6 +316,6 @@ def _failure(batch: Batch) -> Failure:
 
 
 def _new_result(batch: Batch) -> bytes:
-    """The serialized merge result, or empty if Redis has it or there is none."""
+    """The serialized merge result, or empty if Redis has it or the merge has none yet."""
     result = pack_result(batch.outcome) if batch.outcome else b""
     return b"" if result == batch.claim.stored_result else result

@@ -64,7 +64,8 @@ class Deliverer:
             merged = outcome.deliveries[0]
             outcome.failure = await self._deliver_one(batch, merged)
             if outcome.failure is None:  # it is not sent again if a later one fails
-                del outcome.deliveries[0], outcome.merged[merged.batch_id]
+                outcome.deliveries.popleft()
+                del outcome.merged[merged.batch_id]
 
     async def _deliver_one(self, batch: Batch, merged: MergedTask) -> Failure | None:
         """Delivers a merged task; returns why that failed, or None."""

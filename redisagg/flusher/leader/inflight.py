@@ -62,7 +62,7 @@ class GiveBack:
 
 @dataclass(slots=True, eq=False)
 class Bury:
-    """Move this batch to the dead letters: its attempts are used up."""
+    """Move this batch to the dead letters: its attempts are used up, or each would fail."""
 
     batch: Batch
 
@@ -407,7 +407,8 @@ class InFlight:
             batch = self._reports[0]
             failure = batch.failure
             assert failure is not None  # a batch that is FAILED has one
-            if failure.counts and batch.attempt >= self._max_attempts:
+            hopeless = failure.permanent or batch.attempt >= self._max_attempts
+            if failure.counts and hopeless:
                 self._reports.popleft()
                 return Bury(batch)
             if self._claiming:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from redisagg.errors import RedisAggError, StaleLease
+from redisagg.errors import RedisAggError, StaleLease, TaskTooLarge
 from redisagg.flusher.leader.requests import LeaderRequests
 from redisagg.protocol.scripts import Request
 from redisagg.transport.aio import AsyncTransport
@@ -49,13 +49,14 @@ class LeaseSession:
         Raises:
             StaleLease: the partition has another leader.
             RedisUnavailable: `once` is set and no reply came.
+            TaskTooLarge: Redis can't take data of this size.
         """
         while True:
             replies = await self._transport.exchange(requests, once=once)
             refused = replies[0]
             if not isinstance(refused, RedisAggError):
                 return replies
-            if isinstance(refused, StaleLease):
+            if isinstance(refused, StaleLease | TaskTooLarge):
                 raise refused
             script = requests[0].script
             name = script.name if script else "a command"

@@ -33,9 +33,13 @@ def pack_merged_task(merged: MergedTask) -> bytes:
 
 
 def pack_result(outcome: MergeOutcome) -> bytes:
-    """Serializes what is left to be enqueued of an outcome; empty if nothing is."""
-    if not outcome.merged:
-        return b""
+    """Serializes what is left to be enqueued of an outcome; empty if there is no result.
+
+    A merge that returned None has a result, and so has one whose tasks have all been delivered:
+    that nothing is left. Without it the batch would be merged and delivered again.
+    """
+    if outcome.failure is not None and not outcome.merged:
+        return b""  # the merge failed
     undecodable = [
         (position, reason.encode("utf-8", "replace")) for position, reason in outcome.undecodable
     ]

@@ -1,0 +1,311 @@
+"""An error reply of a script means that nothing was written, whatever the script is given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import msgpack
+import pytest
+import redis
+
+from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.scripts import load
+from tests.support.luacheck import LUA
+
+SPACE = Keyspace("tests", 1)
+P: PartitionKeys = SPACE.partitions[0]
+INDEXES = [P.state, P.groups, P.batches, P.claims, P.retry, P.due, P.ready]
+BODY = msgpack.packb(["t", 1])
+LIMITS = b"1000 1000 3 0"
+DEAD_ID, SOUND = b"dead-0-1", 10**6
+SEEDS = 200
+
+Client: TypeAlias = Any  # redis.Redis, whose types take no bytes for keys
+Dump: TypeAlias = dict[bytes, tuple[bytes, int]]
+
+
+class Call(NamedTuple):
+    """A call of a script."""
+
+    name: str
+    keys: list[bytes]
+    args: list[Any]
+
+    def on(self, client: Client) -> Any:
+        """Runs the call and returns its reply; an error is returned too."""
+        try:
+            return client.eval(load(self.name).source, len(self.keys), *self.keys, *self.args)
+        except redis.ResponseError as error:
+            return error
+
+
+def add_call(groups: Sequence[bytes], count: int, *, number: int = 1, ids: str = "i") -> Call:
+    keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
+    args: list[Any] = [number, 1000, SPACE.wake_channel, 0, SOUND, SOUND, "1"]
+    for group in groups:
+        keys += (P.tasks(group), P.ids(group))
+        args += (group, LIMITS, count)
+        for n in range(count):
+            args += (f"{ids}{n}", BODY)
+    return Call("add", keys, args)
+
+
+def claim_call(token: int, items: Sequence[tuple[bytes, bytes]]) -> Call:
+    keys = [*INDEXES, P.seen, P.seen_before]
+    args: list[Any] = [token, 60_000, 0, 64, 1000, 1 << 20, 1000, 5000]
+    for batch_id, group in items:
+        keys += (P.tasks(group), P.ids(group))
+        args += (batch_id, group)
+    return Call("claim", keys, args)
+
+
+def commit_call(
+    name: str, token: int, batches: dict[bytes, bytes], entry: Sequence[Any] = (), entries: int = 1
+) -> Call:
+    """A commit of `entries` entries for each batch."""
+    keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready]
+    keys += {"commit": []}.get(name, [b"queue"])
+    args: list[Any] = [token, *([b"100"] if name == "commit_stream" else [])]
+    for number, (batch_id, group) in enumerate(batches.items()):
+        keys.append(P.tasks(group))
+        if name == "commit_asynq":
+            keys += [b"task%d" % number, b"pending", b"scheduled", b"unique%d" % number] * entries
+        args += (batch_id, len(entry) * entries, *(list(entry) * entries))
+    return Call(name, keys, args)
+
+
+ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
+
+
+def prepare(client: Client) -> dict[str, Call]:
+    """Fills a partition; returns a valid call of each script that acts on it."""
+    assert add_call([b"a", b"b", b"c", b"d"], 8).on(client) == [8, 8, 8, 8]
+    token, _ = Call("acquire", [P.state, P.claims, P.tasks(b"")], ["me", 10**7]).on(client)
+    claimed = claim_call(token, [(b"", b"a"), (b"", b"b"), (b"", b"c")]).on(client)
+    ids: dict[bytes, list[bytes]] = {}
+    for batch_id, group, *_ in claimed:
+        ids.setdefault(group, []).append(batch_id)
+    bury_keys = [P.state, P.groups, P.batches, P.claims, P.dead]
+    first_c = ids[b"c"][0]
+    bury_c = Call(
+        "bury", [*bury_keys, P.tasks(b"c"), P.dead_tasks(first_c)], [token, first_c, "e", "t"]
+    )
+    while (reply := bury_c.on(client)) not in (b"OK", b"GONE"):
+        assert not isinstance(reply, Exception), reply
+    retried = ids[b"c"][1]
+    retry = Call("retry", INDEXES, [token])
+    assert Call("retry", INDEXES, [token, retried, 0, 1, "e", "m"]).on(client) == [1]
+    first = {ids[group][0]: group for group in (b"a", b"b")}
+    one = next(iter(first))
+    index_keys = [P.state, P.groups, P.due, P.ready]
+    requeue_keys = [P.state, P.groups, P.batches, P.retry, P.due, P.ready, P.dead]
+    entry = [b"f", b"v"] * 6
+    calls = [
+        add_call([b"a", b"d", b"new"], 3, number=2, ids="j"),
+        Call("acquire", [P.state, P.claims, P.tasks(b"")], ["me", 10**7]),
+        bury_c._replace(
+            keys=[*bury_keys, P.tasks(b"a"), P.dead_tasks(one)], args=[token, one, "e", "t"]
+        ),
+        Call("cancel_group", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d"]),
+        Call("cancel_task", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3"]),
+        claim_call(token, [(retried, b"c"), (b"", b"d"), (b"", b"a")]),
+        commit_call("commit", token, first),
+        commit_call("commit_asynq", token, first, ASYNQ, 2),
+        commit_call("commit_list", token, first, [b"element"], 3),
+        commit_call("commit_stream", token, first, entry, 3),
+        Call("drop", [P.state, P.dead, P.dead_tasks(first_c)], [first_c]),
+        Call("enqueue_asynq", [b"task", b"pending", b"scheduled", b"unique"], ASYNQ),
+        Call("extend", [P.state, P.claims], [token, 1000, *first]),
+        Call("flush", index_keys, [SPACE.wake_channel, 0, b"d", b"a"]),
+        Call("flush_all", index_keys, [SPACE.wake_channel, 0, 0, 100]),
+        Call("flushers", [SPACE.flushers], []),
+        Call("forget_calls", [P.call(b"p"), P.call(b"q")], []),
+        Call("join", [SPACE.flushers], ["me", 1000, SPACE.wake_channel]),
+        Call("leave", [SPACE.flushers], ["me", SPACE.wake_channel]),
+        Call("pause", [P.state], [1, SPACE.wake_channel, 0]),
+        Call("poll", INDEXES, [token, 10, 1000]),
+        Call("recall", [P.state, P.claims], [token, 1000, *first]),
+        Call("register", [SPACE.meta], [1, 16]),
+        Call("release", [P.state, P.claims], [token, SPACE.wake_channel]),
+        Call("renew", [P.state], [token, 1000]),
+        Call(
+            "requeue",
+            [*requeue_keys, P.tasks(b"c"), P.dead_tasks(first_c)],
+            [first_c, SPACE.wake_channel, 0],
+        ),
+        retry._replace(
+            args=[token, one, 10, 1, "e", "m", next(iter(reversed(first))), 10, 0, "", "m"]
+        ),
+        Call(
+            "set_aside",
+            [P.state, P.groups, P.batches, P.dead, P.tasks(b"a"), P.dead_tasks(DEAD_ID)],
+            [token, one, DEAD_ID, "e", 0, 2],
+        ),
+        Call("stats", [P.state, P.groups, P.batches, P.retry, P.dead], []),
+        Call("upcoming", [P.ready, P.due], [0, 10, ""]),
+    ]
+    return {call.name: call for call in calls}
+
+
+def dump(client: Client) -> Dump:
+    """All keys with their serialized values and whether they expire."""
+    keys = sorted(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.dump(key)
+    return {key: (value, 0) for key, value in zip(keys, pipeline.execute(), strict=True)}
+
+
+def restore(client: Client, saved: Dump) -> None:
+    pipeline = client.pipeline(transaction=False)
+    pipeline.flushall()
+    for key, (value, ttl) in saved.items():
+        pipeline.restore(key, ttl, value)
+    pipeline.execute()
+
+
+# --- what can be wrong ---------------------------------------------------------------------------
+
+HOSTILE: list[Any] = [
+    *(b"", b"x", b"-1", b"0", b"1.5", b"1e400", b"-1e400", b"nan", b"-nan", b"9007199254740993"),
+    *(b"99999999999999999999", b"9223372036854775807", b"-9223372036854775808", b"1" * 400),
+    *(b"\x00\xff" * 300, b"0x10", b" 7 ", b"1 1 1", b"1000 1000 3 0", b"3", b"1000"),
+]
+VALUES: list[Any] = [
+    *(None, True, "x", b"", -1, 0, 1.5, float("nan"), float("inf"), float("-inf"), 2**63, 2**60),
+    *(-(2**63), [], {}, 10**17, 7),
+]
+WRITE: list[Callable[[Client, bytes], object]] = [
+    lambda client, key: client.set(key, "foreign"),
+    lambda client, key: client.rpush(key, "foreign"),
+    lambda client, key: client.hset(key, "foreign", "x"),
+    lambda client, key: client.sadd(key, "foreign"),
+    lambda client, key: client.zadd(key, {"foreign": 1}),
+    lambda client, key: client.xadd(key, {"foreign": "x"}),
+]
+
+
+def spoil_arguments(call: Call, draw: random.Random) -> Call:
+    """The call with wrong arguments, or a wrong number of keys or arguments."""
+    keys, args = list(call.keys), list(call.args)
+    for _ in range(draw.choice((1, 1, 1, 2, 5))):
+        kind = draw.random()
+        first = 1 if draw.random() < 0.8 else 0  # the token stays right, or nothing is tried
+        if kind < 0.8 and len(args) > first:
+            args[draw.randrange(first, len(args))] = draw.choice(HOSTILE)
+        elif kind < 0.9 and len(args) > first:
+            del args[draw.randrange(first, len(args)) :]
+        elif kind < 0.95:
+            args += draw.choices(HOSTILE, k=draw.randint(1, 7))
+        elif len(keys) > 1:
+            del keys[draw.randrange(1, len(keys)) :]
+    return Call(call.name, keys, args)
+
+
+def sound_record(packed: bytes) -> list[Any]:
+    """The places of a record; none if it has just been spoilt."""
+    try:
+        record = msgpack.unpackb(packed, raw=True)
+    except ValueError:
+        return []
+    return record if isinstance(record, list) else []
+
+
+def spoil_data(client: Client, call: Call, draw: random.Random) -> None:
+    """Puts a foreign type, record, count or score into one or two keys of the call."""
+    for _ in range(draw.choice((1, 1, 2))):
+        key = draw.choice(call.keys)
+        kind = client.type(key)
+        if draw.random() < 0.4 or kind in (b"none", b"string", b"list", b"set", b"stream"):
+            client.delete(key)
+            if draw.random() < 0.9:
+                draw.choice(WRITE)(client, key)
+        elif kind == b"zset":
+            member = draw.choice(client.zrange(key, 0, -1))
+            client.zadd(key, {member: draw.choice((float("inf"), float("-inf"), 0, 1e300))})
+        elif key == P.state or key in (SPACE.meta,):
+            fields = [each for each in client.hkeys(key) if each not in (b"token", b"expires")]
+            client.hset(key, draw.choice(fields), draw.choice(HOSTILE))
+        else:
+            field = draw.choice(client.hkeys(key))
+            value: Any = draw.choice(HOSTILE)
+            if draw.random() < 0.8 and key in (P.groups, P.batches, P.dead):
+                record = sound_record(client.hget(key, field))
+                if record:
+                    record[draw.randrange(len(record))] = draw.choice(VALUES)
+                value = msgpack.packb(record)
+            client.hset(key, field, value)
+
+
+SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_error_reply_means_that_nothing_was_written(name: str, sync_redis: redis.Redis) -> None:
+    client: Client = sync_redis
+    call = prepare(client)[name]
+    sound = dump(client)
+    reply = call.on(client)
+    assert not isinstance(reply, Exception), reply
+    errors = 0
+    for seed in range(SEEDS):
+        draw = random.Random(f"{name} {seed}")
+        restore(client, sound)
+        tried = call
+        if seed % 3 != 0:
+            tried = spoil_arguments(call, draw)
+        if seed % 3 != 1 and call.keys:
+            spoil_data(client, call, draw)
+        before = dump(client)
+        reply = tried.on(client)
+        if isinstance(reply, Exception):
+            errors += 1
+            after = dump(client)
+            changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+            assert not changed, f"seed {seed}: {tried} changed {changed}: {reply}"
+    assert errors > 3 or name in ("flushers", "forget_calls", "upcoming", "stats"), errors
+
+
+# --- large calls ---------------------------------------------------------------------------------
+
+MANY = 10_000  # more values than Lua's stack takes
+
+
+def large_calls(client: Client) -> list[Call]:
+    """Calls whose arguments are more than fit on Lua's stack, in an order in which all succeed."""
+    calls = prepare(client)
+    stream, asynq = calls["commit_stream"].args, calls["commit_asynq"].args
+    first = {stream[2]: b"a"}
+    second = {asynq[1 + 2 + len(ASYNQ) * 2]: b"b"}
+    token = stream[0]
+    many = [b"%d" % n for n in range(MANY)]
+    return [
+        commit_call("commit_list", token, second, [b"element"], MANY),
+        commit_call("commit_stream", token, first, [b"f", b"v"] * 6, MANY)._replace(
+            keys=[*INDEXES[:4], P.due, P.ready, b"stream", P.tasks(b"a")]
+        ),
+        Call("extend", [P.state, P.claims], [token, 1000, *many]),
+        Call("recall", [P.state, P.claims], [token, 1000, *many]),
+        calls["flush"]._replace(args=[SPACE.wake_channel, 0, *many]),
+        Call("forget_calls", many, []),
+        add_call([b"large"], MANY, number=3),
+        calls["add"]._replace(args=[4, *calls["add"].args[1:]]),
+    ]
+
+
+def test_calls_with_thousands_of_arguments_work(sync_redis: redis.Redis) -> None:
+    for call in large_calls(sync_redis):
+        reply = call.on(sync_redis)
+        assert not isinstance(reply, Exception), f"{call.name}: {reply}"
+    client: Client = sync_redis
+    assert client.llen("queue") == MANY
+
+
+def test_a_large_section_that_is_refused_leaves_nothing(sync_redis: redis.Redis) -> None:
+    client: Client = sync_redis
+    client.set(P.tasks(b"large"), "foreign")
+    [reply] = add_call([b"large"], MANY).on(client)
+    assert b"WRONGTYPE" in reply
+    assert not client.exists(P.ids(b"large"))
