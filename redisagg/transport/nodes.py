@@ -33,7 +33,7 @@ def group_by_node(
     """Groups script calls by the node that has the slot of their first key.
 
     Args:
-        commands: script calls.
+        commands: script calls, and plain commands with one key.
         node_of: returns the node of a key.
 
     Returns:
@@ -42,7 +42,8 @@ def group_by_node(
     nodes: dict[str, tuple[N, list[int]]] = {}  # by name: some redis-py have no hash of nodes
     for i, command in enumerate(commands):
         with suppress(rx.SlotNotCoveredError):
-            node = node_of(command[3])  # the first key
+            first_key = command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
+            node = node_of(first_key)
             if node is not None:
                 nodes.setdefault(node.name, (node, []))[1].append(i)
     return list(nodes.values())
