@@ -159,7 +159,9 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
     for script in ("acquire", "poll", "claim", "commit_stream"):
         client.script_load(load(script).source)
     tokens = [
-        client.evalsha(load("acquire").sha, 3, p.state, p.claims, p.tasks(b""), "bare", 600_000)[0]
+        client.evalsha(
+            load("acquire").sha, 3, p.state, p.claims, p.tasks(b""), "bare", 600_000, p.label
+        )[0]
         for p in space.partitions
     ]
     done = 0
@@ -171,7 +173,7 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
             if not flat:
                 break
             keys = [*indexes, p.seen, p.seen_before]
-            args = [token, 60_000, p.label, 64, 2_000, 2**21, 1000, 0]
+            args = [token, 60_000, p.digits, 64, 2_000, 2**21, 1000, 0]
             for batch_id, group in zip(flat[::2], flat[1::2], strict=True):
                 keys += (p.tasks(group), p.ids(group))
                 args += (batch_id, group)
@@ -192,4 +194,6 @@ def _client(url: str) -> redis.Redis:
     client: redis.Redis = redis.Redis.from_url(url)
     client.flushall()
     client.script_load(load("add").source)
+    for partition in _SPACE.partitions:
+        client.hset(partition.state.decode(), "partitions", len(_SPACE.partitions))
     return client

@@ -1,7 +1,7 @@
 -- acquire: takes the lease of a partition if it is free.
 --
 -- KEYS   1 state  2 claims  3 tasks of the empty group key, which no group has
--- ARGV   1 owner  2 lease time, ms
+-- ARGV   1 owner  2 lease time, ms  3 partition number/number of partitions, such as 3/16
 -- Reply  { fencing token, 0 } or { 0, ms until the present lease runs out };
 --        an error if the user may not run a command that a leader needs
 --
@@ -13,15 +13,17 @@
 -- @include claims
 -- @include clock
 -- @include counts
+-- @include partitions
 -- @include schema
 -- @include server_errors
 
 local state, claims, no_tasks = KEYS[1], KEYS[2], KEYS[3]
-local owner, lease_ms = ARGV[1], whole_number(ARGV[2])
-assert_arguments(#KEYS == 3 and #ARGV >= 2)
+local owner, lease_ms, place = ARGV[1], whole_number(ARGV[2]), ARGV[3]
+assert_arguments(#KEYS == 3 and #ARGV >= 3)
 local now = clock()
 
-local refused = refuse_schema(redis.call('HGET', state, 'schema'))
+local schema, partitions = unpack(redis.call('HMGET', state, 'schema', 'partitions'))
+local refused = refuse_schema(schema) or refuse_partitions(partitions, place)
 if refused then return refused end
 assert_type('ZCARD', { claims })
 local expires = read_count(state, 'expires')

@@ -4,7 +4,7 @@
 --        then for each section: tasks and ids of its group
 -- ARGV   1 call number, larger in each call of this producer; '' if it never repeats a call
 --        2 how long the call is remembered, ms
---        3 wake channel  4 partition number
+--        3 wake channel  4 partition number/number of partitions, such as 3/16
 --        5 maximum number of pending tasks in this partition, 0 for no maximum
 --        6 maximum bytes of their entries, 0 for no maximum
 --        7 '1' if ids that were flushed lately are not accepted again, else ''
@@ -26,6 +26,7 @@
 -- @include counts
 -- @include entry
 -- @include group
+-- @include partitions
 -- @include record
 -- @include schema
 -- @include seen
@@ -35,7 +36,7 @@
 
 local state, groups, due, ready, call = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local seen, seen_before = KEYS[6], KEYS[7]
-local call_number, remember_ms, channel, partition = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local call_number, remember_ms, channel, place = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local max_tasks, max_bytes = whole_number(ARGV[5]), whole_number(ARGV[6])
 local dedupe = ARGV[7] == '1'
 local FIRST_KEY, FIRST_ARG = 8, 8  -- of the first section
@@ -56,9 +57,9 @@ if call_number then
 end
 assert_type('ZCARD', { due, ready })
 if dedupe then assert_type('SCARD', { seen, seen_before }) end
-local stored_waiting, stored_claimed, stored_bytes, wake, schema =
-  unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema'))
-local refused = refuse_schema(schema)
+local stored_waiting, stored_claimed, stored_bytes, wake, schema, stored_partitions = unpack(
+  redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema', 'partitions'))
+local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place)
 if refused then return refused end
 
 local args = ARGV
@@ -234,7 +235,9 @@ end
 if total > 0 then
   add_count(state, 'waiting', total)
   add_count(state, 'bytes', total_length)
-  if earliest < (tonumber(wake) or 0) then wake_leader(state, channel, partition) end
+  if earliest < (tonumber(wake) or 0) then
+    wake_leader(state, channel, partition_number(place))
+  end
 end
 -- Even if nothing was new: the tasks that wait now may be gone when the call is repeated.
 if call_number then

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from redisagg.config import AggregationConfig, GroupAggregator, default_aggregator
 from redisagg.durations import Duration, seconds, to_ms
-from redisagg.errors import InvalidConfig, KeyConflict, NamespaceMismatch
+from redisagg.errors import InvalidConfig
+from redisagg.protocol import registration
 from redisagg.protocol.entries import Encoder
-from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask
-from redisagg.protocol.scripts import call, command
+from redisagg.protocol.scripts import command
 from redisagg.sinks import Sink, StreamSink, sink_from_url
 from redisagg.sinks.routing import Route, check_sink
 from redisagg.transport.durability import Durability
@@ -20,6 +21,8 @@ from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
 
 # Seconds by which a server may exceed a timeout, since it checks timeouts ten times a second.
 _TIMEOUT_SLACK = 0.2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,7 @@ class Namespace:
             NamespaceMismatch: the record has another key schema or number of partitions.
             KeyConflict: the record holds a value that redisagg did not write.
         """
-        found = yield from ask(
-            call("register", [self.keyspace.meta], SCHEMA, len(self.keyspace.partitions))
-        )
-        self._compare(found)
+        yield from registration.register(self.keyspace)
 
     def check(self) -> Operation[bool]:
         """Compares the record of the namespace with the settings, and writes nothing.
@@ -112,26 +112,32 @@ class Namespace:
             NamespaceMismatch: the record has another key schema or number of partitions.
             KeyConflict: the record holds a value that redisagg did not write.
         """
-        found = yield from ask(command("HMGET", self.keyspace.meta, b"schema", b"partitions"))
+        found = yield from ask(registration.record(self.keyspace))
         if None in found:
             return False
-        self._compare(found)
+        registration.compare(self.keyspace, found)
         return True
 
-    def _compare(self, found: Sequence[bytes]) -> None:
-        """Raises an error unless the recorded schema and partitions are those of the settings."""
-        schema, partitions = (_recorded_number(self.keyspace, each) for each in found)
-        name = self.keyspace.name
-        if schema != SCHEMA:
-            raise NamespaceMismatch(
-                f"the namespace {name!r} has key schema {schema}, this version of redisagg has "
-                f"schema {SCHEMA}; use the version of redisagg that the other nodes use"
-            )
-        if partitions != self.config.partitions:
-            raise NamespaceMismatch(
-                f"the namespace {name!r} was created with {partitions} partitions, not "
-                f"{self.config.partitions}; set partitions={partitions}, or use another name"
-            )
+    def checked(self, operation: Operation[T]) -> Operation[T]:
+        """Runs an operation; compares the record as `check` in its first round trip.
+
+        An aggregator lives for a long time, and the namespace may be created anew meanwhile.
+
+        Raises:
+            NamespaceMismatch, KeyConflict: as `check`. The first requests have been carried out.
+                A record that can't be read is ignored: it does not stop those who run.
+        """
+        try:
+            requests = next(operation)
+            found, *replies = yield [registration.record(self.keyspace), *requests]
+            if not isinstance(found, Exception) and None not in found:
+                registration.compare(self.keyspace, found)
+            while True:
+                requests = operation.send(replies)
+                replies = yield requests
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
 
 def recorded_partitions(name: str) -> Operation[int | None]:
@@ -143,17 +149,7 @@ def recorded_partitions(name: str) -> Operation[int | None]:
     """
     keyspace = Keyspace(name, 1)
     recorded = yield from ask(command("HGET", keyspace.meta, b"partitions"))
-    return None if recorded is None else _recorded_number(keyspace, recorded)
-
-
-def _recorded_number(keyspace: Keyspace, raw: bytes) -> int:
-    if not raw.isdigit() or len(raw) > 9:
-        raise KeyConflict(
-            f"the key {keyspace.meta.decode()} holds {raw[:64]!r} in place of the schema or the "
-            "number of partitions, which redisagg did not write; find out who writes to redisagg's "
-            "keys"
-        )
-    return int(raw)
+    return None if recorded is None else registration.recorded_number(keyspace.meta, recorded)
 
 
 def _check_pickles(function: GroupAggregator, sink: Sink | Route) -> None:

@@ -514,6 +514,8 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
     async def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""
-        if not self._registered and await self._transport.run(self._namespace.check()):
-            self._registered = True
+        if not self._registered:
+            self._registered = await self._transport.run(self._namespace.check())
+        elif not self._transport.clustered:  # there the record may be on a dead master
+            operation = self._namespace.checked(operation)
         return await self._transport.run(operation)

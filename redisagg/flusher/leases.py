@@ -18,7 +18,7 @@ from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
-from redisagg.errors import RedisAggError, StaleLease
+from redisagg.errors import NamespaceMismatch, RedisAggError, StaleLease
 from redisagg.flusher.assignment import share
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
@@ -64,6 +64,8 @@ class LeaseKeeper:
         """The partitions that this flusher should lead."""
         self._holding: dict[int, asyncio.Task[None]] = {}
         """The tasks that acquire, lead and release them, and those of partitions given up."""
+        self._mismatch: NamespaceMismatch | None = None
+        """Why this flusher can lead no partition."""
         self._woken = asyncio.Event()
         """Set, and replaced, by each `wake`."""
 
@@ -73,7 +75,11 @@ class LeaseKeeper:
         self._woken = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Keeps leases until `stop` is set, then gives all of them back."""
+        """Keeps leases until `stop` is set, then gives all of them back.
+
+        Raises:
+            NamespaceMismatch: the namespace was made anew with other partitions, or upgraded.
+        """
         following = asyncio.create_task(self._follow_flushers())
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -96,6 +102,10 @@ class LeaseKeeper:
         """Stays among the live flushers, and starts and ends leaders as their number changes."""
         while True:
             woken = self._woken
+            if self._mismatch is not None:
+                # The others would leave partitions to this flusher that it does not know.
+                await self._leave()
+                raise self._mismatch
             flushers = await self._join()
             if flushers:  # else the share stays as it is
                 self._set_share(list(flushers))
@@ -130,6 +140,9 @@ class LeaseKeeper:
         self.wake()
         if self._holding:
             await asyncio.wait(self._holding.values(), timeout=self._hand_over_timeout)
+        await self._leave()
+
+    async def _leave(self) -> None:
         await self._send(
             call("leave", [self._keyspace.flushers], self._id, self._keyspace.wake_channel)
         )
@@ -156,7 +169,19 @@ class LeaseKeeper:
     async def _acquire(self, partition: PartitionKeys) -> tuple[int, float]:
         """Returns a fencing token; or 0, and the seconds until the lease may be free."""
         keys = [partition.state, partition.claims, partition.tasks(b"")]
-        reply = await self._send(call("acquire", keys, self._id, self._lease_ms))
+        reply = await self._send(
+            call(
+                "acquire",
+                keys,
+                self._id,
+                self._lease_ms,
+                partition.label,
+                registers=self._keyspace,
+            )
+        )
+        if isinstance(reply, NamespaceMismatch):
+            self._mismatch = reply
+            self.wake()
         if isinstance(reply, RedisAggError):
             _log.error("partition %d can't be led: %s", partition.number, reply)
             return 0, self._interval

@@ -16,7 +16,7 @@ def flush(keyspace: Keyspace, group: bytes) -> Operation[int]:
     """Makes the waiting tasks of a group due now; returns the number of tasks newly due."""
     p = keyspace.partition_of(group)
     count: int = yield from ask(
-        call("flush", _index_keys(p), keyspace.wake_channel, p.label, group)
+        call("flush", _index_keys(p), keyspace.wake_channel, p.digits, group)
     )
     return count
 
@@ -32,7 +32,7 @@ def flush_all(keyspace: Keyspace) -> Operation[int]:
                     "flush_all",
                     _index_keys(p),
                     keyspace.wake_channel,
-                    p.label,
+                    p.digits,
                     cursor,
                     _GROUPS_PER_CALL,
                 )
@@ -63,7 +63,14 @@ def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
     """Stops or resumes flushing in all partitions."""
     yield from ask_all(
         [
-            call("pause", [p.state], int(paused), keyspace.wake_channel, p.label)
+            call(
+                "pause",
+                [p.state],
+                int(paused),
+                keyspace.wake_channel,
+                p.label,
+                registers=keyspace,
+            )
             for p in keyspace.partitions
         ]
     )
@@ -87,7 +94,7 @@ def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
             [*keys, p.tasks(group), p.dead_tasks(raw_id)],
             raw_id,
             keyspace.wake_channel,
-            p.label,
+            p.digits,
         )
     )
     return count

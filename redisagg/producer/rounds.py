@@ -15,7 +15,7 @@ from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import CallSequence
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.keys import PartitionKeys
-from redisagg.protocol.scripts import Request, call
+from redisagg.protocol.scripts import Request, load
 from redisagg.transport.failures import error_from_reply
 
 # The limits of one round trip, over all partitions. A group commit is small, so that packing it
@@ -81,7 +81,7 @@ class _Call(Generic[W]):
         args += (options.pending_tasks, options.pending_bytes, options.dedupe)
         for section in self.sections:
             args += section
-        return call("add", keys, *args)
+        return Request(load("add"), keys, args, options.keyspace)
 
     def results(self, reply: Any) -> AddResults[W]:
         """Reads the reply: a status or an error for each section, or an error for all of them."""

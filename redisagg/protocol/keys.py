@@ -18,11 +18,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PartitionKeys:
-    """The keys of one partition."""
+    """The keys of one partition.
 
-    def __init__(self, name: str, number: int) -> None:
+    Args:
+        name: name of the namespace.
+        number: number of the partition.
+        partitions: number of partitions of the namespace.
+    """
+
+    def __init__(self, name: str, number: int, partitions: int) -> None:
         self.number = number
-        self.label = b"%d" % number
+        self.digits = b"%d" % number
+        self.label = b"%d/%d" % (number, partitions)
+        """Its number and the number of partitions, such as ``3/16``."""
         self.slot = f"{{{name}:{number}}}"
         self._prefix = f"redisagg:{self.slot}:".encode()
         for part in self.__annotations__:
@@ -79,7 +87,7 @@ class Keyspace:
         self.meta = prefix + b"meta"
         self.flushers = prefix + b"flushers"
         self.wake_channel = prefix + b"wake"
-        self.partitions = [PartitionKeys(name, number) for number in range(partitions)]
+        self.partitions = [PartitionKeys(name, number, partitions) for number in range(partitions)]
         self.place = lru_cache(maxsize=16_384)(self._place)
 
     def partition_of(self, group: bytes) -> PartitionKeys:

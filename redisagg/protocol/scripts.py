@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redisagg.protocol.includes import expand_file
+from redisagg.protocol.keys import Keyspace
 
 
 class Script(NamedTuple):
@@ -35,6 +36,8 @@ class Request(NamedTuple):
     script: Script | None
     keys: Sequence[bytes]
     args: Sequence[Any]
+    registers: Keyspace | None = None
+    """The namespace to register if the script replies ``UNREGISTERED``; its state is `keys[0]`."""
 
     def command(self) -> tuple[Any, ...]:
         """The command that calls the script by its SHA-1, or the plain command."""
@@ -49,9 +52,11 @@ class Request(NamedTuple):
         return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
 
 
-def call(name: str, keys: Sequence[bytes], *args: Any) -> Request:
+def call(
+    name: str, keys: Sequence[bytes], *args: Any, registers: Keyspace | None = None
+) -> Request:
     """The request that runs the script `name`."""
-    return Request(load(name), keys, args)
+    return Request(load(name), keys, args, registers)
 
 
 def command(*args: Any) -> Request:

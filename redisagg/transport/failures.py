@@ -122,6 +122,9 @@ _RULES: dict[str, Failure] = {
     "SCHEMA": Failure(
         _FATAL, NamespaceMismatch, "use the version of redisagg that the other nodes use: "
     ),
+    "UNREGISTERED": Failure(
+        _FATAL, NamespaceMismatch, "the namespace was removed or made anew again and again: "
+    ),
     "FULL": Failure(_CALL, AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
 }
 """By error code."""
@@ -243,6 +246,11 @@ def _is_about_certificates(error: BaseException | None) -> bool:
 def is_unknown_script(error: object) -> bool:
     """Whether the server does not know the script: never loaded, or lost by a restart or flush."""
     return isinstance(error, rx.NoScriptError)
+
+
+def is_unregistered(error: object) -> bool:
+    """Whether the state has no number of partitions, or another one than the caller's."""
+    return isinstance(error, rx.ResponseError) and str(error).startswith("UNREGISTERED ")
 
 
 def check_connection(error: rx.ResponseError) -> None:

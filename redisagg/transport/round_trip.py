@@ -1,14 +1,15 @@
 """The rules of one round trip, without sockets, so that threads and asyncio share them.
 
 A round trip sends a list of requests and returns a reply for each. `round_trip` is a generator: it
-yields the commands to send, and the transport sends their replies into it. It yields a second time
-only if the server did not know a script: then it repeats these calls with the script's source.
+yields the commands to send, and the transport sends their replies into it. It yields again if the
+server did not know a script: then it repeats these calls with the script's source. If a script
+replies that the namespace is not registered, it registers the namespace and repeats these calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from redis.client import NEVER_DECODE
 
@@ -17,10 +18,23 @@ try:
 except ImportError:
     pack_command = None  # type: ignore[assignment]
 
+from redisagg.errors import RedisAggError
+from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.operations import Operation
+from redisagg.protocol.registration import register_again
 from redisagg.protocol.scripts import Request
-from redisagg.transport.failures import is_transient, is_unknown_script, translate_error
+from redisagg.transport.failures import (
+    is_transient,
+    is_unknown_script,
+    is_unregistered,
+    translate_error,
+)
+
+T = TypeVar("T")
 
 Command: TypeAlias = "tuple[Any, ...]"
+
+_Steps: TypeAlias = Generator[list[Command], list[Any], T]
 
 RAW: dict[str, Any] = {NEVER_DECODE: []}
 """Options for redis-py: replies stay bytes even from a client made with decode_responses=True."""
@@ -37,7 +51,7 @@ def pack(commands: Sequence[Command], connection: Any) -> list[bytes]:
     return [b"".join(map(pack_command, commands))]
 
 
-def round_trip(requests: Sequence[Request]) -> Generator[list[Command], list[Any], list[Any]]:
+def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
     """Yields the commands to send and receives their replies, errors among them as exceptions.
 
     Returns:
@@ -47,11 +61,12 @@ def round_trip(requests: Sequence[Request]) -> Generator[list[Command], list[Any
         redis.exceptions.RedisError: a reply is a transient error; the whole round trip is to be
             repeated.
     """
-    replies = yield [request.command() for request in requests]
-    unknown = [i for i, reply in enumerate(replies) if is_unknown_script(reply)]
-    if unknown:
-        again = yield [requests[i].command_with_source() for i in unknown]
-        for i, reply in zip(unknown, again, strict=True):
+    replies = yield from _with_sources(requests)
+    unregistered = [i for i, reply in enumerate(replies) if is_unregistered(reply)]
+    keyspace = requests[unregistered[0]].registers if unregistered else None
+    if keyspace is not None:
+        again = yield from _registered(keyspace, [requests[i] for i in unregistered])
+        for i, reply in zip(unregistered, again, strict=True):
             replies[i] = reply
     for i, reply in enumerate(replies):
         if isinstance(reply, Exception):
@@ -59,3 +74,38 @@ def round_trip(requests: Sequence[Request]) -> Generator[list[Command], list[Any
                 raise reply
             replies[i] = translate_error(reply, requests[i])
     return replies
+
+
+def _with_sources(requests: Sequence[Request]) -> _Steps[list[Any]]:
+    """Sends the requests; those whose script the server does not know again, with the source."""
+    replies = yield [request.command() for request in requests]
+    unknown = [i for i, reply in enumerate(replies) if is_unknown_script(reply)]
+    if unknown:
+        again = yield [requests[i].command_with_source() for i in unknown]
+        for i, reply in zip(unknown, again, strict=True):
+            replies[i] = reply
+    return replies
+
+
+def _registered(keyspace: Keyspace, refused: Sequence[Request]) -> _Steps[list[Any]]:
+    """Registers the namespace of these requests, and sends them once more.
+
+    Returns:
+        The replies, or the error for which the namespace can't be registered in place of each.
+    """
+    states = dict.fromkeys(request.keys[0] for request in refused)
+    try:
+        yield from _run(register_again(keyspace, states))
+    except RedisAggError as error:
+        return [error] * len(refused)
+    return (yield from _with_sources(refused))
+
+
+def _run(operation: Operation[None]) -> _Steps[None]:
+    """Runs an operation within the round trip."""
+    try:
+        requests = next(operation)
+        while True:
+            requests = operation.send((yield from round_trip(requests)))
+    except StopIteration:
+        return

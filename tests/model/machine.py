@@ -130,6 +130,10 @@ class Machine(RuleBasedStateMachine):
     @initialize(drawn=_sections, claimed=st.sampled_from([True, True, False]))
     def first_leader(self, drawn: Drawn, claimed: bool) -> None:
         """Has most runs start with batches, since Hypothesis leaves rules out of many runs."""
+        self._acquire(b"x")  # refused: the namespace is new
+        self.run_on_both(
+            lambda: self.model.register_partition(1), "register_partition", [_KEYS.state], 1
+        )
         self._acquire(b"x")
         if claimed:
             self._add(b"none", None, self.sections(drawn))
@@ -163,7 +167,9 @@ class Machine(RuleBasedStateMachine):
 
     def _acquire(self, owner: bytes) -> None:
         keys = [_KEYS.state, _KEYS.claims, _KEYS.tasks(b"")]
-        self.run_on_both(lambda: self.model.acquire(owner, _LEASE), "acquire", keys, owner, _LEASE)
+        self.run_on_both(
+            lambda: self.model.acquire(owner, _LEASE), "acquire", keys, owner, _LEASE, _KEYS.label
+        )
 
     def _release(self, token: int) -> None:
         keys = [_KEYS.state, _KEYS.claims]
@@ -215,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready, _KEYS.call(producer)]
         keys += [_KEYS.seen, _KEYS.seen_before]
-        args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, 0]
+        args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, _KEYS.label]
         args += [options.tasks, options.bytes, "1" if options.dedupe else ""]
         for group, limits, tasks in sections:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
@@ -556,7 +562,7 @@ class Machine(RuleBasedStateMachine):
         self._pause(False)
 
     def _pause(self, paused: bool) -> None:
-        args = (int(paused), _CHANNEL, 0)
+        args = (int(paused), _CHANNEL, _KEYS.label)
         self.run_on_both(lambda: self.model.pause(paused), "pause", [_KEYS.state], *args)
 
     def some_wait(self) -> bool:

@@ -165,6 +165,7 @@ class Partition:
 
     def __init__(self, now: int) -> None:
         self.now = now
+        self.partitions = 0
         self.owner: bytes | None = None
         self.token = 0
         self.expires = 0
@@ -190,6 +191,14 @@ class Partition:
     def leads(self, token: int) -> bool:
         """Whether the lease of this token runs."""
         return token == self.token and self.expires > self.now
+
+    def register_partition(self, partitions: int) -> int:
+        self.partitions = partitions
+        return 1
+
+    def _refuse_unregistered(self) -> None:
+        if not self.partitions:
+            raise Refused("UNREGISTERED the state is of unknown partitions, not 1")
 
     def _fence(self, token: int) -> None:
         if token != self.token:
@@ -235,6 +244,7 @@ class Partition:
                 return answered
             if number < last:
                 raise Refused("LATE a later call was made")
+        self._refuse_unregistered()
         reply: list[int | bytes] = []
         earliest = math.inf
         for section in sections:
@@ -311,6 +321,7 @@ class Partition:
     # --- leases ------------------------------------------------------------------------------
 
     def acquire(self, owner: bytes, lease: int) -> list[int]:
+        self._refuse_unregistered()
         if self.expires > self.now and self.owner != owner:
             return [0, self.expires - self.now]
         self.claims = dict.fromkeys(self.claims, 0)
@@ -578,6 +589,7 @@ class Partition:
         return [b"0", self.flush(list(self.groups))]
 
     def pause(self, paused: bool) -> int:
+        self._refuse_unregistered()
         changed = self.paused != paused
         self.paused = paused
         if not paused:

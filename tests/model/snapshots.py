@@ -88,6 +88,7 @@ def in_model(model: Partition) -> Snapshot:
     """The contents that Redis should have by the model."""
     state = {
         **model.counters(),
+        "partitions": model.partitions,
         "owner": model.owner,
         "token": model.token,
         "expires": model.expires,

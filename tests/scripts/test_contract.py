@@ -33,13 +33,20 @@ def add(
     """Calls the script for partition 0 as the producer `p`."""
     own = ("state", "groups", "due", "ready", "call:p", "seen", "seen_before")
     keys = [PREFIX + each for each in own]
-    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", 0, max_tasks, 0, dedupe]
+    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", "0/16", max_tasks, 0, dedupe]
     for group, limits, tasks in sections:
         keys += (f"{PREFIX}tasks:{group}", f"{PREFIX}ids:{group}")
         arguments += (group, limits, len(tasks))
         for task_id, body in tasks.items():
             arguments += (task_id, body)
     return client.eval(load("add").source.decode(), len(keys), *keys, *arguments)
+
+
+@pytest.fixture(autouse=True)
+def registered(sync_redis: redis.Redis) -> None:
+    """Registers partition 0 of 16, as a producer does."""
+    register_partition = load("register_partition").source.decode()
+    assert sync_redis.eval(register_partition, 1, f"{PREFIX}state", "16") == 1
 
 
 def section(*ids: str, group: str = "g", limits: str = LIMITS) -> Section:
@@ -61,6 +68,19 @@ def test_a_repeated_call_gets_its_first_reply_and_a_late_one_is_refused(
     with pytest.raises(redis.ResponseError, match="LATE"):
         add(sync_redis, section("2"), number=6)
     assert add(sync_redis, section("2"), number=8) == [1]
+
+
+@pytest.mark.parametrize("known", [None, "3", "32"])
+def test_a_producer_with_another_number_of_partitions_is_refused(
+    sync_redis: redis.Redis, known: str | None
+) -> None:
+    sync_redis.delete(f"{PREFIX}state")
+    if known:
+        sync_redis.hset(f"{PREFIX}state", "partitions", known)
+    before = sync_redis.keys()
+    with pytest.raises(redis.ResponseError, match=r"^UNREGISTERED .* not 16"):
+        add(sync_redis, section("1"), number=7)
+    assert sync_redis.keys() == before
 
 
 def test_a_full_partition_keeps_out_what_is_new(sync_redis: redis.Redis) -> None:
@@ -117,6 +137,7 @@ def test_a_foreign_type_keeps_its_section_out(sync_redis: redis.Redis) -> None:
 def test_the_partitions_in_force_are_those_of_the_first_use(
     sync_redis: redis.Redis, redis_url: str
 ) -> None:
+    sync_redis.flushall()
     with Aggregator("tests", redis_url, config=quick_config(partitions=3)) as agg:
         assert agg.stats().pending == 0
     register = load("register").source.decode()

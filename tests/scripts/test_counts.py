@@ -56,7 +56,7 @@ async def test_coroutines_share_round_trips(
     sync_redis: redis.Redis, redis_url: str, rounds: list[int]
 ) -> None:
     aggregator = AsyncAggregator("a", redis_url, config=_NEVER_FULL)
-    await aggregator.stats()
+    await aggregator.add_tasks([Task("t", n, f"g{n}") for n in range(10)])  # registers
     rounds.clear()
     sync_redis.config_resetstat()
     await asyncio.gather(*(aggregator.add_task(Task("t", n, f"g{n % 10}")) for n in range(256)))

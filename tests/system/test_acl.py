@@ -91,12 +91,12 @@ class User:
         """Adds tasks that are due at once."""
         keys = [P.state, P.groups, P.due, P.ready, P.call(b"me"), P.seen, P.seen_before]
         keys += (P.tasks(group), P.ids(group))
-        args = [number, 1000, SPACE.wake_channel, 0, most, 0, "1"]
+        args = [number, 1000, SPACE.wake_channel, P.label, most, 0, "1"]
         args += [group, b"0 0 %d 0" % size, len(ids)]
         return self("add", keys, *args, *(part for each in ids for part in (each, pack(["t", 1]))))
 
     def acquire(self) -> int:
-        token: int = self("acquire", [P.state, P.claims, P.tasks(b"")], "me", 60_000)[0]
+        token: int = self("acquire", [P.state, P.claims, P.tasks(b"")], "me", 60_000, P.label)[0]
         return token
 
     def claim(self, token: int) -> dict[bytes, bytes]:
@@ -128,6 +128,7 @@ class User:
 
 def register(user: User) -> None:
     user("register", [SPACE.meta], SCHEMA, len(SPACE.partitions))
+    user("register_partition", [P.state], len(SPACE.partitions))
 
 
 def produce(user: User, admin: User) -> None:

@@ -96,6 +96,7 @@ REPLIES: list[tuple[str, FailureClass, type[RedisAggError]]] = [
     ("WRONGPASS invalid username-password pair", FATAL, AuthenticationFailed),
     ("STALE the lease has expired", FATAL, StaleLease),
     ("SCHEMA the partition has key schema 2, not 1", FATAL, NamespaceMismatch),
+    ("UNREGISTERED the state is of 3 partitions, not 16", FATAL, NamespaceMismatch),
 ]
 
 TEXTS: list[tuple[str, FailureClass, type[RedisAggError]]] = [

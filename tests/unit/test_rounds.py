@@ -46,7 +46,7 @@ def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
         *(b"a", b"others", 1, b"3", b"x"),
         *(b"a", b"limits", 1, b"4", b"x"),
     ]
-    assert request.args[3:] == (b"0", 80, 0, b"1", *sections)
+    assert request.args[3:] == [b"0/1", 80, 0, b"1", *sections]
     group_keys = [key for group in (b"a", b"b", b"a", b"a") for key in keys_of(options, group)]
     assert request.keys[7:] == group_keys
 
@@ -60,7 +60,7 @@ def test_each_partition_gets_one_call_with_a_number_of_its_own() -> None:
     options = options_for(4)
     sequence = CallSequence()
     requests = filled(options, [encoded(f"g{n}") for n in range(40)]).requests(sequence)
-    assert sorted(request.args[3] for request in requests) == [b"0", b"1", b"2", b"3"]
+    assert sorted(request.args[3] for request in requests) == [b"0/4", b"1/4", b"2/4", b"3/4"]
     assert [request.args[0] for request in requests] == [1, 2, 3, 4]
     assert sequence.partitions == {0, 1, 2, 3}
 

@@ -95,7 +95,7 @@ class LeaderRequests:
         """Claims at most `limit` batches of these items, up to about `max_bytes` bytes."""
         p = self._partition
         keys = [*self._indexes, p.seen, p.seen_before]
-        args: list[Any] = [self._token, self._claim_ms, p.label]
+        args: list[Any] = [self._token, self._claim_ms, p.digits]
         args += (limit, _CLAIM_TASKS, max_bytes, _QUARANTINE_MS, self._dedupe_ms)
         for item in items:
             keys += (p.tasks(item.group), p.ids(item.group))

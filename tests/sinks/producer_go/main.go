@@ -20,9 +20,13 @@ func source(name string) string {
 func main() {
 	ctx, client := context.Background(), redis.NewClient(&redis.Options{Addr: os.Args[1]})
 	register, add := redis.NewScript(source("register")), redis.NewScript(source("add"))
+	registerPartition := redis.NewScript(source("register_partition"))
 	prefix, partitions, count, added := "redisagg:{"+os.Args[2], 16, 0, int64(0)
 	meta, _ := register.Run(ctx, client, []string{prefix + "}:meta"}, 1, partitions).StringSlice()
 	fmt.Sscan(meta[1]+" "+os.Args[4], &partitions, &count)
+	for partition := range partitions {
+		registerPartition.Run(ctx, client, []string{fmt.Sprintf("%s:%d}:state", prefix, partition)}, partitions)
+	}
 	for n := range count {
 		group := fmt.Sprint("g", n%10)
 		partition := int(crc32.ChecksumIEEE([]byte(group))) % partitions
@@ -30,7 +34,7 @@ func main() {
 		keys := []string{own + "state", own + "groups", own + "due", own + "ready",
 			own + "call:go", own + "seen", own + "seen_before", own + "tasks:" + group, own + "ids:" + group}
 		body, _ := msgpack.Marshal([]any{"from-go", map[string]int{"n": n}, map[string]string{"by": "go"}})
-		reply := add.Run(ctx, client, keys, "", 600000, prefix+"}:wake", partition,
+		reply := add.Run(ctx, client, keys, "", 600000, prefix+"}:wake", fmt.Sprintf("%d/%d", partition, partitions),
 			0, 0, "", group, "120000 600000 20 0", 1, fmt.Sprint("go-", n), body)
 		added += reply.Val().([]any)[0].(int64) // panics if the task was refused
 	}

@@ -14,6 +14,9 @@ const call = (sha, keys, args) => client.evalSha(sha, { keys, arguments: args })
 const prefix = `redisagg:{${name}`;
 const register = await client.scriptLoad(source("register"));
 const [, partitions] = await call(register, [`${prefix}}:meta`], ["1", "16"]);
+const registerPartition = await client.scriptLoad(source("register_partition"));
+for (let n = 0; n < Number(partitions); n++)
+  await call(registerPartition, [`${prefix}:${n}}:state`], [partitions]);
 const add = await client.scriptLoad(source("add"));
 let added = 0;
 for (let n = 0; n < Number(count); n++) {
@@ -23,7 +26,7 @@ for (let n = 0; n < Number(count); n++) {
   const names = [...own, `tasks:${group}`, `ids:${group}`];
   const keys = names.map((each) => `${prefix}:${partition}}:${each}`);
   const body = Buffer.from(encode(["from-node", { n }, { by: "node" }]));
-  const head = ["", "600000", `${prefix}}:wake`, String(partition), "0", "0", ""];
+  const head = ["", "600000", `${prefix}}:wake`, `${partition}/${partitions}`, "0", "0", ""];
   const section = [group, "120000 600000 20 0", "1", `node-${n}`, body];
   const [fresh] = await call(add, keys, [...head, ...section]);
   if (typeof fresh === "string") throw new Error(fresh);

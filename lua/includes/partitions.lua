@@ -1,0 +1,17 @@
+-- The number of partitions of the namespace, in each partition's state. A group belongs to a
+-- partition by this number, so callers with different numbers would put one group into two.
+--
+-- Returns nil, or the error reply that the script has to return. `stored` is the field `partitions`
+-- of the state, `place` the partition number/number of partitions of the caller, such as 3/16.
+-- Without the field the namespace is new or its data were removed. The caller then registers the
+-- namespace and calls `register_partition`.
+local function refuse_partitions(stored, place)
+  if stored and string.sub(place, -1 - #stored) == '/' .. stored then return nil end
+  local own = string.match(place, '^%d+/(%d+)$')
+  if not own then return redis.error_reply('ERR PARTITION/PARTITIONS: ' .. place) end
+  return redis.error_reply(
+    'UNREGISTERED the state is of ' .. (stored or 'unknown') .. ' partitions, not ' .. own)
+end
+
+-- The partition number in `place`.
+local function partition_number(place) return string.match(place, '^%d+') end

@@ -1,0 +1,94 @@
+"""The registration of a namespace: the record in `meta`, and the number in each partition's state.
+
+The record decides. It is written at the first use of the namespace. A script that finds no number
+of partitions in a state, or another one than its caller's, writes nothing and replies
+``UNREGISTERED``. The caller then compares its number with the record, writes it into the state and
+repeats the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from redisagg.errors import KeyConflict, NamespaceMismatch
+from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.protocol.operations import Operation, ask, ask_all
+from redisagg.protocol.scripts import Request, call, command
+
+
+def record(keyspace: Keyspace) -> Request:
+    """Reads the record; the reply is for `compare`, with None in it if there is no record."""
+    return command("HMGET", keyspace.meta, b"schema", b"partitions")
+
+
+def compare(keyspace: Keyspace, found: Sequence[bytes]) -> None:
+    """Compares the record with the schema of this version and the partitions of `keyspace`.
+
+    Raises:
+        NamespaceMismatch: the record has another key schema or number of partitions.
+        KeyConflict: the record holds a value that redisagg did not write.
+    """
+    schema, partitions = (recorded_number(keyspace.meta, each) for each in found)
+    if schema != SCHEMA:
+        raise NamespaceMismatch(
+            f"the namespace {keyspace.name!r} has key schema {schema}, this version of redisagg "
+            f"has schema {SCHEMA}; use the version of redisagg that the other nodes use"
+        )
+    _compare_partitions(keyspace, partitions)
+
+
+def register(keyspace: Keyspace) -> Operation[None]:
+    """Records the namespace if it has no record, else compares the record.
+
+    If the record is gone, the partitions that still hold a number decide, so that a newcomer with
+    another number can't replace it.
+
+    Raises:
+        NamespaceMismatch: the record or a partition has another key schema or number of partitions.
+        KeyConflict: the record or a partition holds a value that redisagg did not write.
+    """
+    found = yield from ask(record(keyspace))
+    if None in found:
+        replies = yield from ask_all(
+            [command("HMGET", p.state, b"partitions") for p in keyspace.partitions]
+        )
+        for p, [number] in zip(keyspace.partitions, replies, strict=True):
+            if number is not None:
+                _compare_partitions(keyspace, recorded_number(p.state, number))
+        found = yield from ask(call("register", [keyspace.meta], SCHEMA, len(keyspace.partitions)))
+    compare(keyspace, found)
+
+
+def register_again(keyspace: Keyspace, states: Iterable[bytes]) -> Operation[None]:
+    """As `register`; then writes the number of partitions into these states.
+
+    Args:
+        keyspace: the keys of the namespace.
+        states: the keys `state` of the partitions for which a script replied ``UNREGISTERED``.
+    """
+    yield from register(keyspace)
+    number = b"%d" % len(keyspace.partitions)
+    yield from ask_all([call("register_partition", [each], number) for each in states])
+
+
+def recorded_number(key: bytes, raw: bytes) -> int:
+    """Reads a schema or a number of partitions.
+
+    Raises:
+        KeyConflict: `raw` is no such number.
+    """
+    if not raw.isdigit() or len(raw) > 9:
+        raise KeyConflict(
+            f"the key {key.decode()} holds {raw[:64]!r} in place of the schema or the number of "
+            "partitions, which redisagg did not write; find out who writes to redisagg's keys"
+        )
+    return int(raw)
+
+
+def _compare_partitions(keyspace: Keyspace, recorded: int) -> None:
+    own = len(keyspace.partitions)
+    if recorded != own:
+        raise NamespaceMismatch(
+            f"the namespace {keyspace.name!r} was created with {recorded} partitions, not {own}; "
+            f"set partitions={recorded}, or use another name"
+        )
