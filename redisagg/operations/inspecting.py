@@ -332,13 +332,14 @@ def _batch_state(
 ) -> BatchState:
     record = batch.record
     until = claimed_until if retry_at is None else retry_at
+    claimed = claimed_until is not None  # else it is in retry, or a suspect that waits for its turn
     return BatchState(
         batch_id=_text(batch.id),
         group_key=_text(record.group),
         size=record.task_count,
-        attempts=record.attempts,
+        attempts=record.attempts + claimed,
         claimed_at=record.created / 1000,
-        state="claimed" if retry_at is None else "retry",
+        state="claimed" if claimed else "retry",
         until=None if until is None else float(until) / 1000,
         error=_text(record.error),
     )

@@ -270,7 +270,7 @@ def _close(group: Group, request: Request, leaving: Tasks) -> Group:
 
 
 def _free_claims(redis: Redis, known: tuple[ClaimedBatch, ...]) -> Redis:
-    """The `ZUNIONSTORE` that sets the scores of all claims to 0, except the known ones."""
+    """Ends all claims except the known ones."""
     for index, group in enumerate(redis.groups):
         for batch in group.batches:
             is_known = any((each.group, each.start) == (index, batch.start) for each in known)

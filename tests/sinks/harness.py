@@ -249,7 +249,7 @@ def verify_repeats_are_refused(
         assert trial.await_ids(len(ids) + 1) == sorted([*ids, forgotten["id"]])
 
 
-def check_repeats_keep_their_id(trial: Trial) -> None:
+def verify_repeats_keep_their_id(trial: Trial) -> None:
     """Checks that a batch that is delivered twice arrives twice, with the same id."""
     batch = {"id": "B1", "type": "anything", "payload": {"a": 1}}
     trial.deliver(batch, batch)

@@ -125,7 +125,7 @@ class _Pool:
         self._killed = True
         for process in list((self._executor._processes or {}).values()):
             process.kill()
-        # Without `cancel_futures`: a call whose future is cancelled would not end in `_PoolKilled`.
+        # Calls that wait are not cancelled: they would not end in `_PoolKilled`.
         self._executor.shutdown(wait=False)
 
 
