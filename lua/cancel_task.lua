@@ -38,11 +38,13 @@ if place < g[CLAIMED] then return 0 end
 
 local now = clock()
 local length = #redis.call('LINDEX', tasks, place)
+-- After a large batch was cut, the bytes of the waiting tasks are an estimate.
+if g[WAITING] == 1 or length > g[BYTES] then length = g[BYTES] end
 redis.call('LSET', tasks, place, '')  -- no entry is empty, so LREM finds only this one
 redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')  -- from the nearer end
 redis.call('HDEL', ids, id)
 g[WAITING] = g[WAITING] - 1
-g[BYTES] = math.max(0, g[BYTES] - length)
+g[BYTES] = g[BYTES] - length
 refresh_head(tasks, g)
 if g[WAITING] > 0 and place == last_place then
   g[LAST] = entry_arrival(redis.call('LINDEX', tasks, -1) or '')

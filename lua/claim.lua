@@ -52,6 +52,7 @@ if window_ms > 0 then assert_type('SCARD', { seen, seen_before }) end
 local paused = redis.call('HEXISTS', state, 'paused') == 1
 local claimed_until = now + claim_ms
 local reply, records, deadlines, flushed = {}, {}, {}, {}
+local sources, is_source = {}, {}  -- the groups from which more batches can be cut
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
 local lost_bytes = 0  -- of tasks whose list is gone
 
@@ -122,18 +123,21 @@ local function cut(group, g, tasks, ids)
   local count, length, entries = read_waiting(g, tasks)
   if entries.err then return quarantine_group(group, entries.err) end
   if count == 0 then  -- somebody else removed the list: there is nothing left to keep
+    redis.call('UNLINK', ids)
     taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
     g[WAITING], g[BYTES] = 0, 0
     return false
   end
-  local read = #entries
+  local whole, read = count == g[WAITING], #entries
   collect_seen(group, entries)
-  if count == g[WAITING] then
+  if whole then length = g[BYTES] end
+  -- The ids of a large batch stay until `read_tasks` has put them among those that were flushed
+  -- lately. Those of an earlier batch may still be there.
+  if whole and g[CLAIMED] == 0 and (read > 0 or window_ms == 0) then
     redis.call('UNLINK', ids)
-    length = g[BYTES]
-    if window_ms == 0 then read = count end
-  elseif read > 0 then
-    take_off_ids(ids, entries)
+    read = count
+  else
+    remove_ids(ids, entries)
   end
   -- The bytes of a large batch are estimated, so less may be left than these entries have.
   length = math.min(length, g[BYTES])
@@ -150,9 +154,10 @@ local function cut(group, g, tasks, ids)
   return g[WAITING] > 0 and due_at(g) <= now
 end
 
--- Cuts the first batch of a group that is due. Returns what to cut more from, or nil.
+-- Cuts the first batch of a group that is due, and notes if more can be cut from it.
 local function cut_first(group, tasks, ids)
-  if paused or not has_room() or not redis.call('ZSCORE', ready, group) then return end
+  if paused or not has_room() or is_source[group] then return end
+  if not redis.call('ZSCORE', ready, group) then return end
   local g, foreign = read_group(groups, group)
   if foreign then return quarantine_group(group, FOREIGN) end
   if not g or g[HELD] > 0 or g[WAITING] == 0 then
@@ -162,13 +167,17 @@ local function cut_first(group, tasks, ids)
   -- A group in `ready` was due when it got there, and stays due: the first batch is always cut.
   local more = cut(group, g, tasks, ids)
   if more == nil then return end
-  if more and has_room() then return { group = group, g = g, tasks = tasks, ids = ids } end
+  if more and has_room() then
+    sources[#sources + 1] = { group = group, g = g, tasks = tasks, ids = ids }
+    is_source[group] = true
+    return
+  end
   write_group(groups, group, g)
   schedule(due, ready, group, g, now)
 end
 
--- Cuts the further batches of these groups, in turns.
-local function cut_in_turns(sources)
+-- Cuts the further batches of the sources, in turns.
+local function cut_in_turns()
   while #sources > 0 do
     local left = {}
     for _, from in ipairs(sources) do
@@ -241,18 +250,17 @@ local function take_over(id, group, tasks)
   hand_out(id, batch, entries, suspect)
 end
 
-local sources = {}
 local at = FIRST_ARG
 for key = FIRST_KEY, #KEYS, 2 do
   local id, group, tasks, ids = ARGV[at], ARGV[at + 1], KEYS[key], KEYS[key + 1]
   if id == '' then
-    sources[#sources + 1] = cut_first(group, tasks, ids)
+    cut_first(group, tasks, ids)
   else
     take_over(id, group, tasks)
   end
   at = at + 2
 end
-cut_in_turns(sources)
+cut_in_turns()
 if #records > 0 then
   call_chunked('HSET', batches, records)
   call_chunked('ZADD', claims, deadlines)

@@ -39,9 +39,10 @@ assert_type('ZCARD', { claims, retry, suspects, due, ready })
 -- leaders vanish for other reasons, so the first time all are claimed again as they are. Batches
 -- with which a second one vanished become suspects, which are claimed one by one; those that saw
 -- the fewest leaders vanish come first. If a leader vanishes with a suspect, that was an attempt of
--- it that failed.
+-- it that failed. Returns whether there may be more to count.
 local function count_deaths()
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', claims, DIED, DIED, 'LIMIT', 0, MAX_DEATHS)) do
+  local ids = redis.call('ZRANGEBYSCORE', claims, DIED, DIED, 'LIMIT', 0, MAX_DEATHS)
+  for _, id in ipairs(ids) do
     local batch = read_batch(batches, id)
     local g = batch and read_group(groups, batch[GROUP])
     if batch then
@@ -60,9 +61,13 @@ local function count_deaths()
       redis.call('ZADD', claims, FREED, id)
     end
   end
+  return #ids == MAX_DEATHS
 end
 
-count_deaths()
+if count_deaths() then  -- before any of these batches is claimed again
+  redis.call('HSET', state, 'wake', 0)
+  return { 0, {}, {} }
+end
 if redis.call('HEXISTS', state, 'paused') == 1 then
   redis.call('HSET', state, 'wake', string.format('%.0f', now + sleep_ms))
   return { -1, {}, {} }
@@ -98,11 +103,25 @@ end
 
 local next_at = math.min(name_returned(claims), name_returned(retry))
 
-local suspect = {}
-for _, id in ipairs(redis.call('ZRANGE', suspects, 0, 0)) do
-  local batch = read_batch(batches, id)
-  if batch then suspect = { id, batch[GROUP] } else redis.call('ZREM', suspects, id) end
+-- Returns the first suspect that no earlier batch of its group holds back, or else the first one,
+-- which `claim` then puts behind the others.
+local function name_suspect()
+  local first
+  for _, id in ipairs(redis.call('ZRANGE', suspects, 0, MAX_DEATHS - 1)) do
+    local batch = read_batch(batches, id)
+    local g = batch and read_group(groups, batch[GROUP])
+    if not batch then
+      redis.call('ZREM', suspects, id)
+    elseif g and not is_behind_held(g, batch) then
+      return { id, batch[GROUP] }
+    else
+      first = first or { id, batch[GROUP] }
+    end
+  end
+  return first or {}
 end
+
+local suspect = name_suspect()
 
 -- Groups whose time has come move to `ready`, where priority decides. All of them move before any
 -- is named, so that a high priority is seen; MAX_PROMOTED bounds the time that one call takes.

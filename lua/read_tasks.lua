@@ -5,10 +5,10 @@
 -- ARGV   1 fencing token  2 batch id  3 place of the first task in the batch, from 0
 --        4 dedupe window, ms; 0 for none  5 approximate maximum bytes (one task always fits)
 -- Reply  { entry, entry, ... }, empty if there is no task at this place or after it; nil if the
---        batch is not in flight
+--        batch is not in flight, or if a foreign type is in place of its tasks
 --
--- The ids of the tasks leave the waiting ids here, and join those that were flushed lately. A claim
--- that is repeated reads them again, and takes off those that were not.
+-- The ids of the tasks leave the waiting ids here, and join those that were flushed lately. That
+-- happens once, although a batch that is claimed again is read again: the same ids may wait anew.
 
 -- @include assert_type
 -- @include clock
@@ -31,8 +31,9 @@ local batch = read_batch(batches, id)
 local g = batch and redis.call('ZSCORE', claims, id) and read_group(groups, batch[GROUP])
 if not g then return false end
 local entries = read_slice(tasks, g, batch, from, max_bytes)
-if entries.err then return entries end
-if #entries == 0 or from + #entries <= batch[READ] then return entries end
+if entries.err then return false end
+local read = from + #entries
+if from > batch[READ] or read <= batch[READ] then return entries end
 
 if window_ms > 0 then
   assert_type('SCARD', { seen, seen_before })
@@ -40,7 +41,7 @@ if window_ms > 0 then
   for i = 1, #entries do members[i] = seen_member(batch[GROUP], entry_id(entries[i])) end
   remember_seen(seen, seen_before, window_ms, members)
 end
-batch[READ] = from + #entries
+remove_ids(ids, entries, first_known(g, batch) - from + 1)
+batch[READ] = read
 redis.call('HSET', batches, id, cmsgpack.pack(batch))
-take_off_ids(ids, entries, batch[START] + batch[TASK_COUNT])
 return entries

@@ -29,6 +29,9 @@ end
 -- Whether the batch may leave: batches of a group leave in the order of their tasks.
 local function is_head(g, batch) return batch[START] == g[BASE] end
 
+-- Place of the first task of a batch, from 0, whose id may still be among the waiting ids.
+local function first_known(g, batch) return math.max(batch[READ], g[IDS_FROM] - batch[START]) end
+
 -- Marks the group of a batch that is put into `retry` or `suspects`.
 local function hold(g, batch, until_ms)
   if g[HELD] == 0 or batch[START] < g[HELD_FROM] then g[HELD_FROM] = batch[START] end

@@ -17,6 +17,7 @@ local HELD_FROM  = 13  -- absolute number of the first task of those batches, or
 local HELD_UNTIL = 14  -- when the last of those batches may be claimed again, ms
 local BYTES      = 15  -- bytes of the waiting entries
 local SINCE      = 16  -- when it became full or was flushed, or when the last batch was cut, ms
+local IDS_FROM   = 17  -- absolute number of the first task whose id may be among the waiting ids
 
 -- The score in `ready` sorts by priority first, then by the moment at which the group became due. A
 -- group that stays due after a batch was cut became due at the cut: so the groups take turns. 2^42
@@ -24,13 +25,15 @@ local SINCE      = 16  -- when it became full or was flushed, or when the last b
 local PRIORITY_STEP = 4398046511104
 
 -- The record of a group without tasks.
-local function new_group() return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0 } end
+local function new_group()
+  return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0 }
+end
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_group(groups, group)
-  local g, foreign = read_record(groups, group, SINCE)
+  local g, foreign = read_record(groups, group, IDS_FROM)
   if not g then return nil, foreign end
-  if not are_whole(g, WAITING, SINCE) then return nil, true end
+  if not are_whole(g, WAITING, IDS_FROM) then return nil, true end
   return g
 end
 

@@ -2,30 +2,12 @@
 -- @include entry
 -- @include group
 
--- Removes the ids of entries from the hash of waiting ids. A foreign type in its place stays.
-local function remove_ids(ids, entries)
+-- Removes the ids of entries from the hash of waiting ids: of all, or of those from a place on. A
+-- foreign type in place of the hash stays.
+local function remove_ids(ids, entries, first)
   local names = {}
-  for i = 1, #entries do names[i] = entry_id(entries[i]) end
+  for i = first or 1, #entries do names[#names + 1] = entry_id(entries[i]) end
   pcall_chunked('HDEL', ids, names, 1, #names)
-end
-
--- Takes the ids of entries that a batch holds off the waiting ids, but not those that wait again
--- with this number or a higher one (nil: none does). A foreign type in place of the ids stays.
-local function take_off_ids(ids, entries, number)
-  for from = 1, #entries, CHUNK do
-    local names, held = {}, {}
-    local to = math.min(from + CHUNK - 1, #entries)
-    for i = from, to do names[#names + 1] = entry_id(entries[i]) end
-    if number then
-      local numbers = redis.pcall('HMGET', ids, unpack(names))
-      if numbers.err then return end
-      for i, name in ipairs(names) do
-        if numbers[i] and (tonumber(numbers[i]) or 0) < number then held[#held + 1] = name end
-      end
-      names = held
-    end
-    if #names > 0 then redis.pcall('HDEL', ids, unpack(names)) end
-  end
 end
 
 -- Updates the group's record after its waiting tasks have lost some. The deadline never moves back,

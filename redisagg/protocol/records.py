@@ -28,6 +28,7 @@ class GroupRecord(NamedTuple):
     held_until: int
     bytes: int
     since: int
+    ids_from: int
 
     @property
     def due_at(self) -> int:

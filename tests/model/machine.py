@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
@@ -26,6 +26,8 @@ from tests.model.snapshots import STREAM, differences, in_model, in_redis
 
 _SPACE = Keyspace("model", 1)
 _KEYS = _SPACE.partitions[0]
+_INDEXES = [_KEYS.state, _KEYS.groups, _KEYS.batches]
+_INDEXES += [_KEYS.claims, _KEYS.retry, _KEYS.suspects, _KEYS.due, _KEYS.ready]
 _CHANNEL = _SPACE.wake_channel
 _START = 1_700_000_000_000
 _LEASE = 1_000
@@ -249,10 +251,16 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(led)
     @rule(
-        limit=st.integers(1, 4), room=_rooms, duration=st.sampled_from([50, 900, 900]), late=_lates
+        limit=st.integers(1, 4),
+        skipped=st.lists(_groups, max_size=2, unique=True),
+        room=_rooms,
+        duration=st.sampled_from([50, 900, 900]),
+        late=_lates,
     )
-    def poll_and_claim(self, limit: int, room: m.Room, duration: int, late: int) -> None:
-        items = self._poll(self.model.token, limit)
+    def poll_and_claim(
+        self, limit: int, skipped: list[bytes], room: m.Room, duration: int, late: int
+    ) -> None:
+        items = self._poll(self.model.token, limit, skipped)
         self.tick(late)
         if items:
             self._claim(self.model.token, duration, replace(room), items)
@@ -287,22 +295,23 @@ class Machine(RuleBasedStateMachine):
         drawn = data.draw(st.lists(st.sampled_from(items), min_size=1, unique=True, max_size=4))
         self._claim(self.model.token, 900, m.Room(4, 99, 9999), drawn)
 
-    def _poll(self, token: int, limit: int) -> list[tuple[bytes, bytes]]:
-        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
-        keys += [_KEYS.due, _KEYS.ready]
+    def _poll(
+        self, token: int, limit: int, skipped: Collection[bytes] = ()
+    ) -> list[tuple[bytes, bytes]]:
+        """Returns what can be claimed; the suspect comes last, if there is one."""
 
         def expected() -> list[Any]:
-            wait, items = self.model.poll(token, limit, _LEASE)
-            return [wait, [each for item in items for each in item]]
+            wait, items, suspect = self.model.poll(token, limit, _LEASE, skipped)
+            return [wait, [each for item in items for each in item], suspect]
 
-        reply = self.run_on_both(expected, "poll", keys, token, limit, _LEASE)
-        return list(zip(reply[1][::2], reply[1][1::2], strict=True)) if reply else []
+        reply = self.run_on_both(expected, "poll", _INDEXES, token, limit, _LEASE, *skipped)
+        flat = [*reply[1], *reply[2]] if reply else []
+        return list(zip(flat[::2], flat[1::2], strict=True))
 
     def _claim(
         self, token: int, duration: int, room: m.Room, items: list[tuple[bytes, bytes]]
     ) -> None:
-        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
-        keys += [_KEYS.due, _KEYS.ready, _KEYS.seen, _KEYS.seen_before]
+        keys = [*_INDEXES, _KEYS.seen, _KEYS.seen_before]
         dedupe = room.tasks != 3  # most flushers do
         args: list[Any] = [token, duration, 0, room.batches, room.tasks, room.bytes, _QUARANTINE]
         args.append(_WINDOW if dedupe else 0)
@@ -344,6 +353,56 @@ class Machine(RuleBasedStateMachine):
             "extend", keys, token, duration, *batch_ids,
         )  # fmt: skip
 
+    @precondition(in_flight)
+    @rule(data=st.data())
+    def recall(self, data: st.DataObject) -> None:
+        known = data.draw(st.lists(st.sampled_from([*self.model.batches]), max_size=2))
+        self._recall(self.model.token, known)
+
+    def _recall(self, token: int, known: list[bytes]) -> None:
+        self.run_on_both(
+            lambda: self.model.recall(token, 900, known),
+            "recall", [_KEYS.state, _KEYS.claims], token, 900, *known,
+        )  # fmt: skip
+
+    @precondition(in_flight)
+    @rule(
+        data=st.data(),
+        start=st.integers(0, 4),
+        most=st.sampled_from([1, 40, 9999]),
+        dedupe=st.sampled_from([True, True, False]),
+    )
+    def read_tasks(self, data: st.DataObject, start: int, most: int, dedupe: bool) -> None:
+        [batch_id] = self.some_batches(data, 1)
+        self._read_tasks(self.model.token, batch_id, start, most, dedupe=dedupe)
+
+    @precondition(in_flight)
+    @rule(most=st.sampled_from([1, 40, 9999]), dedupe=st.sampled_from([True, True, False]))
+    def read_all(self, most: int, dedupe: bool) -> None:
+        """Reads the tasks of all large batches, as a leader does."""
+        for batch in self.model.batches.values():
+            if batch.is_large and batch.id in self.model.claims:
+                self._read_batch(self.model.token, batch, most, dedupe=dedupe)
+
+    def _read_batch(self, token: int, batch: m.Batch, most: int, *, dedupe: bool) -> None:
+        read: list[bytes] = []
+        while len(read) < len(batch.entries):
+            read += self._read_tasks(token, batch.id, len(read), most, dedupe=dedupe)
+        assert read == m.raws(batch.entries)
+
+    def _read_tasks(
+        self, token: int, batch_id: bytes, start: int, most: int, *, dedupe: bool
+    ) -> list[bytes]:
+        group = self.group_of(batch_id)
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims]
+        keys += [_KEYS.seen, _KEYS.seen_before, _KEYS.tasks(group), _KEYS.ids(group)]
+        args = (token, batch_id, start, _WINDOW if dedupe else 0, most)
+        read: list[bytes] | None = self.run_on_both(
+            lambda: self.model.read_tasks(token, batch_id, start, most, dedupe=dedupe),
+            "read_tasks", keys, *args,
+        )  # fmt: skip
+        return read or []
+
     # --- the end of batches -------------------------------------------------------------------
 
     @precondition(in_flight)
@@ -362,6 +421,11 @@ class Machine(RuleBasedStateMachine):
         self._commit(self.model.token, list(zip(batch_ids, messages, strict=False)))
 
     def _commit(self, token: int, batches: list[tuple[bytes, int]]) -> None:
+        for batch in [self.model.batches.get(batch_id) for batch_id, _ in batches]:
+            # A leader commits no batch that it has not read.
+            unread = batch and batch.read < len(batch.entries) and batch.id in self.model.claims
+            if batch and unread and self.model.leads(token):
+                self._read_batch(token, batch, 9999, dedupe=True)
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.due, _KEYS.ready]
         keys.append(STREAM)
         args: list[Any] = [token, ""]
@@ -432,10 +496,8 @@ class Machine(RuleBasedStateMachine):
         self._claim(self.model.token, 900, m.Room(9, 99, 9999), items)
 
     def _retry(self, token: int, batches: list[m.Retry]) -> None:
-        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.retry]
-        keys += [_KEYS.due, _KEYS.ready]
         args = [b"" if part is None else part for batch in batches for part in batch]
-        self.run_on_both(lambda: self.model.retry(token, batches), "retry", keys, token, *args)
+        self.run_on_both(lambda: self.model.retry(token, batches), "retry", _INDEXES, token, *args)
 
     @precondition(in_flight)
     @rule(data=st.data(), error=_texts)
@@ -445,10 +507,10 @@ class Machine(RuleBasedStateMachine):
     def _bury(self, token: int, batch_id: bytes, error: bytes) -> None:
         group = self.group_of(batch_id)
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.dead]
-        keys += [_KEYS.tasks(group), _KEYS.dead_tasks(batch_id)]
+        keys += [_KEYS.tasks(group), _KEYS.dead_tasks(batch_id), _KEYS.ids(group)]
         reply = self.run_on_both(
-            lambda: self.model.bury(token, batch_id, error, b"Traceback"),
-            "bury", keys, token, batch_id, error, b"Traceback",
+            lambda: self.model.bury(token, batch_id, 7, error, b"Traceback"),
+            "bury", keys, token, batch_id, 7, error, b"Traceback",
         )  # fmt: skip
         if reply == b"OK":
             self._left(batch_id, group)
@@ -482,7 +544,7 @@ class Machine(RuleBasedStateMachine):
         earlier=st.integers(0, 2),
         what=st.sampled_from(
             [
-                *("poll", "claim", "commit", "retry"),
+                *("poll", "claim", "commit", "retry", "recall", "read_tasks"),
                 *("renew", "extend", "bury", "set_aside", "release"),
             ]
         ),
@@ -512,6 +574,10 @@ class Machine(RuleBasedStateMachine):
             self._extend(token, 5, batch_ids)
         elif what == "bury":
             self._bury(token, batch_ids[0], b"")
+        elif what == "recall":
+            self._recall(token, [])
+        elif what == "read_tasks":
+            self._read_tasks(token, batch_ids[0], 0, 9999, dedupe=True)
         else:
             self._set_aside(token, batch_ids[0], [0])
 

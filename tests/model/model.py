@@ -7,7 +7,7 @@ in lists, counters and marks from its contents, where the scripts keep them up t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,13 @@ from redisagg.protocol.records import BatchRecord, DeadRecord
 
 PRIORITY_STEP = 2**42
 BEHIND_MS = 50
+DIED, FREED = 0, 1
+"""Scores in `claims`: the leader vanished; the batch was given back."""
+SUSPECT_DEATHS = 2
+SLICE_TASKS = 2
+"""The scripts read more tasks of a batch in slices (1,000, but a test has few tasks)."""
+SLICE_BYTES = 1024 * 1024
+STEP_BYTES = 64 * 1024
 
 
 class Refused(Exception):
@@ -72,9 +79,20 @@ class Batch:
     group: bytes
     entries: list[Entry]
     created: int
+    length: int
+    """Bytes of its entries; of a large batch about."""
     attempts: int = 0
     error: bytes = b""
     merged: bytes = b""
+    deaths: int = 0
+    read: int = 0
+    """Number of its first tasks whose ids are no longer known as waiting."""
+    alone: int = 0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its tasks are read in slices."""
+        return is_large(len(self.entries), self.length)
 
 
 class Retry(NamedTuple):
@@ -106,7 +124,10 @@ class Group:
     """Batches in the order in which they have to leave."""
     waiting: list[Entry] = field(default_factory=list)
     numbers: dict[bytes, int] = field(default_factory=dict)
-    """The absolute number that each waiting task got when it came, by its id."""
+    """The absolute number that each waiting task got when it came, by its id. The ids of a large
+    batch stay here until they are read."""
+    bytes: int = 0
+    """Bytes of the waiting tasks; about, after a large batch was cut."""
     deadline: int = 0
     limits: Limits = _NONE
     marked: int = 0
@@ -115,6 +136,10 @@ class Group:
     """Absolute number of the first task of the batches in retry, or of one before it."""
     held_until: int = 0
     """When the last of those batches may be claimed again."""
+    since: int = 0
+    """When the group became full or was flushed, or when its last batch was cut."""
+    ids_from: int = 0
+    """Absolute number of the first task whose id may be in `numbers`."""
 
     @property
     def claimed(self) -> int:
@@ -131,7 +156,12 @@ class Group:
     @property
     def score(self) -> int:
         """The score in `ready`."""
-        return self.due_at - self.limits.priority * PRIORITY_STEP
+        return max(self.due_at, self.since) - self.limits.priority * PRIORITY_STEP
+
+    def became_due(self, due_before: int, now: int) -> None:
+        """Notes when the group became due."""
+        if due_before > 0:
+            self.since = max(self.since, min(due_before, now))
 
     def start(self, batch: Batch) -> int:
         """Absolute number of the first task of a batch."""
@@ -148,6 +178,11 @@ class Group:
 def length(entries: Iterable[Entry]) -> int:
     """Bytes of entries."""
     return sum(len(entry.raw) for entry in entries)
+
+
+def is_large(count: int, size: int) -> bool:
+    """Whether so many tasks with so many bytes are read in slices."""
+    return count > SLICE_TASKS or size > SLICE_BYTES
 
 
 def seen_member(group: bytes, task_id: bytes) -> bytes:
@@ -178,6 +213,7 @@ class Partition:
         self.batches: dict[bytes, Batch] = {}
         self.claims: dict[bytes, int] = {}
         self.retries: dict[bytes, int] = {}
+        self.suspects: dict[bytes, int] = {}
         self.due: dict[bytes, int] = {}
         self.ready: dict[bytes, int] = {}
         self.dead: dict[bytes, DeadLetter] = {}
@@ -207,8 +243,9 @@ class Partition:
             raise Refused("STALE the lease has expired")
 
     def held(self, name: bytes) -> int:
-        """Number of batches of a group that are in retry; they hold the group."""
-        return sum(batch.id in self.retries for batch in self.groups[name].in_flight)
+        """Number of batches of a group in `retry` and `suspects`; they hold the group."""
+        batches = self.groups[name].in_flight
+        return sum(each.id in self.retries or each.id in self.suspects for each in batches)
 
     def _schedule(self, name: bytes) -> None:
         """Puts a group into the index of its state, and removes it if it is empty."""
@@ -299,8 +336,11 @@ class Partition:
                 max(old.priority, limits.priority),
             )
         else:
-            group.deadline, group.limits = deadline, limits
+            group.deadline, group.limits, group.since = deadline, limits, 0
         group.waiting += new
+        group.bytes += length(new)
+        if group.due_at == 0:
+            group.became_due(self.now if was_due is None else was_due, self.now)
         if self.held(name):
             return len(new), math.inf
         if group.due_at > 0:
@@ -324,7 +364,7 @@ class Partition:
         self._refuse_unregistered()
         if self.expires > self.now and self.owner != owner:
             return [0, self.expires - self.now]
-        self.claims = dict.fromkeys(self.claims, 0)
+        self._end_claims(DIED)
         self.token = max(self.token + 1, self.now)
         self.owner, self.expires, self.wake = owner, self.now + lease, 0
         return [self.token, 0]
@@ -338,16 +378,27 @@ class Partition:
         if token != self.token:
             return 0
         self.expires = 0
-        self.claims = dict.fromkeys(self.claims, 0)
+        self._end_claims(FREED)
         return 1
+
+    def _end_claims(self, score: int) -> None:
+        for batch_id, until in self.claims.items():
+            if until > FREED:
+                self.claims[batch_id] = score
+
+    def recall(self, token: int, duration: int, known: Iterable[bytes]) -> int:
+        self._fence(token)
+        self._end_claims(FREED)
+        return self.extend(token, duration, known)
 
     # --- claims ------------------------------------------------------------------------------
 
-    def poll(self, token: int, limit: int, sleep: int) -> list[Any]:
+    def poll(self, token: int, limit: int, sleep: int, skipped: Collection[bytes]) -> list[Any]:
         self._fence(token)
+        self._count_deaths()
         if self.paused:
             self.wake = self.now + sleep
-            return [-1, []]
+            return [-1, [], []]
         items: list[tuple[bytes, bytes]] = []
         next_at = math.inf
         for index in (self.claims, self.retries):
@@ -365,12 +416,35 @@ class Partition:
             self.ready[name] = min(self.ready.get(name, score), score)
             del self.due[name]
         next_at = min(next_at, *self.due.values(), math.inf)
-        items += [(b"", name) for name in in_order(self.ready)[: limit - len(items)]]
+        wanted = [name for name in in_order(self.ready) if name not in skipped]
+        items += [(b"", name) for name in wanted[: limit - len(items)]]
         if items or next_at <= self.now:
             self.wake = 0
-            return [0, items]
+            return [0, items, self._suspect()]
         self.wake = int(min(next_at, self.now + sleep))
-        return [self.wake - self.now, items]
+        return [self.wake - self.now, items, self._suspect()]
+
+    def _count_deaths(self) -> None:
+        for batch_id in in_order(self.claims):
+            if self.claims[batch_id] != DIED:
+                continue
+            batch = self.batches[batch_id]
+            batch.deaths += 1
+            batch.attempts += batch.alone
+            batch.alone = 0
+            if batch.deaths < SUSPECT_DEATHS:
+                self.claims[batch_id] = FREED
+            else:
+                del self.claims[batch_id]
+                self._mark_held(batch, self.now)
+                self.suspects[batch_id] = self.now + batch.deaths * PRIORITY_STEP
+                self._schedule(batch.group)
+
+    def _suspect(self) -> list[bytes]:
+        """The first suspect that may be claimed; the first of all if there is none."""
+        found = [self.batches[batch_id] for batch_id in in_order(self.suspects)]
+        free = [batch for batch in found if not self._is_behind_held(batch)]
+        return next(([batch.id, batch.group] for batch in [*free, *found]), [])
 
     def claim(
         self,
@@ -385,78 +459,124 @@ class Partition:
         self._fence(token)
         until = self.now + duration
         claimed: list[Batch] = []
+        sources: list[bytes] = []
 
         def claim_batch(batch: Batch) -> None:
-            batch.attempts += 1
             claimed.append(batch)
             room.take(batch)
 
+        def cut(name: bytes) -> None:
+            """Cuts a batch; the group is a source if another one can be cut."""
+            claim_batch(self._cut(name, new_id, dedupe=dedupe))
+            group = self.groups[name]
+            if group.waiting and group.due_at <= self.now:
+                sources.append(name)
+
         for batch_id, name in items:
             if not room.left:
-                continue
+                break
             if batch_id:
                 if self._take_over(batch_id):
                     claim_batch(self.batches[batch_id])
-            else:
-                cut = self._cut(name, room, new_id, claim_batch)
-                if dedupe:
-                    self.seen |= {seen_member(name, entry.id) for entry in cut}
+            elif not self.paused and name in self.ready and name not in sources:
+                cut(name)
+        while sources and room.left:  # in turns
+            cut(sources.pop(0))
         for batch in claimed:
             self.claims[batch.id] = until
         return [
             [
-                *(each.id, each.group, each.attempts, each.created, each.error, each.merged),
-                raws(each.entries),
+                *(each.id, each.group, each.attempts + 1, each.error, each.merged),
+                [] if each.merged or each.is_large else raws(each.entries),
+                *(len(each.entries), each.length, each.alone),
             ]
             for each in claimed
         ]
 
+    def _is_behind_held(self, batch: Batch) -> bool:
+        """Whether an earlier batch of the group is in `retry` or `suspects`."""
+        group = self.groups[batch.group]
+        later = group.start(batch) > group.held_from and group.in_flight[0] is not batch
+        return bool(self.held(batch.group)) and later
+
     def _take_over(self, batch_id: bytes) -> bool:
-        waits = self.retries.get(batch_id)
-        at = self.claims.get(batch_id, math.inf) if waits is None else waits
-        if at > self.now or (self.paused and waits is not None):
+        if batch_id not in self.batches:
             return False
         batch = self.batches[batch_id]
         group = self.groups[batch.group]
-        start = group.start(batch)
-        if self.held(batch.group) and start > group.held_from and group.in_flight[0] is not batch:
-            index = self.claims if waits is None else self.retries
-            index[batch_id] = max(group.held_until, self.now + BEHIND_MS)
+        if batch_id in self.claims:
+            index, at = self.claims, self.claims[batch_id]
+        elif batch_id in self.retries:
+            index, at = self.retries, self.retries[batch_id]
+        else:
+            index, at = self.suspects, 0
+        held = index is not self.claims
+        if at > self.now or (self.paused and held):
             return False
-        if waits is not None:
-            del self.retries[batch_id]
+        if self._is_behind_held(batch):
+            until = max(group.held_until, self.now + BEHIND_MS)
+            last = max(self.suspects.values(), default=0)
+            index[batch_id] = last + 1 if index is self.suspects else until
+            return False
+        batch.alone = int(index is self.suspects)
+        if held:
+            start = group.start(batch)
+            del index[batch_id]
             group.held_from = start + len(batch.entries)
             self._schedule(batch.group)
         return True
 
-    def _cut(
-        self,
-        name: bytes,
-        room: Room,
-        new_id: Callable[[], bytes],
-        claim_batch: Callable[[Batch], None],
-    ) -> list[Entry]:
-        if self.paused or name not in self.ready:
-            return []
+    def _cut(self, name: bytes, new_id: Callable[[], bytes], *, dedupe: bool) -> Batch:
         group = self.groups[name]
-        cut: list[Entry] = []
-        first = True
-        while group.waiting and room.left and (first or group.due_at <= self.now):
-            first = False
-            size = group.limits.size
-            batch = Batch(new_id(), name, group.waiting[:size], self.now)
-            del group.waiting[:size]
-            for entry in batch.entries:
-                del group.numbers[entry.id]
-            group.marked = max(0, group.marked - len(batch.entries))
-            group.refresh_head()
-            group.in_flight.append(batch)
-            self.batches[batch.id] = batch
-            self.sequence += 1
-            cut += batch.entries
-            claim_batch(batch)
+        entries = group.waiting[: group.limits.size]
+        whole = len(entries) == len(group.waiting)
+        estimate = math.floor(group.bytes / len(group.waiting) * len(entries))
+        large = is_large(len(entries), group.bytes if whole else estimate)
+        size = group.bytes if whole else estimate if large else min(length(entries), group.bytes)
+        batch = Batch(new_id(), name, entries, self.now, size)
+        del group.waiting[: len(entries)]
+        if not large or (whole and not dedupe and not group.in_flight):
+            self._take_ids_off(batch, len(entries), dedupe=dedupe)
+        group.bytes -= size
+        group.marked = max(0, group.marked - len(entries))
+        group.since = self.now
+        group.refresh_head()
+        group.in_flight.append(batch)
+        self.batches[batch.id] = batch
+        self.sequence += 1
         self._schedule(name)
-        return cut
+        return batch
+
+    def _take_ids_off(self, batch: Batch, upto: int, *, dedupe: bool) -> None:
+        """The ids of the first tasks of a batch no longer wait."""
+        numbers = self.groups[batch.group].numbers
+        for entry in batch.entries[batch.read : upto]:
+            if entry.id not in self.waiting_ids(batch.group):
+                numbers.pop(entry.id, None)
+            if dedupe:
+                self.seen.add(seen_member(batch.group, entry.id))
+        batch.read = max(batch.read, upto)
+
+    def waiting_ids(self, name: bytes) -> set[bytes]:
+        return {entry.id for entry in self.groups[name].waiting}
+
+    def read_tasks(
+        self, token: int, batch_id: bytes, start: int, most: int, *, dedupe: bool
+    ) -> list[bytes] | None:
+        self._fence(token)
+        if batch_id not in self.claims:
+            return None
+        batch = self.batches[batch_id]
+        end = min(start + SLICE_TASKS, len(batch.entries))
+        per_task = max(1, batch.length) / len(batch.entries)
+        step = max(1, math.floor(min(STEP_BYTES, most) / per_task))
+        read: list[Entry] = []
+        while start + len(read) < end and length(read) < most:
+            at = start + len(read)
+            read += batch.entries[at : min(at + step, end)]
+        if start <= batch.read < start + len(read):
+            self._take_ids_off(batch, start + len(read), dedupe=dedupe)
+        return raws(read)
 
     def extend(self, token: int, duration: int, batch_ids: Iterable[bytes]) -> int:
         self._fence(token)
@@ -495,11 +615,16 @@ class Partition:
                 self.flushed_tasks += len(self._close(batch_id).entries)
         return reply
 
-    def bury(self, token: int, batch_id: bytes, error: bytes, traceback: bytes) -> bytes:
+    def bury(
+        self, token: int, batch_id: bytes, attempts: int, error: bytes, traceback: bytes
+    ) -> bytes:
         self._fence(token)
         reply = self._may_leave(batch_id)
         if reply == b"OK":
-            batch = self._close(batch_id)
+            batch = self.batches[batch_id]
+            self._take_ids_off(batch, len(batch.entries), dedupe=False)
+            self._close(batch_id)
+            batch.attempts = attempts
             self.dead[batch_id] = self._dead_letter(batch, batch.entries, error, traceback)
         return reply
 
@@ -531,7 +656,7 @@ class Partition:
             if batch_id in self.claims:
                 batch = self.batches[batch_id]
                 if merged and not batch.merged:
-                    batch.attempts = 1
+                    batch.attempts = 0
                 batch.merged = merged or batch.merged
                 if delay is not None:
                     self._put_into_retry(batch, delay, counts, error)
@@ -540,17 +665,20 @@ class Partition:
     def _put_into_retry(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
         del self.claims[batch.id]
         self._hold(batch, self.now + delay)
-        if not counts:
-            batch.attempts = max(0, batch.attempts - 1)
+        batch.attempts += counts
+        batch.deaths = batch.alone = 0
         batch.error = error or batch.error
         self._schedule(batch.group)
 
     def _hold(self, batch: Batch, until: int) -> None:
+        self._mark_held(batch, until)
+        self.retries[batch.id] = until
+
+    def _mark_held(self, batch: Batch, until: int) -> None:
         group = self.groups[batch.group]
         start = group.start(batch)
         group.held_from = min(group.held_from, start) if self.held(batch.group) else start
         group.held_until = max(group.held_until, until)
-        self.retries[batch.id] = until
 
     # --- operators ---------------------------------------------------------------------------
 
@@ -559,7 +687,9 @@ class Partition:
             return 0
         letter = self.dead.pop(letter_id)
         record = letter.record
-        batch = Batch(letter_id, record.group, letter.entries, record.created, error=record.error)
+        entries = letter.entries
+        batch = Batch(letter_id, record.group, entries, record.created, length(entries))
+        batch.error, batch.read = record.error, len(entries)
         group = self.groups.setdefault(record.group, Group())
         group.in_flight.insert(0, batch)
         group.base -= len(batch.entries)
@@ -579,6 +709,7 @@ class Partition:
             group = self.groups.get(name)
             if group and group.marked < len(group.waiting):
                 marked += len(group.waiting) - group.marked
+                group.became_due(group.due_at, self.now)
                 group.marked = len(group.waiting)
                 self._schedule(name)
         if marked:
@@ -598,10 +729,12 @@ class Partition:
 
     def cancel_task(self, name: bytes, task_id: bytes) -> int:
         group = self.groups.get(name)
-        if group is None or task_id not in group.numbers:
+        if group is None or task_id not in self.waiting_ids(name):
             return 0
         del group.numbers[task_id]
-        group.waiting = [entry for entry in group.waiting if entry.id != task_id]
+        [cancelled] = [entry for entry in group.waiting if entry.id == task_id]
+        group.waiting.remove(cancelled)
+        group.bytes = max(0, group.bytes - length([cancelled])) if group.waiting else 0
         group.refresh_head()
         self._schedule(name)
         return 1
@@ -611,7 +744,8 @@ class Partition:
         if group is None or not group.waiting:
             return 0
         cancelled = len(group.waiting)
-        group.waiting, group.numbers = [], {}
+        group.waiting, group.numbers, group.bytes = [], {}, 0
+        group.ids_from = group.base + group.claimed
         self._schedule(name)
         return cancelled
 
@@ -639,7 +773,7 @@ class Partition:
             "waiting": sum(len(group.waiting) for group in self.groups.values()),
             "claimed": sum(group.claimed for group in self.groups.values()),
             "bytes": sum(
-                length(group.waiting) + sum(length(batch.entries) for batch in group.in_flight)
+                group.bytes + sum(batch.length for batch in group.in_flight)
                 for group in self.groups.values()
             ),
             "dead": sum(len(letter.entries) for letter in self.dead.values()),
@@ -657,8 +791,11 @@ class Partition:
                 each.attempts,
                 each.created,
                 each.error,
-                length(each.entries),
+                each.length,
                 each.merged,
+                each.deaths,
+                each.read,
+                each.alone,
             )
             for each in self.batches.values()
         }
@@ -678,8 +815,10 @@ class Room:
 
     def take(self, batch: Batch) -> None:
         self.batches -= 1
-        self.tasks -= len(batch.entries)
-        self.bytes -= length(batch.entries) + len(batch.merged)
+        self.bytes -= len(batch.merged)
+        if not batch.merged and not batch.is_large:
+            self.tasks -= len(batch.entries)
+            self.bytes -= batch.length
 
 
 def raws(entries: Iterable[Entry]) -> list[bytes]:

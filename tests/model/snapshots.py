@@ -10,7 +10,7 @@ import redis
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.records import batch_record, dead_record, group_record
 from tests.model.clock import CLOCK_KEY
-from tests.model.model import Group, Partition, length, raws
+from tests.model.model import Group, Partition, raws
 
 Snapshot: TypeAlias = dict[str, dict[Any, Any]]
 
@@ -63,7 +63,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         "seen": {"": set(dump.pop(keys.seen, []))},
         "stray": {},
     }
-    for name in ("claims", "retry", "due", "ready"):
+    for name in ("claims", "retry", "suspects", "due", "ready"):
         members = _pairs(dump.pop(getattr(keys, name), []))
         snapshot[name] = {member: int(score) for member, score in members.items()}
     tasks, ids, dead, calls = keys.tasks(b""), keys.ids(b""), keys.dead_tasks(b""), keys.call(b"")
@@ -115,6 +115,7 @@ def in_model(model: Partition) -> Snapshot:
         "stray": {},
         "claims": model.claims,
         "retry": model.retries,
+        "suspects": model.suspects,
         "due": model.due,
         "ready": model.ready,
     }
@@ -125,7 +126,17 @@ def _group(packed: bytes) -> dict[str, int]:
     if fields["waiting"]:
         return fields
     # The other places describe the waiting tasks.
-    places = ("waiting", "claimed", "base", "marked", "held", "held_from", "held_until", "bytes")
+    places = (
+        "waiting",
+        "claimed",
+        "base",
+        "marked",
+        "held",
+        "held_from",
+        "held_until",
+        "bytes",
+        "ids_from",
+    )
     return {name: fields[name] for name in places}
 
 
@@ -138,12 +149,14 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "held": held,
         "held_from": group.held_from,
         "held_until": group.held_until,
-        "bytes": length(group.waiting),
+        "bytes": group.bytes,
+        "ids_from": group.ids_from,
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival
         fields["last"] = group.waiting[-1].arrival
         fields["deadline"] = group.deadline
+        fields["since"] = group.since
         fields |= group.limits._asdict()
     return fields
 

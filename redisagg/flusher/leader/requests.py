@@ -148,7 +148,7 @@ class LeaderRequests:
         """Moves a batch to the dead letters, after this number of attempts."""
         p = self._partition
         keys = [p.state, p.groups, p.batches, p.claims, p.dead]
-        keys += (p.tasks(group), p.dead_tasks(batch_id))
+        keys += (p.tasks(group), p.dead_tasks(batch_id), p.ids(group))
         error = (_utf8(failure.error), _utf8(failure.traceback))
         return call("bury", keys, self._token, batch_id, attempts, *error)
 
