@@ -20,6 +20,7 @@
 local state, claims, no_tasks = KEYS[1], KEYS[2], KEYS[3]
 local owner, lease_ms, place = ARGV[1], whole_number(ARGV[2]), ARGV[3]
 assert_arguments(#KEYS == 3 and #ARGV >= 3)
+local LONGEST_TOKEN_LEAD_MS = 316224000000  -- ten years: a clock may have been set back
 local now = clock()
 
 local schema, partitions = unpack(redis.call('HMGET', state, 'schema', 'partitions'))
@@ -56,8 +57,11 @@ end
 
 end_claims(claims, DIED)
 -- The time is part of the token because of failovers: a replica that became the primary may not
--- know the last lease, and would give its token to another leader by counting alone.
-local token = math.max(read_count(state, 'token') + 1, now)
+-- know the last lease, and would give its token to another leader by counting alone. A number that
+-- is far ahead of the clock is no token: nothing could be counted on from 2^53.
+local last_token = read_count(state, 'token')
+if last_token > now + LONGEST_TOKEN_LEAD_MS then last_token = 0 end
+local token = math.max(last_token + 1, now)
 redis.call('HSET', state, 'owner', owner, 'wake', 0, 'token', string.format('%.0f', token),
   'expires', string.format('%.0f', now + lease_ms))
 return { token, 0 }

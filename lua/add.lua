@@ -12,8 +12,9 @@
 --        period (ms), max delay (ms), max size, priority; number of tasks; for each task id, body
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
 --        group changes nothing), or the text of the error that refused the whole section: a key of
---        the group holds a foreign type or record; its limits or an id are malformed; or too much
---        would be pending (FULL). Other errors refuse the whole call, with nothing written.
+--        the group holds a foreign type or record; its limits, an id or the group key are malformed
+--        or out of range; or too much would be pending (FULL). Other errors refuse the whole call,
+--        with nothing written.
 --
 -- A section is a run of tasks for one group that have the same limits. A call that is repeated
 -- because its reply was lost gets its first reply again. A call that comes after a later call of
@@ -42,6 +43,11 @@ local dedupe = ARGV[7] == '1'
 local FIRST_KEY, FIRST_ARG = 8, 8  -- of the first section
 -- Places in a section, from its first argument on; its tasks come last.
 local GROUP_KEY, LIMITS, COUNT, TASKS = 0, 1, 2, 3
+-- The ranges of the limits, as in Python. A foreign producer that means "never" by the largest
+-- number it has would leave records that others can't read.
+local LONGEST_MS, LARGEST_SIZE, HIGHEST_PRIORITY = 316224000000, 1000000, 1000
+local BAD_LIMITS = 'ERR limits: GRACE_MS DELAY_MS (at most ten years) SIZE (1 to 1000000) PRIORITY'
+local LONGEST_GROUP_KEY = 512  -- bytes
 
 if call_number then
   local remembered = redis.call('GET', call)
@@ -91,22 +97,25 @@ local function entry_head(id)
   return head
 end
 
--- Most sections have the same limits, so each text is parsed once.
+-- Most sections have the same limits, so each text is parsed once. Limits that are malformed or out
+-- of range have no priority.
 local parsed = {}
 local function parse_limits(text)
   local limits = parsed[text]
   if not limits then
     local grace, delay, size, priority = string.match(text, '^(%d+) (%d+) (%d+) (-?%d+)$')
-    limits = {
-      grace = tonumber(grace), delay = tonumber(delay), size = tonumber(size),
-      priority = tonumber(priority),
-    }
-    if not are_whole({ limits.grace, limits.delay, limits.size, limits.priority }, 1, 4) then
-      limits.priority = nil
+    grace, delay, size, priority =
+      tonumber(grace), tonumber(delay), tonumber(size), tonumber(priority)
+    if priority and grace <= LONGEST_MS and delay <= LONGEST_MS and size >= 1
+      and size <= LARGEST_SIZE and priority >= -HIGHEST_PRIORITY
+      and priority <= HIGHEST_PRIORITY then
+      limits = { grace, delay, size, priority }
+    else
+      limits = {}
     end
     parsed[text] = limits
   end
-  return limits.grace, limits.delay, limits.size, limits.priority
+  return limits[1], limits[2], limits[3], limits[4]
 end
 
 local function seen_lately(group, id)
@@ -145,12 +154,13 @@ end
 -- longer than the command.
 local function add_section(tasks, ids, at, n)
   local group, limits_text, first = args[at + GROUP_KEY], args[at + LIMITS], at + TASKS
+  if #group < 1 or #group > LONGEST_GROUP_KEY then return 'ERR a group key has 1 to 512 bytes' end
   local g, foreign = read_group(groups, group)
   if foreign then return FOREIGN end
   g = g or new_group()
   local number = g[BASE] + g[CLAIMED] + g[WAITING]
   local grace, delay, size, priority = parse_limits(limits_text)
-  if not priority or size < 1 then return 'ERR limits: GRACE_MS DELAY_MS SIZE PRIORITY' end
+  if not priority then return BAD_LIMITS end
   local full = limited and too_full(group, ids, first, n)
   if full then return full end
   local entries, length = {}, 0

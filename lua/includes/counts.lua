@@ -1,6 +1,11 @@
 -- The counts in the state. Foreign bytes in place of a count are read as 0: they must not stop a
 -- script, least of all one that has already written.
-local function read_count(state, field) return tonumber(redis.call('HGET', state, field)) or 0 end
+local LARGEST_COUNT = 2^53  -- a double counts no further
+
+local function read_count(state, field)
+  local count = tonumber(redis.call('HGET', state, field)) or 0
+  return math.abs(count) < LARGEST_COUNT and count or 0
+end
 
 local function add_count(state, field, n)
   local reply = redis.pcall('HINCRBY', state, field, n)

@@ -39,6 +39,8 @@ class Scripts:
         self._folder = folder
         self._changes = changes or {}
         self._scripts: dict[str, Script] = {}
+        self.now = 0
+        """The clock that was set last."""
 
     def call(self, name: str, keys: Sequence[bytes], *args: Any) -> Any:
         """Runs a script.
@@ -54,6 +56,7 @@ class Scripts:
 
     def set_clock(self, now: int) -> None:
         """Sets the clock of the scripts to `now`, ms."""
+        self.now = now
         self.client.set(CLOCK_KEY, now)
 
     def _read(self, name: str) -> str:

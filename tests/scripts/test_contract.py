@@ -10,12 +10,14 @@ import redis
 
 from redisagg import Aggregator
 from redisagg.config import AggregationConfig
+from redisagg.durations import LONGEST, to_ms
 from redisagg.protocol.entries import Encoder, decode
 from redisagg.protocol.scripts import load
 from redisagg.task import Task
 from tests.sinks.test_producers import LUA
 from tests.support.tasks import quick_config
 
+LONGEST_MS = to_ms(LONGEST)
 LIMITS = "120000 600000 20 0"
 BODY = bytes.fromhex("92aa656d61696c3a73656e6481a7757365725f69642a")
 PREFIX = "redisagg:{tests:0}:"
@@ -116,14 +118,29 @@ def test_a_call_in_which_nothing_was_new_is_remembered_too(sync_redis: redis.Red
         pytest.param(section("1", limits="1 2 3"), id="three limits"),
         pytest.param(section("1", limits="1.5 2 3 0"), id="a fraction"),
         pytest.param(section("1", limits="1 2 0 0"), id="a size of none"),
+        pytest.param(section("1", limits=f"{LONGEST_MS + 1} 2 3 0"), id="a long grace period"),
+        pytest.param(section("1", limits=f"1 {2**63 - 1} 3 0"), id="a long max delay"),
+        pytest.param(section("1", limits=f"1 {'9' * 400} 3 0"), id="an infinite max delay"),
+        pytest.param(section("1", limits="1 2 1000001 0"), id="a large size"),
+        pytest.param(section("1", limits="1 2 3 1001"), id="a high priority"),
+        pytest.param(section("1", limits="1 2 3 -1001"), id="a low priority"),
+        pytest.param(section("1", group="g" * 513), id="a long group key"),
+        pytest.param(section("1", group=""), id="an empty group key"),
     ],
 )
 def test_a_malformed_section_is_kept_out_alone(sync_redis: redis.Redis, bad: Section) -> None:
     first, refused, last = add(sync_redis, section("1", group="a"), bad, section("1", group="b"))
     assert (first, last) == (1, 1)
     assert refused.startswith(b"ERR ")
-    assert not sync_redis.exists(f"{PREFIX}tasks:g", f"{PREFIX}ids:g")
+    assert not sync_redis.exists(f"{PREFIX}tasks:{bad[0]}", f"{PREFIX}ids:{bad[0]}")
     assert sync_redis.hget(f"{PREFIX}state", "waiting") == b"2"
+
+
+def test_the_longest_and_largest_limits_of_python_are_accepted(sync_redis: redis.Redis) -> None:
+    task = Task("t", 0, "g", grace_period=LONGEST, max_delay=LONGEST, max_size=10**6, priority=1000)
+    limits = Encoder(AggregationConfig())(task).limits.decode()
+    assert limits.startswith(f"{LONGEST_MS} {LONGEST_MS} 1000000 1000")
+    assert add(sync_redis, section("1", limits=limits)) == [1]
 
 
 def test_a_foreign_type_keeps_its_section_out(sync_redis: redis.Redis) -> None:
