@@ -9,7 +9,6 @@ import pytest
 
 from redisagg.testing.embedded import server_version
 from tests.sinks.harness import Trial
-from tests.sinks.harness import Trial
 from tests.support.toolchains import install_node
 
 
@@ -33,12 +32,6 @@ def functions(server_binary: Path) -> None:
     """Skips the test where Redis has no functions, which Streaq needs."""
     if server_version(server_binary) < (7,):
         pytest.skip("Streaq needs the functions of Redis 7")
-
-
-@pytest.fixture
-def trial(request: pytest.FixtureRequest, redis_url: str, tmp_path: Path) -> Trial:
-    """The queue system `SYSTEM` of a test module, with an empty Redis."""
-    return Trial(request.module.SYSTEM, redis_url, tmp_path)
 
 
 @pytest.fixture

@@ -86,10 +86,6 @@ class Trial:
         """The sorted ids of `await_received`."""
         return sorted(entry["id"] for entry in self.await_received(count))
 
-    def await_ids(self, count: int) -> list[str]:
-        """The sorted ids of `await_received`."""
-        return sorted(entry["id"] for entry in self.await_received(count))
-
     @contextlib.contextmanager
     def worker(self, *arguments: str) -> Iterator[None]:
         """Runs the system's worker, which may still be starting when the block begins.
@@ -227,37 +223,6 @@ def verify_repeats_keep_their_id(trial: Trial) -> None:
 
 
 def verify_repeats_are_refused(
-    trial: Trial,
-    *kept: Mapping[str, Any],
-    forgotten: Mapping[str, Any],
-    sink: str | None = None,
-) -> None:
-    """Checks that a repeat is refused while the system keeps the id, and accepted after that.
-
-    Args:
-        trial: the system, with no worker running.
-        *kept: batches whose ids it keeps after they were processed.
-        forgotten: a batch whose id it forgets when it was processed.
-        sink: the URL of another sink than the system's own.
-    """
-    batches = (*kept, forgotten)
-    ids = [batch["id"] for batch in batches]
-    trial.deliver(*batches, *batches, sink=sink)
-    with trial.worker():
-        assert trial.await_ids(len(ids)) == sorted(ids)
-        trial.deliver(*batches, sink=sink)
-        assert trial.await_ids(len(ids) + 1) == sorted([*ids, forgotten["id"]])
-
-
-def check_repeats_keep_their_id(trial: Trial) -> None:
-    """Checks that a batch that is delivered twice arrives twice, with the same id."""
-    batch = {"id": "B1", "type": "anything", "payload": {"a": 1}}
-    trial.deliver(batch, batch)
-    with trial.worker():
-        assert trial.await_ids(2) == ["B1", "B1"]
-
-
-def check_repeats_are_refused(
     trial: Trial,
     *kept: Mapping[str, Any],
     forgotten: Mapping[str, Any],

@@ -26,7 +26,7 @@ def test_every_task_is_received_once(trial: Trial) -> None:
 
 
 def test_a_repeat_has_the_same_id(trial: Trial) -> None:
-    check_repeats_keep_their_id(trial)
+    verify_repeats_keep_their_id(trial)
 
 
 def test_what_the_worker_sees(trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""RQSink against a real SYSTEM worker."""
+"""RQSink against a real RQ worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SAQSink against a real SYSTEM worker."""
+"""SAQSink against a real SAQ worker."""
 
 from __future__ import annotations
 
