@@ -15,8 +15,8 @@
 --        then `read_tasks` returns them;
 --        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0 }
 --
--- The groups take turns: each gives a batch before one gives the next. The tasks stay in the list
--- of their group. A claim only records which of them a batch holds.
+-- The groups take turns: each gives a few batches before one gives the next. The tasks stay in the
+-- list of their group. A claim only records which of them a batch holds.
 
 -- @include arguments
 -- @include assert_type
@@ -41,6 +41,7 @@ local bytes_left, quarantine_ms = whole_number(ARGV[6]), whole_number(ARGV[7])
 local window_ms = whole_number(ARGV[8])
 local FIRST_KEY, FIRST_ARG = 11, 9  -- of the first item
 assert_arguments(#KEYS - FIRST_KEY == #ARGV - FIRST_ARG and (#KEYS - FIRST_KEY) % 2 == 1)
+local TURN = 8  -- batches of a group in one turn
 local BEHIND_MS = 50  -- when a batch is tried again that an earlier batch of its group holds back
 local now = clock()
 local stale = fence(state, token, now)
@@ -154,7 +155,17 @@ local function cut(group, g, tasks, ids)
   return g[WAITING] > 0 and due_at(g) <= now
 end
 
--- Cuts the first batch of a group that is due, and notes if more can be cut from it.
+-- Cuts the batches of one turn; returns as `cut`.
+local function cut_turn(group, g, tasks, ids)
+  local more = cut(group, g, tasks, ids)
+  for _ = 2, TURN do
+    if not more or not has_room() then break end
+    more = cut(group, g, tasks, ids)
+  end
+  return more
+end
+
+-- Cuts the first batches of a group that is due, and notes if more can be cut from it.
 local function cut_first(group, tasks, ids)
   if paused or not has_room() or is_source[group] then return end
   if not redis.call('ZSCORE', ready, group) then return end
@@ -165,7 +176,7 @@ local function cut_first(group, tasks, ids)
     return
   end
   -- A group in `ready` was due when it got there, and stays due: the first batch is always cut.
-  local more = cut(group, g, tasks, ids)
+  local more = cut_turn(group, g, tasks, ids)
   if more == nil then return end
   if more and has_room() then
     sources[#sources + 1] = { group = group, g = g, tasks = tasks, ids = ids }
@@ -182,7 +193,7 @@ local function cut_in_turns()
     local left = {}
     for _, from in ipairs(sources) do
       local group, g = from.group, from.g
-      local more = has_room() and cut(group, g, from.tasks, from.ids)
+      local more = has_room() and cut_turn(group, g, from.tasks, from.ids)
       if more and has_room() then
         left[#left + 1] = from
       elseif more ~= nil then

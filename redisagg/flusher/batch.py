@@ -106,8 +106,11 @@ class Enqueue:
 
     def goes_with(self, other: Enqueue) -> bool:
         """Whether both go into the same queue, and so can share a call."""
-        mine = (self.script, self.queue_keys, self.options)
-        return mine == (other.script, other.queue_keys, other.options)
+        return (
+            self.script == other.script
+            and self.queue_keys == other.queue_keys
+            and self.options == other.options
+        )
 
 
 @dataclass(slots=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable, TaskTooLarge
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Enqueue, Failure, MergeOutcome
+from redisagg.flusher.breaker import Breaker
 from redisagg.flusher.leader.deliverer import Deliverer
 from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
 from redisagg.flusher.leader.requests import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTES, Returned
@@ -31,6 +33,19 @@ _LARGE_CALL = 512 * 1024
 # How often Redis may close the connection at a large call, while it answers others, before the
 # batch of the call counts as too large.
 _MAX_CLOSED = 3
+
+
+@dataclass(slots=True)
+class _Call:
+    """The batches of one commit; all go into the same queue."""
+
+    batches: list[Batch] = field(default_factory=list)
+    size: int = 0
+    """Bytes of their merged tasks."""
+    breaker: Breaker | None = None
+    """The breaker of the queue; None if nothing is enqueued."""
+    admitted: int = 0
+    """The number with which the breaker let them through."""
 
 
 class Committer:
@@ -83,62 +98,58 @@ class Committer:
     # --- commits -------------------------------------------------------------------------------
 
     async def _commit_some(self, ready: list[Batch]) -> None:
-        batches, admitted = self._select(ready)
-        if batches:
-            await self._commit(batches, admitted)
+        call = self._select(ready)
+        if call.batches:
+            await self._commit(call)
             return
         enqueue = _outcome(ready[0]).enqueue
         assert enqueue is not None  # else no breaker would have kept it out
         pause = self._sinks.breaker_for(enqueue).pause()
         self._inflight.failed(ready[0], Failure.of_sink_down(pause))
 
-    def _select(self, ready: list[Batch]) -> tuple[list[Batch], int]:
-        """The first batches that fit into one call: all go into the same queue.
-
-        Returns:
-            The batches, none if the breaker of their queue is open; and the number with which the
-            breaker let them through.
-        """
-        selected: list[Batch] = []
+    def _select(self, ready: list[Batch]) -> _Call:
+        """The first batches that fit into one call; none if the breaker of their queue is open."""
+        call = _Call()
         common: Enqueue | None = None
-        size, admitted = 0, 0
         for batch in ready:
-            if len(selected) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES:
+            if len(call.batches) == MAX_COMMIT_BATCHES or call.size > MAX_COMMIT_BYTES:
                 break
             enqueue = _outcome(batch).enqueue
             if enqueue is not None:
-                common = common or enqueue
-                if not enqueue.goes_with(common):
+                if common is None or call.breaker is None:
+                    common, call.breaker = enqueue, self._sinks.breaker_for(enqueue)
+                elif not enqueue.goes_with(common):
                     break
-                admission = self._sinks.breaker_for(enqueue).admit(reserved=batch.probing)
-                if admission is None:
+                admitted = call.breaker.admit(reserved=batch.probing)
+                if admitted is None:
                     break
-                admitted = admission
-                size += sum(map(len, enqueue.arguments))
-            selected.append(batch)
-        return selected, admitted
+                call.admitted = admitted
+                call.size += sum(map(len, enqueue.arguments))
+            call.batches.append(batch)
+        return call
 
-    async def _commit(self, batches: list[Batch], admitted: int) -> None:
+    async def _commit(self, call: _Call) -> None:
+        batches, breaker = call.batches, call.breaker
         self._inflight.committing(batches)
         for batch in batches:
             if undecodable := _outcome(batch).undecodable:
                 await self._set_aside(batch, undecodable)
                 undecodable.clear()
-        replies = await self._send_commit(batches)
+        replies = await self._send_commit(batches, call.size)
         misplaced: list[GiveBack] = []
         for batch, reply in zip(batches, replies, strict=True):
-            enqueue = _outcome(batch).enqueue
-            if reply in (b"OK", b"GONE"):  # GONE: the reply to an earlier commit was lost
-                if enqueue is not None and reply == b"OK":
-                    self._sinks.breaker_for(enqueue).succeeded()
-                self._deliverer.start(self._inflight.committed(batch))
+            if reply == b"OK" or reply == b"GONE":  # GONE: the reply to an earlier commit was lost
+                if breaker is not None and reply == b"OK" and _outcome(batch).enqueue is not None:
+                    breaker.succeeded()
+                deliver = self._inflight.committed(batch)
+                if deliver is not None:
+                    self._deliverer.start(deliver)
             elif isinstance(reply, MergedTaskTooLarge):
                 self._inflight.failed(batch, Failure.of(reply))
             elif reply != b"ORDER":
-                assert enqueue is not None  # else there was nothing to refuse
+                assert breaker is not None  # else there was nothing to refuse
                 error = error_from_reply(reply.decode(errors="replace"))
-                breaker = self._sinks.breaker_for(enqueue)
-                failure = failure_at(breaker, batch.batch_id, admitted, error)
+                failure = failure_at(breaker, batch.batch_id, call.admitted, error)
                 self._inflight.failed(batch, failure)
             elif (action := self._inflight.out_of_order(batch)) is not None:
                 misplaced.append(action)
@@ -146,32 +157,39 @@ class Committer:
         for action in misplaced:
             await self.give_back(action, _ORDER_WAIT)
 
-    async def _send_commit(self, batches: list[Batch]) -> list[bytes | MergedTaskTooLarge]:
+    async def _send_commit(
+        self, batches: list[Batch], size: int
+    ) -> list[bytes | MergedTaskTooLarge]:
         """Commits batches; returns the reply for each, or why Redis can't take it.
 
         If Redis can't take all of them in one call, they are committed one by one.
+
+        Args:
+            size: bytes of their merged tasks, or more.
         """
         entries = [(each.batch_id, each.group, _outcome(each).enqueue) for each in batches]
         try:
             replies: list[bytes | MergedTaskTooLarge] = await self._send_large(
-                self._session.requests.commit(entries), batches
+                self._session.requests.commit(entries), batches, size
             )
             return replies
         except MergedTaskTooLarge as error:
             if len(batches) == 1:
                 return [error]
-        return [reply for batch in batches for reply in await self._send_commit([batch])]
+        return [reply for batch in batches for reply in await self._send_commit([batch], size)]
 
-    async def _send_large(self, request: Request, batches: Sequence[Batch]) -> Any:
+    async def _send_large(self, request: Request, batches: Sequence[Batch], size: int) -> Any:
         """Sends a call that may be larger than Redis accepts.
 
         Redis closes the connection at such a call, which looks like an outage. It is none if other
         calls succeed in between.
 
+        Args:
+            size: bytes of the data in the call, or more.
+
         Raises:
             MergedTaskTooLarge: Redis refuses the call, or closes the connection each time.
         """
-        size = sum(len(each) for each in request.args if isinstance(each, bytes))
         if size < _LARGE_CALL:
             return await self._session.send(request)
         refused: RedisAggError
@@ -297,7 +315,8 @@ class Committer:
         """Stores the results at these places; returns why Redis can't take them, or None."""
         request = self._session.requests.retry([returned[n]._replace(delay=None) for n in part])
         try:
-            await self._send_large(request, [batches[n] for n in part])
+            size = sum(len(returned[n].result) for n in part)
+            await self._send_large(request, [batches[n] for n in part], size)
         except MergedTaskTooLarge as error:
             return error
         return None

@@ -199,7 +199,7 @@ class InFlight:
         group.bytes += claim.length
         self._bytes += claim.length
         self._budget.take(claim.length)
-        if self._is_closed(group):
+        if group.bytes >= _GROUP_BYTES or len(group.merging) >= self._max_of_group:
             self._closed.add(batch.group)
         if group.postponed:
             batch.abandon()  # it goes back with the failed batch
@@ -370,7 +370,8 @@ class InFlight:
 
     def _is_closed(self, group: _Group) -> bool:
         return (
-            len(group.leaving) + len(group.merging) >= self._max_of_group
+            len(group.merging) >= self._max_of_group
+            or len(group.leaving) >= self._max_of_group
             or group.bytes >= _GROUP_BYTES
             or group.stalled >= self._max_stalled
             or group.failed > 0

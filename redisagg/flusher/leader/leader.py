@@ -132,7 +132,9 @@ class Leader:
             batch.end_merge(MergeOutcome(Failure(error, "", pause=0)))
 
     def _merged(self, batch: Batch) -> None:
-        self._deliverer.start(self._inflight.merged(batch))
+        deliver = self._inflight.merged(batch)
+        if deliver is not None:
+            self._deliverer.start(deliver)
         self._committer.wake()
 
     def _wake_committer(self) -> None:

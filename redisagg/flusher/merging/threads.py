@@ -58,8 +58,10 @@ class ThreadMerger(Merger):
         self._watch: asyncio.TimerHandle | None = None
 
     def submit(self, batch: Batch) -> None:
-        self._turns.put(batch.group, batch)
-        self._hand_over_next()
+        if not self._turns and self._open < self.concurrency + self._ahead and not self._closed:
+            self._hand_over(batch)
+        else:
+            self._turns.put(batch.group, batch)
 
     def _hand_over_next(self) -> None:
         while self._turns and not self._closed and self._open < self.concurrency + self._ahead:

@@ -17,6 +17,7 @@ class Turns(Generic[T]):
 
     def __init__(self) -> None:
         self._of_group: dict[bytes, deque[T]] = {}
+        self._order: deque[bytes] = deque()
         """The groups that have items, in the order of their turns."""
         self._count = 0
 
@@ -25,19 +26,26 @@ class Turns(Generic[T]):
 
     def put(self, group: bytes, item: T) -> None:
         """Adds an item; a group that had none is the last to have its turn."""
-        self._of_group.setdefault(group, deque()).append(item)
+        items = self._of_group.get(group)
+        if items is None:
+            self._of_group[group] = deque((item,))
+            self._order.append(group)
+        else:
+            items.append(item)
         self._count += 1
 
     def pop(self) -> T:
         """Takes the next item out; the group goes behind all others.
 
         Raises:
-            StopIteration: there is none.
+            IndexError: there is none.
         """
-        group = next(iter(self._of_group))
-        items = self._of_group.pop(group)
-        self._count -= 1
+        group = self._order.popleft()
+        items = self._of_group[group]
         item = items.popleft()
         if items:
-            self._of_group[group] = items
+            self._order.append(group)
+        else:
+            del self._of_group[group]
+        self._count -= 1
         return item
