@@ -31,6 +31,7 @@ from redisagg.errors import (
     UnexpectedReply,
 )
 from redisagg.protocol.scripts import Request, find
+from redisagg.transport.causes import causes_of
 
 
 class FailureClass(Enum):
@@ -233,14 +234,10 @@ def is_transient(error: BaseException) -> bool:
     return classify(error).kind is FailureClass.TRANSIENT
 
 
-def _is_about_certificates(error: BaseException | None) -> bool:
+def _is_about_certificates(error: BaseException) -> bool:
     """Whether our certificate or the server's was not accepted; redis-py wraps such an error."""
-    while error is not None:
-        reason = isinstance(error, ssl.SSLError) and error.reason
-        if reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    reasons = (each.reason for each in causes_of(error) if isinstance(each, ssl.SSLError))
+    return any("CERTIFICATE" in reason or "UNKNOWN_CA" in reason for reason in reasons if reason)
 
 
 def is_unknown_script(error: object) -> bool:

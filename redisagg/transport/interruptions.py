@@ -17,6 +17,7 @@ from typing import Any
 from redis.exceptions import RedisClusterException, RedisError
 
 from redisagg.errors import RedisAggError
+from redisagg.transport.causes import causes_of
 
 _OF_REDIS = (RedisError, RedisClusterException, RedisAggError, OSError)
 
@@ -38,9 +39,9 @@ def interruption_of(error: BaseException) -> BaseException | None:
     """Finds the exception that came from outside; None if the error is one of Redis."""
     if not isinstance(error, _OF_REDIS) and not _is_fault_of_redis_py(error):
         return error
-    # redis-py turns each OSError into an error of its own, with the OSError as the context.
+    # redis-py turns each OSError into an error of its own.
     handlers = _signal_handlers()
-    for each in _chain(error):
+    for each in causes_of(error):
         if isinstance(each, OSError) and not each.args:  # the system always says what failed
             return each
         if handlers and any(code in handlers for code in _codes(each.__traceback__)):
@@ -57,15 +58,6 @@ def _is_fault_of_redis_py(error: BaseException) -> bool:
         traceback = traceback.tb_next
     module = str(traceback.tb_frame.f_globals.get("__name__"))
     return isinstance(error, Exception) and module.partition(".")[0] == "redis"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised for, innermost last."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _codes(traceback: TracebackType | None) -> Iterator[CodeType]:

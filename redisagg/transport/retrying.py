@@ -14,6 +14,7 @@ import tenacity
 from redis.exceptions import ResponseError
 
 from redisagg.errors import RedisUnavailable
+from redisagg.transport.causes import keep_cause
 from redisagg.transport.failures import is_transient, translate_error
 
 _log = logging.getLogger("redisagg")
@@ -41,12 +42,18 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
         wait = wait_until_timeout
 
     return {
-        "retry": tenacity.retry_if_exception(is_transient),
+        "retry": tenacity.retry_if_exception(may_succeed_later),
         "wait": wait,
         "stop": stop,
         "before_sleep": _log_wait,
         "reraise": True,
     }
+
+
+def may_succeed_later(error: BaseException) -> bool:
+    """Whether the error of an attempt is transient; tenacity raises it again if not."""
+    keep_cause(error)
+    return is_transient(error)
 
 
 def options_after(

@@ -15,9 +15,10 @@ from redisagg.errors import RedisUnavailable
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
+from redisagg.transport.causes import keep_cause
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import SyncClient
-from redisagg.transport.failures import check_connection, is_transient, leads_elsewhere
+from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
 from redisagg.transport.round_trip import Command, pack, round_trip
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 _NO_INTERRUPTION: dict[str, Any] = {
     "retry": tenacity.retry_if_exception(
-        lambda error: is_transient(error) and interruption_of(error) is None
+        lambda error: retrying.may_succeed_later(error) and interruption_of(error) is None
     )
 }
 
@@ -196,6 +197,7 @@ def _send_part(
         return _send_pipeline(pool, part.sent, durability if part.numbers else None)()
     except Exception as error:
         raise_interruption(error)
+        keep_cause(error)
         return [error] * len(part.sent)
 
 
@@ -215,13 +217,13 @@ def _send_pipeline(
         connection = pool.get_connection()
     except Exception as error:
         raise_interruption(error)
-        return partial(_raise, error)
+        return _raising(error)
     try:
         connection.send_packed_command(pack(commands, connection))
     except Exception as error:
         _drop(pool, connection)
         raise_interruption(error)
-        return partial(_raise, error)
+        return _raising(error)
     except BaseException:
         _drop(pool, connection)
         raise
@@ -268,5 +270,11 @@ def _disconnect_idle(pool: ConnectionPool) -> None:
         pool.disconnect(inuse_connections=False)
 
 
-def _raise(error: Exception) -> list[Any]:
-    raise error
+def _raising(error: Exception) -> Replies:
+    """Returns a function that raises an error of redis-py."""
+    keep_cause(error)
+
+    def finish() -> list[Any]:
+        raise error
+
+    return finish

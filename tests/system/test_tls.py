@@ -177,6 +177,19 @@ def test_a_server_that_is_not_trusted_is_an_error_at_once(
     assert said in result.output
 
 
+def test_an_untrusted_server_is_known_in_an_except_block(
+    make: AggregatorMaker, files: Files, tls_port: int
+) -> None:
+    """There Python adds the error that is being handled to the context of each other one."""
+    options = files.options(ssl_ca_certs=files.other_authority)
+    aggregator = make("tests", url_of(tls_port, options), config=config())
+    try:
+        raise TimeoutError
+    except TimeoutError:
+        with pytest.raises(AuthenticationFailed, match="certificate verify failed"):
+            aggregator.add_task(Task("test", 0, "a"))
+
+
 def test_a_client_without_a_certificate_is_refused(
     make: AggregatorMaker, server: EmbeddedRedis, files: Files, tls_port: int
 ) -> None:
