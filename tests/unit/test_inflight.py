@@ -44,7 +44,7 @@ class Stored:
 
 def claim_of(stored: Stored) -> Claim:
     batch_id = b"%s-%d" % (stored.group, stored.number)
-    return Claim(batch_id, stored.group, stored.attempts, b"", b"", (), None)
+    return Claim(batch_id, stored.group, stored.attempts, b"", b"", (), 0, 0, 0, None)
 
 
 def merged_task(batch: Batch) -> MergedTask:

@@ -7,30 +7,22 @@ from typing import Any
 
 import pytest
 
-from redisagg import AggregationConfig, Task
-from redisagg.flusher.batch import Claim, Failure, MergeOutcome
+from redisagg import Task
+from redisagg.flusher.batch import Failure, MergeOutcome
 from redisagg.flusher.merging import steps
 from redisagg.flusher.merging.result_codec import pack_result
 from redisagg.flusher.merging.tracing import LINKS, MAX_LINKS, TRACEPARENT
 from redisagg.payload import unpack
-from redisagg.protocol.entries import Encoder
 from redisagg.sinks import AsynqSink, CallableSink, ListSink, Sink, StreamSink
 from redisagg.sinks.routing import Router
-
-_ENCODE = Encoder(AggregationConfig())
-
-
-def _claim(tasks: Sequence[Task]) -> Claim:
-    encoded = [_ENCODE(task) for task in tasks]
-    entries = [bytes(6) + bytes([len(each.id)]) + each.id + each.body for each in encoded]
-    return Claim(b"1-1", b"g", 1, b"", b"", entries, None)
+from tests.support.claims import claim_of
 
 
 def _merge(
     function: Any, tasks: Sequence[Task], sink: Any = None, max_bytes: int = 64 << 20
 ) -> MergeOutcome:
     router = Router(sink or StreamSink("q"), False, max_bytes)
-    return steps.merge(function, router, _claim(tasks))
+    return steps.merge(function, router, claim_of(tasks))
 
 
 def _each(group: str, tasks: list[Task]) -> list[Task]:
@@ -115,7 +107,7 @@ def test_a_merge_may_return_many_thousand_tasks(sink: Sink) -> None:
     assert len(outcome.enqueue.arguments) == 20_000 * (1 if isinstance(sink, ListSink) else 12)
     stored = pack_result(outcome)
     again = MergeOutcome()
-    claim = Claim(b"1-1", b"g", 2, b"", stored, [], None)
+    claim = claim_of([], attempt=2, stored_result=stored)
     steps.prepare(claim, again, Router(sink, False, 64 << 20))
     assert again.enqueue == outcome.enqueue
     assert again.merged == outcome.merged
@@ -181,7 +173,7 @@ def test_a_result_of_which_nothing_is_left_is_not_merged_again() -> None:
     for outcome in (nothing, delivered):
         stored = pack_result(outcome)
         assert stored
-        claim = _claim([Task("t", 1, "g")])._replace(stored_result=stored)
+        claim = claim_of([Task("t", 1, "g")], stored_result=stored)
         again = steps.merge(never, Router(sink, False, 64 << 20), claim)
         assert again == MergeOutcome()
         assert pack_result(again) == stored

@@ -7,17 +7,11 @@ import threading
 import time
 
 from redisagg import AggregationConfig, Task
-from redisagg.flusher.batch import Batch, Claim, State
+from redisagg.flusher.batch import Batch, State
 from redisagg.flusher.merging.threads import ThreadMerger
-from redisagg.protocol.entries import Encoder
 from redisagg.sinks import StreamSink
 from redisagg.sinks.routing import Router
-
-
-def _claim(group: str) -> Claim:
-    encoded = Encoder(AggregationConfig())(Task("test", 0, group))
-    entry = bytes(6) + bytes([len(encoded.id)]) + encoded.id + encoded.body
-    return Claim(group.encode(), group.encode(), 1, b"", b"", [entry], None)
+from tests.support.claims import claim_of
 
 
 async def test_a_merge_that_has_ended_is_not_taken_for_the_next_one_of_its_thread() -> None:
@@ -38,7 +32,10 @@ async def test_a_merge_that_has_ended_is_not_taken_for_the_next_one_of_its_threa
     config = AggregationConfig(group_aggregator=merge, concurrency=1)
     merger = ThreadMerger(config, Router(StreamSink("q"), False, 1 << 20))
     ended = asyncio.Event()
-    first, second = (Batch(_claim(group), lambda batch: None) for group in gates)
+    first, second = (
+        Batch(claim_of([Task("test", 0, group)], group.encode()), lambda batch: None)
+        for group in gates
+    )
     second.on_merged = lambda batch: ended.set()
     merger.submit(first)
     merger.submit(second)
