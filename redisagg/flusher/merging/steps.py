@@ -97,18 +97,17 @@ def route_result(
     inherited: dict[Sequence[str], dict[str, Any]] = {}  # by the names; the same for all tasks
     for merged in _merged_tasks(claim, tasks, returned):
         sink = router.sink_of(merged.task)
-        names = tuple(sink.inherits)
-        if names not in inherited:
-            inherited[names] = _inherited(names, tasks)
-        routed.append((sink, _inheriting(merged, inherited[names])))
+        if sink.inherits:
+            names = tuple(sink.inherits)
+            if names not in inherited:
+                inherited[names] = _inherited(names, tasks)
+            merged = _inheriting(merged, inherited[names])
+        routed.append((sink, merged))
     try:
         outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
         _check_size(sum(map(len, outcome.merged.values())), router.max_bytes, "max_merged_bytes")
         # A failure from here on is one of the sink, not of the merge.
-        _route(claim, outcome, routed)
-        if outcome.enqueue is not None:
-            size = sum(map(len, outcome.enqueue.arguments))
-            _check_size(size, router.max_bytes, "max_merged_bytes")
+        _check_size(_route(claim, outcome, routed), router.max_bytes, "max_merged_bytes")
     except MergedTaskTooLarge:
         outcome.merged.clear()  # it must not be stored either
         raise
@@ -119,8 +118,8 @@ def route_result(
         raise
 
 
-def _check_size(size: int, most: int | None, limit: str) -> None:
-    if most is not None and size > most:
+def _check_size(size: int, most: int, limit: str) -> None:
+    if size > most:
         raise MergedTaskTooLarge(
             f"the merged tasks of the batch have {size:,} bytes, more than {limit} ({most:,}); "
             "return less from the merge function, store large data elsewhere and enqueue its "
@@ -152,11 +151,12 @@ def _check_fits(task: Task, sink: ScriptSink | DeliverySink | None) -> None:
         to_json(task.payload)
 
 
-def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> None:
+def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> int:
+    """Puts merged tasks into the outcome; returns how many bytes the commit enqueues."""
+    total = 0
     for sink, merged in routed:
-        limit = f"{type(sink).__name__} takes"
         if isinstance(sink, DeliverySink):
-            _check_size(len(outcome.merged[merged.batch_id]), sink.max_bytes, limit)
+            _check_fits_sink(len(outcome.merged[merged.batch_id]), sink)
             outcome.deliveries.append(merged)
             continue
         enqueue = Enqueue.into(sink, claim.slot)
@@ -169,8 +169,16 @@ def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> No
             )
         outcome.enqueue.entry_keys += sink.entry_keys(merged)
         arguments = sink.arguments(merged)
-        _check_size(sum(map(len, arguments)), sink.max_bytes, limit)
+        size = sum(map(len, arguments))
+        _check_fits_sink(size, sink)
         outcome.enqueue.arguments += arguments
+        total += size
+    return total
+
+
+def _check_fits_sink(size: int, sink: ScriptSink | DeliverySink) -> None:
+    if sink.max_bytes is not None:
+        _check_size(size, sink.max_bytes, f"{type(sink).__name__} takes")
 
 
 def _inherited(names: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
