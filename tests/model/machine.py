@@ -167,6 +167,18 @@ class Machine(RuleBasedStateMachine):
         if how != "released":
             self._acquire(owner)
 
+    @precondition(in_flight)
+    @rule(deaths=st.integers(1, 4), limit=st.integers(1, 4), data=st.data())
+    def leaders_die(self, deaths: int, limit: int, data: st.DataObject) -> None:
+        """Several leaders vanish with what they hold; each claims what the one before left."""
+        for _ in range(deaths):
+            self.change_leader(b"y", "dies")
+            items = self._poll(self.model.token, limit)
+            if items:
+                self._claim(self.model.token, 900, m.Room(limit, 99, 9999), items)
+        batch_id = data.draw(st.sampled_from([*self.model.claims, b"none"]))
+        self._retry(self.model.token, [m.Retry(batch_id, 60, 1, b"", b"")])
+
     def _acquire(self, owner: bytes) -> None:
         keys = [_KEYS.state, _KEYS.claims, _KEYS.tasks(b"")]
         self.run_on_both(
@@ -384,6 +396,17 @@ class Machine(RuleBasedStateMachine):
             if batch.is_large and batch.id in self.model.claims:
                 self._read_batch(self.model.token, batch, most, dedupe=dedupe)
 
+    @precondition(led)
+    @rule(limits=_limits, ids=st.lists(_ids, min_size=4, unique=True), dedupe=st.booleans())
+    def cancel_before_reading(self, limits: m.Limits, ids: list[bytes], dedupe: bool) -> None:
+        """Cuts a large batch, cancels the rest, and adds the same ids before it is read."""
+        drawn = [(b"a", limits._replace(size=3), ids)]
+        self._add(b"none", None, self.sections(drawn))
+        self._claim(self.model.token, 900, m.Room(1, 99, 9999), [(b"", b"a")])
+        self.cancel_group(b"a")
+        self._add(b"none", None, self.sections(drawn))
+        self.read_all(9999, dedupe)
+
     def _read_batch(self, token: int, batch: m.Batch, most: int, *, dedupe: bool) -> None:
         read: list[bytes] = []
         while len(read) < len(batch.entries):
@@ -503,6 +526,14 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), error=_texts)
     def bury(self, data: st.DataObject, error: bytes) -> None:
         self._bury(self.model.token, self.some_batches(data, 1)[0], error)
+
+    @precondition(in_flight)
+    @rule(pick=st.integers(0, 2))
+    def bury_oldest(self, pick: int) -> None:
+        """Buries the oldest batch of a group, be it read or not."""
+        groups = [each for each in self.model.groups.values() if each.in_flight]
+        batch = groups[pick % len(groups)].in_flight[0]
+        self._bury(self.model.token, batch.id, b"")
 
     def _bury(self, token: int, batch_id: bytes, error: bytes) -> None:
         group = self.group_of(batch_id)

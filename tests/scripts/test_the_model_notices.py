@@ -22,12 +22,82 @@ _BROKEN = {
     "the max size": ("claim", "math.min(g[WAITING], g[SIZE])", "g[WAITING]"),
     "the max delay": ("add", "math.min(g[DEADLINE], now + delay)", "now + delay"),
     "backpressure": ("add", "if full then return full end", ""),
-    "ids that were flushed": ("claim", "  store_seen()\n", ""),
+    "ids that were flushed": ("claim", "  collect_seen(group, entries)\n", ""),
+    "ids of a large batch that were flushed": (
+        "read_tasks",
+        "remember_seen(seen, seen_before, window_ms, members)",
+        "",
+    ),
+    "ids of a large batch that no longer wait": (
+        "read_tasks",
+        "remove_ids(ids, entries, first_known(g, batch) - from + 1)",
+        "",
+    ),
+    "ids that wait again when their batch is read again": (
+        "read_tasks",
+        "if from > batch[READ] or read <= batch[READ] then return entries end",
+        "",
+    ),
+    "ids that wait again after a cancellation": (
+        "includes/batch",
+        "math.max(batch[READ], g[IDS_FROM] - batch[START])",
+        "batch[READ]",
+    ),
+    "ids of a batch that is buried unread": (
+        "bury",
+        "remove_ids(ids, entries, first_known(g, batch) + 1)",
+        "",
+    ),
+    "bytes of tasks of an estimate": (
+        "cancel_task",
+        "if g[WAITING] == 1 or length > g[BYTES] then length = g[BYTES] end",
+        "",
+    ),
     "bytes of a batch": ("includes/commit", "+ batch[LENGTH]", "+ 0"),
     "batches behind one in retry": ("claim", "if is_behind_held(g, batch) then", "if false then"),
     "the merge result": ("retry", "batch[MERGED] = merged", ""),
-    "attempts of the sink": ("retry", "batch[ATTEMPTS] = 1", "batch[ATTEMPTS] = 2"),
-    "claims of an earlier leader": ("acquire", "'WEIGHTS', 0", "'WEIGHTS', 1"),
+    "attempts of the sink": ("retry", "batch[ATTEMPTS] = 0 end", "batch[ATTEMPTS] = 1 end"),
+    "attempts that do not count": ("retry", "if counts == '1' then", "if true then"),
+    "claims of an earlier leader": ("acquire", "end_claims(claims, DIED)", ""),
+    "claims of a leader that ends": ("release", "FREED", "DIED"),
+    "claims whose reply was lost": ("recall", "FREED", "DIED"),
+    "deaths of leaders": ("poll", "batch[DEATHS] = batch[DEATHS] + 1", ""),
+    "the first death blames nobody": ("poll", "SUSPECT_DEATHS = 2", "SUSPECT_DEATHS = 1"),
+    "a suspect that was alone is to blame": (
+        "poll",
+        "batch[ATTEMPTS] + batch[ALONE]",
+        "batch[ATTEMPTS]",
+    ),
+    "a batch that was not alone is not to blame": (
+        "claim",
+        "batch[ALONE] = suspect",
+        "batch[ALONE] = 1",
+    ),
+    "suspects with fewer deaths come first": (
+        "includes/batch",
+        "now + batch[DEATHS] * PRIORITY_STEP",
+        "now",
+    ),
+    "suspects hold their group": ("poll", "      hold(g, batch, now)\n", ""),
+    "a suspect that is held back stops no other": (
+        "poll",
+        "elseif g and not is_behind_held(g, batch) then",
+        "elseif g then",
+    ),
+    "a failure that is reported ends the suspicion": (
+        "retry",
+        "batch[DEATHS], batch[ALONE] = 0, 0",
+        "",
+    ),
+    "when a group became due": ("includes/group", "if due_before > 0 then", "if false then"),
+    "turns of groups between claims": ("claim", "  g[SINCE] = now\n", ""),
+    "turns of groups in a claim": (
+        "claim",
+        "  local more = cut(group, g, tasks, ids)\n",
+        "  local more = cut(group, g, tasks, ids)\n"
+        "  while more and has_room() do more = cut(group, g, tasks, ids) end\n",
+    ),
+    "groups to leave out": ("poll", "not skipped[group]", "true"),
 }
 
 
