@@ -6,8 +6,10 @@ import asyncio
 import copy
 import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import tenacity
 from redis.asyncio import Redis
@@ -27,11 +29,12 @@ from redisagg.durations import seconds
 from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisUnavailable
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
+from redisagg.namespace import Namespace
 from redisagg.operations import inspecting, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
 from redisagg.producer.room import room_retry_options
-from redisagg.producer.sequences import forget_calls
+from redisagg.producer.sequences import SequencePool, forget_calls
 from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
@@ -45,12 +48,13 @@ from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 T = TypeVar("T")
 
 
-class AsyncAggregator(AggregatorBase[AsyncTransport]):
+class AsyncAggregator(AggregatorBase):
     """Gathers tasks in groups on Redis, and flushes groups that are due, on an event loop.
 
     Any number of processes on any number of machines may share a namespace. Each may add tasks,
-    run a flusher, or both. An aggregator belongs to the event loop on which it is first
-    used.
+    run a flusher, or both. An aggregator may be used on several event loops, one after
+    the other or in several threads: it has a client of its own for each one after the first. A
+    flusher runs on the loop on which it was started, and ends with that.
 
     Args:
         name: name of the namespace: 1 to 64 letters, digits, dots, underscores and hyphens.
@@ -80,12 +84,16 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
     ) -> None:
         super().__init__(name, redis, config, sink)
         self._own_client = not isinstance(redis, Redis)
-        client = self._namespace.producer_endpoint().asyncio() if self._own_client else redis
-        self._transport = AsyncTransport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
-        self._adder = AsyncAdder(options, self._transport)
-        self._registering: Uncancelled[None] | None = None
+        self._client: Any = (
+            self._namespace.producer_endpoint().asyncio() if self._own_client else redis
+        )
+        self._loop_of_client: list[asyncio.AbstractEventLoop] = []
+        """The loop on which this client is used: the first one."""
+        self._options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
+        self._sequences = SequencePool()
+        self._on_loops: dict[asyncio.AbstractEventLoop, _OnLoop] = {}
         self._flusher: FlusherTask | None = None
+        self._loop_of_flusher: asyncio.AbstractEventLoop | None = None
 
     # --- adding ----------------------------------------------------------------------------
 
@@ -113,13 +121,13 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         if not self._registered:
             await self._register()
         try:
-            await self._adder.add(encoded)
+            await self._here().adder.add(encoded)
         except AggregatorFull:
             if not self._full_timeout:
                 raise
             async for attempt in tenacity.AsyncRetrying(**room_retry_options(self._full_timeout)):
                 with attempt:
-                    await self._adder.add(encoded)
+                    await self._here().adder.add(encoded)
         return task.id
 
     async def add_tasks(
@@ -158,7 +166,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         if not self._registered:
             await self._register()
         collected: list[str] = []
-        stream = AsyncStream(self._adder, progress, self._full_timeout)
+        stream = AsyncStream(self._here().adder, progress, self._full_timeout)
         try:
             async for task in aiter_of(tasks):
                 await stream.put(encoder(task))
@@ -176,13 +184,16 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
         Raises:
             InvalidConfig: ``executor="process"`` in a process that can't have worker processes.
-            RedisAggError: Redis can't be used; see the class.
+            RedisAggError: Redis can't be used; see the class. `FlusherFailed`, a subclass: a
+                flusher was started on another event loop, which is stopped now but not closed.
+                While that loop runs, the flusher runs there, and the call has no effect.
         """
+        self._check_loop_of_flusher()
         if not self.is_running:
             check_executor(self._config)
             await self._register()
         if not self.is_running:  # another call may have started one meanwhile
-            self._flusher = FlusherTask(self._namespace)
+            self._start_flusher(self._namespace)
 
     @property
     def is_running(self) -> bool:
@@ -190,7 +201,23 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
 
         The logger `redisagg` has the error that ended a flusher.
         """
-        return self._flusher is not None and self._flusher.is_running
+        if self._flusher is None or self._loop_of_flusher is None:
+            return False
+        return self._flusher.is_running and not self._loop_of_flusher.is_closed()
+
+    def _start_flusher(self, namespace: Namespace) -> FlusherTask:
+        self._loop_of_flusher = asyncio.get_running_loop()
+        self._flusher = flusher = FlusherTask(namespace)
+        return flusher
+
+    def _check_loop_of_flusher(self) -> None:
+        """Raises `FlusherFailed` if there is a flusher on another event loop that is stopped."""
+        loop = self._loop_of_flusher
+        if self.is_running and loop is not None and not loop.is_running():
+            raise FlusherFailed(
+                "the flusher of this aggregator was started on another event loop, which does not "
+                "run now; stop the flusher there, or close that loop"
+            )
 
     async def stop(self, flush: bool = False) -> None:
         """Stops the flusher, which first finishes running merges and then gives up its leases.
@@ -198,23 +225,33 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         Returns within `shutdown_timeout` and 2 seconds, whatever a merge function, a sink or Redis
         does, unless one of them blocks the event loop.
 
+        A flusher that was started on an event loop of another thread is stopped there.
+
         Args:
             flush: whether to make all groups due first and wait until their tasks are enqueued, for
                 at most `shutdown_timeout` seconds.
 
         Raises:
             RedisAggError: with `flush`, Redis can't be used; see the class. The flusher is stopped
-                all the same.
+                all the same. `FlusherFailed`, a subclass: the flusher was started on another event
+                loop, which is stopped now but not closed.
         """
+        self._check_loop_of_flusher()
+        running = self.is_running
         flusher, self._flusher = self._flusher, None
-        if flusher is None:
+        loop = self._loop_of_flusher
+        if flusher is None or loop is None or (not running and loop.is_closed()):
             return
         until = end_by(self._namespace)
         try:
             if flush:
                 await self._flush_within(seconds(self._config.shutdown_timeout))
         finally:
-            await flusher.stop(until)
+            if loop is asyncio.get_running_loop():
+                await flusher.stop(until)
+            elif running:
+                stopping = asyncio.run_coroutine_threadsafe(flusher.stop(until), loop)
+                await await_within(until - time.monotonic(), _result(stopping))
 
     async def _flush_within(self, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -244,7 +281,7 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
         await self._register()
         if self.is_running:
             raise FlusherFailed("a flusher of this aggregator runs already; stop it first")
-        flusher = self._flusher = FlusherTask(namespace)
+        flusher = self._start_flusher(namespace)
         await flusher.wait_until_signalled()
 
     async def wait_until_idle(self, timeout: float) -> bool:
@@ -484,17 +521,25 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
     async def close(self) -> None:
         """Stops the flusher, and closes the client if the aggregator made it from a URL.
 
+        Closes the connections of this event loop; those of other loops end with their loops.
         Returns within `shutdown_timeout` and 2 seconds, as `stop`.
         """
         until = end_by(self._namespace)
-        await self.stop()
-        if sequences := self._adder.sequences.drain():
-            forget = self._transport.once(forget_calls(self._keyspace, sequences))
+        try:
+            await self.stop()
+        finally:
+            here = self._on_loops.pop(asyncio.get_running_loop(), None)
+            if here is not None:
+                await self._leave(here, until)
+
+    async def _leave(self, here: _OnLoop, until: float) -> None:
+        if sequences := self._sequences.drain():
+            forget = here.transport.once(forget_calls(self._keyspace, sequences))
             with suppress(RedisAggError):  # the keys that this deletes also expire
                 await await_within(min(FORGET_TIMEOUT, until - time.monotonic()), forget)
-        if self._own_client:  # a TLS connection waits for the end of the other side
+        if here.own_client:  # a TLS connection waits for the end of the other side
             left = max(CLOSE_TIMEOUT, until - time.monotonic())
-            await await_within(left, aclose(self._transport.client))
+            await await_within(left, aclose(here.transport.client))
 
     async def __aenter__(self) -> AsyncAggregator:
         await self.start()
@@ -503,19 +548,57 @@ class AsyncAggregator(AggregatorBase[AsyncTransport]):
     async def __aexit__(self, *details: object) -> None:
         await self.close()
 
+    def _here(self) -> _OnLoop:
+        """What the aggregator uses on the running event loop."""
+        loop = asyncio.get_running_loop()
+        here = self._on_loops.get(loop)
+        return self._enter(loop) if here is None else here
+
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> _OnLoop:
+        for each in list(self._on_loops):  # other threads may use it on loops of their own
+            if each.is_closed():
+                self._on_loops.pop(each, None)
+        self._loop_of_client.append(loop)
+        client, own = self._client, self._own_client
+        if self._loop_of_client[0] is not loop:  # a connection works on one loop only
+            del self._loop_of_client[1:]
+            client, own = self._namespace.producer_endpoint().asyncio(), True
+        transport = AsyncTransport(client, seconds(self._config.add_timeout))
+        here = self._on_loops[loop] = _OnLoop(
+            transport, AsyncAdder(self._options, transport, self._sequences), own
+        )
+        return here
+
     async def _register(self) -> None:
-        if self._registering is None or self._registering.done:
-            self._registering = Uncancelled(lambda: self._transport.run(self._namespace.register()))
+        here = self._here()
+        if here.registering is None or here.registering.done:
+            here.registering = Uncancelled(lambda: here.transport.run(self._namespace.register()))
         try:  # concurrent callers share the round trip, since any may be cancelled
-            await self._registering.result()
+            await here.registering.result()
         except RedisAggError as error:
             raise copy.copy(error) from error.__cause__  # each caller gets its own exception
         self._registered = True
 
     async def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""
+        transport = self._here().transport
         if not self._registered:
-            self._registered = await self._transport.run(self._namespace.check())
-        elif not self._transport.clustered:  # there the record may be on a dead master
+            self._registered = await transport.run(self._namespace.check())
+        elif not transport.clustered:  # there the record may be on a dead master
             operation = self._namespace.checked(operation)
-        return await self._transport.run(operation)
+        return await transport.run(operation)
+
+
+@dataclass(slots=True)
+class _OnLoop:
+    """What an aggregator uses on one event loop."""
+
+    transport: AsyncTransport
+    adder: AsyncAdder
+    own_client: bool
+    """Whether the aggregator made the client."""
+    registering: Uncancelled[None] | None = None
+
+
+async def _result(future: Future[None]) -> None:
+    await asyncio.wrap_future(future)

@@ -5,8 +5,6 @@ Its state, and the methods that need no round trip.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
-
 from redisagg.aggregator import reading
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
@@ -14,12 +12,8 @@ from redisagg.errors import KeyConflict
 from redisagg.namespace import Namespace
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
-from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient
-from redisagg.transport.threads import Transport
 from redisagg.views import Stats
-
-TransportT = TypeVar("TransportT", Transport, AsyncTransport)
 
 TASKS_PER_PAGE = 1_000
 """Largest number of tasks that `get_group` reads by default."""
@@ -34,10 +28,8 @@ CLOSE_TIMEOUT = 0.15
 """Seconds that closing the connections may take at least, beyond the time of a flusher."""
 
 
-class AggregatorBase(Generic[TransportT]):
+class AggregatorBase:
     """The common base class of `Aggregator` and `AsyncAggregator`, which document its arguments."""
-
-    _transport: TransportT
 
     def __init__(
         self,
@@ -76,7 +68,7 @@ class AggregatorBase(Generic[TransportT]):
         Raises:
             SinkError: the sink is not a stream or list in this Redis.
         """
-        return reading.sink_keys(self._namespace, clustered=self._transport.clustered)
+        return reading.sink_keys(self._namespace, clustered=bool(self._namespace.endpoint.cluster))
 
 
 def is_idle(stats: Stats) -> bool:

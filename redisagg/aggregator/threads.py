@@ -43,7 +43,7 @@ from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 T = TypeVar("T")
 
 
-class Aggregator(AggregatorBase[Transport]):
+class Aggregator(AggregatorBase):
     """Gathers tasks in groups on Redis, and flushes groups that are due.
 
     Any number of processes on any number of machines may share a namespace. Each may add tasks,

@@ -56,6 +56,7 @@ class AsyncGroupCommitter:
     ) -> None:
         self._options = options
         self._prepare = prepare
+        self._loop = asyncio.get_running_loop()
         self._tasks: deque[EncodedTask] = deque()
         self._futures: deque[_Future] = deque()  # of these tasks
         self._senders: set[asyncio.Task[None]] = set()
@@ -70,7 +71,7 @@ class AsyncGroupCommitter:
             A future that is done when Redis has acknowledged the task, or fails with a
             `RedisAggError` if it was refused or Redis could not be reached.
         """
-        future: _Future = asyncio.get_running_loop().create_future()
+        future: _Future = self._loop.create_future()
         self._tasks.append(task)
         self._futures.append(future)
         if len(self._senders) < _MAX_SENDERS:
@@ -145,11 +146,19 @@ def _awaited(futures: Iterable[_Future]) -> bool:
 
 
 class AsyncAdder:
-    """Adds tasks for any number of coroutines of one event loop."""
+    """Adds tasks for any number of coroutines of one event loop, that on which it is made.
 
-    def __init__(self, options: AddOptions, transport: AsyncTransport) -> None:
+    Args:
+        options: what all calls have in common.
+        transport: makes the round trips.
+        sequences: numbers the calls; several adders may share them.
+    """
+
+    def __init__(
+        self, options: AddOptions, transport: AsyncTransport, sequences: SequencePool
+    ) -> None:
         self.options = options
-        self.sequences = SequencePool()
+        self.sequences = sequences
         self._transport = transport
         self.add = partitioned_add(
             lambda: AsyncGroupCommitter(options, self.prepare),
