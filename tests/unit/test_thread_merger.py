@@ -17,7 +17,7 @@ from redisagg.sinks.routing import Router
 def _claim(group: str) -> Claim:
     encoded = Encoder(AggregationConfig())(Task("test", 0, group))
     entry = bytes(6) + bytes([len(encoded.id)]) + encoded.id + encoded.body
-    return Claim(group.encode(), group.encode(), 1, b"", b"", [entry], None)
+    return Claim(group.encode(), group.encode(), 1, b"", b"", [entry], 1, len(entry), 0, None)
 
 
 async def test_a_merge_that_has_ended_is_not_taken_for_the_next_one_of_its_thread() -> None:
