@@ -130,9 +130,9 @@ class UnexpectedReply(RedisAggError):
 
 
 class FlusherFailed(RedisAggError, RuntimeError):
-    """A flusher could not be started, such as a second one in a process that gevent has patched.
+    """A flusher could not be started, or was ended by something that is no `Exception`.
 
-    Run it in a process of its own.
+    With gevent, run it in a process of its own. The log has the error that ended it.
     """
 
 

@@ -1,4 +1,4 @@
-"""A flusher: one lease keeper, a leader for each lease, one merger, one pub/sub listener."""
+"""A flusher: one lease keeper, a leader for each lease, one merger."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from redisagg.durations import seconds
 from redisagg.flusher.backoff import break_delay
 from redisagg.flusher.breaker import Breakers
 from redisagg.flusher.budget import Isolation, MemoryBudget
+from redisagg.flusher.connections import Connections
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
-from redisagg.flusher.listener import Listener
 from redisagg.flusher.merging import make_merger
-from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.sinks.base import Sink, SinkContext
 from redisagg.sinks.routing import Deliveries, Route, Router
-from redisagg.transport.aio import AsyncTransport
-from redisagg.transport.endpoint import AsyncClient, Endpoint
 
 _log = logging.getLogger("redisagg")
 
@@ -42,19 +39,17 @@ class Flusher:
     """Claims, merges and enqueues what is due, as long as `run` runs.
 
     Args:
-        client: sends the commands.
-        endpoint: makes the connection that listens.
+        connections: to Redis; other flushers may use them too.
     """
 
     keyspace: Keyspace
     config: AggregationConfig
     sink: Sink | Route
-    client: AsyncClient
-    endpoint: Endpoint
+    connections: Connections
 
     async def run(self, stop: asyncio.Event) -> None:
         """Runs until `stop` is set, then finishes what is in flight and gives back the leases."""
-        transport = AsyncTransport(self.client, timeout=None)
+        transport = self.connections.batches
         router = Router(self.sink, transport.clustered, self.config.max_merged_bytes)
         merger = make_merger(self.config, router)
         deliveries = Deliveries(router, SinkContext(self.keyspace, transport))
@@ -84,7 +79,7 @@ class Flusher:
             flusher_id=new_flusher_id(),
             keyspace=self.keyspace,
             config=self.config,
-            transport=transport,
+            transport=self.connections.leases,
             make_leader=make_leader,
         )
         leaders = keeper.leaders
@@ -98,15 +93,8 @@ class Flusher:
             elif message.isdigit() and int(message) in leaders:
                 leaders[int(message)].wake()
 
-        silence = min(seconds(self.config.lease_time) / 3, 5.0)
-        listener = Listener(
-            self.endpoint,
-            transport,
-            self.keyspace.wake_channel,
-            on_message,
-            silence=silence,
-        )
-        listening = asyncio.create_task(listener.run())
+        listener, channel = self.connections.listener, self.keyspace.wake_channel
+        listener.add(channel, on_message)
         keeping = asyncio.create_task(keeper.run(stop))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -122,6 +110,6 @@ class Flusher:
             stopping.cancel()
             keeping.cancel()
             merger.close()
-            await cancel_and_wait(listening)
+            listener.remove(channel, on_message)
             await asyncio.gather(keeping, return_exceptions=True)
             await deliveries.close()

@@ -1,4 +1,4 @@
-"""Listens to the wake channel of a namespace by Redis' publish and subscribe.
+"""Listens to the wake channels of namespaces by Redis' publish and subscribe.
 
 Producers and other flushers publish there when something is due earlier than a leader expects. A
 lost message costs time, never a task: leaders poll by themselves once a lease time, and at once
@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeAlias
 
 import tenacity
 
@@ -22,34 +22,45 @@ from redisagg.transport.nodes import Cluster
 
 _log = logging.getLogger("redisagg")
 
+Handler: TypeAlias = Callable[["bytes | None"], None]
+"""Is called with each message, and with None when messages may have been lost."""
+
 
 class Listener:
-    """Listens to one channel with a connection of its own.
+    """Listens to the channels of all flushers that share it, on one connection.
 
     Args:
         endpoint: where Redis is.
-        transport: the flusher's, which knows the present nodes of a cluster, and notices when a
-            primary has become a replica.
-        channel: the name of the channel.
-        on_message: called with each message, and with None when messages may have been lost.
+        transports: those of the flushers, which know the present nodes of a cluster, and notice
+            when a primary has become a replica.
         silence: seconds without a message after which the connection is checked.
     """
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        transport: AsyncTransport,
-        channel: bytes,
-        on_message: Callable[[bytes | None], None],
-        *,
-        silence: float,
+        self, endpoint: Endpoint, transports: Collection[AsyncTransport], *, silence: float
     ) -> None:
         self._endpoint = endpoint
-        self._transport = transport
-        self._channel = channel
-        self._on_message = on_message
+        self._transports = transports
         self._silence = silence
+        self._handlers: dict[bytes, list[Handler]] = {}
+        self._changed = asyncio.Event()
         self._turn = 0
+
+    def add(self, channel: bytes, handler: Handler) -> None:
+        """Begins to listen to a channel; the handler is called once that is so."""
+        handlers = self._handlers.setdefault(channel, [])
+        handlers.append(handler)
+        if len(handlers) > 1:  # its channel may have been subscribed long ago
+            handler(None)
+        self._changed.set()
+
+    def remove(self, channel: bytes, handler: Handler) -> None:
+        """Ends listening to a channel, unless another flusher listens to it."""
+        handlers = self._handlers[channel]
+        handlers.remove(handler)
+        if not handlers:
+            del self._handlers[channel]
+        self._changed.set()
 
     async def run(self) -> None:
         """Listens until it is cancelled."""
@@ -65,32 +76,61 @@ class Listener:
         client: Any = self._next_endpoint().asyncio()
         try:
             async with client.pubsub() as pubsub:
-                await pubsub.subscribe(self._channel)
-                silent = False
-                role_changes = self._transport.role_changes
-                while role_changes == self._transport.role_changes:
-                    message = await pubsub.get_message(timeout=self._silence)
-                    if message is not None:
-                        silent = False  # any message shows that it works, the answer to a ping too
-                        self._handle(message)
-                    elif silent:
-                        raise ConnectionError("the subscription does not answer")
-                    else:
-                        silent = True
-                        await pubsub.ping()
-            raise ConnectionError("the primary has become a replica")
+                await pubsub.connect()
+                subscribing = asyncio.create_task(self._subscribe(pubsub))
+                try:
+                    await self._read(pubsub, subscribing)
+                finally:
+                    subscribing.cancel()
         finally:
             await aclose(client)
 
+    async def _subscribe(self, pubsub: Any) -> None:
+        """Keeps the subscriptions as they are wanted, until it is cancelled."""
+        subscribed: set[bytes] = set()
+        while True:
+            self._changed.clear()
+            wanted = set(self._handlers)
+            if missing := wanted - subscribed:
+                await pubsub.subscribe(*missing)
+            if unwanted := subscribed - wanted:
+                await pubsub.unsubscribe(*unwanted)
+            subscribed = wanted
+            await self._changed.wait()
+
+    async def _read(self, pubsub: Any, subscribing: asyncio.Task[None]) -> None:
+        silent = False
+        role_changes = self._role_changes()
+        while role_changes == self._role_changes():
+            if subscribing.done():
+                subscribing.result()
+            message = await pubsub.get_message(timeout=self._silence)
+            if message is not None:
+                silent = False  # any message shows that it works, the answer to a ping too
+                self._handle(message)
+            elif silent:
+                raise ConnectionError("the subscription does not answer")
+            else:
+                silent = True
+                await pubsub.ping()
+        raise ConnectionError("the primary has become a replica")
+
+    def _role_changes(self) -> int:
+        return sum(transport.role_changes for transport in self._transports)
+
     def _handle(self, message: dict[str, Any]) -> None:
-        if message["type"] == "subscribe":
-            self._on_message(None)
-        elif message["type"] == "message":
-            self._on_message(message["data"])
+        if message["type"] not in {"subscribe", "message"}:
+            return
+        data = message["data"] if message["type"] == "message" else None
+        for handler in tuple(self._handlers.get(message["channel"], ())):
+            try:
+                handler(data)
+            except Exception:  # must not keep messages from other flushers
+                _log.exception("a wake-up failed")
 
     def _next_endpoint(self) -> Endpoint:
         """The server to listen to: on a cluster any node, another one in each call."""
-        client = self._transport.client
+        client = next(iter(self._transports)).client
         if not isinstance(client, Cluster):
             return self._endpoint
         nodes = client.topology.nodes or self._endpoint.cluster

@@ -1,4 +1,4 @@
-"""Running a flusher: on the present event loop, in a thread of its own, or until a signal."""
+"""Running a flusher: on the present event loop, in a thread, or until a signal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 
 from redisagg.durations import seconds
 from redisagg.errors import FlusherFailed
-from redisagg.flusher.event_loop import run_in_new_loop
+from redisagg.flusher.connections import shared_connections
+from redisagg.flusher.event_loop import LoopThread, enter_shared_thread
 from redisagg.flusher.flusher import Flusher
+from redisagg.flusher.merging import is_async
 from redisagg.namespace import Namespace
-from redisagg.transport.endpoint import aclose
+from redisagg.sinks.base import ScriptSink, Sink
 
 _log = logging.getLogger("redisagg")
 
@@ -31,19 +33,15 @@ _HARD_STOP_TIMEOUT = 0.5
 
 
 async def flush_until(namespace: Namespace, stop: asyncio.Event) -> None:
-    """Runs a flusher, with a client of its own, until `stop` is set."""
-    endpoint = namespace.flusher_endpoint()
-    client = endpoint.asyncio()
-    try:
+    """Runs a flusher until `stop` is set."""
+    silence = min(seconds(namespace.config.lease_time) / 3, 5.0)
+    async with shared_connections(namespace.flusher_endpoint(), silence) as connections:
         await Flusher(
             keyspace=namespace.keyspace,
             config=namespace.config,
             sink=namespace.sink,
-            client=client,
-            endpoint=endpoint,
+            connections=connections,
         ).run(stop)
-    finally:
-        await aclose(client)
 
 
 def end_by(namespace: Namespace) -> float:
@@ -116,6 +114,9 @@ class FlusherTask:
 class FlusherThread:
     """Runs a flusher in a daemon thread until `stop`; a daemon keeps no process alive.
 
+    Flushers that run no user code on their event loop share one thread, and so their connections.
+    Others have a thread each, since such code may block it.
+
     Raises:
         FlusherFailed: the thread can't be started, or can't run an event loop.
     """
@@ -125,24 +126,22 @@ class FlusherThread:
         self._on_end = on_end
         self.error: BaseException | None = None
         """What ended the flusher, if nobody stopped it."""
-        self._begun = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_event: asyncio.Event | None = None
+        self._ended = threading.Event()
         self._stopped = False
-        name = f"redisagg-flusher-{namespace.keyspace.name}"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise FlusherFailed(f"no thread can be started for the flusher: {error}") from error
-        self._begun.wait()
-        if self._loop is None and self.error is not None:
-            raise self.error
+        self._stop_event = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._shares_thread = _shares_thread(namespace)
+        if self._shares_thread:
+            self._thread = enter_shared_thread(self._end)
+        else:
+            self._thread = LoopThread(f"redisagg-flusher-{namespace.keyspace.name}")
+            self._thread.enter(self._end)
+        self._thread.call(self._begin)
 
     @property
     def is_running(self) -> bool:
         """Whether the flusher has not ended."""
-        return self._thread.is_alive()
+        return self._thread.is_alive and not self._ended.is_set()
 
     def stop(self, until: float) -> None:
         """Tells the flusher to end, and waits for its end.
@@ -151,66 +150,57 @@ class FlusherThread:
             until: the time by `time.monotonic` at which the wait ends.
         """
         self._stopped = True
-        loop, stop_event = self._loop, self._stop_event
-        if loop is None or stop_event is None:
-            return  # it never began
-        self._call(loop, stop_event.set)
-        self._thread.join(max(0.0, until - time.monotonic() - _HARD_STOP_TIMEOUT))
-        if self._thread.is_alive():
-            self._call(loop, loop.stop)
-            self._thread.join(_HARD_STOP_TIMEOUT)
-        if self._thread.is_alive():
+        if not self._thread.is_alive:  # of a forked child too: its parent's flusher goes on
+            return
+        self._thread.call(self._stop_event.set)
+        if not self._ended.wait(max(0.0, until - time.monotonic() - _HARD_STOP_TIMEOUT)):
+            self._thread.call(self._cancel if self._shares_thread else self._thread.stop)
+            self._ended.wait(max(0.0, until - time.monotonic()))
+        if self._ended.is_set():
+            self._thread.join_if_last(until - time.monotonic())
+        else:
             _log.error(
                 "the flusher of %r has not ended: its event loop is blocked by a merge function or "
                 "a sink; it ends when that call returns",
                 self._namespace.keyspace.name,
             )
 
-    @staticmethod
-    def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-        try:
-            loop.call_soon_threadsafe(function)
-        except RuntimeError:  # the loop is closed: the flusher has ended
+    def _begin(self) -> None:
+        flushing = flush_until(self._namespace, self._stop_event)
+        self._task = asyncio.get_running_loop().create_task(flushing)
+        self._task.add_done_callback(self._done)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._end(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    def _end(self, error: BaseException | None) -> None:
+        """The flusher has ended, or its thread has."""
+        if self._ended.is_set():
             return
-
-    def _run(self) -> None:
-        try:
-            _check_no_loop_runs()
-            run_in_new_loop(self._main())
-        except BaseException as error:  # SystemExit too: a thread ends by it without a word
-            if self._loop is None:
-                self.error = error
-            elif not self._stopped:
-                self.error = error
-                _log_end(self._namespace, error)
-            else:
-                _log.warning("the flusher of %r was stopped", self._namespace.keyspace.name)
-        finally:
-            self._begun.set()
-            self._on_end()
-
-    async def _main(self) -> None:
-        self._stop_event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._begun.set()
-        await flush_until(self._namespace, self._stop_event)
+        if error is not None and self._stopped:
+            _log.warning("the flusher of %r was stopped", self._namespace.keyspace.name)
+        elif error is not None:
+            self.error = error
+            _log_end(self._namespace, error)
+        self._thread.leave(self._end)
+        self._ended.set()
+        self._on_end()
 
 
-def _check_no_loop_runs() -> None:
-    """Checks whether a new thread is an operating system's thread.
+def _shares_thread(namespace: Namespace) -> bool:
+    """Whether a flusher runs no user code on its event loop that could block others.
 
-    Raises:
-        FlusherFailed: it has an event loop that runs already.
+    Plain merge functions run in threads or processes. What a queue in Redis is asked for, its keys
+    and options, are no calls that wait.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise FlusherFailed(
-        "an event loop runs in this thread already: gevent has patched this process, so that its "
-        "threads are greenlets of one thread, which can run one flusher; run each further one in "
-        "a process of its own"
-    )
+    sink = namespace.sink
+    if not isinstance(sink, Sink) or is_async(namespace.config.group_aggregator):
+        return False
+    return isinstance(sink.resolve(clustered=bool(namespace.endpoint.cluster)), ScriptSink)
 
 
 class Signals:

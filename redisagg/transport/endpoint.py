@@ -50,8 +50,8 @@ _HOW_TO_WRITE = (
 _MAX_CONNECTIONS = 2**31
 """The limit of a pool, in effect none: redis-py 8 refuses the 101st connection by default.
 
-A flusher uses at most two for each partition that it leads; a producer two, and one for each other
-call in progress.
+Flushers on one event loop limit their calls together; a producer uses two connections, and one for
+each other call in progress.
 """
 
 

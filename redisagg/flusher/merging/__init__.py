@@ -13,7 +13,7 @@ from redisagg.flusher.merging.processes import ProcessMerger, check_process_can_
 from redisagg.flusher.merging.threads import ThreadMerger
 from redisagg.sinks.routing import Router
 
-__all__ = ["Merger", "check_executor", "make_merger"]
+__all__ = ["Merger", "check_executor", "is_async", "make_merger"]
 
 
 def check_executor(config: AggregationConfig) -> None:
@@ -22,18 +22,18 @@ def check_executor(config: AggregationConfig) -> None:
     Raises:
         InvalidConfig: ``executor="process"`` in a process that can't have worker processes.
     """
-    if config.executor == "process" and not _is_async(config.group_aggregator):
+    if config.executor == "process" and not is_async(config.group_aggregator):
         check_process_can_start_workers()
 
 
 def make_merger(config: AggregationConfig, router: Router) -> Merger:
     """Makes the merger for the configured function; to be called on the event loop."""
-    if _is_async(config.group_aggregator):
+    if is_async(config.group_aggregator):
         return LoopMerger(config, router)
     return (ProcessMerger if config.executor == "process" else ThreadMerger)(config, router)
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
     """Whether a call returns a coroutine: an `async def`, or an object with such a `__call__`."""
     call = getattr(function, "__call__", None)  # noqa: B004 - not a test for being callable
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
