@@ -10,6 +10,7 @@
 -- @include clock
 -- @include counts
 -- @include entry
+-- @include full_memory
 -- @include group
 -- @include schema
 -- @include waiting
@@ -19,6 +20,7 @@ local group, id = ARGV[1], ARGV[2]
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+write_in_full_memory(state)
 local number = redis.call('HGET', ids, id)
 if not number then return 0 end
 local g = read_group(groups, group)

@@ -8,6 +8,7 @@
 -- @include clock
 -- @include counts
 -- @include flush
+-- @include full_memory
 -- @include schema
 -- @include wake
 
@@ -17,6 +18,7 @@ local FIRST_GROUP = 3
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+write_in_full_memory(state)
 local now = clock()
 local marked = 0
 for at = FIRST_GROUP, #ARGV do

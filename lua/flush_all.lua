@@ -8,6 +8,7 @@
 -- @include clock
 -- @include counts
 -- @include flush
+-- @include full_memory
 -- @include schema
 -- @include wake
 
@@ -16,6 +17,7 @@ local channel, partition, cursor, group_count = ARGV[1], ARGV[2], ARGV[3], ARGV[
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+write_in_full_memory(state)
 local now = clock()
 local marked = 0
 local next_cursor, fields = unpack(redis.call('HSCAN', groups, cursor, 'COUNT', group_count))

@@ -10,6 +10,7 @@ local flushers = KEYS[1]
 local flusher, lifetime_ms, channel = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = clock()
 
+-- This write needs no memory, so the flusher joins although memory is full.
 redis.call('ZREMRANGEBYSCORE', flushers, '-inf', now)
 local new = redis.call('ZADD', flushers, now + lifetime_ms, flusher) == 1
 local live = redis.call('ZRANGE', flushers, 0, -1, 'WITHSCORES')
