@@ -13,6 +13,7 @@
 -- @include claims
 -- @include clock
 -- @include counts
+-- @include full_memory
 -- @include partitions
 -- @include schema
 -- @include server_errors
@@ -37,6 +38,7 @@ end
 -- A script that is denied a command after it has enqueued would leave its batch in place, to be
 -- enqueued again. So a flusher that is denied one of these commands can't lead. They change
 -- nothing: there is no such key and no such member.
+write_in_full_memory(state)
 local LEADER_COMMANDS = {
   { 'HINCRBY', state, 'token', 0 },  -- creates the hash: commands for lists and sets fail from here
   { 'LTRIM', no_tasks, 0, -1 }, { 'LRANGE', no_tasks, 0, 0 }, { 'LINDEX', no_tasks, 0 },

@@ -12,6 +12,7 @@
 -- @include clock
 -- @include counts
 -- @include entry
+-- @include full_memory
 -- @include group
 -- @include schema
 -- @include waiting
@@ -22,6 +23,7 @@ assert_arguments(#KEYS == 6 and #ARGV >= 2)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
+write_in_full_memory(state)
 local number = redis.call('HGET', ids, id)
 if not number then return 0 end
 local g = read_group(groups, group)

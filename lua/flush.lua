@@ -10,6 +10,7 @@
 -- @include clock
 -- @include counts
 -- @include flush
+-- @include full_memory
 -- @include schema
 -- @include wake
 
@@ -21,6 +22,7 @@ assert_arguments(#KEYS == 4 and #ARGV >= 2)
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
 assert_type('ZCARD', { due, ready })
+write_in_full_memory(state)
 local now = clock()
 local marked = 0
 for at = FIRST_GROUP, #ARGV do

@@ -12,6 +12,7 @@ local flusher, lifetime_ms, channel = ARGV[1], whole_number(ARGV[2]), ARGV[3]
 assert_arguments(#KEYS == 1 and #ARGV >= 3)
 local now = clock()
 
+-- This write needs no memory, so the flusher joins although memory is full.
 redis.call('ZREMRANGEBYSCORE', flushers, '-inf', now)
 local new = redis.call('ZADD', flushers, now + lifetime_ms, flusher) == 1
 local live = redis.call('ZRANGE', flushers, 0, -1, 'WITHSCORES')

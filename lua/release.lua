@@ -8,6 +8,7 @@
 -- @include arguments
 -- @include assert_type
 -- @include claims
+-- @include full_memory
 
 local state, claims = KEYS[1], KEYS[2]
 local token, channel = ARGV[1], ARGV[2]
@@ -15,6 +16,7 @@ assert_arguments(#KEYS == 2 and #ARGV >= 2)
 
 if redis.call('HGET', state, 'token') ~= token then return 0 end
 assert_type('ZCARD', { claims })
+write_in_full_memory(state)
 redis.call('HSET', state, 'expires', 0)
 end_claims(claims, FREED)
 redis.call('PUBLISH', channel, 'released')

@@ -113,7 +113,7 @@ def test_each_round_trip_of_an_add_has_one_wait(make_both: Make, pair: Pair, how
     plain, waiting = make_both(url=pair.url), make_both(url=pair.url, **WAITING)
     found = []
     for agg in (plain, waiting):
-        agg.add_task(Task("test", "before", "a"))
+        agg.add_tasks(Task("test", "before", f"g{n}") for n in range(10))  # in both partitions
         pair.count_anew()
         if how == "add_task":
             for task in numbered("a", 20):
@@ -129,7 +129,7 @@ def test_each_round_trip_of_an_add_has_one_wait(make_both: Make, pair: Pair, how
 
 def test_adds_share_a_wait_as_they_share_the_round_trip(make_both: Make, pair: Pair) -> None:
     agg = make_both(url=pair.url, **{**WAITING, "add_timeout": 10, "replica_timeout": 5})
-    agg.add_task(Task("test", "before", "a"))
+    agg.add_tasks(Task("test", "before", f"g{n}") for n in range(10))  # in both partitions
     pair.count_anew()
     pair.replica.pause()
     with ThreadPoolExecutor(50) as pool:
@@ -147,7 +147,7 @@ def test_adds_share_a_wait_as_they_share_the_round_trip(make_both: Make, pair: P
             each.result(10)
     [waits] = pair.calls("wait")
     assert 1 <= waits <= 5
-    assert agg.stats().pending == 51
+    assert agg.stats().pending == 60
 
 
 # --- replicas that do not answer -----------------------------------------------------------------
