@@ -42,6 +42,19 @@ def kill_during_merges(agg: Aggregator, flusher: WorkerProcess, delay: random.Ra
     flusher.kill()
 
 
+def is_busy(agg: Aggregator) -> bool:
+    stats = agg.stats()
+    return stats.pending + stats.in_flight > 0
+
+
+def await_death_or_end(flusher: WorkerProcess, agg: Aggregator) -> None:
+    wait_until(
+        lambda: not flusher.running or not is_busy(agg),
+        timeout=60,
+        what="the flusher has died, or all is done",
+    )
+
+
 @pytest.mark.slow
 def test_deploys_by_sigkill_bury_no_batch(make: Make, processes: Processes, redis_url: str) -> None:
     agg = make(**CONFIG)
@@ -66,17 +79,11 @@ def test_a_merge_that_kills_its_process_is_buried_alone(
     tasks.insert(random.Random(1).randrange(100), Task("t", "poison", "poison"))
     agg.add_tasks(tasks)
     starts = 0
-    while agg.stats().pending or agg.stats().in_flight:
+    while is_busy(agg):
         assert starts < 12
         starts += 1
         [flusher] = processes.flushers(1, redis_url, config=CONFIG, merge="slow")
-        wait_until(
-            lambda flusher=flusher: (
-                not flusher.running or not (agg.stats().pending or agg.stats().in_flight)
-            ),
-            timeout=60,
-            what="the flusher has died, or all is done",
-        )
+        await_death_or_end(flusher, agg)
     assert (dead(agg), groups_of(agg)) == (["poison"], names)
 
 
