@@ -16,7 +16,7 @@ from tests.support.luacheck import LUA
 
 SPACE = Keyspace("tests", 1)
 P: PartitionKeys = SPACE.partitions[0]
-INDEXES = [P.state, P.groups, P.batches, P.claims, P.retry, P.due, P.ready]
+INDEXES = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready]
 BODY = msgpack.packb(["t", 1])
 LIMITS = b"1000 1000 3 0"
 DEAD_ID, SOUND = b"dead-0-1", 10**6
@@ -43,7 +43,7 @@ class Call(NamedTuple):
 
 def add_call(groups: Sequence[bytes], count: int, *, number: int = 1, ids: str = "i") -> Call:
     keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
-    args: list[Any] = [number, 1000, SPACE.wake_channel, 0, SOUND, SOUND, "1"]
+    args: list[Any] = [number, 1000, SPACE.wake_channel, P.label, SOUND, SOUND, "1"]
     for group in groups:
         keys += (P.tasks(group), P.ids(group))
         args += (group, LIMITS, count)
@@ -81,8 +81,11 @@ ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
 
 def prepare(client: Client) -> dict[str, Call]:
     """Fills a partition; returns a valid call of each script that acts on it."""
+    register = Call("register_partition", [P.state], [1])
+    assert register.on(client) == 1
     assert add_call([b"a", b"b", b"c", b"d"], 8).on(client) == [8, 8, 8, 8]
-    token, _ = Call("acquire", [P.state, P.claims, P.tasks(b"")], ["me", 10**7]).on(client)
+    acquire = Call("acquire", [P.state, P.claims, P.tasks(b"")], ["me", 10**7, P.label])
+    token, _ = acquire.on(client)
     claimed = claim_call(token, [(b"", b"a"), (b"", b"b"), (b"", b"c")]).on(client)
     ids: dict[bytes, list[bytes]] = {}
     for batch_id, group, *_ in claimed:
@@ -90,7 +93,9 @@ def prepare(client: Client) -> dict[str, Call]:
     bury_keys = [P.state, P.groups, P.batches, P.claims, P.dead]
     first_c = ids[b"c"][0]
     bury_c = Call(
-        "bury", [*bury_keys, P.tasks(b"c"), P.dead_tasks(first_c)], [token, first_c, "e", "t"]
+        "bury",
+        [*bury_keys, P.tasks(b"c"), P.dead_tasks(first_c), P.ids(b"c")],
+        [token, first_c, 3, "e", "t"],
     )
     while (reply := bury_c.on(client)) not in (b"OK", b"GONE"):
         assert not isinstance(reply, Exception), reply
@@ -104,9 +109,11 @@ def prepare(client: Client) -> dict[str, Call]:
     entry = [b"f", b"v"] * 6
     calls = [
         add_call([b"a", b"d", b"new"], 3, number=2, ids="j"),
-        Call("acquire", [P.state, P.claims, P.tasks(b"")], ["me", 10**7]),
+        acquire,
+        register,
         bury_c._replace(
-            keys=[*bury_keys, P.tasks(b"a"), P.dead_tasks(one)], args=[token, one, "e", "t"]
+            keys=[*bury_keys, P.tasks(b"a"), P.dead_tasks(one), P.ids(b"a")],
+            args=[token, one, 3, "e", "t"],
         ),
         Call("cancel_group", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d"]),
         Call("cancel_task", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3"]),
@@ -124,8 +131,13 @@ def prepare(client: Client) -> dict[str, Call]:
         Call("forget_calls", [P.call(b"p"), P.call(b"q")], []),
         Call("join", [SPACE.flushers], ["me", 1000, SPACE.wake_channel]),
         Call("leave", [SPACE.flushers], ["me", SPACE.wake_channel]),
-        Call("pause", [P.state], [1, SPACE.wake_channel, 0]),
+        Call("pause", [P.state], [1, SPACE.wake_channel, P.label]),
         Call("poll", INDEXES, [token, 10, 1000]),
+        Call(
+            "read_tasks",
+            [*INDEXES[:4], P.seen, P.seen_before, P.tasks(b"a"), P.ids(b"a")],
+            [token, one, 0, 5000, 1 << 20],
+        ),
         Call("recall", [P.state, P.claims], [token, 1000, *first]),
         Call("register", [SPACE.meta], [1, 16]),
         Call("release", [P.state, P.claims], [token, SPACE.wake_channel]),
@@ -305,6 +317,7 @@ def test_calls_with_thousands_of_arguments_work(sync_redis: redis.Redis) -> None
 
 def test_a_large_section_that_is_refused_leaves_nothing(sync_redis: redis.Redis) -> None:
     client: Client = sync_redis
+    Call("register_partition", [P.state], [1]).on(client)
     client.set(P.tasks(b"large"), "foreign")
     [reply] = add_call([b"large"], MANY).on(client)
     assert b"WRONGTYPE" in reply

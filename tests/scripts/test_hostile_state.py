@@ -86,7 +86,8 @@ def test_batch_ids_differ_whatever_the_sequence_is(scripts: Scripts, sequence: b
     scripts.client.hset(P.state, "sequence", sequence)
     for group in groups:
         add(scripts, group)
-    keys = [P.state, P.groups, P.batches, P.claims, P.retry, P.due, P.ready, P.seen, P.seen_before]
+    keys = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects]
+    keys += (P.due, P.ready, P.seen, P.seen_before)
     keys += (key for group in groups for key in (P.tasks(group), P.ids(group)))
     items = [each for group in groups for each in (b"", group)]
     args = (token, 1000, P.digits, 9, 99, 9999, 1000, 0, *items)
