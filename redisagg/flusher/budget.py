@@ -27,21 +27,18 @@ class MemoryBudget:
 
     def __init__(self, on_free: Callable[[], None]) -> None:
         self._on_free = on_free
-        self._used = 0
+        self.used = 0
+        """The bytes of the batches in flight; raised by the leader that has claimed a batch."""
 
     def left(self, own: int) -> int:
         """How many bytes a leader may claim that holds `own` bytes; 0 or less: none."""
-        return max(_LEADER_BYTES - own, _FLUSHER_BYTES - self._used)
-
-    def take(self, size: int) -> None:
-        """A batch of so many bytes has been claimed."""
-        self._used += size
+        return max(_LEADER_BYTES - own, _FLUSHER_BYTES - self.used)
 
     def give_back(self, size: int) -> None:
         """Batches of so many bytes have left."""
-        was_full = self._used >= _FLUSHER_BYTES
-        self._used -= size
-        if was_full and self._used < _FLUSHER_BYTES:
+        used = self.used
+        self.used = used - size
+        if used >= _FLUSHER_BYTES > used - size:
             self._on_free()
 
 

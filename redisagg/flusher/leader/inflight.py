@@ -196,9 +196,10 @@ class InFlight:
             group = self._groups[batch.group] = _Group()
         self._batches[batch.batch_id] = batch
         group.merging.append(batch)
-        group.bytes += claim.length
-        self._bytes += claim.length
-        self._budget.take(claim.length)
+        length = claim.length
+        group.bytes += length
+        self._bytes += length
+        self._budget.used += length
         if group.bytes >= _GROUP_BYTES or len(group.merging) >= self._max_of_group:
             self._closed.add(batch.group)
         if group.postponed:

@@ -19,6 +19,9 @@ from redisagg.sinks.routing import Router
 
 _log = logging.getLogger("redisagg")
 
+# Seconds for which threads have batches in their queue. A quiet group waits that long for its turn.
+_AHEAD_SECONDS = 0.1
+
 
 @dataclass(slots=True, eq=False)
 class _Running:
@@ -33,8 +36,8 @@ class ThreadMerger(Merger):
 
     All threads take batches from one queue, so that a slow merge delays no other. They report to
     the event loop in one call everything that has ended since its last look. Groups take turns: a
-    batch gets into the queue shortly before a thread is free for it, as many ahead as ended at once
-    lately, so that no thread waits for the event loop.
+    batch gets into the queue about `_AHEAD_SECONDS` before a thread is free for it, so that no
+    thread waits for the event loop.
 
     A thread can't be stopped. One whose merge exceeds its timeout is given up, and another one
     takes its place, until `most_hung` threads hang. From then on no further merge begins.
@@ -45,7 +48,10 @@ class ThreadMerger(Merger):
         self._loop = asyncio.get_running_loop()
         self._turns: Turns[Batch] = Turns()
         self._ahead = config.concurrency
-        """How many batches are in the queue beside those that are merged."""
+        """How many batches may be in the queue beside those that are merged."""
+        self._adapted = time.monotonic()
+        self._ended_lately = 0
+        """How many merges have ended since `_adapted`."""
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._ended: deque[tuple[Batch, MergeOutcome]] = deque()
         self._lock = threading.Lock()
@@ -140,14 +146,22 @@ class ThreadMerger(Merger):
     def _collect(self) -> None:
         with self._lock:
             self._collecting = False
-        ended = 0
+        before = self._open
         while self._ended:
             batch, outcome = self._ended.popleft()
             self._open -= 1
-            ended += 1
             batch.end_merge(outcome)
-        self._ahead = max(self.concurrency, 2 * ended)
+        self._adapt(before - self._open)
         self._hand_over_next()
+
+    def _adapt(self, ended: int) -> None:
+        """Learns how many merges end in `_AHEAD_SECONDS`."""
+        self._ended_lately += ended
+        now = time.monotonic()
+        took = now - self._adapted
+        if took >= _AHEAD_SECONDS:
+            self._ahead = max(self.concurrency, int(self._ended_lately * _AHEAD_SECONDS / took))
+            self._ended_lately, self._adapted = 0, now
 
     def _watch_interval(self) -> float:
         return min(1.0, self.timeout / 4)
