@@ -11,6 +11,7 @@
 -- happens once, although a batch that is claimed again is read again: the same ids may wait anew.
 
 -- @include assert_type
+-- @include batch
 -- @include clock
 -- @include entry
 -- @include fence

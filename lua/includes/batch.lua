@@ -3,18 +3,18 @@
 
 -- A batch in flight: the record in the hash `batches`, a msgpack array with these places. Its tasks
 -- stay at the head of their group's list, so that a claim copies nothing.
-local GROUP      = 1  -- the group key
-local START      = 2  -- absolute number of its first task
-local TASK_COUNT = 3  -- number of its tasks
-local ATTEMPTS   = 4  -- number of attempts that failed: to merge it or, since it is merged, to
-                      -- enqueue it
-local CREATED    = 5  -- when it was first claimed, ms
-local ERROR      = 6  -- error text of the last failed attempt, or ''
-local LENGTH     = 7  -- bytes of its entries
-local MERGED     = 8  -- the serialized merge result, or '' if none is stored
-local DEATHS     = 9  -- number of leaders in a row that held the batch and vanished
-local READ       = 10 -- number of its first tasks whose ids have been taken off the waiting ids
-local ALONE      = 11 -- 1 if it was claimed as a suspect, so that it is blamed for a death
+local GROUP      = 1   -- the group key
+local START      = 2   -- absolute number of its first task
+local TASK_COUNT = 3   -- number of its tasks
+local ATTEMPTS   = 4   -- number of attempts that failed: to merge it or, since it is merged, to
+                       -- enqueue it
+local CREATED    = 5   -- when it was first claimed, ms
+local ERROR      = 6   -- error text of the last failed attempt, or ''
+local LENGTH     = 7   -- bytes of its entries
+local MERGED     = 8   -- the serialized merge result, or '' if none is stored
+local DEATHS     = 9   -- number of leaders in a row that held the batch and vanished
+local READ       = 10  -- number of its first tasks whose ids have been taken off the waiting ids
+local ALONE      = 11  -- 1 if it was claimed as a suspect, so that it is blamed for a death
 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)

@@ -1,4 +1,5 @@
 -- @include batch
+-- @include group
 
 -- The tasks of a batch that a script returns at once. The tasks of a larger batch are read in
 -- slices by `read_tasks`, so that no script and no reply takes long.

@@ -18,8 +18,10 @@ BEHIND_MS = 50
 DIED, FREED = 0, 1
 """Scores in `claims`: the leader vanished; the batch was given back."""
 SUSPECT_DEATHS = 2
+TURN = 2
+"""Batches of a group in one turn of a claim (8 in the scripts)."""
 SLICE_TASKS = 2
-"""The scripts read more tasks of a batch in slices (1,000, but a test has few tasks)."""
+"""More tasks of a batch are read in slices (1,000 in the scripts)."""
 SLICE_BYTES = 1024 * 1024
 STEP_BYTES = 64 * 1024
 
@@ -465,12 +467,14 @@ class Partition:
             claimed.append(batch)
             room.take(batch)
 
-        def cut(name: bytes) -> None:
-            """Cuts a batch; the group is a source if another one can be cut."""
-            claim_batch(self._cut(name, new_id, dedupe=dedupe))
-            group = self.groups[name]
-            if group.waiting and group.due_at <= self.now:
-                sources.append(name)
+        def cut_turn(name: bytes) -> None:
+            """Cuts the batches of a turn; the group is a source if another one can be cut."""
+            for _ in range(TURN):
+                claim_batch(self._cut(name, new_id, dedupe=dedupe))
+                group = self.groups[name]
+                if not (group.waiting and group.due_at <= self.now and room.left):
+                    return
+            sources.append(name)
 
         for batch_id, name in items:
             if not room.left:
@@ -479,9 +483,9 @@ class Partition:
                 if self._take_over(batch_id):
                     claim_batch(self.batches[batch_id])
             elif not self.paused and name in self.ready and name not in sources:
-                cut(name)
-        while sources and room.left:  # in turns
-            cut(sources.pop(0))
+                cut_turn(name)
+        while sources and room.left:
+            cut_turn(sources.pop(0))
         for batch in claimed:
             self.claims[batch.id] = until
         return [

@@ -91,12 +91,7 @@ _BROKEN = {
     ),
     "when a group became due": ("includes/group", "if due_before > 0 then", "if false then"),
     "turns of groups between claims": ("claim", "  g[SINCE] = now\n", ""),
-    "turns of groups in a claim": (
-        "claim",
-        "  local more = cut(group, g, tasks, ids)\n",
-        "  local more = cut(group, g, tasks, ids)\n"
-        "  while more and has_room() do more = cut(group, g, tasks, ids) end\n",
-    ),
+    "turns of groups in a claim": ("claim", "for _ = 2, TURN do", "for _ = 2, 99 do"),
     "groups to leave out": ("poll", "not skipped[group]", "true"),
 }
 
