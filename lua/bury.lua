@@ -1,9 +1,11 @@
--- bury: moves a batch with all its tasks to the dead letters. Sent when its attempts are used up.
+-- bury: moves a batch with all its tasks to the dead letters, a slice per call. Sent when its
+-- attempts are used up. The dead letter appears with the last slice. If the leader dies before, the
+-- next one claims the rest and goes on; then the arguments 3 to 5 are those of the first call.
 --
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group
 --        7 tasks of the dead letter  8 ids of the group
 -- ARGV   1 fencing token  2 batch id  3 number of attempts  4 error text  5 traceback
--- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua
+-- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua; 'MORE' if there is another slice
 
 -- @include arguments
 -- @include assert_type
@@ -12,8 +14,10 @@
 -- @include clock
 -- @include counts
 -- @include dead
+-- @include entry
 -- @include fence
 -- @include group
+-- @include slice
 -- @include waiting
 
 local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -33,24 +37,38 @@ if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until
 if not is_head(g, batch) then return 'ORDER' end
 
 assert_type('LLEN', { dead_tasks })
-local length = redis.call('LLEN', tasks)
-batch[ATTEMPTS] = attempts
-local count = batch[TASK_COUNT]
-redis.call('HSET', dead, id, pack_dead{
-  batch = batch, task_count = count, died = now, error = error, traceback = traceback,
-})
-if length == count then
+local stored = redis.call('LLEN', tasks)
+local count, length = batch[TASK_COUNT], batch[LENGTH]  -- of the tasks that are moved
+local begun = batch[LETTER] ~= ''
+if not begun then
+  batch[ATTEMPTS], batch[ERROR], batch[MERGED] = attempts, error, ''
+  batch[LETTER] = pack_dead{
+    batch = batch, task_count = count, died = now, error = error, traceback = traceback,
+  }
+end
+
+if stored == count and not begun then
+  redis.call('HSET', dead, id, batch[LETTER])  -- first: it can be refused if the memory is full
   redis.call('RENAME', tasks, dead_tasks)
   redis.call('UNLINK', ids)
 else
-  local entries = redis.call('LRANGE', tasks, 0, count - 1)
+  local entries = read_slice(tasks, g, batch, 0, SLICE_BYTES)
+  if #entries > 0 and #entries < math.min(count, stored) then
+    count, length = #entries, math.min(length, total_bytes(entries))
+  end
   call_chunked('RPUSH', dead_tasks, entries)
-  redis.call('LTRIM', tasks, count, -1)
+  redis.call('LTRIM', tasks, #entries, -1)
   remove_ids(ids, entries, first_known(g, batch) + 1)  -- of a batch that was never read
 end
-close_batch(batches, claims, id, batch, g)
+local done = count == batch[TASK_COUNT]
+if done then
+  redis.call('HSET', dead, id, batch[LETTER])
+  close_batch(batches, claims, id, batch, g)
+else
+  shorten_batch(batches, id, batch, g, count, length)
+end
 write_group(groups, group, g)
 add_count(state, 'claimed', -count)
-add_count(state, 'bytes', -batch[LENGTH])
+add_count(state, 'bytes', -length)
 add_count(state, 'dead', count)
-return 'OK'
+return done and 'OK' or 'MORE'

@@ -66,6 +66,9 @@ end
 
 local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_left > 0 end
 
+-- An attempt beyond every maximum: the rest of a batch that was half buried is buried too.
+local TO_BURY = 2^31
+
 -- Claims a batch and puts it into the reply.
 local function hand_out(id, batch, entries, suspect)
   batch[ALONE] = suspect
@@ -74,8 +77,9 @@ local function hand_out(id, batch, entries, suspect)
   deadlines[#deadlines + 1] = claimed_until
   deadlines[#deadlines + 1] = id
   local count, length, merged = batch[TASK_COUNT], batch[LENGTH], batch[MERGED]
+  local attempt = batch[LETTER] == '' and batch[ATTEMPTS] + 1 or TO_BURY
   reply[#reply + 1] = {
-    id, batch[GROUP], batch[ATTEMPTS] + 1, batch[ERROR], merged, entries, count, length, suspect,
+    id, batch[GROUP], attempt, batch[ERROR], merged, entries, count, length, suspect,
   }
   batches_left = batches_left - 1
   if #entries > 0 then
@@ -143,7 +147,7 @@ local function cut(group, g, tasks, ids)
   -- The bytes of a large batch are estimated, so less may be left than these entries have.
   length = math.min(length, g[BYTES])
   -- A positional table, in the order of the places in includes/batch.lua, costs the least.
-  local batch = { group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0 }
+  local batch = { group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0, '' }
   g[WAITING] = g[WAITING] - count
   g[CLAIMED] = g[CLAIMED] + count
   g[BYTES] = g[BYTES] - length

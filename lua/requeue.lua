@@ -57,6 +57,7 @@ local batch = {
   [DEATHS] = 0,
   [READ] = count,
   [ALONE] = 0,
+  [LETTER] = '',
 }
 hold(g, batch, now)
 redis.call('HSET', batches, id, cmsgpack.pack(batch))

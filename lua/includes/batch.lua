@@ -15,13 +15,16 @@ local MERGED     = 8   -- the serialized merge result, or '' if none is stored
 local DEATHS     = 9   -- number of leaders in a row that held the batch and vanished
 local READ       = 10  -- number of its first tasks whose ids have been taken off the waiting ids
 local ALONE      = 11  -- 1 if it was claimed as a suspect, so that it is blamed for a death
+local LETTER     = 12  -- the packed record of the dead letter that it becomes (includes/dead.lua),
+                       -- while `bury` moves its tasks there in slices; else ''
 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
-  local batch = read_record(batches, id, ALONE)
+  local batch = read_record(batches, id, LETTER)
   if batch and type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
-    and type(batch[MERGED]) == 'string' and are_whole(batch, START, CREATED)
-    and are_whole(batch, LENGTH, LENGTH) and are_whole(batch, DEATHS, ALONE) then
+    and type(batch[MERGED]) == 'string' and type(batch[LETTER]) == 'string'
+    and are_whole(batch, START, CREATED) and are_whole(batch, LENGTH, LENGTH)
+    and are_whole(batch, DEATHS, ALONE) then
     return batch
   end
 end
@@ -63,4 +66,16 @@ local function close_batch(batches, claims, id, batch, g)
   redis.call('ZREM', claims, id)
   g[BASE] = g[BASE] + batch[TASK_COUNT]
   g[CLAIMED] = g[CLAIMED] - batch[TASK_COUNT]
+end
+
+-- Takes the first tasks of a batch at the head of its group out of the batch. The caller takes them
+-- off the list and writes the group's record. `length`: their bytes.
+local function shorten_batch(batches, id, batch, g, count, length)
+  batch[START] = batch[START] + count
+  batch[TASK_COUNT] = batch[TASK_COUNT] - count
+  batch[LENGTH] = batch[LENGTH] - length
+  batch[READ] = math.max(0, batch[READ] - count)
+  redis.call('HSET', batches, id, cmsgpack.pack(batch))
+  g[BASE] = g[BASE] + count
+  g[CLAIMED] = g[CLAIMED] - count
 end

@@ -68,7 +68,8 @@ local function commit(sink)
     local group = batch[GROUP]
     local g = records[group] or read_group(groups, group)
     if not g then return FOREIGN end
-    if not is_head(g, batch) then return 'ORDER' end
+    -- A batch that is half buried has to be buried.
+    if not is_head(g, batch) or batch[LETTER] ~= '' then return 'ORDER' end
     if n > 0 then
       -- Before every other write: a batch that its queue refuses stays as it was.
       local reply = enqueue(from, n, entries_key)

@@ -8,6 +8,7 @@ local function read_count(state, field)
 end
 
 local function add_count(state, field, n)
+  n = n + 0  -- Redis takes no '-0', which is what the caller's minus makes of 0
   local reply = redis.pcall('HINCRBY', state, field, n)
   if type(reply) ~= 'table' then return end
   -- No integer, or one that would overflow.

@@ -52,6 +52,7 @@ class BatchRecord(NamedTuple):
     deaths: int
     read: int
     alone: int
+    letter: bytes
 
 
 class DeadRecord(NamedTuple):

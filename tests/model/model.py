@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import msgpack
 
 from redisagg.protocol.records import BatchRecord, DeadRecord
 
 PRIORITY_STEP = 2**42
 BEHIND_MS = 50
+TO_BURY = 2**31
+"""The attempt of a batch that is half buried."""
 DIED, FREED = 0, 1
 """Scores in `claims`: the leader vanished; the batch was given back."""
 SUSPECT_DEATHS = 2
@@ -90,6 +94,8 @@ class Batch:
     read: int = 0
     """Number of its first tasks whose ids are no longer known as waiting."""
     alone: int = 0
+    letter: DeadLetter | None = None
+    """What it becomes, with the tasks that were moved there."""
 
     @property
     def is_large(self) -> bool:
@@ -490,7 +496,8 @@ class Partition:
             self.claims[batch.id] = until
         return [
             [
-                *(each.id, each.group, each.attempts + 1, each.error, each.merged),
+                *(each.id, each.group, TO_BURY if each.letter else each.attempts + 1),
+                *(each.error, each.merged),
                 [] if each.merged or each.is_large else raws(each.entries),
                 *(len(each.entries), each.length, each.alone),
             ]
@@ -613,6 +620,8 @@ class Partition:
         reply = []
         for batch_id, messages in commits:
             reply.append(self._may_leave(batch_id))
+            if reply[-1] == b"OK" and self.batches[batch_id].letter:
+                reply[-1] = b"ORDER"
             if reply[-1] == b"OK":
                 self.stream += messages
                 self.flushed += 1
@@ -624,13 +633,28 @@ class Partition:
     ) -> bytes:
         self._fence(token)
         reply = self._may_leave(batch_id)
-        if reply == b"OK":
-            batch = self.batches[batch_id]
-            self._take_ids_off(batch, len(batch.entries), dedupe=False)
+        if reply != b"OK":
+            return reply
+        batch = self.batches[batch_id]
+        group = self.groups[batch.group]
+        count = len(batch.entries)
+        whole = not batch.letter and count == group.claimed + len(group.waiting)
+        if batch.letter is None:
+            batch.attempts, batch.error, batch.merged = attempts, error, b""
+            batch.letter = self._dead_letter(batch, batch.entries, error, traceback)
+            batch.letter.entries = []
+        moved = batch.entries if whole else batch.entries[:SLICE_TASKS]
+        self._take_ids_off(batch, len(moved), dedupe=False)
+        batch.letter.entries += moved
+        if len(moved) == count:
             self._close(batch_id)
-            batch.attempts = attempts
-            self.dead[batch_id] = self._dead_letter(batch, batch.entries, error, traceback)
-        return reply
+            self.dead[batch_id] = batch.letter
+            return b"OK"
+        batch.entries = batch.entries[len(moved) :]
+        batch.length -= min(batch.length, length(moved))
+        batch.read = max(0, batch.read - len(moved))
+        group.base += len(moved)
+        return b"MORE"
 
     def _dead_letter(
         self, batch: Batch, entries: list[Entry], error: bytes, traceback: bytes
@@ -780,10 +804,15 @@ class Partition:
                 group.bytes + sum(batch.length for batch in group.in_flight)
                 for group in self.groups.values()
             ),
-            "dead": sum(len(letter.entries) for letter in self.dead.values()),
+            "dead": sum(len(letter.entries) for letter in self.letters().values()),
             "flushed": self.flushed,
             "flushed_tasks": self.flushed_tasks,
         }
+
+    def letters(self) -> dict[bytes, DeadLetter]:
+        """The dead letters, and those that batches are becoming, by batch id."""
+        batches = self.batches.values()
+        return {**self.dead, **{each.id: each.letter for each in batches if each.letter}}
 
     def batch_records(self) -> dict[bytes, BatchRecord]:
         """The records of all batches, by batch id."""
@@ -800,6 +829,7 @@ class Partition:
                 each.deaths,
                 each.read,
                 each.alone,
+                packed_letter(each.letter.record) if each.letter else b"",
             )
             for each in self.batches.values()
         }
@@ -823,6 +853,11 @@ class Room:
         if not batch.merged and not batch.is_large:
             self.tasks -= len(batch.entries)
             self.bytes -= batch.length
+
+
+def packed_letter(record: DeadRecord) -> bytes:
+    """The record of a dead letter, packed in one way; not as Lua packs it."""
+    return cast(bytes, msgpack.packb(record))
 
 
 def raws(entries: Iterable[Entry]) -> list[bytes]:

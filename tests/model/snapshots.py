@@ -8,9 +8,9 @@ import msgpack
 import redis
 
 from redisagg.protocol.keys import PartitionKeys
-from redisagg.protocol.records import batch_record, dead_record, group_record
+from redisagg.protocol.records import BatchRecord, batch_record, dead_record, group_record
 from tests.model.clock import CLOCK_KEY
-from tests.model.model import Group, Partition, raws
+from tests.model.model import Group, Partition, packed_letter, raws
 
 Snapshot: TypeAlias = dict[str, dict[Any, Any]]
 
@@ -46,7 +46,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         },
         "groups": {name: _group(packed) for name, packed in groups.items()},
         "batches": {
-            batch_id: batch_record(packed)
+            batch_id: _batch(packed)
             for batch_id, packed in _pairs(dump.pop(keys.batches, [])).items()
         },
         "dead": {
@@ -109,7 +109,7 @@ def in_model(model: Partition) -> Snapshot:
         "stream": {"": model.stream},
         "tasks": {name: in_flight[name] + raws(group.waiting) for name, group in groups},
         "ids": {name: group.numbers for name, group in groups if group.numbers},
-        "dead tasks": {each: raws(letter.entries) for each, letter in model.dead.items()},
+        "dead tasks": {each: raws(letter.entries) for each, letter in model.letters().items()},
         "seen": {"": model.seen},
         "calls": {producer: list(call) for producer, call in model.calls.items()},
         "stray": {},
@@ -119,6 +119,11 @@ def in_model(model: Partition) -> Snapshot:
         "due": model.due,
         "ready": model.ready,
     }
+
+
+def _batch(packed: bytes) -> BatchRecord:
+    batch = batch_record(packed)
+    return batch._replace(letter=batch.letter and packed_letter(dead_record(batch.letter)))
 
 
 def _group(packed: bytes) -> dict[str, int]:

@@ -231,7 +231,9 @@ class Committer:
         requests = self._session.requests
         attempts = min(batch.attempt, self._config.max_attempts)
         bury = requests.bury(batch.batch_id, batch.group, attempts, failure)
-        reply = await self._session.send(bury)
+        reply = b"MORE"
+        while reply == b"MORE":  # a slice of its tasks was moved
+            reply = await self._session.send(bury)
         if reply == b"ORDER":
             return False
         _log.error(

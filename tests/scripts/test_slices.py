@@ -1,0 +1,110 @@
+"""Large batches are moved in slices; whoever comes after a caller that died goes on.
+
+The tests call the scripts as a leader does, and stop between two slices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import pytest
+import redis
+
+from redisagg import Aggregator, Task
+from redisagg.flusher.batch import Failure
+from redisagg.flusher.leader.requests import Due, LeaderRequests
+from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.scripts import Request, call
+from tests.support.aggregators import Make
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, enqueued, numbered, quick_config
+
+Client: TypeAlias = Any  # redis.Redis, whose types take no bytes for keys
+
+P = Keyspace("tests", 1).partitions[0]
+COUNT = 3_500  # tasks of a batch: more than three slices
+CONFIG: dict[str, Any] = {"partitions": 1, "group_max_size": COUNT, "lease_time": 2}
+
+
+def send(client: Client, request: Request) -> Any:
+    """Runs a script."""
+    return client.execute_command(*request.command_with_source())
+
+
+def lead(client: Client, owner: str, **config: Any) -> LeaderRequests:
+    """The requests of a leader, which gets a short lease."""
+    keys = [P.state, P.claims, P.tasks(b"")]
+    token, _ = send(client, call("acquire", keys, owner, 60_000, P.label))
+    assert token, "somebody else leads"
+    return LeaderRequests(P, token, quick_config(**CONFIG, **config), 1)
+
+
+def die(client: Client) -> None:
+    """Ends the lease; its holder does nothing any more."""
+    client.hset(P.state, "expires", 1)
+
+
+def claim(client: Client, leader: LeaderRequests) -> list[list[Any]]:
+    """Claims what is due."""
+    due = Due.of(send(client, leader.poll(9, [])))
+    return list(send(client, leader.claim(due.items, 9, 1 << 24)))
+
+
+def filled(make: Make, client: Client, *, behind: int = 0, **config: Any) -> Aggregator:
+    """An aggregator with a group that is full, and tasks behind it."""
+    agg = make(**{**CONFIG, **config})
+    for start in range(0, COUNT + behind, 500):
+        agg.add_tasks(numbered("g", min(500, COUNT + behind - start), start=start))
+    return agg
+
+
+def place_counts(agg: Aggregator) -> tuple[int, int, int]:
+    stats = agg.stats()
+    return stats.pending, stats.in_flight, stats.dead
+
+
+FAILURE = Failure("no", "Traceback")
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_a_burial_goes_on_where_its_leader_died(
+    make: Make, sync_redis: redis.Redis, slices: int
+) -> None:
+    merged: list[str] = []
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        merged.extend(str(task.payload) for task in tasks)
+        return Task("merged", len(tasks))
+
+    agg = filled(make, sync_redis, behind=10, group_aggregator=merge)
+    first = lead(sync_redis, "first")
+    [[batch_id, *_]] = claim(sync_redis, first)
+    bury = first.bury(batch_id, b"g", 7, FAILURE)
+    for n in range(slices):
+        assert send(sync_redis, bury) == b"MORE"
+        moved = 1_000 * (n + 1)
+        assert place_counts(agg) == (10, COUNT - moved, moved)
+        assert agg.dead_letters() == []
+        assert sync_redis.llen(P.dead_tasks(batch_id)) == moved  # type: ignore[arg-type]
+    die(sync_redis)
+    with pytest.raises(redis.ResponseError, match="STALE"):
+        send(sync_redis, bury)
+    with agg:
+        [letter] = await_dead(agg)
+        agg.flush("g")
+        wait_until(lambda: len(enqueued(agg)) == 1, what="the tasks behind it left")
+    [letter] = agg.dead_letters(tasks=True)
+    assert (letter.attempts, letter.error, letter.traceback) == (7, "no", "Traceback")
+    assert [each.task.payload for each in letter.tasks or () if each.task] == list(range(COUNT))
+    assert place_counts(agg) == (0, 0, COUNT)
+    assert len(merged) == 10
+    assert agg.stats().stored_bytes == 0
+    assert send(sync_redis, lead(sync_redis, "next").bury(batch_id, b"g", 7, FAILURE)) == b"GONE"
+
+
+def test_a_batch_that_is_half_buried_is_not_committed(make: Make, sync_redis: redis.Redis) -> None:
+    filled(make, sync_redis, behind=10)
+    leader = lead(sync_redis, "first")
+    [[batch_id, *_]] = claim(sync_redis, leader)
+    assert send(sync_redis, leader.bury(batch_id, b"g", 7, FAILURE)) == b"MORE"
+    assert send(sync_redis, leader.commit([(batch_id, b"g", None)])) == [b"ORDER"]
