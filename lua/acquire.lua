@@ -14,6 +14,7 @@
 -- @include clock
 -- @include counts
 -- @include full_memory
+-- @include lease
 -- @include partitions
 -- @include schema
 -- @include server_errors
@@ -24,16 +25,15 @@ assert_arguments(#KEYS == 3 and #ARGV >= 3)
 local LONGEST_TOKEN_LEAD_MS = 316224000000  -- ten years: a clock may have been set back
 local now = clock()
 
-local schema, partitions = unpack(redis.call('HMGET', state, 'schema', 'partitions'))
+local schema, partitions, last_owner, expires, lease =
+  unpack(redis.call('HMGET', state, 'schema', 'partitions', 'owner', 'expires', 'lease'))
 local refused = refuse_schema(schema) or refuse_partitions(partitions, place)
 if refused then return refused end
 assert_type('ZCARD', { claims })
-local expires = read_count(state, 'expires')
+local left = lease_left(expires, lease, now)
 -- A flusher asks only for what it does not lead. If it owns the lease, the reply to an earlier call
 -- was lost and nobody knows that token: the lease is granted again.
-if expires > now and redis.call('HGET', state, 'owner') ~= owner then
-  return { 0, expires - now }
-end
+if left > 0 and last_owner ~= owner then return { 0, left } end
 
 -- A script that is denied a command after it has enqueued would leave its batch in place, to be
 -- enqueued again. So a flusher that is denied one of these commands can't lead. They change
@@ -46,6 +46,7 @@ local LEADER_COMMANDS = {
   { 'RENAME', no_tasks, no_tasks }, { 'UNLINK', no_tasks },
   { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
   { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
+  { 'ZSCAN', claims, 0, 'COUNT', 1 },
   { 'SADD', state, '' }, { 'PTTL', no_tasks }, { 'PEXPIRE', no_tasks, 1 },
 }
 for _, command in ipairs(LEADER_COMMANDS) do
@@ -65,5 +66,6 @@ local last_token = read_count(state, 'token')
 if last_token > now + LONGEST_TOKEN_LEAD_MS then last_token = 0 end
 local token = math.max(last_token + 1, now)
 redis.call('HSET', state, 'owner', owner, 'wake', 0, 'token', string.format('%.0f', token),
-  'expires', string.format('%.0f', now + lease_ms))
+  'expires', string.format('%.0f', now + lease_ms),
+  'lease', string.format('%.0f', lease_ms))
 return { token, 0 }

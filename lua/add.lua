@@ -87,7 +87,16 @@ local pending = (tonumber(stored_waiting) or 0) + (tonumber(stored_claimed) or 0
 local pending_bytes = tonumber(stored_bytes) or 0
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
-local prefix, heads = entry_prefix(now), {}
+local arrival, prefix, heads = now, entry_prefix(now), {}
+
+-- Sets the arrival time of the entries to come. It never falls along a list, not even after the
+-- clock was set back. The grace period then counts from the later time, the max delay from now.
+local function arrive_after(last)
+  local after = math.max(now, last)
+  if after == arrival then return end
+  arrival, prefix, heads = after, entry_prefix(after), {}
+end
+
 local function entry_head(id)
   local head = heads[#id]
   if not head and #id >= 1 and #id <= 128 then
@@ -163,6 +172,7 @@ local function add_section(tasks, ids, at, n)
   if not priority then return BAD_LIMITS end
   local full = limited and too_full(group, ids, first, n)
   if full then return full end
+  arrive_after(g[LAST])
   local entries, length = {}, 0
   for i = first, first + 2 * n - 2, 2 do
     local id = args[i]
@@ -205,7 +215,7 @@ local function add_section(tasks, ids, at, n)
     g[SIZE] = math.min(g[SIZE], size)
     g[PRIORITY] = math.max(g[PRIORITY], priority)
   end
-  g[LAST], g[GRACE] = now, grace
+  g[LAST], g[GRACE] = arrival, grace
   g[WAITING] = g[WAITING] + #entries
   g[BYTES] = g[BYTES] + length
   local due_ms = due_at(g)

@@ -47,7 +47,7 @@ redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')  -- from the n
 redis.call('HDEL', ids, id)
 g[WAITING] = g[WAITING] - 1
 g[BYTES] = g[BYTES] - length
-refresh_head(tasks, g)
+refresh_head(tasks, g, now)
 if g[WAITING] > 0 and place == last_place then
   g[LAST] = entry_arrival(redis.call('LINDEX', tasks, -1) or '')
 end

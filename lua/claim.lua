@@ -153,7 +153,7 @@ local function cut(group, g, tasks, ids)
   g[BYTES] = g[BYTES] - length
   g[MARKED] = math.max(0, g[MARKED] - count)
   g[SINCE] = now
-  refresh_head(tasks, g)
+  refresh_head(tasks, g, now)
   taken, claimed = taken + count, claimed + count
   hand_out(new_batch_id(), batch, entries, 0)
   return g[WAITING] > 0 and due_at(g) <= now

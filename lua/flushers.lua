@@ -5,6 +5,7 @@
 -- Reply  the ids of all live flushers
 
 -- @include clock
+-- @include live
 
 local flushers = KEYS[1]
 local now = clock()
@@ -12,6 +13,6 @@ local now = clock()
 local live = {}
 local entered = redis.call('ZRANGE', flushers, 0, -1, 'WITHSCORES')
 for i = 1, #entered, 2 do
-  if tonumber(entered[i + 1]) > now then live[#live + 1] = entered[i] end
+  if life_left(tonumber(entered[i + 1]), math.huge, now) > 0 then live[#live + 1] = entered[i] end
 end
 return live

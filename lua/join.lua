@@ -6,6 +6,7 @@
 
 -- @include arguments
 -- @include clock
+-- @include live
 
 local flushers = KEYS[1]
 local flusher, lifetime_ms, channel = ARGV[1], whole_number(ARGV[2]), ARGV[3]
@@ -14,8 +15,17 @@ local now = clock()
 
 -- This write needs no memory, so the flusher joins although memory is full.
 redis.call('ZREMRANGEBYSCORE', flushers, '-inf', now)
-local new = redis.call('ZADD', flushers, now + lifetime_ms, flusher) == 1
-local live = redis.call('ZRANGE', flushers, 0, -1, 'WITHSCORES')
-for i = 2, #live, 2 do live[i] = tonumber(live[i]) - now end
+local new = redis.call('ZADD', flushers, live_score(now, lifetime_ms), flusher) == 1
+local live = {}
+local entered = redis.call('ZRANGE', flushers, 0, -1, 'WITHSCORES')
+for i = 1, #entered, 2 do
+  local left = life_left(tonumber(entered[i + 1]), lifetime_ms, now)
+  if left > 0 then
+    live[#live + 1] = entered[i]
+    live[#live + 1] = left
+  else
+    redis.call('ZREM', flushers, entered[i])
+  end
+end
 if new then redis.call('PUBLISH', channel, 'joined') end
 return live

@@ -18,6 +18,7 @@
 -- @include call_chunked
 -- @include claims
 -- @include clock
+-- @include clock_step
 -- @include fence
 -- @include group
 
@@ -34,6 +35,9 @@ local stale = fence(state, token, now)
 if stale then return stale end
 assert_type('HLEN', { groups, batches })
 assert_type('ZCARD', { claims, retry, suspects, due, ready })
+
+local moving = follow_clock(
+  { state = state, groups = groups, batches = batches, retry = retry, due = due }, now)
 
 -- Counts that a leader vanished while it held these batches. One of them may have killed it. Most
 -- leaders vanish for other reasons, so the first time all are claimed again as they are. Batches
@@ -157,7 +161,7 @@ if room() > 0 and next_due > now then
 end
 
 -- A leader that got items polls again when it has dealt with them: nobody needs to wake it.
-if #items > 0 or next_at <= now then
+if #items > 0 or next_at <= now or moving then
   redis.call('HSET', state, 'wake', 0)
   return { 0, items, suspect }
 end

@@ -14,5 +14,6 @@ local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
 
-redis.call('HSET', state, 'expires', string.format('%.0f', now + lease_ms))
+redis.call('HSET', state, 'expires', string.format('%.0f', now + lease_ms),
+  'lease', string.format('%.0f', lease_ms))
 return 1

@@ -12,12 +12,14 @@ end
 
 -- Updates the group's record after its waiting tasks have lost some. The deadline never moves back,
 -- since of the tasks' own max delays only the shortest is known.
-local function refresh_head(tasks, g)
+local function refresh_head(tasks, g, now)
   if g[WAITING] == 0 then
     g[MARKED] = 0
     return
   end
-  g[FIRST] = entry_arrival(redis.call('LINDEX', tasks, g[CLAIMED]) or '')
-  g[DEADLINE] = math.max(g[DEADLINE], g[FIRST] + g[DELAY])
+  local arrival = entry_arrival(redis.call('LINDEX', tasks, g[CLAIMED]) or '')
+  -- Both were in the future if the clock was set back since.
+  g[FIRST] = math.min(arrival, now)
+  g[DEADLINE] = math.min(math.max(g[DEADLINE], g[FIRST] + g[DELAY]), now + g[DELAY])
   g[MARKED] = math.min(g[MARKED], g[WAITING])
 end

@@ -212,6 +212,8 @@ class Partition:
         self.owner: bytes | None = None
         self.token = 0
         self.expires = 0
+        self.lease = 0
+        self.clock = 0
         self.wake = 0
         self.paused = False
         self.sequence = 0
@@ -374,12 +376,13 @@ class Partition:
             return [0, self.expires - self.now]
         self._end_claims(DIED)
         self.token = max(self.token + 1, self.now)
-        self.owner, self.expires, self.wake = owner, self.now + lease, 0
+        self.owner, self.wake = owner, 0
+        self.expires, self.lease = self.now + lease, lease
         return [self.token, 0]
 
     def renew(self, token: int, lease: int) -> int:
         self._fence(token)
-        self.expires = self.now + lease
+        self.expires, self.lease = self.now + lease, lease
         return 1
 
     def release(self, token: int) -> int:
@@ -403,6 +406,7 @@ class Partition:
 
     def poll(self, token: int, limit: int, sleep: int, skipped: Collection[bytes]) -> list[Any]:
         self._fence(token)
+        self.clock = self.now
         self._count_deaths()
         if self.paused:
             self.wake = self.now + sleep

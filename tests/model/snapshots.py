@@ -92,6 +92,8 @@ def in_model(model: Partition) -> Snapshot:
         "owner": model.owner,
         "token": model.token,
         "expires": model.expires,
+        "lease": model.lease,
+        "clock": model.clock,
         "wake": model.wake,
         "paused": int(model.paused),
         "sequence": model.sequence,

@@ -1,0 +1,62 @@
+-- @include batch
+-- @include group
+
+-- The clock of Redis may be set back: NTP after a bad start, or a failover to a server that is
+-- behind. What was to happen at a time of the old clock would then wait until the new one has
+-- caught up. `poll` notes the time in the state, sees the step, and looks through the indexes once.
+local STEP_MS = 1000  -- smaller steps are ignored
+local MAX_RETRIES_MOVED = 500
+local MAX_GROUPS_MOVED = 200
+
+-- No deadline is further ahead than the max delay of the group.
+local function bring_deadline_near(g, now) g[DEADLINE] = math.min(g[DEADLINE], now + g[DELAY]) end
+
+-- Batches in retry are due now, whatever their delay was: it is not known how much of it is over.
+local function move_retries(at, now)
+  local ids = redis.call('ZRANGEBYSCORE', at.retry, '(' .. string.format('%.0f', now), '+inf',
+    'LIMIT', 0, MAX_RETRIES_MOVED)
+  for _, id in ipairs(ids) do
+    redis.call('ZADD', at.retry, now, id)
+    local batch = read_batch(at.batches, id)
+    local g = batch and read_group(at.groups, batch[GROUP])
+    if g then
+      g[HELD_UNTIL] = math.min(g[HELD_UNTIL], now)
+      bring_deadline_near(g, now)
+      write_group(at.groups, batch[GROUP], g)
+    end
+  end
+end
+
+-- Looks through a part of `due`. Returns the cursor of the next part; '0' at the end.
+local function move_groups(at, cursor, now)
+  local next_cursor, found = unpack(redis.call('ZSCAN', at.due, cursor, 'COUNT', MAX_GROUPS_MOVED))
+  for i = 1, #found, 2 do
+    local group = found[i]
+    local g = read_group(at.groups, group)
+    if g and g[DEADLINE] > now + g[DELAY] then
+      bring_deadline_near(g, now)
+      write_group(at.groups, group, g)
+      redis.call('ZADD', at.due, 'XX', due_at(g), group)
+    end
+  end
+  return next_cursor
+end
+
+-- Notes the time. After a step back moves a part of what waits. Returns whether more is left to
+-- move. `at` has state, groups, batches, retry, due.
+local function follow_clock(at, now)
+  local noted, cursor = unpack(redis.call('HMGET', at.state, 'clock', 'clock_cursor'))
+  redis.call('HSET', at.state, 'clock', string.format('%.0f', now))
+  if (tonumber(noted) or 0) > now + STEP_MS then
+    move_retries(at, now)
+    cursor = '0'
+  end
+  if not cursor then return false end
+  cursor = move_groups(at, string.match(cursor, '^%d+$') or '0', now)
+  if cursor == '0' then
+    redis.call('HDEL', at.state, 'clock_cursor')
+    return false
+  end
+  redis.call('HSET', at.state, 'clock_cursor', cursor)
+  return true
+end
