@@ -85,7 +85,7 @@ def test_a_burial_goes_on_where_its_leader_died(
         moved = 1_000 * (n + 1)
         assert place_counts(agg) == (10, COUNT - moved, moved)
         assert agg.dead_letters() == []
-        assert sync_redis.llen(P.dead_tasks(batch_id)) == moved  # type: ignore[arg-type]
+        assert sync_redis.llen(P.dead_tasks(batch_id)) == moved
     die(sync_redis)
     with pytest.raises(redis.ResponseError, match="STALE"):
         send(sync_redis, bury)
