@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome, State
+from redisagg.flusher.budget import MemoryBudget
 from redisagg.flusher.leader import inflight as module
 from redisagg.flusher.leader.inflight import Bury, Commit, Deliver, GiveBack, InFlight
 from redisagg.sinks import MergedTask
@@ -26,9 +28,13 @@ from redisagg.task import Task
 
 GROUPS = (b"a", b"b")
 LIMIT = 6
+MAX_STALLED = 2
 MAX_ATTEMPTS = 2
+MIB = 1024 * 1024
 PAUSED = Failure("", "", pause=1.0)
 RAISED = Failure("ValueError", "")
+HOPELESS = Failure("MergedTaskTooLarge", "", permanent=True)
+OUTCOMES = {"raise": RAISED, "fail for good": HOPELESS}
 PICK = st.integers(0, 5)
 
 
@@ -38,13 +44,26 @@ class Stored:
 
     number: int
     group: bytes
+    length: int = 0
     attempts: int = 0
+    """Attempts that failed."""
     claimed: Batch | None = None
+    fresh: bool = True
+    """Whether it is cut by its next claim."""
 
 
 def claim_of(stored: Stored) -> Claim:
     batch_id = b"%s-%d" % (stored.group, stored.number)
-    return Claim(batch_id, stored.group, stored.attempts, b"", b"", (), 0, 0, 0, None)
+    attempt, length = stored.attempts + 1, stored.length
+    return Claim(batch_id, stored.group, attempt, b"", b"", (), 0, length, 0, None)
+
+
+def make_inflight(budget: MemoryBudget, max_attempts: int = MAX_ATTEMPTS) -> InFlight:
+    return InFlight(LIMIT, max_stalled=MAX_STALLED, max_attempts=max_attempts, budget=budget)
+
+
+def ignore() -> None:
+    """Nobody waits for memory."""
 
 
 def merged_task(batch: Batch) -> MergedTask:
@@ -56,7 +75,10 @@ class LeaderMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inflight = InFlight(LIMIT, MAX_ATTEMPTS)
+        self.budget = MemoryBudget(ignore)
+        self.others = 0
+        """The bytes of other leaders."""
+        self.inflight = make_inflight(self.budget)
         self.redis: dict[bytes, list[Stored]] = {group: [] for group in GROUPS}
         self.order: dict[bytes, list[Batch]] = {group: [] for group in GROUPS}
         """The batches of each group in the order of their claims."""
@@ -70,15 +92,28 @@ class LeaderMachine(RuleBasedStateMachine):
     # --- claims --------------------------------------------------------------------------------
 
     @precondition(lambda self: self.claiming is None and self.inflight.may_claim())
-    @rule(group=st.sampled_from(GROUPS), count=st.integers(1, 3), skip=st.booleans())
-    def begin_claim(self, group: bytes, count: int, skip: bool) -> None:
-        """Redis cuts batches; with `skip` the reply does not name the oldest one of the group."""
+    @rule(
+        group=st.sampled_from(GROUPS),
+        count=st.integers(1, 3),
+        skip=st.booleans(),
+        died=st.integers(0, 5).map(lambda n: n == 0),
+        length=st.sampled_from([0, 1, 3 * MIB, 30 * MIB]),
+    )
+    def begin_claim(self, group: bytes, count: int, skip: bool, died: bool, length: int) -> None:
+        """Redis cuts batches, and names those that came back.
+
+        With `skip` the reply does not name the oldest one of the group. With `died`, flushers died
+        with it in each attempt.
+        """
         assert not isinstance(self.action, GiveBack) or self.action.failure is None
         stored = self.redis[group]
         while len(stored) < count + 1:
             self.created += 1
-            stored.append(Stored(self.created, group))
-        free = [each for each in stored if each.claimed is None]
+            stored.append(Stored(self.created, group, length))
+        closed = group in self.inflight.closed
+        free = [each for each in stored if each.claimed is None and not (each.fresh and closed)]
+        if died and free:
+            free[0].attempts = MAX_ATTEMPTS
         in_order = [each for each in free if not self._is_behind_free(each, free)]
         self.claiming = in_order[int(skip) : count + int(skip)][: self.inflight.room]
         self.inflight.claim_begun()
@@ -93,16 +128,21 @@ class LeaderMachine(RuleBasedStateMachine):
     def end_claim(self) -> None:
         assert self.claiming is not None
         for stored in self.claiming:
-            stored.attempts += 1
             batch = Batch(claim_of(stored), self._on_merged)
-            stored.claimed = batch
+            stored.claimed, stored.fresh = batch, False
             self.order[batch.group].append(batch)
-            merge = self.inflight.claimed(batch)
-            if merge is not None:
-                assert merge.batch is batch
+            if self.inflight.claimed(batch):
+                assert batch.attempt <= MAX_ATTEMPTS
                 self.submitted.append(batch)
         self.claiming = None
         self.inflight.claim_ended()
+
+    @rule(size=st.sampled_from([0, 10 * MIB, 64 * MIB]))
+    def others_claim(self, size: int) -> None:
+        """The other leaders of the flusher hold so many bytes."""
+        self.budget.take(size)
+        self.budget.give_back(self.others)
+        self.others = size
 
     @rule()
     def all_sinks_fail(self) -> None:
@@ -120,10 +160,10 @@ class LeaderMachine(RuleBasedStateMachine):
             self.merging.append(batch)
 
     @precondition(lambda self: self.merging)
-    @rule(pick=PICK, outcome=st.sampled_from(["enqueue", "deliver", "raise"]))
+    @rule(pick=PICK, outcome=st.sampled_from(["enqueue", "deliver", *OUTCOMES]))
     def end_merge(self, pick: int, outcome: str) -> None:
         batch = self.merging.pop(pick % len(self.merging))
-        failure = RAISED if outcome == "raise" else None
+        failure = OUTCOMES.get(outcome)
         deliveries = [merged_task(batch)] if outcome == "deliver" else []
         batch.end_merge(MergeOutcome(failure, deliveries=deque(deliveries)))
 
@@ -167,7 +207,8 @@ class LeaderMachine(RuleBasedStateMachine):
         elif isinstance(action, GiveBack):
             self._check_give_back(action)
         elif isinstance(action, Bury):
-            assert action.batch.attempt >= MAX_ATTEMPTS
+            hopeless = action.batch.failure is HOPELESS
+            assert hopeless or action.batch.attempt >= MAX_ATTEMPTS
         self.action = action
 
     def _check_order(self, batches: list[Batch]) -> None:
@@ -217,6 +258,8 @@ class LeaderMachine(RuleBasedStateMachine):
                 if stored.claimed is batch:
                     stored.claimed = None
                     stored.attempts = min(stored.attempts, MAX_ATTEMPTS - 1)
+                    if batch.failure is not None and batch is action.batches[0]:
+                        stored.attempts += batch.failure.counts
         for deliver in self.inflight.given_back(action):
             self._start(deliver)
 
@@ -243,7 +286,7 @@ class LeaderMachine(RuleBasedStateMachine):
     def nothing_is_forgotten(self) -> None:
         claimed = {each.batch_id for group in GROUPS for each in self._claimed(group)}
         assert set(self.inflight.ids) == claimed
-        assert len(self.inflight) <= LIMIT
+        assert len(self.inflight) <= 4 * LIMIT
 
     def _claimed(self, group: bytes) -> list[Batch]:
         return [each.claimed for each in self.redis[group] if each.claimed is not None]
@@ -254,6 +297,38 @@ class LeaderMachine(RuleBasedStateMachine):
         if not self.inflight.may_claim():
             failed = any(b.failure for group in GROUPS for b in self._claimed(group))
             assert failed or self.action is not None
+
+    def _stalled(self, group: bytes) -> list[Batch]:
+        """Those that were merged and wait for a sink or for older batches of the group."""
+        waiting = (State.MERGED, State.DELIVERING)
+        mine = [each for each in self._in_flight(group) if each.attempt <= MAX_ATTEMPTS]
+        return [each for each in mine if each.state in waiting]
+
+    @invariant()
+    def no_group_takes_more_than_its_share(self) -> None:
+        to_merge = (State.CLAIMED, State.MERGING, State.MERGED, State.DELIVERING)
+        for group in GROUPS:
+            mine = self._in_flight(group)
+            size = sum(each.claim.length for each in mine)
+            merging = [each for each in mine if each.state in to_merge]
+            failed = any(each.failure for each in mine)
+            busy = size >= 8 * MIB or len(self._stalled(group)) >= MAX_STALLED or failed
+            closed = group in self.inflight.closed
+            assert closed or not (busy or len(merging) >= LIMIT // 2), "its share is used up"
+            assert busy or len(mine) >= LIMIT // 2 or not closed, "closed for nothing"
+
+    @invariant()
+    def the_room_is_what_is_left(self) -> None:
+        size = sum(each.claim.length for group in GROUPS for each in self._claimed(group))
+        left = max(2 * MIB - size, 64 * MIB - size - self.others)
+        assert self.inflight.bytes_left == left
+        stalled = sum(len(self._stalled(group)) for group in GROUPS)
+        # One that is given back counts as stalled until Redis has been told, if it was before.
+        in_flight = [each for group in GROUPS for each in self._in_flight(group)]
+        abandoned = sum(each.state is State.ABANDONED for each in in_flight)
+        fewest = LIMIT + stalled - len(in_flight)
+        places = range(max(0, fewest), max(0, fewest + abandoned) + 1)
+        assert self.inflight.room in (places if left > 0 else (0,))
 
     def teardown(self) -> None:
         """Everything comes to an end when all merges, deliveries and replies succeed."""
@@ -278,6 +353,8 @@ class LeaderMachine(RuleBasedStateMachine):
                 break
         assert not self.inflight.ids, "the leader stands still"
         assert self.inflight.may_claim()
+        assert not self.inflight.closed
+        assert self.budget.left(10 * MIB) == 64 * MIB - self.others, "memory is not given back"
 
 
 TestInFlight = LeaderMachine.TestCase
@@ -296,6 +373,19 @@ def _advance_any(self: InFlight, group: module._Group) -> None:
 
 def _ignore(group: module._Group, failed: int) -> None:
     """Sets nothing, so that no group has a failed batch."""
+
+
+_made, _marked = InFlight.__init__, InFlight._mark_failed
+
+
+def _make_without_shares(self: InFlight, *args: Any, **options: Any) -> None:
+    _made(self, *args, **options)
+    self._max_of_group = 100
+
+
+def _mark_and_open(self: InFlight, group: Any, batch: Batch, failure: Failure) -> None:
+    _marked(self, group, batch, failure)
+    self._closed.discard(batch.group)
 
 
 def _begin_always(self: Batch) -> bool:
@@ -318,6 +408,17 @@ def _abandon_always(self: Batch) -> bool:
         pytest.param(Batch, "abandon_unless_begun", _abandon_always, id="no end of a merge begun"),
         pytest.param(InFlight, "may_claim", lambda _: True, id="no claim during a report"),
         pytest.param(InFlight, "claim_begun", lambda _: None, id="no report during a claim"),
+        pytest.param(InFlight, "__init__", _make_without_shares, id="batches of a group"),
+        pytest.param(module, "_GROUP_BYTES", 1 << 60, id="bytes of a group"),
+        pytest.param(InFlight, "_stall", lambda *_: None, id="stalled batches take no place"),
+        pytest.param(InFlight, "_end_stall", lambda *_: None, id="the end of a stall"),
+        pytest.param(
+            InFlight, "_mark_failed", _mark_and_open, id="a failed batch closes its group"
+        ),
+        pytest.param(InFlight, "_is_closed", lambda *_: False, id="closed until there is room"),
+        pytest.param(InFlight, "_is_closed", lambda *_: True, id="open when there is room"),
+        pytest.param(InFlight, "bytes_left", 1, id="the memory of a flusher"),
+        pytest.param(MemoryBudget, "give_back", lambda *_: None, id="memory is given back"),
     ],
 )
 def test_the_machine_notices_a_missing_rule(
@@ -337,7 +438,7 @@ def test_the_machine_notices_a_missing_rule(
 
 
 def _batch(number: int) -> Batch:
-    return Batch(claim_of(Stored(number, b"a", attempts=1)), lambda batch: None)
+    return Batch(claim_of(Stored(number, b"a")), lambda batch: None)
 
 
 def test_a_merge_that_begins_and_one_that_is_abandoned_never_both_happen() -> None:
@@ -364,7 +465,7 @@ def test_a_merge_that_begins_and_one_that_is_abandoned_never_both_happen() -> No
 
 def test_an_abandoned_merge_is_not_heard() -> None:
     heard: list[Batch] = []
-    batch = Batch(claim_of(Stored(1, b"a", attempts=1)), heard.append)
+    batch = Batch(claim_of(Stored(1, b"a")), heard.append)
     assert batch.begin()
     batch.abandon()
     batch.end_merge(MergeOutcome())
@@ -372,9 +473,9 @@ def test_an_abandoned_merge_is_not_heard() -> None:
 
 
 def test_commits_and_failures_take_turns() -> None:
-    inflight = InFlight(10, 1)
+    inflight = make_inflight(MemoryBudget(ignore), max_attempts=1)
     for number, group in enumerate([b"a", b"b", b"c", b"d"]):
-        batch = Batch(claim_of(Stored(number, group, attempts=1)), lambda batch: None)
+        batch = Batch(claim_of(Stored(number, group)), lambda batch: None)
         inflight.claimed(batch)
         batch.begin()
         batch.end_merge(MergeOutcome(RAISED if number % 2 else None))
@@ -391,7 +492,7 @@ def test_commits_and_failures_take_turns() -> None:
 
 
 def test_everything_can_be_given_back_while_a_commit_is_under_way() -> None:
-    inflight = InFlight(10, 3)
+    inflight = make_inflight(MemoryBudget(ignore), max_attempts=3)
     batch = _batch(1)
     inflight.claimed(batch)
     batch.begin()
@@ -407,3 +508,17 @@ def test_everything_can_be_given_back_while_a_commit_is_under_way() -> None:
     assert inflight.committed(batch) is None
     assert len(inflight) == 0
     assert inflight.next_action() is None
+
+
+def test_the_memory_of_a_leader_that_ends_is_given_back_once() -> None:
+    freed: list[bool] = []
+    budget = MemoryBudget(lambda: freed.append(True))
+    inflight = make_inflight(budget)
+    batch = Batch(claim_of(Stored(1, b"a", length=64 * MIB)), lambda batch: None)
+    inflight.claimed(batch)
+    assert inflight.room == 0
+    assert budget.left(0) == 2 * MIB
+    inflight.close()
+    assert batch.state is State.ABANDONED
+    assert budget.left(2 * MIB) == 64 * MIB
+    assert freed == [True]
