@@ -10,6 +10,7 @@
 -- The ids of the tasks leave the waiting ids here, and join those that were flushed lately. That
 -- happens once, although a batch that is claimed again is read again: the same ids may wait anew.
 
+-- @include arguments
 -- @include assert_type
 -- @include batch
 -- @include clock
@@ -22,8 +23,9 @@
 
 local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local seen, seen_before, tasks, ids = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local token, id, from, window_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local max_bytes = tonumber(ARGV[5])
+local token, id, from = ARGV[1], ARGV[2], whole_number(ARGV[3])
+local window_ms, max_bytes = whole_number(ARGV[4]), whole_number(ARGV[5])
+assert_arguments(#KEYS == 8 and #ARGV == 5)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end

@@ -79,7 +79,7 @@ class Leader:
             deliverer=self._deliverer,
             on_room=self._batches_left,
         )
-        self._reader = TaskReader(session, on_read=merger.submit, on_gone=self._gone)
+        self._reader = TaskReader(session, on_read=merger.submit, on_failed=_fail)
         self._claimer = Claimer(
             session=session,
             inflight=self._inflight,
@@ -126,11 +126,6 @@ class Leader:
         else:
             self._reader.start(batch)
 
-    def _gone(self, batch: Batch) -> None:
-        if batch.begin():
-            error = "Redis says that it is not in flight"
-            batch.end_merge(MergeOutcome(Failure(error, "", pause=0)))
-
     def _merged(self, batch: Batch) -> None:
         deliver = self._inflight.merged(batch)
         if deliver is not None:
@@ -154,6 +149,12 @@ class Leader:
                 _log.warning("%d batches in flight are given back unfinished", len(self._inflight))
                 await self._committer.give_back(self._inflight.give_back_all(), 0)
                 return
+
+
+def _fail(batch: Batch, failure: Failure) -> None:
+    """Ends a batch without a merge."""
+    if batch.begin():
+        batch.end_merge(MergeOutcome(failure))
 
 
 async def _first_of(*tasks: asyncio.Task[None]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from redisagg.errors import RedisUnavailable, StaleLease
-from redisagg.flusher.batch import Batch, State
+from redisagg.flusher.batch import Batch, Failure, State
 from redisagg.flusher.leader.session import LeaseSession
 
 _log = logging.getLogger("redisagg")
@@ -16,8 +16,13 @@ _log = logging.getLogger("redisagg")
 _SLICE_BYTES = 1024 * 1024
 _LEAST_SLICE_BYTES = 16 * 1024
 
+# After so many lost replies in a row to the smallest slice the attempt fails, while Redis works.
+_MOST_LOST = 5
+
 # Seconds until a slice is asked for again.
 _RETRY_WAIT = 0.2
+
+_GONE = Failure("Redis says that it is not in flight", "", pause=0)
 
 
 class TaskReader:
@@ -25,18 +30,18 @@ class TaskReader:
 
     Args:
         on_read: called with each batch whose tasks have been read.
-        on_gone: called with each batch that Redis says is not in flight.
+        on_failed: called with each batch that can't be read, and why.
     """
 
     def __init__(
         self,
         session: LeaseSession,
         on_read: Callable[[Batch], None],
-        on_gone: Callable[[Batch], None],
+        on_failed: Callable[[Batch, Failure], None],
     ) -> None:
         self._session = session
         self._on_read = on_read
-        self._on_gone = on_gone
+        self._on_failed = on_failed
         self._turn = asyncio.Lock()
         self._slice_bytes = _SLICE_BYTES
         self._running: set[asyncio.Task[None]] = set()
@@ -60,8 +65,11 @@ class TaskReader:
                     read = await self._read_slice(batch, len(entries))
                 except StaleLease:
                     return  # the leader ends, and with it this batch
+                except RedisUnavailable as error:
+                    self._on_failed(batch, Failure.of(error))
+                    return
                 if read is None:
-                    self._on_gone(batch)
+                    self._on_failed(batch, _GONE)
                     return
                 if not read:
                     break
@@ -76,15 +84,28 @@ class TaskReader:
             self._on_read(batch)
 
     async def _read_slice(self, batch: Batch, start: int) -> list[bytes] | None:
-        """Returns the tasks from this place on, or None if the batch is not in flight."""
+        """Returns the tasks from this place on, or None if the batch is not in flight.
+
+        Raises:
+            StaleLease: the partition has another leader.
+            RedisUnavailable: no reply with these tasks comes, although Redis works.
+        """
+        requests = self._session.requests
+        lost = 0
         while True:
-            requests = self._session.requests
-            request = requests.read_tasks(batch.batch_id, batch.group, start, self._slice_bytes)
+            size = self._slice_bytes
+            request = requests.read_tasks(batch.batch_id, batch.group, start, size)
             try:
                 [read] = await self._session.send_all([request], once=True)
             except RedisUnavailable:
-                self._slice_bytes = max(_LEAST_SLICE_BYTES, self._slice_bytes // 2)
+                lost += size == _LEAST_SLICE_BYTES
+                if lost == _MOST_LOST:
+                    raise
+                self._slice_bytes = max(_LEAST_SLICE_BYTES, size // 2)
                 await asyncio.sleep(_RETRY_WAIT)
+                # Its reply comes when Redis works again, so an outage is not counted.
+                await self._session.send(requests.extend([batch.batch_id]))
                 continue
+            self._slice_bytes = min(_SLICE_BYTES, size * 2)
             tasks: list[bytes] | None = read
             return tasks
