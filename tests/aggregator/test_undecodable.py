@@ -66,6 +66,27 @@ def test_the_other_tasks_of_the_batch_are_enqueued(
     assert (stats.dead, stats.batches_dead, stats.pending, stats.in_flight) == (1, 1, 0, 0)
 
 
+def test_many_are_set_aside_in_parts(make: Make, sync_redis: redis.Redis) -> None:
+    """One call for all of them would keep Redis busy: each is looked up in a long list."""
+    agg = make(group_max_size=1_201)
+    agg.pause()
+    for start in range(0, 1_200, 200):
+        agg.add_tasks(numbered("a", 200, start=start))
+    agg.add_tasks(numbered("a", 1, start=1_200))
+    for place in range(1_200):
+        spoil(sync_redis, "a", place, b"rubbish %d" % place)
+    with agg:
+        agg.resume()
+        await_batches(agg, 1)
+        assert agg.wait_until_idle(5)
+    letters = agg.dead_letters(tasks=True)
+    assert [letter.size for letter in letters] == [500, 500, 200]
+    raw = [stored.raw for letter in letters for stored in letter.tasks or ()]
+    assert raw == [b"rubbish %d" % place for place in range(1_200)]
+    assert payloads(enqueued(agg)) == [1_200]
+    assert agg.stats().dead == 1_200
+
+
 def test_a_group_of_undecodable_tasks_only_is_set_aside_again_after_a_requeue(
     make: Make, sync_redis: redis.Redis
 ) -> None:

@@ -34,6 +34,10 @@ _LARGE_CALL = 512 * 1024
 # batch of the call counts as too large.
 _MAX_CLOSED = 3
 
+# Entries that one call copies into a dead letter. A constant: whoever repeats the calls after a
+# death has to put the same entries into the same dead letters.
+_SET_ASIDE_TASKS = 500
+
 
 @dataclass(slots=True)
 class _Call:
@@ -211,11 +215,19 @@ class Committer:
         )
 
     async def _set_aside(self, batch: Batch, undecodable: list[tuple[int, str]]) -> None:
+        """Copies entries that are no tasks into dead letters, a limited number into each.
+
+        The same entries get into the same dead letters if this is repeated after a death.
+        """
         positions = [position for position, _ in undecodable]
         error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
         _log.error("group %r: %s", batch.group[:64], error)
         requests = self._session.requests
-        await self._session.send(requests.set_aside(batch.batch_id, batch.group, positions, error))
+        for part, start in enumerate(range(0, len(positions), _SET_ASIDE_TASKS), 1):
+            some = positions[start : start + _SET_ASIDE_TASKS]
+            await self._session.send(
+                requests.set_aside(batch.batch_id, batch.group, some, error, part=part)
+            )
 
     # --- failures ------------------------------------------------------------------------------
 

@@ -153,11 +153,17 @@ class LeaderRequests:
         return call("bury", keys, self._token, batch_id, attempts, *error)
 
     def set_aside(
-        self, batch_id: bytes, group: bytes, positions: Sequence[int], error: str
+        self, batch_id: bytes, group: bytes, positions: Sequence[int], error: str, *, part: int = 1
     ) -> Request:
-        """Copies entries of a batch that are no tasks into a dead letter."""
+        """Copies entries of a batch that are no tasks into a dead letter.
+
+        Args:
+            part: the number of the dead letter, if there are several for the batch.
+        """
         p = self._partition
         letter = batch_id + b"-undecodable"
+        if part > 1:
+            letter += b"-%d" % part
         keys = [p.state, p.groups, p.batches, p.dead, p.tasks(group), p.dead_tasks(letter)]
         return call("set_aside", keys, self._token, batch_id, letter, _utf8(error), *positions)
 
