@@ -46,7 +46,7 @@ local LEADER_COMMANDS = {
   { 'RENAME', no_tasks, no_tasks }, { 'UNLINK', no_tasks },
   { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
   { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
-  { 'ZSCAN', claims, 0, 'COUNT', 1 },
+  { 'HSCAN', no_tasks, 0 },
   { 'SADD', state, '' }, { 'PTTL', no_tasks }, { 'PEXPIRE', no_tasks, 1 },
 }
 for _, command in ipairs(LEADER_COMMANDS) do

@@ -37,7 +37,7 @@ assert_type('HLEN', { groups, batches })
 assert_type('ZCARD', { claims, retry, suspects, due, ready })
 
 local moving = follow_clock(
-  { state = state, groups = groups, batches = batches, retry = retry, due = due }, now)
+  { state = state, groups = groups, retry = retry, due = due }, now)
 
 -- Counts that a leader vanished while it held these batches. One of them may have killed it. Most
 -- leaders vanish for other reasons, so the first time all are claimed again as they are. Batches
