@@ -196,7 +196,7 @@ class Committer:
         """
         if size < _LARGE_CALL:
             return await self._session.send(request)
-        refused: RedisAggError
+        refused: RedisAggError | None = None
         for _ in range(_MAX_CLOSED):
             try:
                 [reply] = await self._session.send_all([request], once=True)
