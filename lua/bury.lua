@@ -36,6 +36,7 @@ local g = read_group(groups, group)
 if not g then return 'GONE' end  -- foreign bytes: the batch stays claimed until they are gone
 if not is_head(g, batch) then return 'ORDER' end
 
+assert_type('HLEN', { dead })
 assert_type('LLEN', { dead_tasks })
 local stored = redis.call('LLEN', tasks)
 local count, length = batch[TASK_COUNT], batch[LENGTH]  -- of the tasks that are moved
@@ -43,7 +44,8 @@ local begun = batch[LETTER] ~= ''
 if not begun then
   batch[ATTEMPTS], batch[ERROR], batch[MERGED] = attempts, error, ''
   batch[LETTER] = pack_dead{
-    batch = batch, task_count = count, died = now, error = error, traceback = traceback,
+    batch = batch, task_count = count, length = length, died = now, error = error,
+    traceback = traceback,
   }
 end
 

@@ -13,10 +13,10 @@
 -- @include clock
 -- @include counts
 -- @include dead
--- @include entry
 -- @include group
 -- @include record
 -- @include schema
+-- @include slice
 -- @include wake
 
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -31,18 +31,28 @@ local letter, foreign = read_dead(dead, id)
 if foreign then return redis.error_reply(FOREIGN) end
 if not letter then return 0 end
 local group = letter[DEAD_GROUP]
-local entries = redis.call('LRANGE', dead_tasks, 0, -1)
-local count, length = #entries, total_bytes(entries)
+local count, length = redis.call('LLEN', dead_tasks), letter[DEAD_LENGTH]
 local g, foreign_group = read_group(groups, group)
 if foreign_group then return redis.error_reply(FOREIGN) end
 g = g or new_group()
-assert_type('LLEN', { tasks })
+local stored = redis.call('LLEN', tasks)
 assert_type('HLEN', { batches })
 assert_type('ZCARD', { retry, due, ready })
 
-local reversed = {}
-for i = 1, count do reversed[i] = entries[count + 1 - i] end
-call_chunked('LPUSH', tasks, reversed)
+-- Puts the tasks of the dead letter before those of the group. The shorter list is copied.
+local function move_tasks()
+  if stored == 0 or is_large(count, length) and stored < count then
+    if count == 0 then return end  -- somebody else removed the list
+    call_chunked('RPUSH', dead_tasks, redis.call('LRANGE', tasks, 0, -1))
+    redis.call('RENAME', dead_tasks, tasks)
+    return
+  end
+  local entries, reversed = redis.call('LRANGE', dead_tasks, 0, -1), {}
+  for i = 1, count do reversed[i] = entries[count + 1 - i] end
+  call_chunked('LPUSH', tasks, reversed)
+  redis.call('UNLINK', dead_tasks)
+end
+
 g[BASE] = g[BASE] - count
 g[CLAIMED] = g[CLAIMED] + count
 local batch = {
@@ -65,9 +75,9 @@ redis.call('ZADD', retry, now, id)
 write_group(groups, group, g)
 schedule(due, ready, group, g, now)
 redis.call('HDEL', dead, id)
-redis.call('UNLINK', dead_tasks)
+move_tasks()
 add_count(state, 'claimed', count)
 add_count(state, 'bytes', length)
-add_count(state, 'dead', -count)
+add_count(state, 'dead', -letter[DEAD_TASK_COUNT])
 if now < read_count(state, 'wake') then wake_leader(state, channel, partition) end
 return count

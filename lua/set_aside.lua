@@ -13,6 +13,7 @@
 -- @include clock
 -- @include counts
 -- @include dead
+-- @include entry
 -- @include fence
 -- @include group
 
@@ -41,7 +42,8 @@ end
 local count = #entries
 if count == 0 then return 'OK' end
 redis.call('HSET', dead, letter_id, pack_dead{
-  batch = batch, task_count = count, died = now, error = error, traceback = '',
+  batch = batch, task_count = count, length = total_bytes(entries), died = now, error = error,
+  traceback = '',
 })
 call_chunked('RPUSH', dead_tasks, entries)
 add_count(state, 'dead', count)

@@ -10,19 +10,22 @@ local DEAD_CREATED    = 4  -- CREATED of the batch
 local DEAD_DIED       = 5  -- when it became a dead letter, ms
 local DEAD_ERROR      = 6  -- error text
 local DEAD_TRACEBACK  = 7  -- traceback, or ''
+local DEAD_LENGTH     = 8  -- bytes of its tasks; of a large batch about
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_dead(dead, id)
-  local letter, foreign = read_record(dead, id, DEAD_TRACEBACK)
+  local letter, foreign = read_record(dead, id, DEAD_LENGTH)
   if not letter then return nil, foreign end
   if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
-    and are_whole(letter, DEAD_TASK_COUNT, DEAD_DIED) then
+    and are_whole(letter, DEAD_TASK_COUNT, DEAD_DIED)
+    and are_whole(letter, DEAD_LENGTH, DEAD_LENGTH) then
     return letter
   end
   return nil, true
 end
 
--- The packed record of tasks of a batch; `letter` has batch, task_count, died, error, traceback.
+-- The packed record of tasks of a batch; `letter` has batch, task_count,
+-- length, died, error, traceback.
 local function pack_dead(letter)
   local batch = letter.batch
   return cmsgpack.pack({
@@ -33,5 +36,6 @@ local function pack_dead(letter)
     [DEAD_DIED] = letter.died,
     [DEAD_ERROR] = letter.error,
     [DEAD_TRACEBACK] = letter.traceback,
+    [DEAD_LENGTH] = letter.length,
   })
 end

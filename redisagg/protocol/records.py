@@ -65,6 +65,7 @@ class DeadRecord(NamedTuple):
     died: int
     error: bytes
     traceback: bytes
+    length: int
 
 
 def group_record(packed: bytes, name: bytes = b"") -> GroupRecord:

@@ -645,7 +645,7 @@ class Partition:
         whole = not batch.letter and count == group.claimed + len(group.waiting)
         if batch.letter is None:
             batch.attempts, batch.error, batch.merged = attempts, error, b""
-            batch.letter = self._dead_letter(batch, batch.entries, error, traceback)
+            batch.letter = self._dead_letter(batch, batch.entries, batch.length, error, traceback)
             batch.letter.entries = []
         moved = batch.entries if whole else batch.entries[:SLICE_TASKS]
         self._take_ids_off(batch, len(moved), dedupe=False)
@@ -661,10 +661,11 @@ class Partition:
         return b"MORE"
 
     def _dead_letter(
-        self, batch: Batch, entries: list[Entry], error: bytes, traceback: bytes
+        self, batch: Batch, entries: list[Entry], size: int, error: bytes, traceback: bytes
     ) -> DeadLetter:
         record = DeadRecord(
-            batch.group, len(entries), batch.attempts, batch.created, self.now, error, traceback
+            *(batch.group, len(entries), batch.attempts, batch.created, self.now),
+            *(error, traceback, size),
         )
         return DeadLetter(record, entries)
 
@@ -677,7 +678,7 @@ class Partition:
         if letter_id not in self.dead and letter_id not in self.batches:
             batch = self.batches[batch_id]
             entries = [batch.entries[place] for place in places]
-            self.dead[letter_id] = self._dead_letter(batch, entries, error, b"")
+            self.dead[letter_id] = self._dead_letter(batch, entries, length(entries), error, b"")
         return b"OK"
 
     def retry(self, token: int, batches: Iterable[Retry]) -> list[int]:
@@ -720,7 +721,7 @@ class Partition:
         letter = self.dead.pop(letter_id)
         record = letter.record
         entries = letter.entries
-        batch = Batch(letter_id, record.group, entries, record.created, length(entries))
+        batch = Batch(letter_id, record.group, entries, record.created, record.length)
         batch.error, batch.read = record.error, len(entries)
         group = self.groups.setdefault(record.group, Group())
         group.in_flight.insert(0, batch)

@@ -17,7 +17,7 @@ from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request, call
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
-from tests.support.tasks import await_dead, enqueued, numbered, quick_config
+from tests.support.tasks import await_dead, enqueued, numbered, payloads, quick_config
 
 Client: TypeAlias = Any  # redis.Redis, whose types take no bytes for keys
 
@@ -108,3 +108,31 @@ def test_a_batch_that_is_half_buried_is_not_committed(make: Make, sync_redis: re
     [[batch_id, *_]] = claim(sync_redis, leader)
     assert send(sync_redis, leader.bury(batch_id, b"g", 7, FAILURE)) == b"MORE"
     assert send(sync_redis, leader.commit([(batch_id, b"g", None)])) == [b"ORDER"]
+
+
+@pytest.mark.parametrize("behind", [0, 10, COUNT + 10])
+def test_a_requeue_copies_the_shorter_list(
+    make: Make, sync_redis: redis.Redis, behind: int
+) -> None:
+    agg = filled(make, sync_redis, behind=behind)
+    leader = lead(sync_redis, "first")
+    [[batch_id, *_]] = claim(sync_redis, leader)[:1]
+    while send(sync_redis, leader.bury(batch_id, b"g", 7, FAILURE)) == b"MORE":
+        pass
+    sync_redis.config_resetstat()
+    before = agg.stats().stored_bytes
+    assert agg.requeue_dead_letter(batch_id.decode()) == COUNT
+    stats: Any = sync_redis.info("commandstats")
+    assert ("cmdstat_lpush" in stats) == (behind > COUNT)
+    assert place_counts(agg)[2] == 0
+    assert agg.stats().stored_bytes > before
+    die(sync_redis)
+    with agg:
+        agg.flush("g")
+        assert agg.wait_until_idle(20)
+    batches = enqueued(agg)
+    assert batches[0].batch_id.encode() == batch_id
+    assert batches[0].count == COUNT
+    assert [n for batch in batches for n in payloads([batch])] == list(range(COUNT + behind))
+    assert agg.stats().stored_bytes == 0
+    assert sync_redis.keys("*:dead:*") == sync_redis.keys("*:tasks:*") == []
