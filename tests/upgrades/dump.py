@@ -109,8 +109,8 @@ def _claim(url: str, group: bytes) -> None:
     p = Keyspace(NAME, PARTITIONS).partition_of(group)
     lease = call("acquire", [p.state, p.claims, p.tasks(b"")], b"dead", 1000, p.label)
     [[token, _]] = transport.exchange([lease])
-    keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready, p.seen, p.seen_before]
-    keys += (p.tasks(group), p.ids(group))
+    keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.suspects, p.due, p.ready]
+    keys += (p.seen, p.seen_before, p.tasks(group), p.ids(group))
     args = (token, 60_000, p.digits, 1, 100, 100_000, 1000, 3_600_000, b"", group)
     [claimed] = transport.exchange([call("claim", keys, *args)])
     assert len(claimed) == 1
