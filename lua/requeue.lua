@@ -16,7 +16,6 @@
 -- @include group
 -- @include record
 -- @include schema
--- @include slice
 -- @include wake
 
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -41,8 +40,8 @@ assert_type('ZCARD', { retry, due, ready })
 
 -- Puts the tasks of the dead letter before those of the group. The shorter list is copied.
 local function move_tasks()
-  if stored == 0 or is_large(count, length) and stored < count then
-    if count == 0 then return end  -- somebody else removed the list
+  if stored < count then
+    redis.call('RENAME', dead_tasks, dead_tasks)  -- changes nothing: a user may lack the right
     call_chunked('RPUSH', dead_tasks, redis.call('LRANGE', tasks, 0, -1))
     redis.call('RENAME', dead_tasks, tasks)
     return
@@ -53,6 +52,7 @@ local function move_tasks()
   redis.call('UNLINK', dead_tasks)
 end
 
+move_tasks()
 g[BASE] = g[BASE] - count
 g[CLAIMED] = g[CLAIMED] + count
 local batch = {
@@ -75,7 +75,6 @@ redis.call('ZADD', retry, now, id)
 write_group(groups, group, g)
 schedule(due, ready, group, g, now)
 redis.call('HDEL', dead, id)
-move_tasks()
 add_count(state, 'claimed', count)
 add_count(state, 'bytes', length)
 add_count(state, 'dead', -letter[DEAD_TASK_COUNT])
