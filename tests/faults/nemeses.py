@@ -438,7 +438,8 @@ def all_faults(topology: Topology, fleet: Fleet, network: Network, record: Recor
     faults.append(FreezeInCommit(fleet, network, script, record.downs))
     faults += [BadLink(fleet, network, kind, apply) for kind, apply in LINK_FAULTS.items()]
     faults += [Command(topology, kind, *commands) for kind, commands in COMMANDS.items()]
-    faults.append(Busy(topology))
+    if not topology.fails_over_when_busy:
+        faults.append(Busy(topology))
     if topology.single_server is not None:
         faults += [
             KillServer(topology, topology.single_server),

@@ -48,6 +48,8 @@ class Topology(ABC):
     """The acknowledged tasks that may be lost, as text for the report."""
     sink: ClassVar[str] = "stream"
     """The kind of sink, of `tests.faults.faulty.SINKS`."""
+    fails_over_when_busy: ClassVar[bool] = False
+    """Whether a server that is busy for long is replaced. A run could not tell when that was."""
     config: ClassVar[Mapping[str, Any]] = {}
     """Changes to the settings in `tests.faults.workload`."""
 
@@ -265,6 +267,7 @@ class Replicated(Topology):
     """A primary with two replicas and three Sentinels. Replication is asynchronous."""
 
     name = "sentinel"
+    fails_over_when_busy = True
     promise = (
         "a primary with replicas and Sentinels: what was acknowledged around a failover, from "
         f"{_LAG:g} s before until the old primary knows of it"
