@@ -198,7 +198,7 @@ def listen(user: User) -> None:
 
 
 def furnish(admin: User) -> tuple[list[bytes], list[bytes]]:
-    """Makes groups, batches in all states and two dead letters.
+    """Makes groups, batches in all states and three dead letters.
 
     Returns:
         The batch ids of the dead letters, and those of the batches in flight.
@@ -208,9 +208,10 @@ def furnish(admin: User) -> tuple[list[bytes], list[bytes]]:
     token = admin.acquire()
     for group in (b"dead1", b"dead2", b"retry", b"claimed"):
         admin.add(group, b"1")
+    admin.add(b"dead3", b"1", b"2")
     in_hand = {group: batch_id for batch_id, group in admin.claim(token).items()}
-    letters = [in_hand[b"dead1"], in_hand[b"dead2"]]
-    for letter, group in zip(letters, (b"dead1", b"dead2"), strict=True):
+    letters = [in_hand[b"dead1"], in_hand[b"dead2"], in_hand[b"dead3"]]
+    for letter, group in zip(letters, (b"dead1", b"dead2", b"dead3"), strict=True):
         admin.bury(token, letter, group)
     admin.retry(token, in_hand[b"retry"], 60_000)
     admin.add(b"claimed", b"2")
@@ -228,7 +229,7 @@ def observe(user: User, admin: User) -> None:
     assert user.run(inspecting.group(SPACE, b"waiting", limit=10))
     batches = user.run(inspecting.batches(SPACE, tasks=True))
     assert sorted(batch.batch_id.encode() for batch in batches) == sorted(flying)
-    assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 2
+    assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 3
     assert user.run(inspecting.dead_letter(SPACE, letters[0].decode()))
     assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
     user.run(reading.read_sink(namespace, [QUEUE], {}, 10))
@@ -244,7 +245,10 @@ def operate(user: User, admin: User) -> None:
     assert user.run(steering.cancel_group(SPACE, b"claimed")) == 1
     user.run(steering.pause(SPACE, paused=True))
     user.run(steering.pause(SPACE, paused=False))
+    admin.add(b"dead1", b"2")
+    admin.add(b"dead3", b"3")
     assert user.run(steering.requeue_dead_letter(SPACE, letters[0].decode())) == 1
+    assert user.run(steering.requeue_dead_letter(SPACE, letters[2].decode())) == 2
     assert user.run(steering.drop_dead_letter(SPACE, letters[1].decode())) == 1
     # A group that is due is removed from both indices.
     admin.add(b"waiting", b"4")
