@@ -167,7 +167,7 @@ local function add_section(tasks, ids, at, n)
   local g, foreign = read_group(groups, group)
   if foreign then return FOREIGN end
   g = g or new_group()
-  local number = g[BASE] + g[CLAIMED] + g[WAITING]
+  local number = next_number(g)
   local grace, delay, size, priority = parse_limits(limits_text)
   if not priority then return BAD_LIMITS end
   local full = limited and too_full(group, ids, first, n)

@@ -26,7 +26,8 @@ else
   redis.call('LTRIM', tasks, 0, g[CLAIMED] - 1)
 end
 redis.call('UNLINK', ids)
-g[WAITING], g[MARKED], g[BYTES], g[IDS_FROM] = 0, 0, 0, g[BASE] + g[CLAIMED]
+g[WAITING], g[MARKED], g[BYTES], g[CANCELLED] = 0, 0, 0, 0
+g[IDS_FROM] = g[BASE] + g[CLAIMED]
 write_group(groups, group, g)
 local NO_TIME = 0  -- a group without waiting tasks is in no index, whatever the time
 schedule(due, ready, group, g, NO_TIME)

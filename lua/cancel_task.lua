@@ -4,8 +4,8 @@
 -- ARGV   1 group key  2 task id
 -- Reply  1, or 0 if no such task waits (a batch may hold it)
 --
--- Cost: O(1) to find the task, plus one step for each earlier task that was cancelled since it
--- came; and one pass over the list to remove it.
+-- Cost: LINDEX once or twice if tasks are cancelled in the order of their arrival, else O(log n)
+-- times; and LREM from the nearer end of the list.
 
 -- @include arguments
 -- @include assert_type
@@ -30,13 +30,42 @@ local g = read_group(groups, group)
 assert_type('ZCARD', { due, ready })
 if not g then return 0 end
 
--- The task was at number - BASE when it came. Since then it can only have moved towards the head.
 local last_place = g[CLAIMED] + g[WAITING] - 1
-local place = math.min(number - g[BASE], last_place)
-while place >= g[CLAIMED] and entry_id(redis.call('LINDEX', tasks, place) or '') ~= id do
-  place = place - 1
+
+-- The number and the id of the task at a place; there is no number if foreign bytes are there.
+local function task_at(place)
+  local found = entry_id(redis.call('LINDEX', tasks, place) or '')
+  return tonumber(redis.call('HGET', ids, found) or nil), found
 end
-if place < g[CLAIMED] then return 0 end
+
+-- Returns the place of the task with this number, or nil. The distance of a number from its place
+-- rises along the list, so each look at a place bounds the place that is sought from both sides.
+local function find(wanted)
+  local low = math.max(g[CLAIMED], wanted - g[BASE] - g[CANCELLED])
+  local high = math.min(wanted - g[BASE], last_place)
+  local looks = 0
+  while low <= high do
+    looks = looks + 1
+    local middle = looks == 1 and high or looks == 2 and low or math.floor((low + high) / 2)
+    local place = middle
+    local found_number, found_id = task_at(place)
+    while not found_number and place > low do  -- foreign bytes: look before them
+      place = place - 1
+      found_number, found_id = task_at(place)
+    end
+    if found_id == id then return place end
+    if not found_number then
+      low = middle + 1
+    elseif found_number > wanted then
+      low, high = math.max(low, place - (found_number - wanted)), place - 1
+    else
+      low, high = middle + 1, math.min(high, place + (wanted - found_number))
+    end
+  end
+end
+
+local place = find(tonumber(number))
+if not place then return 0 end
 
 local now = clock()
 local length = #redis.call('LINDEX', tasks, place)
@@ -46,6 +75,7 @@ redis.call('LSET', tasks, place, '')  -- no entry is empty, so LREM finds only t
 redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')  -- from the nearer end
 redis.call('HDEL', ids, id)
 g[WAITING] = g[WAITING] - 1
+g[CANCELLED] = g[CANCELLED] + 1
 g[BYTES] = g[BYTES] - length
 refresh_head(tasks, g, now)
 if g[WAITING] > 0 and place == last_place then

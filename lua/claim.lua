@@ -130,7 +130,7 @@ local function cut(group, g, tasks, ids)
   if count == 0 then  -- somebody else removed the list: there is nothing left to keep
     redis.call('UNLINK', ids)
     taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
-    g[WAITING], g[BYTES] = 0, 0
+    g[WAITING], g[BYTES], g[CANCELLED] = 0, 0, 0
     return false
   end
   local whole, read = count == g[WAITING], #entries

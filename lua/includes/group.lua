@@ -18,6 +18,7 @@ local HELD_UNTIL = 14  -- when the last of those batches may be claimed again, m
 local BYTES      = 15  -- bytes of the waiting entries
 local SINCE      = 16  -- when it became full or was flushed, or when the last batch was cut, ms
 local IDS_FROM   = 17  -- absolute number of the first task whose id may be among the waiting ids
+local CANCELLED  = 18  -- number of tasks that were cancelled since a task waits
 
 -- The score in `ready` sorts by priority first, then by the moment at which the group became due. A
 -- group that stays due after a batch was cut became due at the cut: so the groups take turns. 2^42
@@ -26,16 +27,21 @@ local PRIORITY_STEP = 4398046511104
 
 -- The record of a group without tasks.
 local function new_group()
-  return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0 }
+  return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 end
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_group(groups, group)
-  local g, foreign = read_record(groups, group, IDS_FROM)
+  local g, foreign = read_record(groups, group, CANCELLED)
   if not g then return nil, foreign end
-  if not are_whole(g, WAITING, IDS_FROM) then return nil, true end
+  if not are_whole(g, WAITING, CANCELLED) then return nil, true end
   return g
 end
+
+-- The number that the next task gets: its value among the waiting ids. The numbers of the waiting
+-- tasks rise along the list. The place of a task is its number less BASE, less the number of tasks
+-- before it that were cancelled.
+local function next_number(g) return g[BASE] + g[CLAIMED] + g[WAITING] + g[CANCELLED] end
 
 -- When the group is due, ms. 0: at once.
 local function due_at(g)

@@ -14,7 +14,7 @@ end
 -- since of the tasks' own max delays only the shortest is known.
 local function refresh_head(tasks, g, now)
   if g[WAITING] == 0 then
-    g[MARKED] = 0
+    g[MARKED], g[CANCELLED] = 0, 0
     return
   end
   local arrival = entry_arrival(redis.call('LINDEX', tasks, g[CLAIMED]) or '')

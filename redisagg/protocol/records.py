@@ -29,6 +29,7 @@ class GroupRecord(NamedTuple):
     bytes: int
     since: int
     ids_from: int
+    cancelled: int
 
     @property
     def due_at(self) -> int:

@@ -148,6 +148,8 @@ class Group:
     """When the group became full or was flushed, or when its last batch was cut."""
     ids_from: int = 0
     """Absolute number of the first task whose id may be in `numbers`."""
+    cancelled: int = 0
+    """Number of tasks that were cancelled since a task waits."""
 
     @property
     def claimed(self) -> int:
@@ -179,7 +181,9 @@ class Group:
     def refresh_head(self) -> None:
         """Updates the group after its waiting tasks have lost some."""
         self.marked = min(self.marked, len(self.waiting))
-        if self.waiting:
+        if not self.waiting:
+            self.cancelled = 0
+        else:
             self.deadline = max(self.deadline, self.waiting[0].arrival + self.limits.delay)
 
 
@@ -324,7 +328,7 @@ class Partition:
         name, limits = section.group, section.limits
         group = self.groups.setdefault(name, Group())
         new: list[Entry] = []
-        first = group.base + group.claimed + len(group.waiting)
+        first = group.base + group.claimed + len(group.waiting) + group.cancelled
         for task_id, body in section.tasks:
             known = dedupe and seen_member(name, task_id) in self.seen
             if task_id not in group.numbers and not known:
@@ -768,6 +772,7 @@ class Partition:
         [cancelled] = [entry for entry in group.waiting if entry.id == task_id]
         group.waiting.remove(cancelled)
         group.bytes = max(0, group.bytes - length([cancelled])) if group.waiting else 0
+        group.cancelled += 1
         group.refresh_head()
         self._schedule(name)
         return 1
@@ -777,7 +782,7 @@ class Partition:
         if group is None or not group.waiting:
             return 0
         cancelled = len(group.waiting)
-        group.waiting, group.numbers, group.bytes = [], {}, 0
+        group.waiting, group.numbers, group.bytes, group.cancelled = [], {}, 0, 0
         group.ids_from = group.base + group.claimed
         self._schedule(name)
         return cancelled

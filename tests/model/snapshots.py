@@ -143,6 +143,7 @@ def _group(packed: bytes) -> dict[str, int]:
         "held_until",
         "bytes",
         "ids_from",
+        "cancelled",
     )
     return {name: fields[name] for name in places}
 
@@ -158,6 +159,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "held_until": group.held_until,
         "bytes": group.bytes,
         "ids_from": group.ids_from,
+        "cancelled": group.cancelled,
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival

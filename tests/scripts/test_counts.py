@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import statistics
 import sys
 from typing import Any
@@ -207,3 +208,35 @@ def test_nothing_is_left_behind(sync_redis: redis.Redis, redis_url: str) -> None
         assert aggregator.wait_until_idle(10)
     left = {key.decode() for key in sync_redis.scan_iter()}
     assert left == {"redisagg:{a}:meta", "redisagg:{a:0}:state", "redisagg:{a:1}:state", "out"}
+
+
+def _lindex_calls(client: redis.Redis) -> int:
+    stats: Any = client.info("commandstats")
+    return int(stats.get("cmdstat_lindex", {"calls": 0})["calls"])
+
+
+@pytest.mark.parametrize(("order", "looks"), [("arrival", 5), ("reverse", 5), ("random", 13)])
+def test_cancelling_one_task_after_the_other(
+    sync_redis: redis.Redis, redis_url: str, order: str, looks: int
+) -> None:
+    count, cancelled = 2_000, 600
+    aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
+    ids = aggregator.add_tasks(Task("t", n, "g") for n in range(count))
+    chosen = {
+        "arrival": ids[:cancelled],
+        "reverse": ids[: -cancelled - 1 : -1],
+        "random": random.Random(7).sample(ids, cancelled),
+    }[order]
+    sync_redis.config_resetstat()
+    assert all(aggregator.cancel_task("g", each) for each in chosen)
+    assert _lindex_calls(sync_redis) <= looks * cancelled
+    assert not any(aggregator.cancel_task("g", each) for each in chosen[:20])
+    later = aggregator.add_tasks(Task("t", n, "g") for n in range(cancelled))
+    assert all(aggregator.cancel_task("g", each) for each in later[::2])
+    gone = {*chosen, *later[::2]}
+    group = aggregator.get_group("g", limit=2 * count)
+    assert group is not None
+    assert [each.task.id for each in group.tasks or () if each.task] == [
+        each for each in [*ids, *later] if each not in gone
+    ]
+    aggregator.close()
