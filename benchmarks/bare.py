@@ -167,9 +167,9 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
     done = 0
     start = time.perf_counter()
     for p, token in zip(space.partitions, tokens, strict=True):
-        indexes = (p.state, p.groups, p.batches, p.claims, p.retry, p.due, p.ready)
+        indexes = (p.state, p.groups, p.batches, p.claims, p.retry, p.suspects, p.due, p.ready)
         while True:
-            _, flat = client.evalsha(load("poll").sha, 7, *indexes, token, 64, 1000)
+            _, flat, _ = client.evalsha(load("poll").sha, 8, *indexes, token, 64, 1000)
             if not flat:
                 break
             keys = [*indexes, p.seen, p.seen_before]
@@ -180,7 +180,7 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
             claimed = client.evalsha(load("claim").sha, len(keys), *keys, *args)
             keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, b"bare-out"]
             args = [token, ""]
-            for batch_id, group, *_, entries in claimed:
+            for batch_id, group, _, _, _, entries, *_ in claimed:
                 keys.append(p.tasks(group))
                 entry = ("batch_id", batch_id, "type", "m", "group", group)
                 args += (batch_id, 12, *entry, "count", 1, "payload", b"1", "headers", b"\x80")
