@@ -178,8 +178,8 @@ local function add_section(tasks, ids, at, n)
     local id = args[i]
     local head = entry_head(id)
     if not head then
-      remove_ids(ids, entries)
-      return 'ERR an id has 1 to 128 bytes'
+      local kept = remove_ids(ids, entries)
+      return kept and kept.err or 'ERR an id has 1 to 128 bytes'
     end
     -- The first write: Redis refuses here, for a foreign type or for lack of memory, or not at all.
     local new = 0

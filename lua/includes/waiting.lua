@@ -3,11 +3,11 @@
 -- @include group
 
 -- Removes the ids of entries from the hash of waiting ids: of all, or of those from a place on. A
--- foreign type in place of the hash stays.
+-- foreign type in place of the hash stays. Returns nil, or the error as redis.pcall returns it.
 local function remove_ids(ids, entries, first)
   local names = {}
   for i = first or 1, #entries do names[#names + 1] = entry_id(entries[i]) end
-  pcall_chunked('HDEL', ids, names, 1, #names)
+  return pcall_chunked('HDEL', ids, names, 1, #names)
 end
 
 -- Updates the group's record after its waiting tasks have lost some. The deadline never moves back,

@@ -34,7 +34,7 @@ NAME, QUEUE = "emails", b"email-batches"
 SINK = "stream://email-batches"
 SPACE = Keyspace(NAME, 1)
 P = SPACE.partitions[0]
-INDEX = [P.state, P.groups, P.batches, P.claims, P.retry, P.due, P.ready]
+INDEX = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready]
 
 Rules: TypeAlias = list[str]
 
@@ -101,7 +101,8 @@ class User:
 
     def claim(self, token: int) -> dict[bytes, bytes]:
         """Claims all batches that can be claimed; returns their groups by batch id."""
-        _, flat = self("poll", INDEX, token, 100, 1000)
+        _, flat, suspect = self("poll", INDEX, token, 100, 1000)
+        flat += suspect
         groups = flat[1::2]
         keys = [key for group in groups for key in (P.tasks(group), P.ids(group))]
         limits = [60_000, 0, 100, 1000, 1_000_000, 1000, 1000]
@@ -114,8 +115,15 @@ class User:
 
     def bury(self, token: int, batch_id: bytes, group: bytes) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.dead]
-        keys += [P.tasks(group), P.dead_tasks(batch_id)]
-        assert self("bury", keys, token, batch_id, "error", "traceback") == b"OK"
+        keys += [P.tasks(group), P.dead_tasks(batch_id), P.ids(group)]
+        assert self("bury", keys, token, batch_id, 1, "error", "traceback") == b"OK"
+
+    def read_tasks(self, token: int, batch_id: bytes, group: bytes, count: int) -> None:
+        keys = [P.state, P.groups, P.batches, P.claims, P.seen, P.seen_before]
+        keys += [P.tasks(group), P.ids(group)]
+        read = 0
+        while read < count:
+            read += len(self("read_tasks", keys, token, batch_id, read, 1000, 1_000_000))
 
     def commit(self, token: int, batch_id: bytes, group: bytes) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready, QUEUE, P.tasks(group)]
@@ -162,7 +170,14 @@ def flush(user: User, admin: User) -> None:
     user.bury(token, first, b"a")
     user.bury(token, third, b"b")
     user.commit(token, second, b"a")
+    for _ in range(2):  # the leader dies: the batch becomes a suspect
+        token = user.acquire()
+        assert user.claim(token) == {last: b"c"}
     user.commit(token, last, b"c")
+    admin.add(b"d", *(b"%d" % number for number in range(1_001)), size=1_001)
+    [large] = user.claim(token)
+    user.read_tasks(token, large, b"d", 1_001)
+    user.commit(token, large, b"d")
     user("renew", [P.state], token, 1000)
     user("release", [P.state, P.claims], token, SPACE.wake_channel)
     user("leave", [SPACE.flushers], "me", SPACE.wake_channel)
@@ -175,6 +190,8 @@ def listen(user: User) -> None:
             pubsub.subscribe(SPACE.wake_channel)
             assert pubsub.get_message(timeout=1)
             pubsub.ping()
+            assert pubsub.get_message(timeout=1)
+            pubsub.unsubscribe(SPACE.wake_channel)
             assert pubsub.get_message(timeout=1)
     except redis.RedisError as error:
         raise translate_error(error) from error
