@@ -51,16 +51,27 @@ _MOST_SETS = 8
 """The depth to which sets may be nested. msgpack takes 40 KB of the C stack for each level, and a
 stack overflow kills the process: one task could else kill every flusher that reads it."""
 
-MAX_LEVELS = 500
-"""The depth to which payloads may be nested; some deeper ones can be packed too."""
+MAX_LEVELS = 128
+"""The depth to which payloads may be nested. All releases of msgpack read it, with room for what a
+merge puts around it: those before 1.2 pack 511 levels, and the implementation in Python, which
+needs up to four frames a level, reads some 250."""
 
-_MOST_LEVELS = 511
-"""The depth to which `pack` goes without msgpack's C implementation. That one has a limit of its
-own: 511 or, in later releases, 1,024."""
+_MOST_LEVELS = MAX_LEVELS + 1
+"""The depth to which `pack` goes: a payload is in the list of the fields of a task."""
 
 _MOST_MERGED_LEVELS = _MOST_LEVELS + 64
 """The depth to which a merge result is packed: merge functions and sinks put payloads into lists
 and maps of their own."""
+
+_TOO_DEEP = f"the payload is nested more than {MAX_LEVELS} levels deep"
+
+_NO_HEADERS = bytes(b for b in range(256) if not (0x80 <= b <= 0x9F or 0xDC <= b <= 0xDF))
+"""All bytes that no list and no map begins with."""
+
+_LARGE_BYTES = 1024
+"""From this size on the depth is looked at without counting lists and maps first."""
+
+_MOST_STACK_LEVELS = 8192
 
 _SMALL_BYTES = 2048
 """Decoding this many bytes is quick, whatever hashes the keys have."""
@@ -118,10 +129,9 @@ def pack(value: Any) -> bytes:
 
     Raises:
         PayloadError: the value holds a type that neither msgpack nor the table above has, an
-            integer of more than 64 bits or a lone surrogate, is nested more than 500 levels deep
-            (sets: 8 levels; with msgpack's implementation in Python, maps: some 450), or contains
-            itself. Or it could not be read back: a key of a dict or a member of a set would become
-            a dict, or the same as another one.
+            integer of more than 64 bits or a lone surrogate, is nested more than 128 levels deep
+            (sets: 8 levels), or contains itself. Or it could not be read back: a key of a dict or a
+            member of a set would become a dict, or the same as another one.
     """
     try:
         packer, doubts = _local.packing
@@ -130,7 +140,9 @@ def pack(value: Any) -> bytes:
     try:
         packed: bytes = packer.pack(value)
         if doubts:
-            _check_readable(value, packed)
+            _check_readable(packed)
+        if len(packed) > _MOST_LEVELS:
+            _check_packed_levels(packed, _MOST_LEVELS)
     except PayloadError:
         raise
     except _PACK_ERRORS as error:
@@ -138,7 +150,7 @@ def pack(value: Any) -> bytes:
     return packed
 
 
-def _check_readable(value: Any, packed: bytes) -> None:
+def _check_readable(packed: bytes) -> None:
     """Raises a `PayloadError` or `ValueError` if `unpack` can't read what was packed."""
     doubts = _packing()[1]
     if doubts:
@@ -147,9 +159,6 @@ def _check_readable(value: Any, packed: bytes) -> None:
             unpackb(packed, ext_hook=_ignore_ext)
         except Exception:
             _decode_checked(packed, repeats=False)
-    if _IN_PYTHON and len(packed) >= _MOST_LEVELS:
-        _pack_deep(value, _MOST_LEVELS)
-        _decode_checked(packed)
 
 
 def _ignore_ext(code: int, data: bytes) -> None:
@@ -162,14 +171,12 @@ def pack_merged(value: Any) -> bytes:
     Raises:
         PayloadError: see `pack`; but a merge result may be nested 64 levels deeper than a payload.
     """
+    packer, doubts = _packing()
     try:
-        return pack(value)
-    except PayloadError as error:
-        if not isinstance(error.__cause__, RecursionError) and "recursion" not in str(error):
-            raise
-    try:
-        packed = _pack_deep(value, _MOST_MERGED_LEVELS)
-        _decode_checked(packed, repeats=False)
+        packed: bytes = packer.pack(value)
+        if doubts:
+            _check_readable(packed)
+        _check_packed_levels(packed, _MOST_MERGED_LEVELS)
     except PayloadError:
         raise
     except _PACK_ERRORS as error:
@@ -177,38 +184,45 @@ def pack_merged(value: Any) -> bytes:
     return packed
 
 
-def _pack_deep(value: Any, levels: int) -> bytes:
-    """Packs with one Python frame a level.
+def _check_packed_levels(packed: bytes, levels: int) -> None:
+    """Raises a `PayloadError` if packed bytes are nested deeper.
 
-    The packer in C has a lower limit, and that in Python needs two frames for a map.
-
-    Args:
-        levels: the depth to which lists and maps may be nested.
-
-    Raises:
-        PayloadError: they are nested deeper.
+    The stack of the unpacker in C has a limit, which lists around the bytes use up but for
+    `levels`. `skip` makes no objects, so that this is quick.
     """
-    parts: list[bytes] = []
-    packer = msgpack.Packer(default=_EXTENDERS[0])
+    if len(packed) <= _LARGE_BYTES and len(packed.translate(None, _NO_HEADERS)) <= levels:
+        return  # fewer lists and maps than that
+    if _STACK_LEVELS is None:
+        deepest = itertools.islice(_levels(_decode_checked(packed)), levels, None)
+        if any(_is_nested(each) for level in deepest for each in level):
+            raise PayloadError(_TOO_DEEP)
+    elif not _fits_stack(_STACK_LEVELS - levels, packed):
+        raise PayloadError(_TOO_DEEP)
 
-    def put(value: Any, levels: int) -> None:
-        value = _as_builtin(value)
-        if levels < 0:
-            raise PayloadError("the payload is nested too deep (recursion limit exceeded)")
-        if isinstance(value, dict):
-            parts.append(packer.pack_map_header(len(value)))
-            for key, item in value.items():
-                put(key, levels - 1)
-                put(item, levels - 1)
-        elif isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
-            parts.append(packer.pack_array_header(len(value)))
-            for item in value:
-                put(item, levels - 1)
-        else:
-            parts.append(packer.pack(value))
 
-    put(value, levels)
-    return b"".join(parts)
+def _fits_stack(lists: int, packed: bytes) -> bool:
+    """Whether the unpacker can read a value within some lists."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    unpacker.feed(b"\x91" * lists + packed)
+    try:
+        unpacker.skip()
+    except (msgpack.StackError, RecursionError):
+        return False
+    return True
+
+
+def _stack_levels() -> int | None:
+    """Returns the depth that the unpacker in C reads; None for one without such a limit."""
+    if _IN_PYTHON or _fits_stack(_MOST_STACK_LEVELS, b"\xc0"):
+        return None
+    fits, fails = 0, _MOST_STACK_LEVELS
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if _fits_stack(middle, b"\xc0") else (fits, middle)
+    return fits
+
+
+_STACK_LEVELS = _stack_levels()
 
 
 def unpack(packed: bytes) -> Any:
@@ -226,22 +240,8 @@ def unpack(packed: bytes) -> Any:
         pass
     try:
         return _decode_checked(packed)
-    except msgpack.StackError as error:
-        failure: Exception = error
     except Exception as error:
         raise ValueError(f"not a packed value: {type(error).__name__}: {error}") from error
-    try:
-        return _decode_parts(packed)
-    except Exception:
-        raise ValueError("not a packed value: it is nested too deep") from failure
-
-
-def _decode_parts(packed: bytes) -> list[Any]:
-    """Unpacks each member of an array; the packer in C packs one level more than it unpacks."""
-    hooks: dict[str, Any] = {"ext_hook": _restore_outer, "object_pairs_hook": _dict_of}
-    unpacker = msgpack.Unpacker(**hooks, strict_map_key=False, max_buffer_size=len(packed))
-    unpacker.feed(packed)
-    return [unpacker.unpack() for _ in range(unpacker.read_array_header())]
 
 
 def _decode_checked(packed: bytes, *, repeats: bool = True) -> Any:
@@ -467,10 +467,10 @@ _restore_outer = _RESTORERS[0]
 
 
 def check_levels(value: Any) -> None:
-    """Raises a `PayloadError` if an unpacked value is nested more than 500 levels deep."""
+    """Raises a `PayloadError` if an unpacked value is nested more than 128 levels deep."""
     for depth, _ in enumerate(_levels(value)):
         if depth > MAX_LEVELS:
-            raise PayloadError(f"the payload is nested more than {MAX_LEVELS} levels deep")
+            raise PayloadError(_TOO_DEEP)
 
 
 def parts_of(value: Any) -> Iterator[Any]:
@@ -484,15 +484,17 @@ def _levels(value: Any) -> Iterator[list[Any]]:
         yield level
         inner: list[Any] = []
         for each in level:
-            if not isinstance(each, dict | list | tuple) or id(each) in seen:
+            if not _is_nested(each) or id(each) in seen:
                 continue
             seen.add(id(each))  # what a merge function made may contain itself
+            inner += each
             if isinstance(each, dict):
-                inner += each
                 inner += each.values()
-            elif not isinstance(each, msgpack.ExtType):
-                inner += each
         level = inner
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple) and not isinstance(value, msgpack.ExtType)
 
 
 def to_json(value: Any) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,40}(?=://)", re.IGNORECASE)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, separators of lines, marks that reverse a text, and lone surrogates."""
+
+_USERINFO = re.compile(r"//[^\s'\"<>]{0,300}@")
+"""User and password of a URL, up to the last @: a password may have one that is not escaped."""
+
+_SECRET_OPTION = re.compile(r"([?&](?:username|(?:\w{0,40}_)?password|token|secret)=)[^&\s'\"<>]*")
 
 _MAX_LENGTH = 100
 
@@ -26,7 +32,7 @@ def shorten(value: object) -> str:
     """Returns the repr of a value, shortened; Python has none for an int of many digits."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an int of {value.bit_length():,} bits"
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
@@ -35,16 +41,30 @@ def escape_control(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-class _EscapesArguments(logging.Filter):
-    """Escapes the arguments of log lines: group keys, errors of user code, replies of Redis."""
+def redact(text: str) -> str:
+    """Replaces passwords of URLs in a text that others wrote, such as an error of a library."""
+    if "//" not in text and "=" not in text:
+        return text
+    return _SECRET_OPTION.sub(r"\1…", _USERINFO.sub("//…@", text))
+
+
+class _SafeLines(logging.Filter):
+    """Escapes and redacts what others put into log lines.
+
+    These are group keys, errors of user code and replies of Redis, as arguments or in tracebacks.
+    The lines of a traceback are indented, so that none of them looks like a line of the log.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(
-                escape_control(str(each)) if isinstance(each, str | BaseException) else each
+                escape_control(redact(str(each))) if isinstance(each, str | BaseException) else each
                 for each in record.args
             )
+        if record.exc_info and record.exc_info[1] is not None:
+            lines = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n").split("\n")
+            record.exc_text = "\n".join(f"    {escape_control(redact(line))}" for line in lines)
         return True
 
 
-logging.getLogger("redisagg").addFilter(_EscapesArguments())
+logging.getLogger("redisagg").addFilter(_SafeLines())

@@ -17,6 +17,7 @@ from redisagg.cli.output import printable
 from redisagg.cli.tail import tail
 from redisagg.cli.worker import worker
 from redisagg.errors import RedisAggError
+from redisagg.texts import redact
 
 
 class _Cli(click.Group):
@@ -36,11 +37,11 @@ def _errors_shown_safely() -> Iterator[None]:
     try:
         yield
     except RedisAggError as error:
-        raise click.ClickException(printable(str(error))) from error
+        raise click.ClickException(printable(redact(str(error)))) from error
     except UnicodeEncodeError as error:  # raised by Python's open()
         raise click.ClickException(f"a file name is not valid Unicode: {error.reason}") from error
     except click.ClickException as error:
-        text = "\n".join(map(printable, error.format_message().split("\n")))
+        text = "\n".join(map(printable, redact(error.format_message()).split("\n")))
         # Subclasses build their text in different ways, so the method is replaced.
         vars(error)["format_message"] = lambda: text
         raise

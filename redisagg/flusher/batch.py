@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from redisagg.errors import MergedTaskTooLarge
 from redisagg.sinks.base import MergedTask, ScriptSink
+from redisagg.texts import redact
 
 
 class State(Enum):
@@ -71,9 +72,9 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException, pause: float | None = None) -> Failure:
         """The failure that an exception stands for."""
-        text = "".join(traceback.format_exception(error))
+        text = redact("".join(traceback.format_exception(error)))
         permanent = isinstance(error, MergedTaskTooLarge)
-        return cls(f"{type(error).__name__}: {_message(error)}", text, pause, permanent)
+        return cls(redact(f"{type(error).__name__}: {_message(error)}"), text, pause, permanent)
 
     @classmethod
     def of_sink_down(cls, pause: float) -> Failure:

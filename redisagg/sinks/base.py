@@ -21,6 +21,7 @@ from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation
 from redisagg.sinks.limited_calls import ThreadedCalls, value_of
 from redisagg.task import Task
+from redisagg.texts import shorten
 from redisagg.transport.aio import AsyncTransport
 
 
@@ -117,11 +118,13 @@ class ScriptSink(Sink, ABC):
 
     def __init__(self, name: str) -> None:
         if not isinstance(name, str) or not name or "{" in name or "}" in name:
-            raise InvalidConfig(f"the name of a queue is a str without braces, not {name!r}")
+            raise InvalidConfig(f"the name of a queue is a str without braces, not {shorten(name)}")
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise InvalidConfig(f"the name of a queue is valid Unicode, not {name!r}") from None
+            raise InvalidConfig(
+                f"the name of a queue is valid Unicode, not {shorten(name)}"
+            ) from None
         self.name = name
 
     def key(self, slot: str | None) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.payload import to_plain
 from redisagg.task import Task
+from redisagg.texts import shorten
 
 Encode: TypeAlias = Callable[[Any], Any]
 """Converts a payload to a value that the queue can serialize; may raise `PayloadError`."""
@@ -66,7 +67,7 @@ class FunctionCallOptions:
     def __post_init__(self) -> None:
         if self.arguments not in {"auto", "keywords", "payload"}:
             raise InvalidConfig(
-                f"arguments is 'auto', 'keywords' or 'payload', not {self.arguments!r}"
+                f"arguments is 'auto', 'keywords' or 'payload', not {shorten(self.arguments)}"
             )
         if unknown := sorted(self.options.keys() - set(self.known)):
             raise InvalidConfig(

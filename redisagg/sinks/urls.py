@@ -116,6 +116,8 @@ class SinkUrl:
         """Raises `InvalidConfig` if options are left that no method has removed."""
         if self._options:
             unknown = ", ".join(sorted(self._options))
+            if "@" in self.url:  # a password with & that is not escaped is cut into options
+                unknown = "is an & in a password not percent-encoded?"
             raise InvalidConfig(f"{redact_url(self.url)} has an unknown option: {unknown}")
 
 

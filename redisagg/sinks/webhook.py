@@ -28,6 +28,7 @@ from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
 from redisagg.sinks.urls import SinkUrl
 from redisagg.task import Task
+from redisagg.texts import shorten
 
 CONTENT_TYPE = "application/cloudevents+json"
 
@@ -109,7 +110,7 @@ class WebhookSink(DeliverySink):
         require("httpx", "webhook")
         self.url = _checked_url(url)
         if source is not None and not _URI_REFERENCE.fullmatch(source):
-            raise InvalidConfig(f"source is a URI reference, not {source!r}")
+            raise InvalidConfig(f"source is a URI reference, not {shorten(source)}")
         self.source = source
         self.headers = _checked_headers(headers or {})
         self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)

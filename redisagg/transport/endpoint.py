@@ -207,6 +207,7 @@ def _from_url(url: str) -> Endpoint:
             if base != "unix":
                 _check_authority(url)
             return Endpoint(_options(url), base == "rediss")
+        _check_authority(f"redis://{rest}")
         return _from_topology(topology, base == "rediss", rest)
     except InvalidConfig:
         raise
@@ -252,8 +253,8 @@ def _check_host(host: str) -> None:
 
 
 def _from_topology(topology: str, tls: bool, rest: str) -> Endpoint:
-    credentials, _, places = rest.rpartition("@")
-    places, _, query = places.partition("?")
+    authority, _, query = rest.partition("?")  # an option may have an @
+    credentials, _, places = authority.rpartition("@")
     hosts, _, path = places.partition("/")
     nodes: list[Node] = []
     for place in hosts.split(","):

@@ -242,34 +242,50 @@ _WRAPS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("wrap", _WRAPS.values(), ids=_WRAPS)
 @pytest.mark.parametrize("innermost", [1, []], ids=["full", "empty"])
-def test_each_depth_is_refused_or_can_be_read(wrap: Callable[[Any], Any], innermost: Any) -> None:
-    first, refused = 300, 0
-    depth, payload = first, _nested(first, wrap, innermost)
-    while refused < 20:
-        try:
-            packed = pack(("t", payload))
-        except PayloadError:
-            refused += 1
-        else:
-            assert not refused, "a deeper one is packed"
-            unpack(packed)
-        payload = wrap(payload)
-        depth += 1
-    accepted = depth - refused - 1
-    assert accepted > first
-    # A merge puts the payload into lists and maps of its own.
-    payload = _nested(min(accepted, 500), wrap, innermost)
-    unpack(pack_merged((1, [{"payloads": [{"items": [payload]}]}])))
-    to_json(payload)
-    check_levels(_nested(500, wrap, 1))
-    with pytest.raises(PayloadError, match="500"):
-        check_levels(_nested(501, wrap, 1))
+@pytest.mark.parametrize("siblings", [0, 3_000], ids=["small", "large"])
+def test_128_levels_are_accepted_and_no_more(
+    wrap: Callable[[Any], Any], innermost: Any, siblings: int
+) -> None:
+    """Whatever msgpack packs and unpacks, so that what one process adds another one can read."""
+    deepest = 127 if innermost == [] else 128
+    if wrap == _WRAPS["maps of tuples"]:
+        deepest = 127  # in the innermost map, the key is nested too
+    aside = "x" * siblings
+    for depth in (1, 100, deepest):
+        payload = _nested(depth, wrap, innermost)
+        assert unpack(pack(("t", payload, aside)))[1] == payload
+        # A merge puts the payload into lists and maps of its own.
+        merged = (1, [{"payloads": [{"items": [payload, aside]}]}])
+        assert unpack(pack_merged(merged))[1][0]["payloads"][0]["items"][0] == payload
+        to_json(payload)
+        check_levels(_nested(depth, wrap, 1))
+    for depth in (deepest + 1, deepest + 2, 300, 600, 1_100):
+        payload = _nested(depth, wrap, innermost)
+        with pytest.raises(PayloadError):
+            pack(("t", payload, aside))
+    with pytest.raises(PayloadError, match="128"):
+        pack(("t", _nested(deepest + 1, wrap, innermost), aside))
+    with pytest.raises(PayloadError, match="128"):
+        check_levels(_nested(129, wrap, 1))
+    with pytest.raises(PayloadError):
+        pack_merged(_nested(200, wrap, innermost))
+
+
+def test_many_lists_side_by_side_are_not_deep() -> None:
+    wide = [[n, {"a": []}] for n in range(5_000)]
+    assert unpack(pack(("t", wide))) == ["t", wide]
 
 
 def test_the_same_holds_for_msgpack_in_python() -> None:
     """It has no limit of its own, but that of Python's stack."""
     names = (
-        *("test_each_depth", "test_what_could", "test_an_extension", "test_what_has"),
+        *(
+            "test_128_levels",
+            "test_many_lists",
+            "test_what_could",
+            "test_an_extension",
+            "test_what_has",
+        ),
         *("test_colliding", "test_what_is_packed"),
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from redisagg import AggregationConfig, Aggregator, Task
+from redisagg.cli.app import cli
 from redisagg.errors import InvalidConfig, InvalidTask, RedisAggError
+from redisagg.flusher.batch import Failure
 from redisagg.sinks import CallableSink, ListSink, StreamSink
-from redisagg.texts import escape_control, redact_url
+from redisagg.texts import escape_control, redact, redact_url
 from redisagg.transport.endpoint import endpoint_of
 
 CANARIES = ["hunter2", "hun", "ter2", "4711"]
@@ -35,6 +38,10 @@ REDIS_URLS = [
     "redis+cluster://u:hunter2@127.0.0.1:port",
     "rediss://u:hunter2@127.0.0.1?ssl_ca_certs=/missing",
     "redis://u:hunter2\ud800@127.0.0.1",
+    "redis+sentinel://u:hun/ter2@127.0.0.1:26379/s",
+    "redis+sentinel://u:hun?ter2@127.0.0.1:26379/s",
+    "redis+cluster://u:hun#ter2@127.0.0.1:7000",
+    "unix://u:hunter2@/nowhere.sock?db=hunter2",
 ]
 
 SINK_URLS = [
@@ -45,6 +52,14 @@ SINK_URLS = [
     "stream://q?url=redis://u:hunter2@h/0",
     "stream://q?max_length=hunter2",
     "stream://hunter2\ud800",
+    "stream://q?format=redis://u:hunter2@h",
+    "list://q?format=redis://u:hun/ter2@h",
+    "list://{redis:%2F%2Fu:hunter2@h}?nonsense=redis://u:hun&ter2@h",
+    "asynq://q?nonsense=redis://u:hun&ter2@h",
+    "celery://q?broker=redis://u:hun&ter2@h",
+    "rq://q?redis=redis://u:hun&ter2@h&function=a.b",
+    "arq://q?redis=redis://u:hun&ter2@h",
+    "huey://q?redis=redis://u:hun&ter2@h&kind=redis://u:hunter2@h",
 ]
 
 
@@ -79,6 +94,62 @@ def test_an_endpoint_does_not_show_its_password(url: str) -> None:
     endpoint = endpoint_of(url)
     assert "hunter2" in str(endpoint.options)
     assert "hunter2" not in repr(endpoint) + str(endpoint)
+
+
+def test_reprs_show_no_password() -> None:
+    agg = Aggregator("test", "redis://u:hunter2@127.0.0.1:1/0", sink=ListSink("q"))
+    for each in (agg, agg.config, agg.sink, agg._namespace, agg._transport):
+        assert "hunter2" not in repr(each) + str(each)
+    agg.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error connecting to redis://u:hunter2@h/0.",
+        "redis://:hun/ter2@h, again redis://u:hun@ter2@h:1",
+        "GET 'https://h/x?a=1&password=hunter2&b=2' and redis://h?password=hunter2",
+    ],
+)
+def test_texts_of_others_lose_the_passwords_of_urls(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("redisagg")
+    try:
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            raise RuntimeError("x\nERROR forged \x1b[2J") from error
+    except RuntimeError as error:
+        failure = Failure.of(error)
+        log.exception("failed: %s", text)
+        log.error("failed: %r", error, exc_info=error)
+    for shown in (redact(text), caplog.text, failure.error, failure.traceback):
+        assert [canary for canary in CANARIES if canary in shown] == []
+    assert "\x1b" not in caplog.text
+    assert "\nERROR forged" not in caplog.text
+    assert "://" in redact(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["worker", "redis://:hunter2@h"],
+        ["worker", "a", "--redis", "redis://:hun#ter2@h"],
+        ["worker", "a", "--redis", "redis://:hunter2@127.0.0.1:1", "--sink", "x://:hunter2@h"],
+        ["stats", "--redis", "redis://:hunter2@127.0.0.1:1"],
+        ["stats", "redis://:hunter2@h"],
+        ["tail", "streem://:hunter2@h"],
+        ["demo", "--tasks", "redis://:hunter2@h"],
+        ["worker", "os:path://:hunter2@h"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_shows_no_password(arguments: list[str]) -> None:
+    for variable in ({}, {"REDISAGG_URL": "reddis://u:hunter2@h"}):
+        result = CliRunner(env=variable).invoke(cli, arguments)
+        assert result.exit_code in (1, 2)
+        assert [canary for canary in CANARIES if canary in result.output] == []
 
 
 def test_a_redacted_url_is_its_scheme() -> None:

@@ -14,6 +14,7 @@ from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCall, FunctionCallOptions
 from redisagg.sinks.urls import SinkUrl, check_url
 from redisagg.task import Task
+from redisagg.texts import shorten
 
 OPTIONS = ("priority", "retries", "retry_delay", "retry_backoff", "eta", "expires", "timeout")
 """The fields of a Huey message that a sink and `Task.options` can set; times in seconds.
@@ -72,7 +73,7 @@ class HueySink(BlockingSink):
                 "a Huey in immediate mode has no queue; give one with immediate=False"
             )
         if kind not in _KINDS:
-            raise InvalidConfig(f"kind is 'list' or 'priority', not {kind!r}")
+            raise InvalidConfig(f"kind is 'list' or 'priority', not {shorten(kind)}")
         to_seconds(remember, "remember", InvalidConfig)
         self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
         self._calls = FunctionCallOptions(

@@ -12,6 +12,7 @@ from redisagg.sinks.clients import with_timeouts
 from redisagg.sinks.extras import require
 from redisagg.sinks.function_calls import Arguments, Encode, FunctionCallOptions, message_headers
 from redisagg.sinks.urls import SinkUrl, check_url
+from redisagg.texts import shorten
 
 OPTIONS = ("priority", "timeout", "delay", "max_retries", "retry_on_error", "ack_type")
 """The labels of Taskiq's own that a sink and `Task.options` can set; times in seconds."""
@@ -64,7 +65,7 @@ class TaskiqSink(DeliverySink):
             require("taskiq_redis", "taskiq")
         check_url(broker, "TaskiqSink takes the URL of a Redis or a broker", broker_class)
         if kind not in _BROKERS:
-            raise InvalidConfig(f"kind is 'list' or 'stream', not {kind!r}")
+            raise InvalidConfig(f"kind is 'list' or 'stream', not {shorten(kind)}")
         self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode

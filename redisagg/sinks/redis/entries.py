@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from redisagg.errors import InvalidConfig
 from redisagg.payload import pack_merged, to_json, unpack
 from redisagg.sinks.base import EnqueuedBatch, MergedTask
+from redisagg.texts import shorten
 
 Format: TypeAlias = Literal["msgpack", "json"]
 
@@ -16,7 +17,7 @@ Format: TypeAlias = Literal["msgpack", "json"]
 def check_format(format: str) -> None:
     """Raises `InvalidConfig` if the format is neither ``msgpack`` nor ``json``."""
     if format not in {"msgpack", "json"}:
-        raise InvalidConfig(f"the format of a queue is 'msgpack' or 'json', not {format!r}")
+        raise InvalidConfig(f"the format of a queue is 'msgpack' or 'json', not {shorten(format)}")
 
 
 def dump(value: Any, format: Format) -> bytes:
