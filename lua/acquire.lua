@@ -47,7 +47,7 @@ local LEADER_COMMANDS = {
   { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
   { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
   { 'HSCAN', no_tasks, 0 },
-  { 'SADD', state, '' }, { 'PTTL', no_tasks }, { 'PEXPIRE', no_tasks, 1 },
+  { 'SADD', state, '' }, { 'EXISTS', no_tasks },
 }
 for _, command in ipairs(LEADER_COMMANDS) do
   local reply = redis.pcall(unpack(command))

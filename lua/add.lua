@@ -63,8 +63,9 @@ if call_number then
 end
 assert_type('ZCARD', { due, ready })
 if dedupe then assert_type('SCARD', { seen, seen_before }) end
-local stored_waiting, stored_claimed, stored_bytes, wake, schema, stored_partitions = unpack(
-  redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake', 'schema', 'partitions'))
+local stored_waiting, stored_claimed, stored_bytes, wake, schema, stored_partitions, seen_until,
+  seen_before_until = unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake',
+  'schema', 'partitions', SEEN_UNTIL, SEEN_BEFORE_UNTIL))
 local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place)
 if refused then return refused end
 
@@ -127,11 +128,13 @@ local function parse_limits(text)
   return limits[1], limits[2], limits[3], limits[4]
 end
 
+local asks_seen = dedupe and is_known(seen_until, now)
+local asks_seen_before = dedupe and is_known(seen_before_until, now)
 local function seen_lately(group, id)
-  if not dedupe then return false end
+  if not asks_seen and not asks_seen_before then return false end
   local member = seen_member(group, id)
-  return redis.call('SISMEMBER', seen, member) == 1
-    or redis.call('SISMEMBER', seen_before, member) == 1
+  return asks_seen and redis.call('SISMEMBER', seen, member) == 1
+    or asks_seen_before and redis.call('SISMEMBER', seen_before, member) == 1
 end
 
 -- Returns an error if the n tasks from ARGV[first] on are too many. Known tasks do not count.

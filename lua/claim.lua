@@ -285,6 +285,10 @@ if taken > 0 then
   add_count(state, 'waiting', -taken)
   add_count(state, 'claimed', claimed)
   if lost_bytes > 0 then add_count(state, 'bytes', -lost_bytes) end
-  if #flushed > 0 then remember_seen(seen, seen_before, window_ms, flushed) end
+  if #flushed > 0 then
+    remember_seen({
+      state = state, seen = seen, seen_before = seen_before, window_ms = window_ms, now = now,
+    }, flushed)
+  end
 end
 return reply

@@ -1,6 +1,7 @@
 -- poll: names what a leader can claim now, and says when to poll again.
 --
--- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 suspects  7 due  8 ready
+-- KEYS   1 state  2 groups  3 batches  4 claims  5 retry  6 suspects  7 due  8 ready  9 seen
+--        10 seen_before
 -- ARGV   1 fencing token  2 maximum number of items  3 longest sleep, ms
 --        then keys of groups to leave out: the leader has enough batches of them
 -- Reply  { ms until there is more, { batch id or '', group key, batch id or '', group key, ... },
@@ -21,6 +22,7 @@
 -- @include clock_step
 -- @include fence
 -- @include group
+-- @include seen
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
@@ -29,12 +31,13 @@ local FIRST_SKIPPED = 4
 local MAX_PROMOTED = 500  -- groups that one call moves to `ready`
 local MAX_DEATHS = 100  -- batches of vanished leaders that one call looks at
 local SUSPECT_DEATHS = 2  -- a batch is a suspect when that many leaders in a row vanished with it
-assert_arguments(#KEYS == 8 and #ARGV >= 3)
+assert_arguments(#KEYS == 10 and #ARGV >= 3)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
 assert_type('HLEN', { groups, batches })
 assert_type('ZCARD', { claims, retry, suspects, due, ready })
+forget_seen(state, KEYS[9], KEYS[10], now)
 
 local moving = follow_clock(
   { state = state, groups = groups, retry = retry, due = due }, now)

@@ -42,7 +42,9 @@ if window_ms > 0 then
   assert_type('SCARD', { seen, seen_before })
   local members = {}
   for i = 1, #entries do members[i] = seen_member(batch[GROUP], entry_id(entries[i])) end
-  remember_seen(seen, seen_before, window_ms, members)
+  remember_seen({
+    state = state, seen = seen, seen_before = seen_before, window_ms = window_ms, now = now,
+  }, members)
 end
 remove_ids(ids, entries, first_known(g, batch) - from + 1)
 batch[READ] = read

@@ -1,21 +1,48 @@
 -- @include call_chunked
 
 -- Ids that were flushed lately and are not accepted again. They are in two sets, the present one
--- and the one before, so that a set expires as a whole and is never searched for old ids. An id is
--- known for at least one dedupe window and at most two.
+-- and the one before, so that a set is removed as a whole and never searched for old ids. An id is
+-- known for at least one dedupe window and at most two: until the time (ms) in the fields of the
+-- state. The sets have no TTL, since Redis frees a set that expires in the foreground; `poll`
+-- unlinks them, and readers ask the times.
+local SEEN_UNTIL, SEEN_BEFORE_UNTIL = 'seen_until', 'seen_before_until'
+
 local function seen_member(group, id) return struct.pack('>I2', #group) .. group .. id end
 
--- Stores members. When the present set is a window old, it becomes the one before.
-local function remember_seen(seen, seen_before, window_ms, members)
-  local NO_KEY = -2
-  local expires_in = redis.call('PTTL', seen)
-  if expires_in < window_ms then  -- the set is a window old, or there is none
-    if expires_in ~= NO_KEY then
-      redis.call('UNLINK', seen_before)
+-- Whether the ids of a set count that has this time in the state.
+local function is_known(until_ms, now) return (tonumber(until_ms) or 0) > now end
+
+-- Removes the sets whose time is over.
+local function forget_seen(state, seen, seen_before, now)
+  local till, till_before = unpack(redis.call('HMGET', state, SEEN_UNTIL, SEEN_BEFORE_UNTIL))
+  if till and not is_known(till, now) then
+    redis.call('UNLINK', seen)
+    redis.call('HDEL', state, SEEN_UNTIL)
+  end
+  if till_before and not is_known(till_before, now) then
+    redis.call('UNLINK', seen_before)
+    redis.call('HDEL', state, SEEN_BEFORE_UNTIL)
+  end
+end
+
+-- Stores members. When the present set is a window old, it becomes the one before. `where` has
+-- state, seen, seen_before, window_ms, now.
+local function remember_seen(where, members)
+  local state, seen, seen_before, now = where.state, where.seen, where.seen_before, where.now
+  forget_seen(state, seen, seen_before, now)
+  local latest = now + 2 * where.window_ms  -- the clock may have been set back
+  local till = math.min(tonumber(redis.call('HGET', state, SEEN_UNTIL) or nil) or 0, latest)
+  if till < now + where.window_ms then  -- the set is a window old, or there is none
+    redis.call('UNLINK', seen_before)
+    if till > 0 and redis.call('EXISTS', seen) == 1 then
       redis.call('RENAME', seen, seen_before)
+      redis.call('HSET', state, SEEN_BEFORE_UNTIL, string.format('%.0f', till))
+    else
+      redis.call('UNLINK', seen)  -- without a time its ids count for nobody
+      redis.call('HDEL', state, SEEN_BEFORE_UNTIL)
     end
-    expires_in = 2 * window_ms
+    till = latest
   end
   call_chunked('SADD', seen, members)
-  redis.call('PEXPIRE', seen, expires_in)
+  redis.call('HSET', state, SEEN_UNTIL, string.format('%.0f', till))
 end

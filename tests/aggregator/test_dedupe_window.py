@@ -87,8 +87,32 @@ def test_a_window_ends_and_leaves_nothing_behind(make: Make, sync_redis: redis.R
     wait_until(accepted, timeout=3 * window, what="the id is accepted again")
     assert window <= time.monotonic() - flushed
     wait_until(
-        lambda: sync_redis.exists(*SEEN) == 0, timeout=3 * window, what="both sets have expired"
+        lambda: sync_redis.exists(*SEEN) == 0, timeout=20, what="an idle leader removed both sets"
     )
+
+
+def test_redis_expires_no_set_by_itself(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_size=1, partitions=1, dedupe_window=0.3)
+    agg.start()
+    agg.add_task(Task("test", 0, "a"))
+    await_batches(agg, 1)
+    kept: Any = sync_redis.ttl(SEEN[0])
+    assert kept in (-1, -2)  # no TTL, or removed already
+    wait_until(lambda: sync_redis.exists(*SEEN) == 0, timeout=20, what="an idle leader removed it")
+
+
+def test_an_id_is_forgotten_although_no_flusher_runs(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_size=1, partitions=1, dedupe_window=60)
+    agg.start()
+    task = Task("test", 0, "a")
+    agg.add_task(task)
+    await_batches(agg, 1)
+    agg.stop()
+    agg.add_task(task)
+    assert agg.stats().pending == 0
+    sync_redis.hset(P.state.decode(), "seen_until", 1)
+    agg.add_task(task)
+    assert agg.stats().pending == 1
 
 
 def test_what_a_remembered_id_costs(make: Make, sync_redis: redis.Redis, measured: Any) -> None:

@@ -316,7 +316,15 @@ class Machine(RuleBasedStateMachine):
             wait, items, suspect = self.model.poll(token, limit, _LEASE, skipped)
             return [wait, [each for item in items for each in item], suspect]
 
-        reply = self.run_on_both(expected, "poll", _INDEXES, token, limit, _LEASE, *skipped)
+        reply = self.run_on_both(
+            expected,
+            "poll",
+            [*_INDEXES, _KEYS.seen, _KEYS.seen_before],
+            token,
+            limit,
+            _LEASE,
+            *skipped,
+        )
         flat = [*reply[1], *reply[2]] if reply else []
         return list(zip(flat[::2], flat[1::2], strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -94,6 +95,8 @@ def test_a_full_partition_keeps_out_what_is_new(sync_redis: redis.Redis) -> None
 
 
 def test_an_id_that_was_flushed_lately_is_not_new(sync_redis: redis.Redis) -> None:
+    later = int(time.time() * 1000) + 60_000
+    sync_redis.hset(f"{PREFIX}state", mapping={"seen_until": later, "seen_before_until": later})
     sync_redis.sadd(f"{PREFIX}seen", b"\0\1g1")
     sync_redis.sadd(f"{PREFIX}seen_before", b"\0\1g2")
     assert add(sync_redis, section("1", "2", "3"), dedupe="1") == [1]

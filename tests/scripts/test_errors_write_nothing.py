@@ -132,7 +132,7 @@ def prepare(client: Client) -> dict[str, Call]:
         Call("join", [SPACE.flushers], ["me", 1000, SPACE.wake_channel]),
         Call("leave", [SPACE.flushers], ["me", SPACE.wake_channel]),
         Call("pause", [P.state], [1, SPACE.wake_channel, P.label]),
-        Call("poll", INDEXES, [token, 10, 1000]),
+        Call("poll", [*INDEXES, P.seen, P.seen_before], [token, 10, 1000]),
         Call(
             "read_tasks",
             [*INDEXES[:4], P.seen, P.seen_before, P.tasks(b"a"), P.ids(b"a")],

@@ -25,8 +25,8 @@ _BROKEN = {
     "ids that were flushed": ("claim", "  collect_seen(group, entries)\n", ""),
     "ids of a large batch that were flushed": (
         "read_tasks",
-        "remember_seen(seen, seen_before, window_ms, members)",
-        "",
+        "if window_ms > 0 then",
+        "if false then",
     ),
     "ids of a large batch that no longer wait": (
         "read_tasks",

@@ -101,7 +101,7 @@ class User:
 
     def claim(self, token: int) -> dict[bytes, bytes]:
         """Claims all batches that can be claimed; returns their groups by batch id."""
-        _, flat, suspect = self("poll", INDEX, token, 100, 1000)
+        _, flat, suspect = self("poll", [*INDEX, P.seen, P.seen_before], token, 100, 1000)
         flat += suspect
         groups = flat[1::2]
         keys = [key for group in groups for key in (P.tasks(group), P.ids(group))]
@@ -141,7 +141,8 @@ def register(user: User) -> None:
 
 def produce(user: User, admin: User) -> None:
     register(user)
-    admin.client.hset(P.state, "wake", 1 << 52)  # the leader sleeps
+    # The leader sleeps, and ids were flushed lately.
+    admin.client.hset(P.state, mapping={"wake": 1 << 52, "seen_until": 1 << 52})
     assert user.add(b"a", b"1", size=2, number=1) == [1]
     assert user.add(b"a", b"2", size=2, number=2) == [1]
     assert user.add(b"a", b"2", size=2, number=2) == [1]

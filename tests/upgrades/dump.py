@@ -96,6 +96,10 @@ def furnish(url: str) -> None:
     aggregator.flush("rich")
     _claim(url, b"claimed")
     # Neither the flusher nor the producer is closed: the claim and the last call stay in Redis.
+    with redis.Redis.from_url(url) as client:
+        for partition in Keyspace(NAME, PARTITIONS).partitions:
+            if client.exists(partition.seen):  # the ids that were flushed are known until 2100
+                client.hset(partition.state, "seen_until", 4_102_444_800_000)
 
 
 def _at_work(aggregator: Aggregator, group: str) -> bool:

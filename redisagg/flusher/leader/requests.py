@@ -89,7 +89,8 @@ class LeaderRequests:
 
     def poll(self, limit: int, skipped: Iterable[bytes]) -> Request:
         """Asks for at most `limit` items that are due, without groups to be skipped."""
-        return call("poll", self._indexes, self._token, limit, self._idle_ms, *skipped)
+        keys = [*self._indexes, self._partition.seen, self._partition.seen_before]
+        return call("poll", keys, self._token, limit, self._idle_ms, *skipped)
 
     def claim(self, items: Iterable[DueItem], limit: int, max_bytes: int) -> Request:
         """Claims at most `limit` batches of these items, up to about `max_bytes` bytes."""
