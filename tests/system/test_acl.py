@@ -358,6 +358,7 @@ def test_each_right_is_needed_and_named_when_it_is_missing(
 
 _UNNAMED = {
     *(("producer", "+hsetnx"), ("producer", "+rpush"), ("producer", "+hexists")),
+    ("producer", "+hdel"),
     *(("flusher", "+lrange"), ("flusher", "+xadd")),
 }
 """Refusals within a script that goes on: Redis names the command only since 7.2."""
