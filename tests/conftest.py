@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
@@ -34,6 +35,12 @@ def pytest_report_header() -> str:
     except (EmbeddedServerError, LookupError) as error:
         return f"redis server: {error}"
 
+
+# On a machine with other load an example may take long to make or to run; that says nothing.
+hypothesis.settings.register_profile(
+    "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("loaded")
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.cli", "tests.support.scheduling"]
 

@@ -185,6 +185,7 @@ def test_a_round_that_two_callers_send_at_the_same_time_is_prepared_once() -> No
     assert len(free) == len({each.id for each in free}) == 2  # each given back once
 
 
+@pytest.mark.serial
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interruptions_in_quick_succession_leave_the_producer_whole(
     monkeypatch: pytest.MonkeyPatch,
