@@ -26,7 +26,7 @@ STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
 # How long Redis stores the reply to a call for a repetition, ms.
-_REPLY_STORED_MS = 10 * 60 * 1000
+_REPLY_STORED_MS = b"%d" % (10 * 60 * 1000)
 
 W = TypeVar("W")
 """What stands for a task in the results of its round: a future (asyncio), or the task itself."""
@@ -77,10 +77,17 @@ class _Call(Generic[W]):
         keys = [p.state, p.groups, p.due, p.ready, p.call(sequence.id), p.seen, p.seen_before]
         keys += self.group_keys
         number = sequence.next_number(p.number)
-        args: list[Any] = [number, _REPLY_STORED_MS, options.keyspace.wake_channel, p.label]
-        args += (options.pending_tasks, options.pending_bytes, options.dedupe)
+        # All bytes, which are packed without a look at each.
+        args: list[bytes] = [
+            b"%d" % number,
+            _REPLY_STORED_MS,
+            options.keyspace.wake_channel,
+            p.label,
+        ]
+        args += (b"%d" % options.pending_tasks, b"%d" % options.pending_bytes, options.dedupe)
         for section in self.sections:
             args += section
+            args[-len(section) + 2] = b"%d" % section[2]
         return Request(load("add"), keys, args, options.keyspace)
 
     def results(self, reply: Any) -> AddResults[W]:

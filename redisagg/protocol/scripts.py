@@ -43,13 +43,13 @@ class Request(NamedTuple):
         """The command that calls the script by its SHA-1, or the plain command."""
         if self.script is None:
             return tuple(self.args)
-        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+        return (b"EVALSHA", self.script.sha, b"%d" % len(self.keys), *self.keys, *self.args)
 
     def command_with_source(self) -> tuple[Any, ...]:
         """The command for a server that does not know the script yet; it loads the script."""
         if self.script is None:
             return tuple(self.args)
-        return ("EVAL", self.script.source, len(self.keys), *self.keys, *self.args)
+        return (b"EVAL", self.script.source, b"%d" % len(self.keys), *self.keys, *self.args)
 
 
 def call(

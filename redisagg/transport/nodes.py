@@ -92,7 +92,7 @@ class Topology:
 
     def node_of(self, command: Command) -> Node | None:
         """Returns the node that has the slot of the first key of a command."""
-        key = command[3] if command[0] in {"EVALSHA", "EVAL"} else command[1]
+        key = command[3] if command[0] in {b"EVALSHA", b"EVAL"} else command[1]
         return self._owners[key_slot(key if isinstance(key, bytes) else str(key).encode())]
 
     def learn(self, slots: Iterable[Any], asked: Node) -> None:

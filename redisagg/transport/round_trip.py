@@ -48,7 +48,25 @@ def pack(commands: Sequence[Command], connection: Any) -> list[bytes]:
     if pack_command is None:
         packed: list[bytes] = connection.pack_commands(commands)
         return packed
-    return [b"".join(map(pack_command, commands))]
+    # Bytes only: hiredis 3.5 crashes if a signal handler raises while it formats a number.
+    all_bytes: list[Any] = [
+        command if set(map(type, command)) == _BYTES else tuple(map(_as_bytes, command))
+        for command in commands
+    ]
+    return [b"".join(map(pack_command, all_bytes))]
+
+
+_BYTES = {bytes}
+
+
+def _as_bytes(argument: Any) -> bytes:
+    if isinstance(argument, bytes):
+        return argument
+    if isinstance(argument, int):
+        return b"%d" % argument
+    if isinstance(argument, float):
+        return repr(argument).encode()
+    return argument.encode() if isinstance(argument, str) else bytes(argument)
 
 
 def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:

@@ -18,7 +18,7 @@ from redisagg.errors import (
 from redisagg.protocol.scripts import call, command
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
-from redisagg.transport.round_trip import round_trip
+from redisagg.transport.round_trip import pack, round_trip
 
 REQUESTS = [call("poll", [b"key"], 1), command("GET", b"key"), call("claim", [b"key"], 2)]
 
@@ -37,13 +37,13 @@ def carry_out(*replies: list[Any]) -> tuple[list[list[Any]], list[Any]]:
 
 
 def test_replies_are_returned_in_order() -> None:
-    assert carry_out([1, 2, 3]) == ([["EVALSHA", "GET", "EVALSHA"]], [1, 2, 3])
+    assert carry_out([1, 2, 3]) == ([[b"EVALSHA", "GET", b"EVALSHA"]], [1, 2, 3])
 
 
 def test_only_unknown_scripts_are_sent_again_with_their_source() -> None:
     unknown = rx.NoScriptError("No matching script")
     sent, replies = carry_out([1, 2, unknown], [3])
-    assert sent == [["EVALSHA", "GET", "EVALSHA"], ["EVAL"]]
+    assert sent == [[b"EVALSHA", "GET", b"EVALSHA"], [b"EVAL"]]
     assert replies == [1, 2, 3]
 
 
@@ -108,3 +108,18 @@ def test_what_counts_as_acknowledged(
             durability.check_acknowledged([REFUSED, 1, confirmed])
     # Nothing was written, so nothing is to be acknowledged.
     assert durability.check_acknowledged([REFUSED, confirmed]) == [REFUSED]
+
+
+def test_hiredis_is_handed_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It crashes if a signal handler raises while it formats a number."""
+    handed: list[Any] = []
+
+    def pack_command(arguments: tuple[Any, ...]) -> bytes:
+        handed.extend(arguments)
+        return b"".join(arguments)
+
+    monkeypatch.setattr("redisagg.transport.round_trip.pack_command", pack_command)
+    commands = [call("poll", [b"key"], 1, -2.5, "é").command(), ("WAIT", 2, True, bytearray(b"x"))]
+    [packed] = pack(commands, None)
+    assert packed.endswith("1key1-2.5éWAIT21x".encode())
+    assert {type(each) for each in handed} == {bytes}

@@ -41,12 +41,12 @@ def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
     partition = options.keyspace.partitions[0]
     assert request.keys[4] == partition.call(sequence.id)
     sections = [
-        *(b"a", b"limits", 2, b"0", b"x", b"2", b"x"),
-        *(b"b", b"limits", 1, b"1", b"x"),
-        *(b"a", b"others", 1, b"3", b"x"),
-        *(b"a", b"limits", 1, b"4", b"x"),
+        *(b"a", b"limits", b"2", b"0", b"x", b"2", b"x"),
+        *(b"b", b"limits", b"1", b"1", b"x"),
+        *(b"a", b"others", b"1", b"3", b"x"),
+        *(b"a", b"limits", b"1", b"4", b"x"),
     ]
-    assert request.args[3:] == [b"0/1", 80, 0, b"1", *sections]
+    assert request.args[3:] == [b"0/1", b"80", b"0", b"1", *sections]
     group_keys = [key for group in (b"a", b"b", b"a", b"a") for key in keys_of(options, group)]
     assert request.keys[7:] == group_keys
 
@@ -61,7 +61,7 @@ def test_each_partition_gets_one_call_with_a_number_of_its_own() -> None:
     sequence = CallSequence()
     requests = filled(options, [encoded(f"g{n}") for n in range(40)]).requests(sequence)
     assert sorted(request.args[3] for request in requests) == [b"0/4", b"1/4", b"2/4", b"3/4"]
-    assert [request.args[0] for request in requests] == [1, 2, 3, 4]
+    assert [request.args[0] for request in requests] == [b"1", b"2", b"3", b"4"]
     assert sequence.partitions == {0, 1, 2, 3}
 
 

@@ -80,7 +80,7 @@ class Driver:
     def _reply_to(self, request: Any) -> Reply:
         args, sections = list(request.args[7:]), []
         while args:
-            count = args[2]
+            count = int(args[2])
             sections.append(args[3 : 3 + 2 * count : 2])
             del args[: 3 + 2 * count]
         return self._reply(sections)
