@@ -29,7 +29,8 @@ Tasks = tuple[str, ...]
 Reply = Any
 
 CLAIMED, FREE, RETRY = "claimed", "free", "retry"
-"""The place of a batch: in `claims`, in `claims` with a score of 0, or in `retry`."""
+"""The place of a batch: in `claims`, in `claims` with a score of 0 or 1, or in `retry`. Batches in
+`suspects` hold their group as those in `retry` do."""
 
 NOBODY = -1
 NEW = -1
