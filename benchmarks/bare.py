@@ -168,11 +168,12 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
     start = time.perf_counter()
     for p, token in zip(space.partitions, tokens, strict=True):
         indexes = (p.state, p.groups, p.batches, p.claims, p.retry, p.suspects, p.due, p.ready)
+        indexes += (p.seen, p.seen_before)
         while True:
-            _, flat, _ = client.evalsha(load("poll").sha, 8, *indexes, token, 64, 1000)
+            _, flat, _ = client.evalsha(load("poll").sha, len(indexes), *indexes, token, 64, 1000)
             if not flat:
                 break
-            keys = [*indexes, p.seen, p.seen_before]
+            keys = [*indexes]
             args = [token, 60_000, p.digits, 64, 2_000, 2**21, 1000, 0]
             for batch_id, group in zip(flat[::2], flat[1::2], strict=True):
                 keys += (p.tasks(group), p.ids(group))

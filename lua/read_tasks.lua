@@ -41,7 +41,9 @@ if from > batch[READ] or read <= batch[READ] then return entries end
 if window_ms > 0 then
   assert_type('SCARD', { seen, seen_before })
   local members = {}
-  for i = 1, #entries do members[i] = seen_member(batch[GROUP], entry_id(entries[i])) end
+  for i = batch[READ] - from + 1, #entries do
+    members[#members + 1] = seen_member(batch[GROUP], entry_id(entries[i]))
+  end
   remember_seen({
     state = state, seen = seen, seen_before = seen_before, window_ms = window_ms, now = now,
   }, members)

@@ -43,7 +43,8 @@ class Leader:
         self.scripts.call("add", keys, *args, group, b"0 0 1 0", 1, b"1", b"body")
 
     def poll(self, limit: int) -> tuple[int, list[bytes], list[bytes]]:
-        wait, items, suspect = self.scripts.call("poll", INDEXES, self.token, limit, 1_000)
+        keys = [*INDEXES, P.seen, P.seen_before]
+        wait, items, suspect = self.scripts.call("poll", keys, self.token, limit, 1_000)
         return wait, items, suspect
 
     def claim(self, items: list[bytes]) -> list[bytes]:
