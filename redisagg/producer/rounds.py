@@ -43,8 +43,8 @@ class _Call(Generic[W]):
 
     def __init__(self, partition: PartitionKeys) -> None:
         self.partition = partition
-        self.sections: list[list[Any]] = []
-        """Each as in ARGV: group, limits, number of tasks, then id and body of each task."""
+        self.sections: list[list[bytes]] = []
+        """Each as in ARGV: group, limits, count (set by `request`), id and body of each task."""
         self.open: dict[bytes, int] = {}
         """By group, the index of the section that takes its next task."""
         self.group_keys: list[bytes] = []
@@ -59,10 +59,9 @@ class _Call(Generic[W]):
         place = self.open.get(group, -1)
         if place < 0 or self.sections[place][1] != limits:
             place = self.open[group] = len(self.sections)
-            self.sections.append([group, limits, 0])
+            self.sections.append([group, limits, b""])
             self.group_keys += (tasks_key, ids_key)
         section = self.sections[place]
-        section[2] += 1
         section += (task_id, body)
         self.waiters.append(waiter)
         self.places.append(place)
@@ -83,8 +82,8 @@ class _Call(Generic[W]):
         ]
         args += (b"%d" % options.pending_tasks, b"%d" % options.pending_bytes, options.dedupe)
         for section in self.sections:
+            section[2] = b"%d" % (len(section) // 2 - 1)
             args += section
-            args[-len(section) + 2] = b"%d" % section[2]
         return Request(load("add"), keys, args, options.keyspace)
 
     def results(self, reply: Any) -> AddResults[W]:
