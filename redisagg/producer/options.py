@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redisagg.config import AggregationConfig
-from redisagg.durations import seconds, to_ms
+from redisagg.durations import seconds
 from redisagg.protocol.keys import Keyspace
 from redisagg.transport.durability import Durability
-
-# Seconds for which Redis stores the reply to a call beyond `add_timeout`, within which the call is
-# repeated: the clocks and the last attempt may be slow.
-_STORED_BEYOND_TIMEOUT = 600
 
 # The limits of one call, so that it keeps Redis busy for about 2 ms at most.
 MAX_CALL_TASKS = 400
@@ -37,8 +33,6 @@ class AddOptions:
     """Seconds that a round trip waits before it is sent, so that more adds share it."""
     durability: Durability | None
     """What an add waits for besides the primary's reply."""
-    reply_stored_ms: int
-    """How long Redis stores the reply to a call, for a repetition."""
 
     @classmethod
     def of(
@@ -57,5 +51,4 @@ class AddOptions:
             call_bytes=min(MAX_CALL_BYTES, size // 4) if size else MAX_CALL_BYTES,
             linger=seconds(config.linger),
             durability=durability,
-            reply_stored_ms=to_ms(seconds(config.add_timeout) + _STORED_BEYOND_TIMEOUT),
         )

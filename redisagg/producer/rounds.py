@@ -25,6 +25,9 @@ COMMIT_ROUND_TASKS = 500
 STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
+# How long Redis stores the reply to a call for a repetition, ms.
+_REPLY_STORED_MS = b"%d" % (10 * 60 * 1000)
+
 W = TypeVar("W")
 """What stands for a task in the results of its round: a future (asyncio), or the task itself."""
 
@@ -76,7 +79,7 @@ class _Call(Generic[W]):
         # All bytes, which are packed without a look at each.
         args: list[bytes] = [
             b"%d" % number,
-            b"%d" % options.reply_stored_ms,
+            _REPLY_STORED_MS,
             options.keyspace.wake_channel,
             p.label,
         ]

@@ -68,16 +68,6 @@ def test_an_add_is_repeated_and_adds_once(make_both: Make, proxy: Proxy, how: st
     assert agg.stats().pending == 11
 
 
-def test_a_call_is_remembered_for_longer_than_it_is_repeated(
-    make_both: Make, sync_redis: redis.Redis
-) -> None:
-    agg = make_both(add_timeout=3600)
-    agg.add_task(Task("test", 0, "a"))
-    [call] = sync_redis.keys("*:call:*")  # type: ignore[misc]
-    left: Any = sync_redis.pttl(call)
-    assert left > 3600 * 1000
-
-
 @pytest.mark.parametrize("how", ["add_task", "add_tasks"])
 def test_an_add_is_not_repeated_even_if_its_tasks_were_flushed_meanwhile(
     make_both: Make, proxy: Proxy, how: str
