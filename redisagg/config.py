@@ -79,7 +79,7 @@ class AggregationConfig:
         linger: seconds that an add waits so that other adds share its round trip; 0 (default) for
             no wait. Adds that come while a round trip is under way share the next one anyway.
         add_timeout: seconds for which a call retries lost connections before it raises
-            `RedisUnavailable`; 30 by default.
+            `RedisUnavailable`; 30 by default. No add is retried for more than a day.
         max_pending_tasks: largest number of tasks that may wait or be in flight; None (default) for
             no limit. Further tasks are refused with `AggregatorFull`. Each partition has an equal
             share, so a few large groups can fill theirs while other partitions have room. Allow

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeAlias, TypeVar, cast
 
-from redisagg.producer.options import AddOptions
+from redisagg.errors import RedisUnavailable
+from redisagg.producer.options import FORGOTTEN, AddOptions
 from redisagg.producer.partitioned import partitioned_add
 from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
 from redisagg.producer.sequences import SequencePool
@@ -171,13 +173,16 @@ class AsyncAdder:
         """Numbers the calls of a round; returns as `prepare` of `AsyncGroupCommitter`."""
         sequence = self.sequences.take()
         requests = round_.requests(sequence)
+        repeat_until = time.monotonic() + self.options.repeatable
 
         async def exchange() -> AddResults[W]:
             try:
-                durability = self.options.durability
-                results = round_.results(
-                    await self._transport.exchange(requests, durability=durability)
+                if time.monotonic() > repeat_until:  # an earlier sender was cancelled
+                    raise RedisUnavailable(FORGOTTEN)
+                replies = await self._transport.exchange(
+                    requests, durability=self.options.durability, repeat_until=repeat_until
                 )
+                results = round_.results(replies)
             except Exception as error:
                 results = round_.failed(error)
             # Not in `finally`: calls that were cancelled are sent again, or not used any more.

@@ -13,6 +13,15 @@ from redisagg.transport.durability import Durability
 MAX_CALL_TASKS = 400
 MAX_CALL_BYTES = 512 * 1024
 
+# For how many seconds Redis stores the last call of a sequence: longer than the call is repeated.
+# An add of a group commit may be begun anew after an interruption, hence twice `add_timeout`.
+_MIN_STORED = 600.0
+_MAX_STORED = 86_400.0
+_STORED_MARGIN = 60.0
+"""Seconds that the last attempt may take on its way to Redis."""
+
+FORGOTTEN = "the call can't be repeated: Redis may have forgotten whether it was carried out"
+
 
 @dataclass(frozen=True, slots=True)
 class AddOptions:
@@ -31,6 +40,8 @@ class AddOptions:
     """After how many bytes of packed tasks a call is full."""
     linger: float
     """Seconds that a round trip waits before it is sent, so that more adds share it."""
+    stored: float
+    """Seconds for which Redis stores the reply to a call, for a repetition."""
     durability: Durability | None
     """What an add waits for besides the primary's reply."""
 
@@ -50,5 +61,13 @@ class AddOptions:
             call_tasks=max(1, min(MAX_CALL_TASKS, tasks // 4)) if tasks else MAX_CALL_TASKS,
             call_bytes=min(MAX_CALL_BYTES, size // 4) if size else MAX_CALL_BYTES,
             linger=seconds(config.linger),
+            stored=min(
+                max(_MIN_STORED, 2 * seconds(config.add_timeout) + _STORED_MARGIN), _MAX_STORED
+            ),
             durability=durability,
         )
+
+    @property
+    def repeatable(self) -> float:
+        """Seconds after its first attempt for which a call may be repeated."""
+        return self.stored - _STORED_MARGIN

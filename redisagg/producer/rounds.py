@@ -25,9 +25,6 @@ COMMIT_ROUND_TASKS = 500
 STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
-# How long Redis stores the reply to a call for a repetition, ms.
-_REPLY_STORED_MS = b"%d" % (10 * 60 * 1000)
-
 W = TypeVar("W")
 """What stands for a task in the results of its round: a future (asyncio), or the task itself."""
 
@@ -79,7 +76,7 @@ class _Call(Generic[W]):
         # All bytes, which are packed without a look at each.
         args: list[bytes] = [
             b"%d" % number,
-            _REPLY_STORED_MS,
+            b"%d" % int(1000 * options.stored),
             options.keyspace.wake_channel,
             p.label,
         ]

@@ -26,10 +26,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, Protocol
 
-from redisagg.errors import RedisAggError
-from redisagg.producer.options import AddOptions
+from redisagg.errors import RedisAggError, RedisUnavailable
+from redisagg.producer.options import FORGOTTEN, AddOptions
 from redisagg.producer.partitioned import partitioned_add
 from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
 from redisagg.producer.sequences import SequencePool
@@ -412,13 +413,14 @@ class ThreadAdder:
 class NumberedRound(Generic[W]):
     """A round whose calls have numbers of a sequence; see `PreparedRound`."""
 
-    __slots__ = ("_adder", "_requests", "_round", "_sequence")
+    __slots__ = ("_adder", "_repeat_until", "_requests", "_round", "_sequence")
 
     def __init__(self, adder: ThreadAdder, round_: Round[W]) -> None:
         self._adder = adder
         self._round = round_
         self._sequence = adder.sequences.take()
         self._requests = round_.requests(self._sequence)
+        self._repeat_until = time.monotonic() + adder.options.repeatable
 
     def exchange(self) -> AddResults[W]:
         """Sends the round and returns its results; raises only what a signal handler raises."""
@@ -430,8 +432,13 @@ class NumberedRound(Generic[W]):
         Returns:
             A function, to be called once, that waits for the replies and returns the results.
         """
-        durability = self._adder.options.durability
-        replies = self._adder.transport.begin(self._requests, durability=durability)
+        if time.monotonic() > self._repeat_until:  # an earlier sender was interrupted
+            return partial(self._round.failed, RedisUnavailable(FORGOTTEN))
+        replies = self._adder.transport.begin(
+            self._requests,
+            durability=self._adder.options.durability,
+            repeat_until=self._repeat_until,
+        )
 
         def finish() -> AddResults[W]:
             try:

@@ -59,17 +59,19 @@ class AsyncTransport:
         *,
         once: bool = False,
         durability: Durability | None = None,
+        repeat_until: float | None = None,
     ) -> list[Any]:
-        """Makes one round trip; arguments, result and errors as `threads.Transport.exchange`."""
+        """Makes one round trip; arguments, result and errors as of `threads.Transport`."""
         since = time.monotonic()
         try:
             return await self._exchange(requests, durability)
         except Exception as error:
-            options = retrying.options_after(error, self._timeout, since, once=once)
+            timeout = retrying.limited(self._timeout, since, repeat_until)
+            options = retrying.options_after(error, timeout, since, once=once)
         try:
             return await tenacity.AsyncRetrying(**options)(self._exchange, requests, durability)
         except Exception as error:
-            raise retrying.final_error(error, self._timeout) from error
+            raise retrying.final_error(error, timeout) from error
 
     async def _exchange(
         self, requests: Sequence[Request], durability: Durability | None

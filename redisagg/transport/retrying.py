@@ -56,6 +56,21 @@ def may_succeed_later(error: BaseException) -> bool:
     return is_transient(error)
 
 
+def limited(timeout: float | None, since: float, repeat_until: float | None) -> float | None:
+    """Returns the timeout for calls that may be repeated until then only.
+
+    Args:
+        timeout: seconds from `since` after which no attempt is made; None for no limit.
+        since: when the first attempt began, by `time.monotonic()`.
+        repeat_until: the time by `time.monotonic()` after which no attempt is made; None for no
+            limit.
+    """
+    if repeat_until is None:
+        return timeout
+    left = max(0.0, repeat_until - since)
+    return left if timeout is None else min(timeout, left)
+
+
 def options_after(
     error: Exception, timeout: float | None, since: float, *, once: bool
 ) -> dict[str, Any]:

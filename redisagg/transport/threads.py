@@ -117,12 +117,20 @@ class Transport:
         *,
         once: bool = False,
         durability: Durability | None = None,
+        repeat_until: float | None = None,
     ) -> Replies:
         """Sends the requests of a round trip, without waiting for the replies.
 
         Raises nothing but what a signal handler raises.
 
         On a cluster nothing is sent until the replies are asked for.
+
+        Args:
+            requests: as of `exchange`.
+            once: as of `exchange`.
+            durability: as of `exchange`.
+            repeat_until: the time by `time.monotonic()` after which the requests must not be
+                repeated; None if they can be at any time.
 
         Returns:
             A function, to be called once, that waits for the replies and returns or raises as
@@ -138,14 +146,15 @@ class Transport:
                 return attempt()
             except Exception as error:
                 raise_interruption(error)
-                options = retrying.options_after(error, self._timeout, since, once=once)
+                timeout = retrying.limited(self._timeout, since, repeat_until)
+                options = retrying.options_after(error, timeout, since, once=once)
             try:
                 return tenacity.Retrying(**options | _NO_INTERRUPTION)(
                     lambda: self._attempt(requests, durability)()
                 )
             except Exception as error:
                 raise_interruption(error)
-                raise retrying.final_error(error, self._timeout) from error
+                raise retrying.final_error(error, timeout) from error
 
         return finish
 

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from redisagg import Aggregator, Task
+from redisagg.errors import RedisUnavailable
 from redisagg.producer.options import MAX_CALL_TASKS
 from redisagg.producer.rounds import STREAM_ROUND_TASKS
 from redisagg.protocol.scripts import load
@@ -179,6 +180,32 @@ def test_a_stream_repeats_a_call_that_was_lost_longer_ago_than_add_timeout(
 
     agg.add_tasks(tasks())
     assert agg.stats().pending == 1 + MAX_CALL_TASKS + 1
+
+
+@pytest.mark.parametrize("how", ["add_task", "add_tasks"])
+def test_a_call_is_not_repeated_when_redis_may_have_forgotten_it(
+    make_both: Make, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("redisagg.producer.options._MAX_STORED", 60.5)
+    agg = make_both(url=proxy.url, partitions=1, add_timeout=3600)
+    agg.add_task(Task("test", "before", "z"))
+    proxy.lose_reply("add", then_cut=True)
+    task = Task("test", 0, "a")
+    start = time.monotonic()
+    with pytest.raises(RedisUnavailable, match=r"within 0[.]"):
+        agg.add_task(task) if how == "add_task" else agg.add_tasks([task])
+    assert time.monotonic() - start < 5
+    proxy.restore()
+    assert agg.stats().pending == 2
+
+
+def test_redis_stores_a_call_for_longer_than_it_is_repeated(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make(partitions=1, add_timeout=3600)
+    agg.add_task(Task("test", 0, "a"))
+    [call] = sync_redis.scan_iter("redisagg:*:call:*")
+    assert sync_redis.pttl(call) > 2 * 3600 * 1000
 
 
 def test_all_other_operations_can_be_repeated(make_both: Make, proxy: Proxy) -> None:
