@@ -41,7 +41,7 @@ from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
 from redisagg.transport.aio import AsyncTransport
-from redisagg.transport.endpoint import AnyClient, aclose
+from redisagg.transport.endpoint import AnyClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
 from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 
@@ -83,7 +83,7 @@ class AsyncAggregator(AggregatorBase):
         sink: Sink | Route | str | None = None,
     ) -> None:
         super().__init__(name, redis, config, sink)
-        self._own_client = not isinstance(redis, Redis)
+        self._own_client = not isinstance(redis, Redis) or waits_without_end(redis)
         self._client: Any = (
             self._namespace.producer_endpoint().asyncio() if self._own_client else redis
         )

@@ -36,7 +36,7 @@ from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
-from redisagg.transport.endpoint import AnyClient, close
+from redisagg.transport.endpoint import AnyClient, close, waits_without_end
 from redisagg.transport.threads import Transport
 from redisagg.views import BatchState, DeadLetter, GroupState, Stats
 
@@ -76,7 +76,7 @@ class Aggregator(AggregatorBase):
         sink: Sink | Route | str | None = None,
     ) -> None:
         super().__init__(name, redis, config, sink)
-        self._own_client = not isinstance(redis, Redis)
+        self._own_client = not isinstance(redis, Redis) or waits_without_end(redis)
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
         options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)

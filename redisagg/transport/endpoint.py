@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -16,9 +17,11 @@ from urllib.parse import unquote, urlsplit
 import redis
 import redis.asyncio as aio
 import redis.asyncio.sentinel as aio_sentinel
+from redis.asyncio.connection import AbstractConnection as AsyncAbstractConnection
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -107,7 +110,9 @@ class Endpoint:
         Args:
             timeout: seconds without a reply after which a connection counts as lost.
         """
-        return replace(self, options={"socket_timeout": timeout, **self.options})
+        if self.options.get("socket_timeout") is not None:
+            return self
+        return replace(self, options={**self.options, "socket_timeout": timeout})
 
     def of_node(self, node: Node) -> Endpoint:
         """One node of the cluster as a server; a published message reaches all nodes."""
@@ -164,6 +169,19 @@ def endpoint_of(source: AnyClient) -> Endpoint:
         "redis is a URL or a client of redis-py (Redis, RedisCluster, or what Sentinel.master_for "
         f"returns), not {type(source).__name__}"
     )
+
+
+def waits_without_end(client: redis.Redis | aio.Redis) -> bool:
+    """Whether calls on this client wait for a reply without end: it has no `socket_timeout`."""
+    pool: Any = client.connection_pool
+    if not issubclass(pool.connection_class, _CONNECTIONS):
+        return False  # not of redis-py; nothing can be said
+    return pool.connection_kwargs.get("socket_timeout", _DEFAULT_TIMEOUT) is None
+
+
+_CONNECTIONS = (AbstractConnection, AsyncAbstractConnection)
+_DEFAULT_TIMEOUT = signature(AbstractConnection.__init__).parameters["socket_timeout"].default
+"""None before redis-py 8."""
 
 
 def close(client: SyncClient) -> None:

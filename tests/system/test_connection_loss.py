@@ -121,6 +121,18 @@ def test_an_add_is_retried_until_the_connection_works(make_both: Make, proxy: Pr
     assert agg.stats().pending == 2
 
 
+@pytest.mark.parametrize("library", [redis, redis.asyncio])
+def test_calls_on_a_client_without_socket_timeout_give_up_too(
+    make_both: Make, proxy: Proxy, library: Any
+) -> None:
+    client = library.Redis.from_url(proxy.url, socket_timeout=None)
+    agg = make_both(url=client, add_timeout=0.6)
+    agg.add_task(Task("test", "before", "a"))
+    proxy.stall()
+    assert seconds_until_unavailable(lambda: agg.add_task(Task("test", 0, "a"))) < 0.6 + 1.0
+    assert seconds_until_unavailable(agg.stats) < 0.6 + 1.0
+
+
 def test_an_add_is_retried_after_several_connections_without_an_answer(
     make_both: Make, proxy: Proxy
 ) -> None:

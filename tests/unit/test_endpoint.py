@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis
 import redis.asyncio as aio
 from redis.sentinel import Sentinel
 
 from redisagg.errors import InvalidConfig
-from redisagg.transport.endpoint import endpoint_of
+from redisagg.transport.endpoint import endpoint_of, waits_without_end
 
 
 def test_plain_urls() -> None:
@@ -82,3 +84,13 @@ def test_sentinels_with_tls_keep_it() -> None:
         assert (found["ssl"], found["ssl_ciphers"]) == (True, "x")
         [found] = endpoint_of(sentinel([("one", 26379)]).master_for("main")).sentinels
         assert found["ssl"] is False
+
+
+@pytest.mark.parametrize("library", [redis, aio])
+def test_clients_without_socket_timeout(library: Any) -> None:
+    pool = library.ConnectionPool(socket_timeout=None)
+    assert waits_without_end(library.Redis(socket_timeout=None))
+    assert waits_without_end(library.Redis(connection_pool=pool))
+    assert not waits_without_end(library.Redis(socket_timeout=3))
+    endpoint = endpoint_of(library.Redis(socket_timeout=None))
+    assert endpoint.answering_within(2).options["socket_timeout"] == 2
