@@ -28,6 +28,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from redisagg.errors import InvalidConfig
 from redisagg.texts import redact_url
 from redisagg.transport.nodes import Cluster, Node, Topology
+from redisagg.transport.round_trip import PACKER
 
 SyncClient: TypeAlias = "redis.Redis | Cluster[redis.ConnectionPool]"
 AsyncClient: TypeAlias = "aio.Redis | Cluster[aio.ConnectionPool]"
@@ -85,7 +86,7 @@ class Endpoint:
             sentinel = Sentinel([])
             sentinel.sentinels = [redis.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
             client: redis.Redis = sentinel.master_for(
-                self.service, retry=retry, ssl=self.tls, **self._arguments
+                self.service, retry=retry, ssl=self.tls, **self._arguments, **PACKER
             )
             return client
         return redis.Redis.from_pool(self._pool(redis, retry))
@@ -142,7 +143,8 @@ class Endpoint:
             kind = module.SSLConnection
         else:
             kind = module.Connection
-        return module.ConnectionPool(connection_class=kind, retry=retry, **self._arguments)
+        options = {**self._arguments, **PACKER} if module is redis else self._arguments
+        return module.ConnectionPool(connection_class=kind, retry=retry, **options)
 
 
 def endpoint_of(source: AnyClient) -> Endpoint:

@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from redis.client import NEVER_DECODE
+from redis.connection import HiredisRespSerializer
 
 try:
     from hiredis import pack_command
@@ -50,7 +51,7 @@ def pack(commands: Sequence[Command], connection: Any) -> list[bytes]:
         return packed
     # Bytes only: hiredis 3.5 crashes if a signal handler raises while it formats a number.
     all_bytes: list[Any] = [
-        command if set(map(type, command)) == _BYTES else tuple(map(_as_bytes, command))
+        command if set(map(type, command)) == _BYTES else tuple(map(as_bytes, command))
         for command in commands
     ]
     return [b"".join(map(pack_command, all_bytes))]
@@ -59,7 +60,21 @@ def pack(commands: Sequence[Command], connection: Any) -> list[bytes]:
 _BYTES = {bytes}
 
 
-def _as_bytes(argument: Any) -> bytes:
+class BytesPacker(HiredisRespSerializer):
+    """Packs the commands that redis-py sends by itself, such as HELLO with a number."""
+
+    def pack(self, *args: Any) -> Any:
+        """Packs one command."""
+        packed: Any = super()
+        return packed.pack(*map(as_bytes, args))
+
+
+PACKER: dict[str, Any] = {} if pack_command is None else {"command_packer": BytesPacker()}
+"""The options of blocking connections that make them hand hiredis bytes only."""
+
+
+def as_bytes(argument: Any) -> bytes:
+    """Returns an argument of a command in the form in which it is sent."""
     if isinstance(argument, bytes):
         return argument
     if isinstance(argument, int):

@@ -18,6 +18,7 @@ from redisagg.errors import (
 from redisagg.protocol.scripts import call, command
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
+from redisagg.transport.endpoint import endpoint_of
 from redisagg.transport.round_trip import pack, round_trip
 
 REQUESTS = [call("poll", [b"key"], 1), command("GET", b"key"), call("claim", [b"key"], 2)]
@@ -123,3 +124,23 @@ def test_hiredis_is_handed_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     [packed] = pack(commands, None)
     assert packed.endswith("1key1-2.5éWAIT21x".encode())
     assert {type(each) for each in handed} == {bytes}
+
+
+def test_connections_hand_hiredis_bytes_only_when_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hiredis = pytest.importorskip("hiredis")
+    handed: list[Any] = []
+    real = hiredis.pack_command
+
+    def pack_command(args: tuple[Any, ...]) -> Any:
+        handed.extend(args)
+        return real(args)
+
+    monkeypatch.setattr(hiredis, "pack_command", pack_command)
+    for url in ("redis://h", "redis+sentinel://h/service"):
+        client: Any = endpoint_of(url).blocking()
+        connection = client.connection_pool.make_connection()
+        [packed] = connection.pack_command("HELLO", 3)
+        assert packed == b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
+    assert handed == [b"HELLO", b"3"] * 2
