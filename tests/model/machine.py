@@ -405,13 +405,24 @@ class Machine(RuleBasedStateMachine):
                 self._read_batch(self.model.token, batch, most, dedupe=dedupe)
 
     @precondition(led)
-    @rule(limits=_limits, ids=st.lists(_ids, min_size=4, unique=True), dedupe=st.booleans())
-    def cancel_before_reading(self, limits: m.Limits, ids: list[bytes], dedupe: bool) -> None:
+    @rule(
+        limits=_limits,
+        ids=st.lists(_ids, min_size=4, unique=True),
+        dedupe=st.booleans(),
+        one_by_one=st.booleans(),
+    )
+    def cancel_before_reading(
+        self, limits: m.Limits, ids: list[bytes], dedupe: bool, one_by_one: bool
+    ) -> None:
         """Cuts a large batch, cancels the rest, and adds the same ids before it is read."""
         drawn = [(b"a", limits._replace(size=3), ids)]
         self._add(b"none", None, self.sections(drawn))
         self._claim(self.model.token, 900, m.Room(1, 99, 9999), [(b"", b"a")])
-        self.cancel_group(b"a")
+        if one_by_one:
+            for entry in [*self.model.groups[b"a"].waiting] if b"a" in self.model.groups else []:
+                self._cancel_task(b"a", entry.id)
+        else:
+            self.cancel_group(b"a")
         self._add(b"none", None, self.sections(drawn))
         self.read_all(9999, dedupe)
 
@@ -680,6 +691,9 @@ class Machine(RuleBasedStateMachine):
         waiting = [(name, entry.id) for name, group in groups for entry in group.waiting]
         waiting.append((b"a", b"none"))
         name, task_id = data.draw(st.sampled_from(waiting))
+        self._cancel_task(name, task_id)
+
+    def _cancel_task(self, name: bytes, task_id: bytes) -> None:
         self._cancel(
             lambda: self.model.cancel_task(name, task_id), "cancel_task", name, name, task_id
         )

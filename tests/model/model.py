@@ -568,10 +568,16 @@ class Partition:
 
     def _take_ids_off(self, batch: Batch, upto: int, *, dedupe: bool) -> None:
         """The ids of the first tasks of a batch no longer wait."""
-        numbers = self.groups[batch.group].numbers
+        group = self.groups[batch.group]
+        later = (
+            group.in_flight[group.in_flight.index(batch) + 1 :] if batch in group.in_flight else []
+        )
+        # After a cancellation the same ids may wait again, or be those of a later batch.
+        again = self.waiting_ids(batch.group)
+        again |= {entry.id for each in later for entry in each.entries[each.read :]}
         for entry in batch.entries[batch.read : upto]:
-            if entry.id not in self.waiting_ids(batch.group):
-                numbers.pop(entry.id, None)
+            if entry.id not in again:
+                group.numbers.pop(entry.id, None)
             if dedupe:
                 self.seen.add(seen_member(batch.group, entry.id))
         batch.read = max(batch.read, upto)
