@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import random
+import sys
 import signal
 import threading
 import time
@@ -186,6 +187,10 @@ def test_a_round_that_two_callers_send_at_the_same_time_is_prepared_once() -> No
 
 
 @pytest.mark.serial
+@pytest.mark.skipif(
+    sys.gettrace() is not None,
+    reason="CPython 3.11 hangs: while an exception waits for one thread, a traced one can't go on",
+)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interruptions_in_quick_succession_leave_the_producer_whole(
     monkeypatch: pytest.MonkeyPatch,
