@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Any
@@ -162,3 +163,21 @@ async def test_connections_that_are_lost_in_silence_cost_one_timeout(proxy: Prox
         assert await ping_all() == [[b"PONG"]] * at_a_time
         assert time.monotonic() - began < timeout / 2
         proxy.restore()
+
+
+async def test_no_subscribing_goes_on_that_lost_its_cancellation(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def subscribe(*_: Any) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):  # as `asyncio.wait_for` before 3.12
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr("redis.asyncio.client.PubSub.subscribe", subscribe)
+    before = asyncio.all_tasks()
+    async with shared_connections(endpoint_of(redis_url), 5) as shared:
+        shared.listener.add(b"channel", lambda _: None)
+        await asyncio.wait_for(begun.wait(), 5)
+    assert asyncio.all_tasks() == before
