@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import tenacity
 
+from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.transport import retrying
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import Endpoint, aclose
@@ -77,18 +78,21 @@ class Listener:
         try:
             async with client.pubsub() as pubsub:
                 await pubsub.connect()
-                subscribing = asyncio.create_task(self._subscribe(pubsub))
+                ending = asyncio.Event()
+                subscribing = asyncio.create_task(self._subscribe(pubsub, ending))
                 try:
                     await self._read(pubsub, subscribing)
                 finally:
-                    subscribing.cancel()
+                    ending.set()  # the cancellation may be lost, see `cancel_and_wait`
+                    self._changed.set()
+                    await cancel_and_wait(subscribing)
         finally:
             await aclose(client)
 
-    async def _subscribe(self, pubsub: Any) -> None:
-        """Keeps the subscriptions as they are wanted, until it is cancelled."""
+    async def _subscribe(self, pubsub: Any, ending: asyncio.Event) -> None:
+        """Keeps the subscriptions as they are wanted, until `ending` is set or it is cancelled."""
         subscribed: set[bytes] = set()
-        while True:
+        while not ending.is_set():
             self._changed.clear()
             wanted = set(self._handlers)
             if missing := wanted - subscribed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Any
@@ -147,13 +148,36 @@ def test_user_code_that_blocks_its_event_loop_delays_no_other_flusher(
 
 
 async def test_connections_that_are_lost_in_silence_cost_one_timeout(proxy: Proxy) -> None:
-    """As a firewall loses them; one timeout for each of the idle ones would cost the leases."""
-    timeout = 0.5
+    """As a firewall loses them. Else later calls would meet the other lost ones, and wait again."""
+    timeout, at_a_time = 1.0, 4
     async with shared_connections(endpoint_of(proxy.url).answering_within(timeout), 5) as shared:
         ping = [command("PING")]
-        await asyncio.gather(*(shared.leases.exchange(ping) for _ in range(4)))
+
+        async def ping_all() -> list[list[Any]]:
+            return await asyncio.gather(*(shared.leases.exchange(ping) for _ in range(at_a_time)))
+
+        await ping_all()
         proxy.freeze_links()
-        began = time.monotonic()
         assert await shared.leases.exchange(ping) == [b"PONG"]
-        assert time.monotonic() - began < 2 * timeout
+        began = time.monotonic()
+        assert await ping_all() == [[b"PONG"]] * at_a_time
+        assert time.monotonic() - began < timeout / 2
         proxy.restore()
+
+
+async def test_no_subscribing_goes_on_that_lost_its_cancellation(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def subscribe(*_: Any) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):  # as `asyncio.wait_for` before 3.12
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr("redis.asyncio.client.PubSub.subscribe", subscribe)
+    before = asyncio.all_tasks()
+    async with shared_connections(endpoint_of(redis_url), 5) as shared:
+        shared.listener.add(b"channel", lambda _: None)
+        await asyncio.wait_for(begun.wait(), 5)
+    assert asyncio.all_tasks() == before
