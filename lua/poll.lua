@@ -36,7 +36,11 @@ local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
 assert_type('HLEN', { groups, batches })
-assert_type('ZCARD', { claims, retry, suspects, due, ready })
+-- As assert_type. What is empty is not looked at again: most polls find nothing.
+local size = {}
+for _, index in ipairs({ claims, retry, suspects, due, ready }) do
+  size[index] = redis.call('ZCARD', index)
+end
 forget_seen(state, KEYS[9], KEYS[10], now)
 
 local moving = follow_clock(
@@ -48,6 +52,7 @@ local moving = follow_clock(
 -- the fewest leaders vanish come first. If a leader vanishes with a suspect, that was an attempt of
 -- it that failed. Returns whether there may be more to count.
 local function count_deaths()
+  if size[claims] == 0 then return false end
   local ids = redis.call('ZRANGEBYSCORE', claims, DIED, DIED, 'LIMIT', 0, MAX_DEATHS)
   for _, id in ipairs(ids) do
     local batch = read_batch(batches, id)
@@ -61,6 +66,7 @@ local function count_deaths()
     if g and batch[DEATHS] >= SUSPECT_DEATHS then
       redis.call('ZREM', claims, id)
       redis.call('ZADD', suspects, suspect_score(batch, now), id)
+      size[suspects] = size[suspects] + 1
       hold(g, batch, now)
       write_group(groups, batch[GROUP], g)
       schedule(due, ready, batch[GROUP], g, now)
@@ -97,6 +103,7 @@ end
 -- Names batches that came back, before any group: they are older than the waiting tasks of their
 -- groups. Returns the score of the first batch that is not named.
 local function name_returned(index)
+  if size[index] == 0 then return math.huge end
   local first = score_at(index, 0)
   if first > now then return first end
   if room() <= 0 then return now end
@@ -114,6 +121,7 @@ local next_at = math.min(name_returned(claims), name_returned(retry))
 -- which `claim` then puts behind the others.
 local function name_suspect()
   local first
+  if size[suspects] == 0 then return {} end
   for _, id in ipairs(redis.call('ZRANGE', suspects, 0, MAX_DEATHS - 1)) do
     local batch = read_batch(batches, id)
     local g = batch and read_group(groups, batch[GROUP])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import random
-import sys
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
