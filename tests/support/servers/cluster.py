@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,9 @@ from tests.support.servers.polling import ask, info, wait_until
 SLOTS = 16_384
 NODE_TIMEOUT = 1.0  # seconds without an answer until a node counts as failing
 MIGRATE_TIMEOUT_MS = 5000  # what moving some keys of a slot may take
+
+
+_FAILOVER_AGAIN = 6.0  # seconds until a failover is ordered again; an order lasts for 5
 
 
 class ClusterTopology:
@@ -88,8 +93,19 @@ class ClusterTopology:
     def failover(self, master: EmbeddedRedis) -> EmbeddedRedis:
         """Swap a running `master` for one of its replicas; return that when all nodes know."""
         replica = self.replicas_of(master)[0]
-        ask(replica, "CLUSTER FAILOVER")
-        self.wait_for_failover(master)
+        # A replica that does not get the votes gives up; one that still tries refuses the order.
+        asked_at = -math.inf
+
+        def failed_over() -> bool:
+            nonlocal asked_at
+            if self._has_failed_over(master):
+                return True
+            if time.monotonic() - asked_at > _FAILOVER_AGAIN:
+                asked_at = time.monotonic()
+                ask(replica, "CLUSTER FAILOVER")
+            return False
+
+        wait_until(failed_over, timeout=40, what=f"{replica} has replaced {master}")
         return replica
 
     def migrate(self, key: str, target: EmbeddedRedis) -> None:
@@ -122,12 +138,15 @@ class ClusterTopology:
     def wait_for_failover(self, old: EmbeddedRedis) -> None:
         """Wait until `old` is no master any more and the rest of the cluster takes writes."""
         wait_until(
-            lambda: (
-                old not in (masters := self.masters)
-                and len(masters) == self.masters_count
-                and all(map(_is_ok, filter(lambda node: node.running, self.nodes)))
-            ),
+            lambda: self._has_failed_over(old),
             what=f"the cluster works with another master than {old}",
+        )
+
+    def _has_failed_over(self, old: EmbeddedRedis) -> bool:
+        return (
+            old not in (masters := self.masters)
+            and len(masters) == self.masters_count
+            and all(map(_is_ok, filter(lambda node: node.running, self.nodes)))
         )
 
     def heal(self) -> None:
