@@ -162,7 +162,7 @@ def test_nothing_is_left_running_after_a_close(make_both: Make, sync_redis: redi
 
 
 def test_a_client_that_was_handed_over_is_not_closed(redis_url: str) -> None:
-    with redis.Redis.from_url(redis_url) as client:
+    with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
         with Aggregator("tests", client, config=quick_config(group_max_size=1)) as agg:
             agg.add_task(Task("test", 0, "a"))
             await_batches(agg, 1)

@@ -72,6 +72,8 @@ class Prepared:
 @pytest.fixture(params=["once", "also on its way out"])
 def interrupted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a caller that is interrupted can still tell the others, or is interrupted again."""
+    if request.param != "once" and sys.version_info < (3, 11):
+        pytest.skip("CPython 3.10 crashes if another thread looks at the locals of a traced frame")
     if request.param == "once":  # then nobody depends on callers that look after a while
         monkeypatch.setattr("redisagg.producer.threads._PATIENCE", 15)
     else:
