@@ -22,6 +22,9 @@ from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, enqueued, numbered
 
+LET_THROUGH = 8
+"""So many batches at most are let through each time that a breaker is half open."""
+
 
 class Counting:
     """A merge function that counts its calls by group and first payload."""
@@ -349,8 +352,12 @@ def test_a_sink_that_is_down_stops_the_merges_and_costs_no_attempts(
         await_probes(3)
         stats = agg.stats()
         assert (stats.dead, stats.flushed) == (0, 0)
-        assert sum(merge.calls.values()) < 400  # of 2,000
-        assert sum(sink.tried.values()) < 400
+        # How many of the 2,000 were merged before the breaker opened depends on the machine.
+        merged, tried = sum(merge.calls.values()), sum(sink.tried.values())
+        assert max(merged, tried) < 1_000
+        await_probes(6)
+        assert sum(merge.calls.values()) <= merged + 3 * LET_THROUGH
+        assert sum(sink.tried.values()) <= tried + 3 * LET_THROUGH
         sink.down = False
         assert agg.wait_until_idle(30)
         stats = agg.stats()
@@ -378,7 +385,9 @@ def test_a_queue_key_of_another_type_stops_the_merges(
     with agg:
         await_probes(3)
         assert agg.stats().dead == 0
-        assert sum(merge.calls.values()) < 700
+        merged = sum(merge.calls.values())
+        await_probes(6)
+        assert sum(merge.calls.values()) <= merged + 3 * LET_THROUGH
         sync_redis.delete("queue")
         assert agg.wait_until_idle(30)
         assert (agg.stats().dead, agg.stats().flushed) == (0, 1_000)
@@ -407,7 +416,7 @@ def test_claimed_batches_are_given_back_unmerged_when_a_sink_goes_down(
     agg.add_tasks(Task("test", n, f"g{n}") for n in range(400))
     with agg:
         await_probes(3)  # after 1 s, in which all 400 could be merged
-        assert sum(counting.calls.values()) < 100
+        assert sum(counting.calls.values()) < 200
         sink.down = False
         assert agg.wait_until_idle(30)
         assert agg.stats().dead == 0
