@@ -171,12 +171,16 @@ def pack_merged(value: Any) -> bytes:
     Raises:
         PayloadError: see `pack`; but a merge result may be nested 64 levels deeper than a payload.
     """
-    packer, doubts = _packing()
+    try:
+        packer, doubts = _local.packing
+    except AttributeError:
+        packer, doubts = _packing()
     try:
         packed: bytes = packer.pack(value)
         if doubts:
             _check_readable(packed)
-        _check_packed_levels(packed, _MOST_MERGED_LEVELS)
+        if len(packed) > _MOST_MERGED_LEVELS:
+            _check_packed_levels(packed, _MOST_MERGED_LEVELS)
     except PayloadError:
         raise
     except _PACK_ERRORS as error:

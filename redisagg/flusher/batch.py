@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -121,8 +120,8 @@ class MergeOutcome:
     failure: Failure | None = None
     enqueue: Enqueue | None = None
     """What the commit enqueues, if anything."""
-    deliveries: deque[MergedTask] = field(default_factory=deque)
-    """What is delivered to sinks outside Redis before the commit."""
+    deliveries: list[MergedTask] = field(default_factory=list)
+    """What is delivered to sinks outside Redis before the commit, the last one first."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """Positions of stored entries that are no tasks, each with the reason."""
     merged: dict[str, bytes] = field(default_factory=dict)
@@ -153,6 +152,10 @@ class Claim(NamedTuple):
     """The hash tag of its partition on a cluster, else None."""
 
 
+# The attributes of an enumeration are slow to look up, and each batch is asked several times.
+_CLAIMED, _MERGING = State.CLAIMED, State.MERGING
+_MERGED, _ABANDONED = State.MERGED, State.ABANDONED
+
 _begin_lock = threading.Lock()
 """A merge begins in a thread while the loop may abandon its batch. One lock for all batches is held
 too briefly to matter."""
@@ -180,7 +183,7 @@ class Batch:
         self.group = claim.group
         self.on_merged = on_merged
         self.probing = probing
-        self.state = State.CLAIMED
+        self.state = _CLAIMED
         self.outcome: MergeOutcome | None = None
         self.failure: Failure | None = None
         """Why it is `State.FAILED`."""
@@ -203,9 +206,10 @@ class Batch:
             False if the batch has been abandoned: it must not be merged.
         """
         with _begin_lock:
-            if self.state is State.CLAIMED:
-                self.state = State.MERGING
-            return self.state is State.MERGING
+            if self.state is _CLAIMED:
+                self.state = _MERGING
+                return True
+            return self.state is _MERGING
 
     def abandon_unless_begun(self) -> bool:
         """Abandons the batch if its merge has not begun.
@@ -214,9 +218,9 @@ class Batch:
             Whether the batch is abandoned.
         """
         with _begin_lock:
-            if self.state is State.CLAIMED:
-                self.state = State.ABANDONED
-            return self.state is State.ABANDONED
+            if self.state is _CLAIMED:
+                self.state = _ABANDONED
+            return self.state is _ABANDONED
 
     def abandon(self) -> None:
         """Abandons the batch, whatever its state is; a merge that runs goes on unheard."""
@@ -225,7 +229,7 @@ class Batch:
 
     def end_merge(self, outcome: MergeOutcome) -> None:
         """Takes the outcome of the merge, on the event loop; ignored if the batch was abandoned."""
-        if self.state is State.MERGING:
+        if self.state is _MERGING:
             self.outcome = outcome
-            self.state = State.MERGED
+            self.state = _MERGED
             self.on_merged(self)

@@ -26,7 +26,7 @@ Route: TypeAlias = Callable[[Task], Sink]
 """Returns the sink for a merged task; the same object each time, since each is opened once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Router:
     """Finds the sink for each merged task.
 
@@ -39,6 +39,8 @@ class Router:
     sink: Sink | Route
     clustered: bool
     max_bytes: int
+    _only: ScriptSink | DeliverySink | None = field(default=None, init=False)
+    """The one sink, once it has been resolved."""
 
     def sink_of(self, task: Task) -> ScriptSink | DeliverySink:
         """The sink for a merged task.
@@ -46,14 +48,19 @@ class Router:
         Raises:
             SinkError: the function returned no sink.
         """
-        sink = self.sink if isinstance(self.sink, Sink) else self.sink(task)
+        only = self._only or self.only()
+        if only is not None:
+            return only
+        sink: object = cast("Route", self.sink)(task)
         if not isinstance(sink, Sink):
             raise SinkError(f"the sink function returned {type(sink).__name__}; return a Sink")
         return self._resolved(sink)
 
     def only(self) -> ScriptSink | DeliverySink | None:
         """The sink of all merged tasks; None if a function returns it."""
-        return self._resolved(self.sink) if isinstance(self.sink, Sink) else None
+        if self._only is None and isinstance(self.sink, Sink):
+            self._only = self._resolved(self.sink)
+        return self._only
 
     def _resolved(self, sink: Sink) -> ScriptSink | DeliverySink:
         resolved = sink.resolve(clustered=self.clustered)

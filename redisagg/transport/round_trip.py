@@ -51,7 +51,9 @@ def pack(commands: Sequence[Command], connection: Any) -> list[bytes]:
         return packed
     # Bytes only: hiredis 3.5 crashes if a signal handler raises while it formats a number.
     all_bytes: list[Any] = [
-        command if set(map(type, command)) == _BYTES else tuple(map(as_bytes, command))
+        command
+        if set(map(type, command)) == _BYTES
+        else tuple([each if type(each) is bytes else as_bytes(each) for each in command])
         for command in commands
     ]
     return [b"".join(map(pack_command, all_bytes))]

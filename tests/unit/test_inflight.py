@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,7 +164,7 @@ class LeaderMachine(RuleBasedStateMachine):
         batch = self.merging.pop(pick % len(self.merging))
         failure = OUTCOMES.get(outcome)
         deliveries = [merged_task(batch)] if outcome == "deliver" else []
-        batch.end_merge(MergeOutcome(failure, deliveries=deque(deliveries)))
+        batch.end_merge(MergeOutcome(failure, deliveries=deliveries))
 
     def _on_merged(self, batch: Batch) -> None:
         self._start(self.inflight.merged(batch))

@@ -224,7 +224,8 @@ class Claimer:
 
     def _take(self, reply: list[Any], probing: bool) -> None:
         """Puts a claimed batch in flight."""
-        claim = Claim._make((*reply, self._slot))
+        reply.append(self._slot)
+        claim = Claim._make(reply)
         if not claim.batch_id:
             _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
             return

@@ -61,10 +61,10 @@ class Deliverer:
     async def _deliver_all(self, batch: Batch, outcome: MergeOutcome) -> None:
         # A sink may have ignored that this delivery was cancelled.
         while outcome.deliveries and not outcome.failure and batch.state is State.DELIVERING:
-            merged = outcome.deliveries[0]
+            merged = outcome.deliveries[-1]
             outcome.failure = await self._deliver_one(batch, merged)
             if outcome.failure is None:  # it is not sent again if a later one fails
-                outcome.deliveries.popleft()
+                outcome.deliveries.pop()
                 del outcome.merged[merged.batch_id]
 
     async def _deliver_one(self, batch: Batch, merged: MergedTask) -> Failure | None:

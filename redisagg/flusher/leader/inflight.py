@@ -435,10 +435,11 @@ class InFlight:
 
     def _remove(self, batch: Batch) -> Deliver | None:
         """Forgets a batch and moves on what is behind it."""
-        if not self._holds(batch):
+        batch_id = batch.batch_id
+        if self._batches.get(batch_id) is not batch:  # as `_holds`
             return None
-        del self._batches[batch.batch_id]
-        self._ready.pop(batch.batch_id, None)
+        del self._batches[batch_id]
+        self._ready.pop(batch_id, None)
         group = self._groups[batch.group]
         length = batch.claim.length
         group.bytes -= length

@@ -10,6 +10,7 @@ from redisagg.durations import seconds, to_ms
 from redisagg.flusher.batch import Enqueue, Failure
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.scripts import Request, call
+from redisagg.transport.round_trip import as_bytes
 
 # The limits of one claim, so that it keeps Redis busy for a few milliseconds at most.
 MAX_CLAIM_BATCHES = 64
@@ -131,10 +132,12 @@ class LeaderRequests:
         enqueues = [enqueue or _NOTHING for *_, enqueue in batches]
         common = next((each for each in enqueues if each is not _NOTHING), _NOTHING)
         keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *common.queue_keys]
-        args: list[Any] = [self._token, *common.options]
+        # Bytes only, so that the transport need not look at each argument.
+        args: list[Any] = [b"%d" % self._token, *map(as_bytes, common.options)]
         for (batch_id, group, _), enqueue in zip(batches, enqueues, strict=True):
             keys += (p.tasks(group), *enqueue.entry_keys)
-            args += (batch_id, len(enqueue.arguments), *enqueue.arguments)
+            arguments = enqueue.arguments
+            args += (batch_id, b"%d" % len(arguments), *arguments)
         return call(common.script, keys, *args)
 
     def retry(self, batches: Iterable[Returned]) -> Request:

@@ -173,6 +173,7 @@ def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> in
         _check_fits_sink(size, sink)
         outcome.enqueue.arguments += arguments
         total += size
+    outcome.deliveries.reverse()
     return total
 
 

@@ -20,7 +20,10 @@ from redisagg.sinks.routing import Router
 _log = logging.getLogger("redisagg")
 
 # Seconds for which threads have batches in their queue. A quiet group waits that long for its turn.
-_AHEAD_SECONDS = 0.1
+_AHEAD_SECONDS = 0.2
+
+# Seconds for which ended merges are counted to learn how many end in `_AHEAD_SECONDS`.
+_ADAPT_SECONDS = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -54,8 +57,8 @@ class ThreadMerger(Merger):
         """How many merges have ended since `_adapted`."""
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._ended: deque[tuple[Batch, MergeOutcome]] = deque()
-        self._lock = threading.Lock()
-        self._collecting = False  # whether the loop has been told to call `_collect`
+        self._collecting = False
+        """Whether the loop has been told to call `_collect`, and has not begun."""
         self._threads = 0
         self._hung: set[_Running] = set()  # merges that were given up and have not ended
         self._open = 0  # batches that were put into the queue and have not ended
@@ -75,7 +78,7 @@ class ThreadMerger(Merger):
 
     def _hand_over(self, batch: Batch) -> None:
         self._open += 1
-        if len(self._hung) >= self.most_hung:
+        if self._hung and len(self._hung) >= self.most_hung:
             self._refuse(batch, len(self._hung))
             return
         if self._open > self._threads < self.concurrency:
@@ -133,33 +136,34 @@ class ThreadMerger(Merger):
         return True
 
     def _end(self, batch: Batch, outcome: MergeOutcome) -> None:
+        # `_collect` clears the mark before it looks. So what is appended while the mark is set will
+        # be seen, without a lock; two threads that both set it make one call too many.
         self._ended.append((batch, outcome))
-        with self._lock:
-            if self._collecting:
-                return
-            self._collecting = True
+        if self._collecting:
+            return
+        self._collecting = True
         try:
             self._loop.call_soon_threadsafe(self._collect)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
 
     def _collect(self) -> None:
-        with self._lock:
-            self._collecting = False
+        self._collecting = False
         before = self._open
         while self._ended:
             batch, outcome = self._ended.popleft()
             self._open -= 1
             batch.end_merge(outcome)
         self._adapt(before - self._open)
-        self._hand_over_next()
+        if self._turns:
+            self._hand_over_next()
 
     def _adapt(self, ended: int) -> None:
         """Learns how many merges end in `_AHEAD_SECONDS`."""
         self._ended_lately += ended
         now = time.monotonic()
         took = now - self._adapted
-        if took >= _AHEAD_SECONDS:
+        if took >= _ADAPT_SECONDS:
             self._ahead = max(self.concurrency, int(self._ended_lately * _AHEAD_SECONDS / took))
             self._ended_lately, self._adapted = 0, now
 

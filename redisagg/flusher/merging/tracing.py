@@ -32,15 +32,15 @@ def trace_headers(tasks: Iterable[Task], merged: int) -> dict[str, str]:
         merged: the number of merged tasks that get these headers. If there are more than 1,024,
             fewer traces are linked to.
     """
+    traced = [task.headers for task in tasks if task.headers and TRACEPARENT in task.headers]
+    if not traced:
+        return {}
     most = max(1, min(MAX_LINKS, _MOST_LINKS_IN_BATCH // max(1, merged)))
     parents: dict[str, None] = {}
-    for task in tasks:
-        if TRACEPARENT in task.headers:
-            parents[task.headers[TRACEPARENT]] = None
-            if len(parents) == most:
-                break
-    if not parents:
-        return {}
+    for headers in traced:
+        parents[headers[TRACEPARENT]] = None
+        if len(parents) == most:
+            break
     return {TRACEPARENT: next(iter(parents)), LINKS: ",".join(parents)}
 
 

@@ -10,7 +10,7 @@ from redisagg.protocol.operations import Operation, ask_all
 from redisagg.protocol.replies import as_dict
 from redisagg.protocol.scripts import command
 from redisagg.sinks.base import Cursor, EnqueuedBatch, MergedTask, ReadableSink, SinkPage
-from redisagg.sinks.redis.entries import Format, check_format, dump, enqueued, fields, load
+from redisagg.sinks.redis.entries import Format, check_format, dump, enqueued, load
 from redisagg.sinks.urls import SinkUrl
 
 
@@ -51,13 +51,15 @@ class StreamSink(ReadableSink):
         return ("" if self.maxlen is None else self.maxlen,)
 
     def arguments(self, merged: MergedTask) -> Sequence[bytes]:
-        values = fields(merged)
-        for name in ("payload", "headers"):
-            values[name] = dump(values[name], self.format)
-        flat: list[bytes] = []
-        for name, value in values.items():
-            flat += (name.encode(), value if isinstance(value, bytes) else str(value).encode())
-        return flat
+        task, format = merged.task, self.format
+        return (
+            *(b"batch_id", merged.batch_id.encode()),
+            *(b"type", task.type.encode()),
+            *(b"group", merged.group.encode()),
+            *(b"count", b"%d" % merged.count),
+            *(b"payload", dump(task.payload, format)),
+            *(b"headers", dump(dict(task.headers), format)),
+        )
 
     def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:
         def start(key: bytes) -> str:
