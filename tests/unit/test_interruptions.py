@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis.exceptions as rx
@@ -35,25 +35,46 @@ class Redis:
 
     def __init__(self) -> None:
         self.pool = SequencePool()
-        self.carried_out: list[int] = []
-        self._last: dict[bytes, tuple[int, Any]] = {}
+        self._last: dict[bytes, _Done] = {}
+        """By sequence."""
         self._lock = threading.Lock()
+
+    @property
+    def carried_out(self) -> list[int]:
+        """The ids in all calls that were carried out."""
+        found: list[int] = []
+        for done in self._last.values():
+            each: _Done | None = done
+            while each is not None:
+                found += each.ids
+                each = each.before
+        return found
 
     def call(self, request: Any) -> Any:
         time.sleep(0.0005)
         key, number = request.keys[4], int(request.args[0])
         with self._lock:
-            last, reply = self._last.get(key, (0, None))
-            if number == last:
-                return reply
-            if number < last:
-                return KeyConflict("LATE")
-            found = list(map(int, request.args[10::5]))
-            self.carried_out += found
+            last = self._last.get(key)
+            if last is not None and number <= last.number:
+                return last.reply if number == last.number else KeyConflict("LATE")
             # Each task has a section of its own: 5 arguments.
-            reply = [1 if each % 2 == 0 else b"FULL too much" for each in found]
-            self._last[key] = number, reply
+            ids = list(map(int, request.args[10::5]))
+            reply = [1 if each % 2 == 0 else b"FULL too much" for each in ids]
+            done = _Done(number, reply, ids, last)
+            # One step of the interpreter: an interruption of the caller can't fall into the midst
+            # of a call, which is carried out in another process.
+            self._last[key] = done
             return reply
+
+
+class _Done(NamedTuple):
+    """A call that was carried out."""
+
+    number: int
+    reply: list[Any]
+    ids: list[int]
+    before: _Done | None
+    """The call before it of the same sequence."""
 
 
 class Prepared:
