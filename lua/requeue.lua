@@ -1,10 +1,14 @@
 -- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks
--- of its group. It is merged anew.
+-- of its group. It is merged anew. A large dead letter is moved a slice per call, from its end on.
+-- In between it is what a batch is that `bury` has moved in part: the group is held, and a leader
+-- buries the batch if no further call comes.
 --
 -- KEYS   1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead  8 tasks of the group
 --        9 tasks of the dead letter
 -- ARGV   1 batch id  2 wake channel  3 partition number
--- Reply  number of its tasks, 0 if there is no such dead letter
+-- Reply  number of its tasks, also if it is a batch already; 0 if there is no such dead letter;
+--        'MORE' if there is another slice; 'ORDER' if it can't go on: a leader has claimed the
+--        batch in order to bury it, or another dead letter of the group was requeued meanwhile
 
 -- @include arguments
 -- @include assert_type
@@ -16,67 +20,118 @@
 -- @include group
 -- @include record
 -- @include schema
+-- @include slice
 -- @include wake
 
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local id, channel, partition = ARGV[1], ARGV[2], ARGV[3]
 assert_arguments(#KEYS == 9 and #ARGV >= 3)
+local LONGEST_PAUSE_MS = 10000  -- between two calls; then a leader buries the batch
+local MOVED_BYTES = 256 * 1024  -- most of a slice, about; one task always fits
 local now = clock()
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
 local letter, foreign = read_dead(dead, id)
 if foreign then return redis.error_reply(FOREIGN) end
-if not letter then return 0 end
-local group = letter[DEAD_GROUP]
-local count, length = redis.call('LLEN', dead_tasks), letter[DEAD_LENGTH]
+local batch = not letter and read_batch(batches, id) or nil
+if not letter and not batch then return 0 end
+local begun = batch ~= nil
+if begun then
+  if batch[LETTER] == '' then return batch[TASK_COUNT] end
+  local unpacked
+  unpacked, letter = pcall(cmsgpack.unpack, batch[LETTER])
+  if not unpacked or type(letter) ~= 'table'
+    or not are_whole(letter, DEAD_TASK_COUNT, DEAD_TASK_COUNT)
+    or not are_whole(letter, DEAD_LENGTH, DEAD_LENGTH) then
+    return redis.error_reply(FOREIGN)
+  end
+end
+local group = begun and batch[GROUP] or letter[DEAD_GROUP]
 local g, foreign_group = read_group(groups, group)
 if foreign_group then return redis.error_reply(FOREIGN) end
+if begun and not (g and is_head(g, batch) and redis.call('ZSCORE', retry, id)) then
+  return 'ORDER'
+end
 g = g or new_group()
-local stored = redis.call('LLEN', tasks)
+local stored, left = redis.call('LLEN', tasks), redis.call('LLEN', dead_tasks)
 assert_type('HLEN', { batches })
 assert_type('ZCARD', { retry, due, ready })
 
--- Puts the tasks of the dead letter before those of the group. The shorter list is copied.
-local function move_tasks()
-  if stored < count then
-    redis.call('RENAME', dead_tasks, dead_tasks)  -- changes nothing: a user may lack the right
-    call_chunked('RPUSH', dead_tasks, redis.call('LRANGE', tasks, 0, -1))
-    redis.call('RENAME', dead_tasks, tasks)
-    return
-  end
-  local entries, reversed = redis.call('LRANGE', dead_tasks, 0, -1), {}
-  for i = 1, count do reversed[i] = entries[count + 1 - i] end
-  call_chunked('LPUSH', tasks, reversed)
-  redis.call('UNLINK', dead_tasks)
+if left == 0 and not begun then  -- somebody else removed the list: there is nothing left to merge
+  redis.call('HDEL', dead, id)
+  add_count(state, 'dead', -letter[DEAD_TASK_COUNT])
+  return 0
 end
 
-move_tasks()
-g[BASE] = g[BASE] - count
-g[CLAIMED] = g[CLAIMED] + count
-local batch = {
+batch = batch or {
   [GROUP] = group,
-  [START] = g[BASE],
-  [TASK_COUNT] = count,
+  [START] = 0,
+  [TASK_COUNT] = 0,
   [ATTEMPTS] = 0,
   [CREATED] = letter[DEAD_CREATED],
   [ERROR] = letter[DEAD_ERROR],
-  [LENGTH] = length,
+  [LENGTH] = 0,
   [MERGED] = '',
   [DEATHS] = 0,
-  [READ] = count,
+  [READ] = 0,
   [ALONE] = 0,
   [LETTER] = '',
 }
-hold(g, batch, now)
+local length_left = math.max(0, letter[DEAD_LENGTH] - batch[LENGTH])
+
+-- Returns the last tasks of the dead letter, the last one first, and their bytes.
+local function read_last()
+  local entries, length, last = {}, 0, left
+  local step = math.max(1, math.floor(STEP_BYTES * left / math.max(1, length_left)))
+  while last > 0 and #entries < SLICE_TASKS and length < MOVED_BYTES do
+    local first = math.max(0, last - math.min(step, SLICE_TASKS - #entries))
+    local some = redis.call('LRANGE', dead_tasks, first, last - 1)
+    for i = #some, 1, -1 do
+      entries[#entries + 1] = some[i]
+      length = length + #some[i]
+    end
+    last = first
+  end
+  return entries, length
+end
+
+local count, length = left, length_left
+if stored == 0 and left > 0 then
+  redis.call('RENAME', dead_tasks, tasks)
+else
+  local entries, read = read_last()
+  call_chunked('LPUSH', tasks, entries)
+  if #entries < left then
+    count, length = #entries, math.min(read, length_left)
+    redis.call('LTRIM', dead_tasks, 0, left - count - 1)
+  else
+    redis.call('UNLINK', dead_tasks)
+  end
+end
+local done = count == left
+local moved = batch[TASK_COUNT]  -- by earlier calls
+batch[LETTER] = done and '' or begun and batch[LETTER] or redis.call('HGET', dead, id)
+g[BASE] = g[BASE] - count
+g[CLAIMED] = g[CLAIMED] + count
+batch[START] = g[BASE]
+batch[TASK_COUNT] = moved + count
+batch[LENGTH] = batch[LENGTH] + length
+batch[READ] = batch[TASK_COUNT]
+if begun then
+  g[HELD_FROM] = math.min(g[HELD_FROM], batch[START])
+else
+  hold(g, batch, now)
+  redis.call('HDEL', dead, id)
+end
 redis.call('HSET', batches, id, cmsgpack.pack(batch))
-redis.call('ZADD', retry, now, id)
+redis.call('ZADD', retry, done and now or now + LONGEST_PAUSE_MS, id)
 write_group(groups, group, g)
 schedule(due, ready, group, g, now)
-redis.call('HDEL', dead, id)
 add_count(state, 'claimed', count)
 add_count(state, 'bytes', length)
-add_count(state, 'dead', -letter[DEAD_TASK_COUNT])
+add_count(state, 'dead', done and moved - letter[DEAD_TASK_COUNT] or -count)
+if not done then return 'MORE' end
 if now < read_count(state, 'wake') then wake_leader(state, channel, partition) end
-return count
+return batch[TASK_COUNT]

@@ -203,10 +203,10 @@ def dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[DeadLetter | Non
     Raises:
         UnknownBatch: the batch id is no `str`.
     """
-    found = yield from find_dead_letter(keyspace, batch_id)
-    if found is None:
+    place = place_of_batch(keyspace, batch_id)
+    if place is None:
         return None
-    partition, raw_id = found
+    partition, raw_id = place
     packed = yield from ask(command("HGET", partition.dead, raw_id))
     if packed is None:
         return None
@@ -215,13 +215,8 @@ def dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[DeadLetter | Non
     return _with_tasks(_dead_letter(raw_id, record), raw)
 
 
-def find_dead_letter(
-    keyspace: Keyspace, batch_id: str
-) -> Operation[tuple[PartitionKeys, bytes] | None]:
-    """Finds a dead letter in the partition that its batch id names.
-
-    Returns:
-        Its partition, and its id as stored; None if there is no such dead letter.
+def place_of_batch(keyspace: Keyspace, batch_id: str) -> tuple[PartitionKeys, bytes] | None:
+    """Returns the partition that a batch id names and the id as stored; None if it is no batch id.
 
     Raises:
         UnknownBatch: the batch id is no `str`.
@@ -235,9 +230,7 @@ def find_dead_letter(
     number = int(match[1]) if match else len(keyspace.partitions)
     if number >= len(keyspace.partitions):
         return None
-    partition = keyspace.partitions[number]
-    exists = yield from ask(command("HEXISTS", partition.dead, raw_id))
-    return (partition, raw_id) if exists else None
+    return keyspace.partitions[number], raw_id
 
 
 def stats(keyspace: Keyspace) -> Operation[Stats]:

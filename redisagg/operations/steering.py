@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from redisagg.errors import UnknownBatch
-from redisagg.operations.inspecting import find_dead_letter
+from redisagg.operations.inspecting import place_of_batch
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
-from redisagg.protocol.records import dead_record
+from redisagg.protocol.records import batch_record, dead_record
 from redisagg.protocol.scripts import call, command
 
 _GROUPS_PER_CALL = 100  # a call takes about 1 ms
@@ -79,25 +79,38 @@ def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
 def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     """Requeues a dead letter under the same batch id; returns the number of its tasks.
 
+    A large one is moved in slices. If no slice follows for ten seconds, a flusher moves the tasks
+    back; until then another call goes on.
+
     Raises:
-        UnknownBatch: no dead letter has this id.
+        UnknownBatch: no dead letter has this id, or a flusher is moving its tasks there.
     """
-    p, raw_id = yield from _existing_dead_letter(keyspace, batch_id)
-    packed = yield from ask(command("HGET", p.dead, raw_id))
-    if packed is None:
-        raise _unknown(batch_id)
-    group = dead_record(packed, raw_id).group
-    keys = [p.state, p.groups, p.batches, p.retry, p.due, p.ready, p.dead]
-    count: int = yield from ask(
-        call(
-            "requeue",
-            [*keys, p.tasks(group), p.dead_tasks(raw_id)],
-            raw_id,
-            keyspace.wake_channel,
-            p.digits,
-        )
+    p, raw_id = _place(keyspace, batch_id)
+    letter, batch = yield from ask_all(
+        [command("HGET", p.dead, raw_id), command("HGET", p.batches, raw_id)]
     )
-    return count
+    if letter is not None:
+        group = dead_record(letter, raw_id).group
+    elif batch is not None and (record := batch_record(batch, raw_id)).letter:
+        group = record.group
+    else:
+        raise _unknown(batch_id)
+    keys = [p.state, p.groups, p.batches, p.retry, p.due, p.ready, p.dead]
+    request = call(
+        "requeue",
+        [*keys, p.tasks(group), p.dead_tasks(raw_id)],
+        raw_id,
+        keyspace.wake_channel,
+        p.digits,
+    )
+    reply: int | bytes = b"MORE"
+    while reply == b"MORE":
+        reply = yield from ask(request)
+    if isinstance(reply, bytes):
+        raise UnknownBatch(
+            f"the batch {batch_id!r} is on its way to the dead letters; requeue it when it is there"
+        )
+    return reply
 
 
 def drop_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
@@ -106,19 +119,19 @@ def drop_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     Raises:
         UnknownBatch: no dead letter has this id.
     """
-    p, raw_id = yield from _existing_dead_letter(keyspace, batch_id)
+    p, raw_id = _place(keyspace, batch_id)
+    if not (yield from ask(command("HEXISTS", p.dead, raw_id))):
+        raise _unknown(batch_id)
     count: int = yield from ask(call("drop", [p.state, p.dead, p.dead_tasks(raw_id)], raw_id))
     return count
 
 
-def _existing_dead_letter(
-    keyspace: Keyspace, batch_id: str
-) -> Operation[tuple[PartitionKeys, bytes]]:
-    """Finds a dead letter as `find_dead_letter`; raises `UnknownBatch` if there is none."""
-    found = yield from find_dead_letter(keyspace, batch_id)
-    if found is None:
+def _place(keyspace: Keyspace, batch_id: str) -> tuple[PartitionKeys, bytes]:
+    """As `place_of_batch`; raises `UnknownBatch` if it is no batch id."""
+    place = place_of_batch(keyspace, batch_id)
+    if place is None:
         raise _unknown(batch_id)
-    return found
+    return place
 
 
 def _unknown(batch_id: str) -> UnknownBatch:

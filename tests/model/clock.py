@@ -10,7 +10,7 @@ import redis
 
 from redisagg.protocol.includes import expand
 from redisagg.protocol.scripts import Request, Script
-from tests.model.model import SLICE_TASKS, TURN
+from tests.model.model import LONGEST_PAUSE_MS, SLICE_TASKS, TURN
 
 LUA = Path(__file__).parents[2] / "lua"
 CLOCK_KEY = b"model:clock"
@@ -22,6 +22,7 @@ _CLOCK = f"local function clock() return tonumber(redis.call('GET', '{CLOCK_KEY.
 _SMALLER = {
     "includes/slice": ("SLICE_TASKS = 1000", f"SLICE_TASKS = {SLICE_TASKS}"),
     "claim": ("TURN = 8", f"TURN = {TURN}"),
+    "requeue": ("LONGEST_PAUSE_MS = 10000", f"LONGEST_PAUSE_MS = {LONGEST_PAUSE_MS}"),
 }
 
 

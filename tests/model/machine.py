@@ -634,16 +634,16 @@ class Machine(RuleBasedStateMachine):
     # --- operators ----------------------------------------------------------------------------
 
     def has_dead(self) -> bool:
-        return bool(self.model.dead)
+        return bool(self.model.letters())
 
     @precondition(has_dead)
     @rule(data=st.data(), kept=st.sampled_from([True, True, False]))
     def decide_on_a_dead_letter(self, data: st.DataObject, kept: bool) -> None:
-        letter = data.draw(st.sampled_from([*self.model.dead, *self.cut[-1:]]))
+        letter = data.draw(st.sampled_from([*self.model.letters(), *self.cut[-1:]]))
         self._requeue(letter) if kept else self._drop(letter)
 
     def _requeue(self, letter: bytes) -> None:
-        found = self.model.dead.get(letter)
+        found = self.model.letters().get(letter)
         group = found.record.group if found else b"a"
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.due, _KEYS.ready]
         keys += [_KEYS.dead, _KEYS.tasks(group), _KEYS.dead_tasks(letter)]

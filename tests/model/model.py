@@ -28,6 +28,8 @@ SLICE_TASKS = 2
 """More tasks of a batch are read in slices (1,000 in the scripts)."""
 SLICE_BYTES = 1024 * 1024
 STEP_BYTES = 64 * 1024
+LONGEST_PAUSE_MS = 100
+"""Between two slices of a requeue; then a leader buries the batch (10,000 in the script)."""
 
 
 class Refused(Exception):
@@ -725,20 +727,53 @@ class Partition:
 
     # --- operators ---------------------------------------------------------------------------
 
-    def requeue(self, letter_id: bytes) -> int:
-        if letter_id not in self.dead:
+    def requeue(self, letter_id: bytes) -> int | bytes:
+        batch = self.batches.get(letter_id)
+        if batch and batch.letter is None:
+            return len(batch.entries)
+        if batch and batch.letter:
+            if self.groups[batch.group].in_flight[0] is not batch or letter_id not in self.retries:
+                return b"ORDER"
+            batch.letter.entries, moved = self._split_last(batch.letter.entries)
+            size = min(length(moved), max(0, batch.letter.record.length - batch.length))
+        elif letter_id in self.dead:
+            letter = self.dead.pop(letter_id)
+            record = letter.record
+            batch = Batch(letter_id, record.group, [], record.created, 0)
+            batch.error = record.error
+            group = self.groups.setdefault(record.group, Group())
+            empty = group.claimed + len(group.waiting) == 0
+            letter.entries, moved = (
+                ([], letter.entries) if empty else self._split_last(letter.entries)
+            )
+            batch.letter = letter
+            size = min(length(moved), record.length)
+            group.in_flight.insert(0, batch)
+            self.batches[letter_id] = batch
+            self._hold(batch, self.now)
+        else:
             return 0
-        letter = self.dead.pop(letter_id)
-        record = letter.record
-        entries = letter.entries
-        batch = Batch(letter_id, record.group, entries, record.created, record.length)
-        batch.error, batch.read = record.error, len(entries)
-        group = self.groups.setdefault(record.group, Group())
-        group.in_flight.insert(0, batch)
-        group.base -= len(batch.entries)
-        self.batches[letter_id] = batch
-        self._hold(batch, self.now)
-        self._schedule(record.group)
+        return self._requeue_slice(batch, batch.letter, moved, size)
+
+    @staticmethod
+    def _split_last(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+        return entries[:-SLICE_TASKS], entries[-SLICE_TASKS:]
+
+    def _requeue_slice(
+        self, batch: Batch, letter: DeadLetter, moved: list[Entry], size: int
+    ) -> int | bytes:
+        group = self.groups[batch.group]
+        done = not letter.entries
+        batch.entries = moved + batch.entries
+        batch.read = len(batch.entries)
+        batch.length = letter.record.length if done else batch.length + size
+        group.base -= len(moved)
+        group.held_from = min(group.held_from, group.base)
+        self.retries[batch.id] = self.now if done else self.now + LONGEST_PAUSE_MS
+        self._schedule(batch.group)
+        if not done:
+            return b"MORE"
+        batch.letter = None
         self._wake(self.now)
         return len(batch.entries)
 

@@ -89,6 +89,8 @@ _BROKEN = {
         "batch[DEATHS], batch[ALONE] = 0, 0",
         "",
     ),
+    "ids of a dead letter that is requeued": ("requeue", "batch[READ] = batch[TASK_COUNT]", ""),
+    "a requeue is undone by a leader": ("requeue", "redis.call('ZSCORE', retry, id)", "true"),
     "when a group became due": ("includes/group", "if due_before > 0 then", "if false then"),
     "turns of groups between claims": ("claim", "  g[SINCE] = now\n", ""),
     "turns of groups in a claim": ("claim", "for _ = 2, TURN do", "for _ = 2, 99 do"),
