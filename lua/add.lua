@@ -13,8 +13,8 @@
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
 --        group changes nothing), or the text of the error that refused the whole section: a key of
 --        the group holds a foreign type or record; its limits, an id or the group key are malformed
---        or out of range; or too much would be pending (FULL). Other errors refuse the whole call,
---        with nothing written.
+--        or out of range; or too much would be pending (FULL), also the later sections of its group
+--        then. Other errors refuse the whole call, with nothing written.
 --
 -- A section is a run of tasks for one group that have the same limits. A call that is repeated
 -- because its reply was lost gets its first reply again. A call that comes after a later call of
@@ -137,8 +137,12 @@ local function seen_lately(group, id)
     or asks_seen_before and redis.call('SISMEMBER', seen_before, member) == 1
 end
 
+-- The groups with a section that was refused for lack of room: later ones must not overtake it.
+local full_groups = {}
+
 -- Returns an error if the n tasks from ARGV[first] on are too many. Known tasks do not count.
 local function too_full(group, ids, first, n)
+  if full_groups[group] then return full_groups[group] end
   local tasks, bytes = pending + total, pending_bytes + total_length
   local last = first + 2 * n - 2
   for i = first, last, 2 do
@@ -157,7 +161,8 @@ local function too_full(group, ids, first, n)
     end
   end
   if tasks > pending + total and (tasks > max_tasks or bytes > max_bytes) then
-    return 'FULL too much is pending'
+    full_groups[group] = 'FULL too much is pending'
+    return full_groups[group]
   end
 end
 

@@ -88,7 +88,8 @@ class AggregationConfig:
             (default) for no limit. A task counts with its packed size, its id and 7 bytes. Split
             among the partitions as `max_pending_tasks` is.
         full_timeout: seconds that an add waits for room before it raises `AggregatorFull`, also
-            when Redis is out of memory; 0 (default) for no wait.
+            when Redis is out of memory; 0 (default) for no wait. Later adds of the same group and
+            aggregator wait behind it.
         dedupe_window: seconds after a flush for which the ids of its tasks are refused in their
             group; adding such an id changes nothing. 0 (default) for no memory of flushed ids. An
             id is kept for up to twice this time, in about 60 bytes and the lengths of id and group

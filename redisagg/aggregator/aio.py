@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import tenacity
 from redis.asyncio import Redis
 
 from redisagg.aggregator import reading
@@ -33,7 +32,6 @@ from redisagg.namespace import Namespace
 from redisagg.operations import inspecting, steering
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
-from redisagg.producer.room import room_retry_options
 from redisagg.producer.sequences import SequencePool, forget_calls
 from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
@@ -120,16 +118,17 @@ class AsyncAggregator(AggregatorBase):
         encoded = self._namespace.encoder(task)
         if not self._registered:
             await self._register()
+        # As `_here`, but without the cost of a call.
+        adder = (self._on_loops.get(asyncio.get_running_loop()) or self._here()).adder
+        if adder.lines.by_group and encoded.group in adder.lines.by_group:
+            await adder.add_in_turn(encoded, self._full_timeout)
+            return task.id
         try:
-            # As `_here`, but without the cost of a call.
-            here = self._on_loops.get(asyncio.get_running_loop()) or self._here()
-            await here.adder.add(encoded)
-        except AggregatorFull:
+            await adder.add(encoded)
+        except AggregatorFull as error:
             if not self._full_timeout:
                 raise
-            async for attempt in tenacity.AsyncRetrying(**room_retry_options(self._full_timeout)):
-                with attempt:
-                    await self._here().adder.add(encoded)
+            await adder.add_in_turn(encoded, self._full_timeout, error)
         return task.id
 
     async def add_tasks(

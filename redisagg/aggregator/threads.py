@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-import tenacity
 from redis import Redis
 
 from redisagg.aggregator import reading
@@ -28,7 +27,6 @@ from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
 from redisagg.operations import inspecting, steering
 from redisagg.producer.options import AddOptions
-from redisagg.producer.room import room_retry_options
 from redisagg.producer.sequences import forget_calls
 from redisagg.producer.threads import ThreadAdder, ThreadStream
 from redisagg.protocol.operations import Operation
@@ -111,12 +109,16 @@ class Aggregator(AggregatorBase):
         encoded = self._namespace.encoder(task)
         if not self._registered:
             self._register()
+        adder = self._adder
+        if adder.lines.by_group and encoded.group in adder.lines.by_group:
+            adder.add_in_turn(encoded, self._full_timeout)
+            return task.id
         try:
-            self._adder.add(encoded)
-        except AggregatorFull:
+            adder.add(encoded)
+        except AggregatorFull as error:
             if not self._full_timeout:
                 raise
-            tenacity.Retrying(**room_retry_options(self._full_timeout))(self._adder.add, encoded)
+            adder.add_in_turn(encoded, self._full_timeout, error)
         return task.id
 
     def add_tasks(

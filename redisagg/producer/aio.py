@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import closing, suppress
 from typing import TypeAlias, TypeVar, cast
 
-from redisagg.errors import RedisUnavailable
+from redisagg.errors import AggregatorFull, RedisUnavailable
 from redisagg.producer.options import FORGOTTEN, AddOptions
 from redisagg.producer.partitioned import partitioned_add
+from redisagg.producer.room import Attempt, Line, Lines
 from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
 from redisagg.producer.sequences import SequencePool
 from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
@@ -168,6 +171,38 @@ class AsyncAdder:
             clustered=transport.clustered,
         )
         """As `AsyncGroupCommitter.add`."""
+        self.lines = Lines(options, math.inf)
+
+    async def add_in_turn(
+        self, task: EncodedTask, full_timeout: float, refusal: AggregatorFull | None = None
+    ) -> None:
+        """Adds a task behind those of its group that wait for room; as that of `ThreadAdder`."""
+        now = time.monotonic()
+        woken = asyncio.Event()
+        ticket = self.lines.enter(task.group, task, now + full_timeout, woken.set)
+        try:
+            if refusal is not None:
+                ticket.line.refused_outside(refusal, now)
+            while (step := ticket.step(time.monotonic())) is not None:
+                if isinstance(step, Attempt):
+                    await self._send_attempt(ticket.line, step)
+                    continue
+                timer = asyncio.get_running_loop().call_later(step, woken.set)
+                try:
+                    await woken.wait()
+                finally:
+                    timer.cancel()
+                woken.clear()
+        finally:
+            self.lines.leave(task.group, ticket, time.monotonic())
+        if ticket.error is not None:
+            raise copy.copy(ticket.error)  # each caller gets its own
+
+    async def _send_attempt(self, line: Line, attempt: Attempt) -> None:
+        # An earlier sender may have prepared and sent it, and then was cancelled.
+        if "prepared" not in attempt.once:
+            attempt.once["prepared"] = self.prepare(attempt.round)
+        line.settle(attempt, await attempt.once["prepared"](), time.monotonic())
 
     def prepare(self, round_: Round[W]) -> Callable[[], Awaitable[AddResults[W]]]:
         """Numbers the calls of a round; returns as `prepare` of `AsyncGroupCommitter`."""
@@ -208,7 +243,7 @@ class AsyncStream:
         full_timeout: float,
     ) -> None:
         self._adder = adder
-        self._stream = Stream(adder.options, progress, full_timeout)
+        self._stream = Stream(adder.options, progress, full_timeout, adder.lines)
         self._in_flight: Uncancelled[AddResults[EncodedTask]] | None = None
 
     async def put(self, task: EncodedTask) -> None:
@@ -227,12 +262,10 @@ class AsyncStream:
         await self._receive()
 
     async def _carry_out(self, steps: Steps) -> None:
-        try:
+        with closing(steps), suppress(StopIteration):
             step = next(steps)
             while True:
                 step = steps.send(await self._carry_out_step(step))
-        except StopIteration:
-            pass
 
     async def _carry_out_step(self, step: Step) -> AddResults[EncodedTask]:
         if isinstance(step, Receive):

@@ -7,7 +7,8 @@ one is sent only when the one in flight has been answered and all its tasks have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ import tenacity
 
 from redisagg.errors import AggregatorFull, RedisUnavailable
 from redisagg.producer.options import AddOptions
-from redisagg.producer.room import room_retry_options
+from redisagg.producer.room import WAITS_BEHIND, Lines, Ticket, room_retry_options
 from redisagg.producer.rounds import AddResults, Round, stream_round
 from redisagg.protocol.entries import EncodedTask
 
@@ -64,8 +65,12 @@ class StreamResult:
         self.without_room: list[EncodedTask] = []
         """The tasks of the last round that are to be sent again."""
 
-    def count(self, results: AddResults[EncodedTask]) -> None:
+    def count(self, results: AddResults[EncodedTask], behind: Sequence[EncodedTask] = ()) -> None:
         """Counts the results of a round.
+
+        Args:
+            results: the results.
+            behind: tasks that were not sent, since earlier ones of their groups wait for room.
 
         Raises:
             RedisUnavailable: the round trip failed.
@@ -81,6 +86,9 @@ class StreamResult:
                 self.without_room += tasks
             else:
                 self._refusal = self._refusal or error
+        if behind:
+            self._full = self._full or AggregatorFull(WAITS_BEHIND)
+            self.without_room += behind
         if self._progress is not None:
             self._progress(self._acknowledged)
 
@@ -101,6 +109,7 @@ class Stream:
     Args:
         progress: called after each round with the number of tasks acknowledged so far.
         full_timeout: seconds for which tasks wait for room; 0 for not at all.
+        lines: the lines of the producer.
     """
 
     def __init__(
@@ -108,9 +117,11 @@ class Stream:
         options: AddOptions,
         progress: Callable[[int], object] | None,
         full_timeout: float,
+        lines: Lines,
     ) -> None:
         self._options = options
         self._full_timeout = full_timeout
+        self._lines = lines
         self._result = StreamResult(progress, waits_for_room=full_timeout > 0)
         self._in_flight = False
         self.filling = stream_round(options)
@@ -124,9 +135,12 @@ class Stream:
             AggregatorFull: its tasks found no room within `full_timeout`.
         """
         yield from self._receive()
-        yield Send(self.filling)
-        self._in_flight = True
-        self.filling = stream_round(self._options)
+        filling, self.filling = self.filling, stream_round(self._options)
+        if self._lines.by_group:
+            yield from self._send_behind_lines(list(filling.waiters()))
+        else:
+            yield Send(filling)
+            self._in_flight = True
 
     def finish(self) -> Steps:
         """Sends the rest and waits until all is acknowledged.
@@ -148,14 +162,45 @@ class Stream:
         if self._result.without_room:
             yield from self._send_when_there_is_room()
 
+    def _send_behind_lines(self, tasks: list[EncodedTask]) -> Steps:
+        """Sends a round while adds of some groups wait for room: tasks of these wait behind."""
+        waiting = self._lines.by_group
+        behind = [task for task in tasks if task.group in waiting]
+        others = [task for task in tasks if task.group not in waiting]
+        yield from self._exchange(others, behind)
+        if self._result.without_room:
+            yield from self._send_when_there_is_room()
+
     def _send_when_there_is_room(self) -> Steps:
         waits: list[float] = []  # tenacity "sleeps" by appending to it
         retrying = tenacity.Retrying(sleep=waits.append, **room_retry_options(self._full_timeout))
-        for attempt in retrying:
-            if waits:
-                yield Sleep(waits.pop())
-            yield Send(stream_round(self._options, self._result.without_room))
+        deadline = time.monotonic() + self._full_timeout
+        groups = dict.fromkeys(task.group for task in self._result.without_room)
+        tickets: dict[bytes, Ticket] = {}
+        try:
+            for group in groups:
+                tickets[group] = self._lines.enter(group, None, deadline)
+            for attempt in retrying:
+                if waits:
+                    yield Sleep(waits.pop())
+                now = time.monotonic()
+                first = {group for group in tickets if tickets[group].is_first(now)}
+                tasks = self._result.without_room
+                ready = [task for task in tasks if task.group in first]
+                behind = [task for task in tasks if task.group not in first]
+                yield from self._exchange(ready, behind)
+                for group in first.difference(task.group for task in self._result.without_room):
+                    self._lines.leave(group, tickets.pop(group), time.monotonic())
+                with attempt:
+                    self._result.raise_if_full()
+        finally:
+            for group, ticket in tickets.items():
+                self._lines.leave(group, ticket, time.monotonic())
+
+    def _exchange(self, tasks: list[EncodedTask], behind: list[EncodedTask]) -> Steps:
+        """Sends tasks, and counts those behind the lines of their groups as without room."""
+        results = NO_RESULTS
+        if tasks:
+            yield Send(stream_round(self._options, tasks))
             results = yield Receive()
-            with attempt:
-                self._result.count(results)
-                self._result.raise_if_full()
+        self._result.count(results, behind)

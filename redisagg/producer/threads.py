@@ -25,13 +25,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Generic, Protocol
 
-from redisagg.errors import RedisAggError, RedisUnavailable
+from redisagg.errors import AggregatorFull, RedisAggError, RedisUnavailable
 from redisagg.producer.options import FORGOTTEN, AddOptions
 from redisagg.producer.partitioned import partitioned_add
+from redisagg.producer.room import Attempt, Line, Lines, Ticket
 from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
 from redisagg.producer.sequences import SequencePool
 from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
@@ -58,7 +59,7 @@ class PreparedRound(Protocol):
 
 
 class _Caller:
-    """A call of `GroupCommitter.add` in progress."""
+    """A call that adds a task, in progress."""
 
     __slots__ = ("_gate", "group", "left", "task", "thread", "turn")
 
@@ -74,9 +75,9 @@ class _Caller:
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    def wait(self) -> bool:
-        """Waits at the gate, for `_PATIENCE` at most. Returns whether the caller was woken."""
-        return self._gate.acquire(timeout=_PATIENCE)
+    def wait(self, seconds: float) -> bool:
+        """Waits at the gate, for this time at most. Returns whether the caller was woken."""
+        return self._gate.acquire(timeout=seconds)
 
     def wake(self) -> None:
         """Opens the gate: now if the caller waits, else when it comes."""
@@ -253,7 +254,7 @@ class _ProcessCommitter:
             elif group.sender.left:
                 self._send_again(caller, group)
                 continue
-            if not caller.wait():
+            if not caller.wait(_PATIENCE):
                 self._recover(caller)
 
     def _is_due(self) -> bool:
@@ -404,6 +405,45 @@ class ThreadAdder:
             clustered=transport.clustered,
         )
         """As `GroupCommitter.add`."""
+        self.lines = Lines(options, _PATIENCE)
+
+    def add_in_turn(
+        self, task: EncodedTask, full_timeout: float, refusal: AggregatorFull | None = None
+    ) -> None:
+        """Adds a task behind those of its group that wait for room, and waits for room itself.
+
+        Args:
+            task: the task.
+            full_timeout: seconds for which it waits.
+            refusal: why the task was not added before, if it was tried.
+
+        Raises:
+            RedisAggError: it was refused, or Redis could not be reached.
+        """
+        now = time.monotonic()
+        caller = _Caller(task)
+        ticket = self.lines.enter(task.group, task, now + full_timeout, caller.wake)
+        try:
+            if refusal is not None:
+                ticket.line.refused_outside(refusal, now)
+            while (step := ticket.step(time.monotonic())) is not None:
+                if isinstance(step, Attempt):
+                    self._send_attempt(ticket.line, step)
+                else:
+                    caller.wait(step)
+        finally:
+            self.lines.leave(task.group, ticket, time.monotonic())
+        if ticket.error is not None:
+            raise copy.copy(ticket.error)  # each caller gets its own
+
+    def _send_attempt(self, line: Line, attempt: Attempt) -> None:
+        if "prepared" not in attempt.once:
+            own = self.prepare(attempt.round)
+            if attempt.once.setdefault("prepared", own) is not own:
+                own.release()
+        prepared: NumberedRound[Ticket] = attempt.once["prepared"]
+        if line.settle(attempt, prepared.exchange(), time.monotonic()):
+            prepared.release()
 
     def prepare(self, round_: Round[W]) -> NumberedRound[W]:
         """Numbers the calls of a round."""
@@ -469,7 +509,7 @@ class ThreadStream:
         full_timeout: float,
     ) -> None:
         self._adder = adder
-        self._stream = Stream(adder.options, progress, full_timeout)
+        self._stream = Stream(adder.options, progress, full_timeout, adder.lines)
         self._in_flight: Callable[[], AddResults[EncodedTask]] | None = None
 
     def put(self, task: EncodedTask) -> None:
@@ -497,12 +537,10 @@ class ThreadStream:
         self._receive()
 
     def _carry_out(self, steps: Steps) -> None:
-        try:
+        with closing(steps), suppress(StopIteration):
             step = next(steps)
             while True:
                 step = steps.send(self._carry_out_step(step))
-        except StopIteration:
-            pass
 
     def _carry_out_step(self, step: Step) -> AddResults[EncodedTask]:
         if isinstance(step, Receive):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from redisagg import AggregationConfig, Task
+from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Task
 from redisagg.errors import AggregatorFull, InvalidConfig, RedisOutOfMemory
 from redisagg.testing.embedded import EmbeddedRedis
 from tests.support.aggregators import Make
-from tests.support.tasks import await_batches, enqueued, numbered, payloads
+from tests.support.servers.polling import wait_until
+from tests.support.tasks import await_batches, enqueued, numbered, payloads, quick_config
 
 
 def pending(aggregator: Any) -> int:
@@ -148,6 +151,119 @@ def test_a_stream_without_full_timeout_adds_as_many_tasks_as_have_room(make_both
     with pytest.raises(AggregatorFull):
         agg.add_tasks(numbered("a", 100))
     assert pending(agg) == 8
+
+
+def _payload_sizes(agg: Aggregator, group: str) -> list[int]:
+    view = agg.get_group(group)
+    tasks = view.tasks if view and view.tasks else ()
+    return [len(each.task.payload) for each in tasks if each.task]
+
+
+def _almost_full(make_both: Make, **config: Any) -> Aggregator:
+    """An aggregator with room for small tasks, but not for one of 600 bytes."""
+    agg = make_both(
+        partitions=1, max_pending_bytes=4000, max_task_bytes=1000, group_max_size=100, **config
+    )
+    agg.add_tasks([Task("test", b"x" * 400, "filling") for _ in range(8)])
+    return agg
+
+
+@pytest.mark.parametrize("streams", ["neither", "the first", "the second", "both"])
+def test_a_small_task_does_not_overtake_a_large_one_of_its_group_that_waits_for_room(
+    make_both: Make, streams: str
+) -> None:
+    agg = _almost_full(make_both, full_timeout=20)
+
+    def add(size: int, group: str, *, stream: bool) -> None:
+        task = Task("test", b"x" * size, group)
+        if stream:
+            agg.add_tasks([task])
+        else:
+            agg.add_task(task)
+
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(add, 900, "a", stream=streams in {"the first", "both"})
+        wait_until(lambda: _waiting(agg), what="the large task to find no room")
+        small = pool.submit(add, 1, "a", stream=streams in {"the second", "both"})
+        for size in (2, 3, 4):
+            add(size, "b", stream=False)
+            add(size, "b", stream=True)
+        assert not small.done()
+        assert _payload_sizes(agg, "a") == []
+        agg.cancel_group("filling")
+        large.result(10)
+        small.result(10)
+    assert _payload_sizes(agg, "a") == [900, 1]
+    assert _payload_sizes(agg, "b") == [2, 2, 3, 3, 4, 4]
+    assert not _waiting(agg)
+
+
+def _waiting(agg: Any) -> bool:
+    """Whether a group has a line."""
+    inner = getattr(agg, "_inner", agg)
+    adders = [each.adder for each in inner._on_loops.values()] if inner is not agg else [agg._adder]
+    return any(adder.lines.by_group for adder in adders)
+
+
+def test_a_small_task_does_not_overtake_a_large_one_of_its_stream(make_both: Make) -> None:
+    agg = _almost_full(make_both, full_timeout=20)
+    free = threading.Timer(0.2, lambda: agg.cancel_group("filling"))
+    free.start()
+    # Limits of its own, and so a section of its own in the same call.
+    tasks = [Task("test", b"x" * 900, "a"), Task("test", b"x", "a", max_size=50)]
+    agg.add_tasks(tasks)
+    free.join()
+    assert _payload_sizes(agg, "a") == [900, 1]
+
+
+def test_those_that_wait_behind_a_task_raise_after_their_own_full_timeout(make_both: Make) -> None:
+    agg = _almost_full(make_both, full_timeout=0.5)
+    with ThreadPoolExecutor(2) as pool:
+        began = time.monotonic()
+        large = pool.submit(agg.add_task, Task("test", b"x" * 900, "a"))
+        wait_until(lambda: _waiting(agg), what="the large task to find no room")
+        other = pool.submit(agg.add_task, Task("test", b"x" * 901, "a"))
+        for adding in (large, other):
+            with pytest.raises(AggregatorFull):
+                adding.result(10)
+        assert 0.4 < time.monotonic() - began < 5
+    assert not _waiting(agg)
+    agg.add_task(Task("test", b"x", "a"))
+
+
+async def test_a_cancelled_add_holds_up_nobody_behind_it(redis_url: str) -> None:
+    config = quick_config(partitions=1, max_pending_tasks=16, group_max_size=100, full_timeout=20)
+    async with AsyncAggregator("tests", redis_url, config=config) as agg:
+        await agg.add_tasks(numbered("filling", 15))
+        large = asyncio.create_task(agg.add_tasks(numbered("a", 2)))
+        first = asyncio.create_task(agg.add_task(Task("test", 2, "b")))
+        await first
+        second = asyncio.create_task(agg.add_task(Task("test", 3, "a")))
+        third = asyncio.create_task(agg.add_task(Task("test", 4, "a")))
+        await asyncio.sleep(0.1)
+        for each in (large, second):
+            each.cancel()
+        assert await agg.cancel_group("filling") == 15
+        began = time.monotonic()
+        await third
+        assert time.monotonic() - began < 5
+        assert large.cancelled()
+        assert second.cancelled()
+
+
+def test_many_adds_of_a_group_that_wait_for_room_are_added_in_few_round_trips(
+    make_both: Make,
+) -> None:
+    agg = make_both(partitions=1, max_pending_tasks=4_000, group_max_size=10_000, full_timeout=20)
+    agg.add_tasks(numbered("filling", 4_000))
+    with ThreadPoolExecutor(32) as pool:
+        adding = [pool.submit(agg.add_task, Task("test", n, "a")) for n in range(300)]
+        wait_until(lambda: _waiting(agg), what="an add to find no room")
+        agg.cancel_group("filling")
+        for each in adding:
+            each.result(10)
+    assert pending(agg) == 300
+    assert not _waiting(agg)
 
 
 @pytest.fixture

@@ -300,8 +300,10 @@ class Partition:
         self._refuse_unregistered()
         reply: list[int | bytes] = []
         earliest = math.inf
+        full: set[bytes] = set()
         for section in sections:
-            if self._too_full(section, options):
+            if section.group in full or self._too_full(section, options):
+                full.add(section.group)
                 reply.append(b"FULL too much is pending")
                 continue
             added, due = self._add_section(section, dedupe=options.dedupe)

@@ -94,6 +94,17 @@ def test_a_full_partition_keeps_out_what_is_new(sync_redis: redis.Redis) -> None
     assert not sync_redis.exists(f"{PREFIX}ids:h")
 
 
+def test_no_section_overtakes_one_of_its_group_that_was_refused_for_lack_of_room(
+    sync_redis: redis.Redis,
+) -> None:
+    large, small, other = section("1", "2", "3"), section("4"), section("5", group="h")
+    replies = add(sync_redis, large, small, other, max_tasks=2)
+    assert [type(each) for each in replies] == [bytes, bytes, int]
+    assert replies[1].startswith(b"FULL ")
+    assert not sync_redis.exists(f"{PREFIX}ids:g")
+    assert add(sync_redis, small, max_tasks=2) == [1]  # by itself it finds room
+
+
 def test_an_id_that_was_flushed_lately_is_not_new(sync_redis: redis.Redis) -> None:
     later = int(time.time() * 1000) + 60_000
     sync_redis.hset(f"{PREFIX}state", mapping={"seen_until": later, "seen_before_until": later})

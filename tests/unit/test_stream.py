@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from redisagg.errors import AggregatorFull, KeyConflict, RedisUnavailable
 from redisagg.producer import rounds
+from redisagg.producer.room import Lines
 from redisagg.producer.rounds import Round
 from redisagg.producer.sequences import CallSequence
 from redisagg.producer.stream import NO_RESULTS, Receive, Send, Sleep, Step, Steps, Stream
@@ -43,7 +47,9 @@ class Driver:
         self, reply: Callable[[list[list[bytes]]], Reply], full_timeout: float = 0
     ) -> None:
         self.progress: list[int] = []
-        self.stream = Stream(options_for(), self.progress.append, full_timeout)
+        options = options_for()
+        self.lines = Lines(options, math.inf)
+        self.stream = Stream(options, self.progress.append, full_timeout, self.lines)
         self.steps: list[Step] = []
         self._reply = reply
         self._in_flight: Round[EncodedTask] | None = None
@@ -59,13 +65,11 @@ class Driver:
         assert self._in_flight is None
 
     def carry_out(self, steps: Steps) -> None:
-        try:
+        with closing(steps), suppress(StopIteration):
             step = next(steps)
             while True:
                 self.steps.append(step)
                 step = steps.send(self._results(step))
-        except StopIteration:
-            pass
 
     def _results(self, step: Step) -> Any:
         if isinstance(step, Send):
@@ -164,6 +168,48 @@ def test_only_what_found_no_room_is_sent_again_before_anything_later() -> None:
     assert asked == [[[b"0"], [b"1", b"2"]], *[[[b"1", b"2"]]] * 3, [[b"3"]]]
     assert all(0 <= step.seconds <= 1 for step in driver.steps if isinstance(step, Sleep))
     assert driver.progress == [1, 1, 1, 3, 4]
+
+
+def test_tasks_of_a_group_with_a_line_wait_behind_it_and_others_are_sent() -> None:
+    asked: list[list[list[bytes]]] = []
+
+    def reply(sections: list[list[bytes]]) -> Statuses:
+        asked.append(sections)
+        if len(asked) == 1:  # what waits in the line of "a" is added meanwhile
+            driver.lines.leave(b"a", earlier, time.monotonic())
+        return accept(sections)
+
+    driver = Driver(reply, LONG)
+    earlier = driver.lines.enter(b"a", encoded("a", 9), time.monotonic() + LONG)
+    driver.put(encoded("a", 0), encoded("b", 1), encoded("a", 2))
+    driver.finish()
+    assert asked == [[[b"1"]], [[b"0", b"2"]]]
+    assert driver.progress == [1, 3]
+    assert not driver.lines.by_group
+
+
+def test_a_stream_that_waits_for_room_has_a_place_in_the_line_until_it_ends() -> None:
+    driver = Driver(lambda _: [FULL], full_timeout=1e-9)
+    lengths: list[int] = []
+
+    def reply(sections: list[list[bytes]]) -> Statuses:
+        lengths.append(len(driver.lines.by_group))
+        return [FULL] * len(sections)
+
+    driver._reply = reply
+    driver.put(encoded("a", 0), encoded("b", 1), encoded("a", 2))
+    with pytest.raises(AggregatorFull):
+        driver.finish()
+    assert lengths == [0, 2]
+    assert not driver.lines.by_group
+
+
+def test_a_stream_behind_a_line_that_does_not_move_ends_with_the_timeout() -> None:
+    driver = Driver(accept, full_timeout=1e-9)
+    driver.lines.enter(b"a", encoded("a", 9), time.monotonic() + LONG)
+    with pytest.raises(AggregatorFull, match="earlier tasks"):
+        driver.put(encoded("a", 0), encoded("b", 1), encoded("a", 2))
+    assert driver.progress == [1, 1]
 
 
 def test_waiting_for_room_ends_with_the_timeout() -> None:
