@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
@@ -11,6 +11,8 @@ import click
 from redisagg.aggregator import Aggregator
 from redisagg.cli.options import argument_or_all, json_option, with_aggregator
 from redisagg.cli.output import ago, echo, print_json, print_table, task_text
+from redisagg.operations.inspecting import GroupPlace, group_page
+from redisagg.views import GroupState
 
 
 def _limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -25,12 +27,16 @@ def _limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 @_limit_option("groups")
 @json_option
 def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: bool) -> None:
-    """List the groups, next due first."""
+    """List the groups, next due first; with --limit 0 in any order, as they are read."""
     if tasks and not as_json:
         raise click.UsageError("--tasks needs --json")
-    states = aggregator.get_groups(tasks=tasks, limit=limit or None, due=due).values()
-    if limit and len(states) == limit:
-        click.echo(f"the first {limit} groups; --limit N lists N, --limit 0 all", err=True)
+    if limit:
+        listed = aggregator.get_groups(tasks=tasks, limit=limit, due=due)
+        if len(listed) == limit:
+            click.echo(f"the first {limit} groups; --limit N lists N, --limit 0 all", err=True)
+        states: Iterable[GroupState] = listed.values()
+    else:
+        states = _all_groups(aggregator, tasks=tasks, due=due)
     if as_json:
         for state in states:
             print_json(state)
@@ -51,6 +57,17 @@ def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: 
             for state in states
         ),
     )
+
+
+def _all_groups(aggregator: Aggregator, *, tasks: bool, due: bool) -> Iterator[GroupState]:
+    """Reads all groups, page by page, so that the first rows are printed at once."""
+    read: set[str] = set()
+    place: GroupPlace | None = GroupPlace()
+    while place is not None:
+        page = aggregator._run(group_page(aggregator._keyspace, place, tasks=tasks, due=due))
+        yield from (state for state in page.states if state.group_key not in read)
+        read.update(state.group_key for state in page.states)
+        place = page.next
 
 
 @click.command()

@@ -72,11 +72,7 @@ def groups(
         found = yield from _all_groups(keyspace, skipped)
     else:
         found = yield from _next_groups(keyspace, skipped, limit, due=due)
-    states = [_group_state(group, record) for group, record in found.items()]
-    if tasks:
-        parts = [_waiting_tasks(keyspace, *item) for item in found.items()]
-        lists = yield from _read_parts(parts, skipped)
-        states = list(map(_with_tasks, states, lists))
+    states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return {state.group_key: state for state in states}
 
@@ -107,12 +103,81 @@ def group(
     return _with_tasks(_group_state(group_key, record), raw)
 
 
+class GroupPlace(NamedTuple):
+    """A place between two pages of groups."""
+
+    partition: int = 0
+    cursor: int = 0
+    """Cursor of HSCAN, or number of groups to skip in the indexes."""
+    size: int = _FIRST_SCAN
+    """Number of groups that HSCAN reads, about."""
+
+
+class GroupPage(NamedTuple):
+    """A page of groups."""
+
+    states: list[GroupState]
+    next: GroupPlace | None
+    """The place of the next page, or None."""
+
+
+def group_page(
+    keyspace: Keyspace, place: GroupPlace, *, tasks: bool, due: bool
+) -> Operation[GroupPage]:
+    """Reads a page of all groups, in any order, with their waiting tasks if `tasks`.
+
+    A group can be in several pages while groups come and go.
+
+    Args:
+        place: `GroupPlace()`, or the one that the page before names.
+        due: whether to read only groups that are due.
+    """
+    skipped = _Skipped("groups")
+    found, following = yield from _group_records(keyspace, place, skipped, due=due)
+    states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
+    skipped.log()
+    return GroupPage(states, following)
+
+
+def _group_states(
+    keyspace: Keyspace, found: Mapping[bytes, GroupRecord], skipped: _Skipped, *, tasks: bool
+) -> Operation[list[GroupState]]:
+    states = [_group_state(group, record) for group, record in found.items()]
+    if tasks:
+        parts = [_waiting_tasks(keyspace, *item) for item in found.items()]
+        lists = yield from _read_parts(parts, skipped)
+        states = list(map(_with_tasks, states, lists))
+    return states
+
+
+def _group_records(
+    keyspace: Keyspace, place: GroupPlace, skipped: _Skipped, *, due: bool
+) -> Operation[tuple[dict[bytes, GroupRecord], GroupPlace | None]]:
+    """Reads the records of a page of groups, and names the next page."""
+    partition = keyspace.partitions[place.partition]
+    if due:
+        found, more = yield from _indexed_page(
+            partition, skipped, place.cursor, _PAGE_TASKS, due=True
+        )
+        following = place._replace(cursor=place.cursor + _PAGE_TASKS) if more else None
+    else:
+        page, cursor, size = yield from _scan_page(
+            partition.groups, skipped, place.cursor, place.size
+        )
+        found = _records(group_record, page, skipped)
+        following = place._replace(cursor=cursor, size=size) if cursor else None
+    if following is None and place.partition + 1 < len(keyspace.partitions):
+        following = GroupPlace(place.partition + 1)
+    return found, following
+
+
 def _all_groups(keyspace: Keyspace, skipped: _Skipped) -> Operation[dict[bytes, GroupRecord]]:
     """Reads the records of all groups, in any order."""
     found: dict[bytes, GroupRecord] = {}
-    for partition in keyspace.partitions:
-        raw = yield from _scan(partition.groups, skipped)
-        found.update(_records(group_record, raw, skipped))
+    place: GroupPlace | None = GroupPlace()
+    while place is not None:
+        page, place = yield from _group_records(keyspace, place, skipped, due=False)
+        found.update(page)
     return found
 
 
@@ -139,29 +204,41 @@ def _indexed_groups(
 ) -> Operation[dict[bytes, GroupRecord]]:
     """Reads the records of the first groups in the indexes of a partition."""
     found: dict[bytes, GroupRecord] = {}
-    skip = 0
-    while limit is None or len(found) < limit:
-        size = min(_PAGE_TASKS, limit or _PAGE_TASKS)
-        keys = [partition.ready, partition.due]
-        reply = yield from _ask_leniently(
-            call("upcoming", keys, skip, size, b"1" if due else b""), keys[0], skipped
-        )
-        if reply is None:
-            break
-        now, ready, later = reply
-        names = list(dict.fromkeys([*ready, *later]))
-        if not names:
-            break
-        packed = yield from _ask_leniently(
-            command("HMGET", partition.groups, *names), partition.groups, skipped
-        )
-        raw = {name: each for name, each in zip(names, packed or (), strict=False) if each}
-        records = _records(group_record, raw, skipped).items()
-        found.update((name, g) for name, g in records if not due or g.due_at <= now)
-        if len(ready) < size and len(later) < size:
-            break
+    skip, more = 0, True
+    size = min(_PAGE_TASKS, limit or _PAGE_TASKS)
+    while more and (limit is None or len(found) < limit):
+        page, more = yield from _indexed_page(partition, skipped, skip, size, due=due)
+        found.update(page)
         skip += size
     return found
+
+
+def _indexed_page(
+    partition: PartitionKeys, skipped: _Skipped, skip: int, size: int, *, due: bool
+) -> Operation[tuple[dict[bytes, GroupRecord], bool]]:
+    """Reads the records of a page of each index of a partition; returns whether there may be more.
+
+    Args:
+        skip: number of groups to skip in each index.
+        size: largest number of groups from each index.
+    """
+    keys = [partition.ready, partition.due]
+    reply = yield from _ask_leniently(
+        call("upcoming", keys, skip, size, b"1" if due else b""), keys[0], skipped
+    )
+    if reply is None:
+        return {}, False
+    now, ready, later = reply
+    names = list(dict.fromkeys([*ready, *later]))
+    if not names:
+        return {}, False
+    packed = yield from _ask_leniently(
+        command("HMGET", partition.groups, *names), partition.groups, skipped
+    )
+    raw = {name: each for name, each in zip(names, packed or (), strict=False) if each}
+    records = _records(group_record, raw, skipped).items()
+    found = {name: g for name, g in records if not due or g.due_at <= now}
+    return found, len(ready) == size or len(later) == size
 
 
 def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
@@ -457,16 +534,28 @@ def _scan(key: bytes, skipped: _Skipped, limit: int | None = None) -> Operation[
     found: dict[bytes, bytes] = {}
     cursor, count = 0, _FIRST_SCAN
     while True:
-        request = command("HSCAN", key, cursor, "COUNT", count)
-        reply = yield from _ask_leniently(request, key, skipped)
-        if reply is None:
-            return found
-        cursor, page = scan_page(reply)
+        page, cursor, count = yield from _scan_page(key, skipped, cursor, count)
         found.update(page)
         if cursor == 0 or (limit is not None and len(found) >= limit):
             return found
-        length = sum(map(len, page.values()))
-        count = min(_MOST_SCANNED, count * 4) if length < _PAGE_BYTES // 4 else max(1, count // 2)
+
+
+def _scan_page(
+    key: bytes, skipped: _Skipped, cursor: int, count: int
+) -> Operation[tuple[dict[bytes, bytes], int, int]]:
+    """Reads some fields of a hash, about `count`.
+
+    Returns:
+        The fields, the cursor of the next page (0 after the last one) and its count.
+    """
+    request = command("HSCAN", key, cursor, "COUNT", count)
+    reply = yield from _ask_leniently(request, key, skipped)
+    if reply is None:
+        return {}, 0, count
+    cursor, page = scan_page(reply)
+    length = sum(map(len, page.values()))
+    count = min(_MOST_SCANNED, count * 4) if length < _PAGE_BYTES // 4 else max(1, count // 2)
+    return page, cursor, count
 
 
 class _Part(NamedTuple):

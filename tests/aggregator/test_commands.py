@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from redisagg import AggregationConfig, Aggregator, Task
+from redisagg.cli import admin
 from redisagg.cli.output import print_table
+from redisagg.views import GroupState
 from tests.support.cli import Run, Spawn
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, await_led
@@ -62,6 +65,33 @@ def test_few_groups_and_tasks_are_listed_by_default(run: Run, redis_url: str) ->
     assert peeked("--offset", "50") == list(range(50, 70))
     assert peeked("--offset", "3", "--limit", "2") == [3, 4]
     assert peeked("--limit", "0") == list(range(70))
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_all_groups_are_printed_as_they_are_read(
+    run: Run,
+    redis_url: str,
+    sync_redis: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    due: bool,
+) -> None:
+    keys = {f"g{n}" for n in range(3_000)}
+    aggregator = Aggregator("default", redis_url, config=AggregationConfig(partitions=2))
+    aggregator.add_tasks(Task("t", None, key, max_size=1 if due else None) for key in keys)
+    sync_redis.config_resetstat()
+    rows: dict[str, int] = {}
+
+    def print_row(state: GroupState) -> None:
+        stats: Any = sync_redis.info("commandstats")
+        reads = "cmdstat_hmget" if due else "cmdstat_hscan"
+        rows[state.group_key] = stats[reads]["calls"]
+
+    monkeypatch.setattr(admin, "print_json", print_row)
+    run("groups", "--limit", "0", "--json", *(["--due"] if due else []))
+    assert rows.keys() == keys
+    reads = list(rows.values())
+    assert reads[0] <= 2 < reads[-1] - reads[0]
+    assert len(set(reads)) > 6
 
 
 def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
