@@ -7,7 +7,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import adds, drain, fairness, idle, latency, memory, replicas, report, scaling, soak
+from benchmarks import (
+    adds,
+    drain,
+    fairness,
+    idle,
+    latency,
+    memory,
+    replicas,
+    report,
+    scaling,
+    slowest_call,
+    soak,
+)
 from benchmarks.measure import Check, Series
 from benchmarks.processes import Machine
 from redisagg.testing.embedded import EmbeddedRedis
@@ -21,6 +33,7 @@ _PARTS = {
     "memory": memory.measure,
     "scaling": scaling.measure,
     "replicas": replicas.measure,
+    "slowest_call": slowest_call.measure,
 }
 
 
