@@ -563,16 +563,27 @@ def surely_has_json(packed: bytes) -> bool:
 
     It has if all numbers are finite, all keys strings, and there are no extension types.
     """
-    if _MAYBE_NOT_FINITE.search(packed):
-        return False
+    hook = None
+    if _MAYBE_NO_JSON.search(packed):
+        if _MAYBE_NOT_FINITE.search(packed):
+            return False
+        hook = _only_text_keys  # msgpack itself also lets bytes be keys
     try:
-        unpackb(packed, ext_hook=_no_ext)
+        unpackb(packed, ext_hook=_no_ext, object_pairs_hook=hook)
     except Exception:
         return False
     return True
 
 
 _MAYBE_NOT_FINITE = re.compile(rb"\xcb[\x7f\xff]")
+_MAYBE_NO_JSON = re.compile(rb"\xcb[\x7f\xff]|[\xc4-\xc6]")
+"""Floats that may not be finite, and bytes; or a part of a text."""
+
+
+def _only_text_keys(pairs: Iterable[tuple[Any, Any]]) -> None:
+    for key, _ in pairs:
+        if type(key) is not str:
+            raise TypeError("a key that is no string")
 
 
 def _no_ext(code: int, data: bytes) -> Any:

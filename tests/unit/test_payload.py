@@ -370,3 +370,5 @@ def test_the_quick_check_accepts_ordinary_payloads() -> None:
     assert surely_has_json(pack(("t", {"a": [1, 2.5, None, True], "b": {"c": "d"}})))
     assert not surely_has_json(pack(("t", {"a": [math.nan]})))
     assert not surely_has_json(pack(("t", {1: 1})))
+    assert surely_has_json(pack(("t", {"ń": {"b": b"raw"}})))
+    assert not surely_has_json(pack(("t", [{b"a": 1, "YQ==": 2}])))
