@@ -21,7 +21,7 @@ from redis.asyncio.connection import AbstractConnection as AsyncAbstractConnecti
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection
+from redis.connection import AbstractConnection, HiredisRespSerializer
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -84,7 +84,7 @@ class Endpoint:
             return Cluster(self._topology(), self._blocking_pool)
         if self.service:
             sentinel = Sentinel([])
-            sentinel.sentinels = [redis.Redis(retry=retry, **kwargs) for kwargs in self.sentinels]
+            sentinel.sentinels = [_blocking_sentinel(**kwargs) for kwargs in self.sentinels]
             client: redis.Redis = sentinel.master_for(
                 self.service, retry=retry, ssl=self.tls, **self._arguments, **PACKER
             )
@@ -106,14 +106,15 @@ class Endpoint:
         return aio.Redis.from_pool(self._pool(aio, retry))
 
     def answering_within(self, timeout: float) -> Endpoint:
-        """The same endpoint with a `socket_timeout`, unless it has one already.
+        """The same endpoint with a `socket_timeout`, unless it has one already; the Sentinels too.
 
         Args:
             timeout: seconds without a reply after which a connection counts as lost.
         """
-        if self.options.get("socket_timeout") is not None:
-            return self
-        return replace(self, options={**self.options, "socket_timeout": timeout})
+        # They are asked one after the other.
+        share = timeout / max(1, len(self.sentinels))
+        sentinels = [_with_timeout(each, share) for each in self.sentinels]
+        return replace(self, options=_with_timeout(self.options, timeout), sentinels=sentinels)
 
     def of_node(self, node: Node) -> Endpoint:
         """One node of the cluster as a server; a published message reaches all nodes."""
@@ -147,6 +148,17 @@ class Endpoint:
         return module.ConnectionPool(connection_class=kind, retry=retry, **options)
 
 
+def _with_timeout(options: Mapping[str, Any], timeout: float) -> Mapping[str, Any]:
+    if options.get("socket_timeout") is not None:
+        return options
+    return {**options, "socket_timeout": timeout}
+
+
+def _blocking_sentinel(*, ssl: bool = False, **options: Any) -> Any:
+    """Makes a client for a Sentinel."""
+    return Endpoint(options, ssl).blocking()
+
+
 def endpoint_of(source: AnyClient) -> Endpoint:
     """Returns the endpoint of a URL or a client.
 
@@ -174,7 +186,14 @@ def endpoint_of(source: AnyClient) -> Endpoint:
 
 
 def waits_without_end(client: redis.Redis | aio.Redis) -> bool:
-    """Whether calls on this client wait for a reply without end: it has no `socket_timeout`."""
+    """Whether calls on this client can wait for a reply without end.
+
+    It has no `socket_timeout`, or its clients for the Sentinels have none.
+    """
+    return any(_waits_without_end(each) for each in (client, *_sentinels(client)))
+
+
+def _waits_without_end(client: Any) -> bool:
     pool: Any = client.connection_pool
     if not issubclass(pool.connection_class, _CONNECTIONS):
         return False  # not of redis-py; nothing can be said
@@ -184,6 +203,26 @@ def waits_without_end(client: redis.Redis | aio.Redis) -> bool:
 _CONNECTIONS = (AbstractConnection, AsyncAbstractConnection)
 _DEFAULT_TIMEOUT = signature(AbstractConnection.__init__).parameters["socket_timeout"].default
 """None before redis-py 8."""
+
+
+def hand_bytes_only(client: redis.Redis) -> None:
+    """Has the connections of a client of the caller hand hiredis bytes only.
+
+    hiredis 3.5 crashes if a signal handler raises while it formats a number. redis-py sends some by
+    itself when it connects: HELLO with the version of the protocol, SELECT with the database.
+    Nothing else changes. Those to the Sentinels are included, those with a packer of their own are
+    not.
+    """
+    pools: list[Any] = [client.connection_pool]
+    pools += [each.connection_pool for each in _sentinels(client)]
+    for pool in pools:
+        if not PACKER or not issubclass(pool.connection_class, AbstractConnection):
+            continue
+        pool.connection_kwargs.setdefault("command_packer", PACKER["command_packer"])
+        for name in ("_available_connections", "_in_use_connections", "_connections"):
+            for connection in list(getattr(pool, name, ())):  # they may be connected anew
+                if type(getattr(connection, "_command_packer", None)) is HiredisRespSerializer:
+                    connection._command_packer = PACKER["command_packer"]
 
 
 def close(client: SyncClient) -> None:

@@ -66,10 +66,12 @@ class BytesPacker(HiredisRespSerializer):
     """Packs the commands that redis-py sends by itself, such as HELLO with a number."""
 
     def pack(self, *args: Any) -> Any:
-        """Packs one command."""
+        """Packs one command. What is no number or text is left to hiredis, which may refuse it."""
         packed: Any = super()
-        return packed.pack(*map(as_bytes, args))
+        return packed.pack(*[as_bytes(each) if type(each) in _CONVERTED else each for each in args])
 
+
+_CONVERTED = {int, float, str}
 
 PACKER: dict[str, Any] = {} if pack_command is None else {"command_packer": BytesPacker()}
 """The options of blocking connections that make them hand hiredis bytes only."""

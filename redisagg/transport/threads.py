@@ -17,7 +17,7 @@ from redisagg.protocol.scripts import Request
 from redisagg.transport import retrying
 from redisagg.transport.causes import keep_cause
 from redisagg.transport.durability import Durability
-from redisagg.transport.endpoint import SyncClient
+from redisagg.transport.endpoint import SyncClient, hand_bytes_only
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
@@ -47,6 +47,8 @@ class Transport:
         self.client = client
         self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
+        if not isinstance(client, Cluster):
+            hand_bytes_only(client)
 
     def masters(self) -> list[Redis]:
         """Returns a client for each master of a cluster; without a cluster, the client itself.

@@ -143,6 +143,27 @@ def test_cluster_clients_can_be_handed_over(cluster_url: str) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("library", [redis, redis.asyncio])
+def test_a_silent_cluster_does_not_outlast_add_timeout(
+    make_both: Make, cluster: ClusterTopology, cluster_url: str, library: Any
+) -> None:
+    """Also for a client without `socket_timeout`."""
+    client = library.RedisCluster.from_url(cluster_url, socket_timeout=None)
+    agg = make_both(url=client, add_timeout=0.6)
+    agg.add_task(Task("test", "before", "a"))
+    for node in cluster.nodes:
+        node.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(RedisUnavailable):
+            agg.add_task(Task("test", 0, "a"))
+        assert time.monotonic() - began < 0.6 + 1.5
+    finally:
+        for node in cluster.nodes:
+            node.resume()
+    agg.add_task(Task("test", 1, "a"))
+
+
 def test_several_flushers_share_a_cluster(make: Make, processes: Processes, url: str) -> None:
     config: dict[str, Any] = {"partitions": PARTITIONS, "group_max_size": 5}
     agg = make(url=url, **config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -14,10 +16,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+import redis.asyncio.sentinel
+import redis.sentinel
 
 from redisagg import Aggregator, Task
 from redisagg.errors import RedisUnavailable
-from redisagg.testing.embedded import EmbeddedRedis
+from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.support.aggregators import Make
 from tests.support.processes import Processes
 from tests.support.proxy import Proxy, running_proxy
@@ -131,6 +135,21 @@ def test_calls_on_a_client_without_socket_timeout_give_up_too(
     proxy.stall()
     assert seconds_until_unavailable(lambda: agg.add_task(Task("test", 0, "a"))) < 0.6 + 1.0
     assert seconds_until_unavailable(agg.stats) < 0.6 + 1.0
+
+
+@pytest.mark.parametrize("library", [redis.sentinel, redis.asyncio.sentinel])
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_sentinels_that_are_silent_do_not_outlast_add_timeout(
+    make_both: Make, library: Any, timeout: float | None
+) -> None:
+    with contextlib.ExitStack() as stack:
+        places = [
+            stack.enter_context(socket.create_server((HOST, 0))).getsockname() for _ in range(3)
+        ]
+        asked = library.Sentinel(places, sentinel_kwargs={"socket_timeout": None})
+        agg = make_both(url=asked.master_for("main", socket_timeout=timeout), add_timeout=0.6)
+        assert seconds_until_unavailable(lambda: agg.add_task(Task("test", 0, "a"))) < 0.6 + 1.0
+        assert seconds_until_unavailable(agg.stats) < 0.6 + 1.0
 
 
 def test_an_add_is_retried_after_several_connections_without_an_answer(

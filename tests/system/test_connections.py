@@ -6,9 +6,11 @@ import asyncio
 import logging
 import math
 import threading
+from typing import Any
 
 import pytest
 import redis
+from redis.sentinel import Sentinel
 
 from redisagg import Aggregator, AsyncAggregator, Task
 from redisagg.transport import retrying
@@ -80,3 +82,39 @@ def test_a_flusher_leads_128_partitions_without_retries(
         assert agg.wait_until_idle(30)
     assert agg.stats().flushed == 20_000
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("behind", ["Redis", "Sentinel"])
+def test_no_number_reaches_hiredis_on_a_client_that_is_handed_in(
+    behind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hiredis 3.5 crashes if a signal handler raises while it formats a number."""
+    hiredis = pytest.importorskip("hiredis")
+    options: dict[str, Any] = {"db": 3, "protocol": 3, "socket_timeout": 5}
+    if behind == "Redis":
+        url = request.getfixturevalue("redis_url")
+        client = redis.Redis.from_url(url, **{**options, "db": 0})
+    else:
+        places = request.getfixturevalue("sentinel_addresses")
+        service = request.getfixturevalue("sentinel").service_name
+        asked = Sentinel(places, sentinel_kwargs={"protocol": 3, "socket_timeout": 5})
+        client = asked.master_for(service, **options)
+    client.ping()
+    agg = Aggregator("tests", client, config=quick_config())
+    handed: list[Any] = []
+    real = hiredis.pack_command
+
+    def pack_command(args: tuple[Any, ...]) -> Any:
+        handed.extend(args)
+        return real(args)
+
+    monkeypatch.setattr(hiredis, "pack_command", pack_command)
+    monkeypatch.setattr("redisagg.transport.round_trip.pack_command", pack_command)
+    client.connection_pool.disconnect()
+    agg.add_task(Task("test", 1, "a"))
+    agg.add_tasks([Task("test", 2, "a")])
+    assert agg.stats().pending == 2
+    agg.close()
+    client.close()
+    assert b"HELLO" in handed
+    assert {type(each) for each in handed} == {bytes}

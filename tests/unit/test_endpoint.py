@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aio
+import redis.asyncio.sentinel as aio_sentinel
 from redis.sentinel import Sentinel
 
 from redisagg.errors import InvalidConfig
@@ -94,3 +95,25 @@ def test_clients_without_socket_timeout(library: Any) -> None:
     assert not waits_without_end(library.Redis(socket_timeout=3))
     endpoint = endpoint_of(library.Redis(socket_timeout=None))
     assert endpoint.answering_within(2).options["socket_timeout"] == 2
+
+
+@pytest.mark.parametrize("sentinel", [Sentinel, aio_sentinel.Sentinel])
+def test_sentinels_without_socket_timeout(sentinel: Any) -> None:
+    def client(of_sentinels: float | None, of_primary: float | None) -> Any:
+        return sentinel(
+            [("one", 1), ("two", 2)], sentinel_kwargs={"socket_timeout": of_sentinels}
+        ).master_for("main", socket_timeout=of_primary)
+
+    assert [waits_without_end(client(*each)) for each in ((3, 3), (3, None), (None, 3))] == [
+        *(False, True, True)
+    ]
+    endpoint = endpoint_of(client(None, 3)).answering_within(2)
+    assert [each["socket_timeout"] for each in endpoint.sentinels] == [1, 1]
+    assert endpoint.options["socket_timeout"] == 3
+    [found] = endpoint_of("redis+sentinel://h/main").answering_within(2).sentinels
+    assert found["socket_timeout"] == 2
+
+
+def test_an_asyncio_client_of_a_cluster_without_socket_timeout() -> None:
+    client = aio.RedisCluster(host="h", port=1, socket_timeout=None)
+    assert endpoint_of(client).answering_within(2).options["socket_timeout"] == 2

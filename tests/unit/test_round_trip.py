@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 import redis.exceptions as rx
+from redis.sentinel import Sentinel
 
 from redisagg.errors import (
     AuthenticationFailed,
@@ -20,6 +23,7 @@ from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import endpoint_of
 from redisagg.transport.round_trip import pack, round_trip
+from redisagg.transport.threads import Transport
 
 REQUESTS = [call("poll", [b"key"], 1), command("GET", b"key"), call("claim", [b"key"], 2)]
 
@@ -126,9 +130,9 @@ def test_hiredis_is_handed_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {type(each) for each in handed} == {bytes}
 
 
-def test_connections_hand_hiredis_bytes_only_when_they_are_made(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The arguments that hiredis is handed by redis-py."""
     hiredis = pytest.importorskip("hiredis")
     handed: list[Any] = []
     real = hiredis.pack_command
@@ -138,9 +142,68 @@ def test_connections_hand_hiredis_bytes_only_when_they_are_made(
         return real(args)
 
     monkeypatch.setattr(hiredis, "pack_command", pack_command)
-    for url in ("redis://h", "redis+sentinel://h/service"):
-        client: Any = endpoint_of(url).blocking()
-        connection = client.connection_pool.make_connection()
-        [packed] = connection.pack_command("HELLO", 3)
-        assert packed == b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
-    assert handed == [b"HELLO", b"3"] * 2
+    return handed
+
+
+_HELLO = b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n"
+
+
+def _hello(pool: Any) -> list[bytes]:
+    [packed] = pool.make_connection().pack_command("HELLO", 3)
+    return [packed]
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis+sentinel://h,i/service", "rediss+sentinel://h/service"]
+)
+def test_connections_hand_hiredis_bytes_only_when_they_are_made(
+    handed: list[Any], url: str
+) -> None:
+    client: Any = endpoint_of(url).blocking()
+    pools = [client.connection_pool, *_pools_of_sentinels(client)]
+    assert [packed for pool in pools for packed in _hello(pool)] == [_HELLO] * len(pools)
+    assert handed == [b"HELLO", b"3"] * len(pools)
+
+
+def _pools_of_sentinels(client: Any) -> list[Any]:
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    return [each.connection_pool for each in manager.sentinels] if manager else []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: redis.Redis(host="h", socket_timeout=1),
+        lambda: redis.Redis(connection_pool=redis.BlockingConnectionPool(socket_timeout=1)),
+        lambda: Sentinel([("h", 1), ("i", 2)]).master_for("service", socket_timeout=1),
+    ],
+    ids=["client", "pool that blocks", "Sentinel"],
+)
+def test_a_client_that_is_handed_in_hands_hiredis_bytes_only(
+    handed: list[Any], make: Callable[[], Any]
+) -> None:
+    client = make()
+    pools = [client.connection_pool, *_pools_of_sentinels(client)]
+    before = [pool.make_connection() for pool in pools]  # it may be connected anew later
+    for pool, connection in zip(pools, before, strict=True):
+        if not isinstance(pool, redis.BlockingConnectionPool):
+            pool._available_connections.append(connection)
+    Transport(client, 1)
+    packed = [each.pack_command("HELLO", 3) for each in before]
+    assert packed == [[_HELLO]] * len(pools)
+    assert [packed for pool in pools for packed in _hello(pool)] == [_HELLO] * len(pools)
+    assert handed == [b"HELLO", b"3"] * len(pools) * 2
+    with pytest.raises(rx.DataError):
+        before[0].pack_command("SET", b"key", None)  # as before
+
+
+def test_a_packer_of_the_caller_is_kept() -> None:
+    class Packer:
+        def pack(self, *args: Any) -> list[bytes]:
+            return [b"own"]
+
+    client = redis.Redis(
+        connection_pool=redis.ConnectionPool(command_packer=Packer(), socket_timeout=1)
+    )
+    Transport(client, 1)
+    assert _hello(client.connection_pool) == [b"own"]
