@@ -264,8 +264,23 @@ SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_error_reply_means_that_nothing_was_written(name: str, sync_redis: redis.Redis) -> None:
+    assert_errors_write_nothing(sync_redis, prepare(sync_redis)[name])
+
+
+def test_an_error_reply_to_a_further_slice_means_that_nothing_was_written(
+    sync_redis: redis.Redis,
+) -> None:
+    call = prepare(sync_redis)["requeue"]
+    source = load("requeue").source
+    smaller = source.replace(b"SLICE_TASKS = 1000", b"SLICE_TASKS = 1")
+    assert smaller != source
     client: Client = sync_redis
-    call = prepare(client)[name]
+    assert client.eval(smaller, len(call.keys), *call.keys, *call.args) == b"MORE"
+    assert_errors_write_nothing(client, call)
+
+
+def assert_errors_write_nothing(client: Client, call: Call) -> None:
+    name = call.name
     sound = dump(client)
     reply = call.on(client)
     assert not isinstance(reply, Exception), reply
