@@ -45,6 +45,7 @@ local LEADER_COMMANDS = {
   { 'LLEN', no_tasks }, { 'RPUSH', state, '' },
   { 'RENAME', no_tasks, no_tasks }, { 'UNLINK', no_tasks },
   { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
+  { 'HKEYS', no_tasks },
   { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
   { 'HSCAN', no_tasks, 0 },
   { 'SADD', state, '' }, { 'EXISTS', no_tasks },

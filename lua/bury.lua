@@ -1,9 +1,10 @@
 -- bury: moves a batch with all its tasks to the dead letters, a slice per call. Sent when its
 -- attempts are used up. The dead letter appears with the last slice. If the leader dies before, the
--- next one claims the rest and goes on; then the arguments 3 to 5 are those of the first call.
+-- next one claims the rest and goes on; then the arguments 3 to 5 are those of the first call. The
+-- merge result is kept if a part of it has been enqueued, and else removed.
 --
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group
---        7 tasks of the dead letter  8 ids of the group
+--        7 tasks of the dead letter  8 ids of the group  9 result of the batch
 -- ARGV   1 fencing token  2 batch id  3 number of attempts  4 error text  5 traceback
 -- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua; 'MORE' if there is another slice
 
@@ -21,10 +22,10 @@
 -- @include waiting
 
 local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local dead, tasks, dead_tasks, ids = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local dead, tasks, dead_tasks, ids, result = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local token, id, attempts = ARGV[1], ARGV[2], whole_number(ARGV[3])
 local error, traceback = ARGV[4], ARGV[5]
-assert_arguments(#KEYS == 8 and #ARGV == 5)
+assert_arguments(#KEYS == 9 and #ARGV == 5)
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -43,9 +44,13 @@ local count, length = batch[TASK_COUNT], batch[LENGTH]  -- of the tasks that are
 local begun = batch[LETTER] ~= ''
 if not begun then
   batch[ATTEMPTS], batch[ERROR], batch[MERGED] = attempts, error, ''
+  if batch[ENQUEUED] == 0 and batch[RESULT] ~= '' then
+    redis.call('UNLINK', result)
+    batch[RESULT] = ''
+  end
   batch[LETTER] = pack_dead{
     batch = batch, task_count = count, length = length, died = now, error = error,
-    traceback = traceback,
+    traceback = traceback, enqueued = batch[ENQUEUED], result = batch[RESULT],
   }
 end
 

@@ -12,7 +12,8 @@
 -- Reply  for each batch: { batch id, group key, number of this attempt, last error, serialized
 --        merge result or '', { entry, entry, ... }, number of tasks, bytes of their entries, 1 if
 --        it is a suspect, else 0 }; without entries if it has a merge result, or if it is large:
---        then `read_tasks` returns them;
+--        then `read_tasks` returns them. If its merge result is in `result:BATCH` there are two
+--        more: the label (includes/result.lua), and how many merged tasks have been enqueued;
 --        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0 }
 --
 -- The groups take turns: each gives a few batches before one gives the next. The tasks stay in the
@@ -28,6 +29,7 @@
 -- @include fence
 -- @include group
 -- @include record
+-- @include result
 -- @include seen
 -- @include slice
 -- @include waiting
@@ -81,6 +83,10 @@ local function hand_out(id, batch, entries, suspect)
   reply[#reply + 1] = {
     id, batch[GROUP], attempt, batch[ERROR], merged, entries, count, length, suspect,
   }
+  if batch[RESULT] ~= '' then
+    local last = reply[#reply]
+    last[#last + 1], last[#last + 2] = batch[RESULT], batch[ENQUEUED]
+  end
   batches_left = batches_left - 1
   if #entries > 0 then
     tasks_left = tasks_left - count
@@ -147,7 +153,9 @@ local function cut(group, g, tasks, ids)
   -- The bytes of a large batch are estimated, so less may be left than these entries have.
   length = math.min(length, g[BYTES])
   -- A positional table, in the order of the places in includes/batch.lua, costs the least.
-  local batch = { group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0, '' }
+  local batch = {
+    group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0, 0, '', '',
+  }
   g[WAITING] = g[WAITING] - count
   g[CLAIMED] = g[CLAIMED] + count
   g[BYTES] = g[BYTES] - length
@@ -244,7 +252,8 @@ local function take_over(id, group, tasks)
     if is_behind_held(g, batch) then
       return postpone(math.max(g[HELD_UNTIL], now + BEHIND_MS))
     end
-    if batch[MERGED] ~= '' or is_large(batch[TASK_COUNT], batch[LENGTH]) then
+    local is_merged = batch[MERGED] ~= '' or has_result(batch)
+    if is_merged or is_large(batch[TASK_COUNT], batch[LENGTH]) then
       entries = redis.pcall('LRANGE', tasks, 0, 0)
       if not entries.err then entries = {} end
     else

@@ -17,11 +17,15 @@ local function enqueue(from, n, key)
     local refused = asynq_refusal(key + entry * ASYNQ_KEYS, from + entry * ASYNQ_ARITY)
     if refused then return refused end
   end
+  local added_queue
   for entry = 0, entries - 1 do
     local entry_key, at = key + entry * ASYNQ_KEYS, from + entry * ASYNQ_ARITY
-    -- The first write: a foreign type, no memory or a replica is refused here.
-    local added = redis.pcall('SADD', queues, ARGV[at + QUEUE])
-    if type(added) == 'table' then return added end
+    if ARGV[at + QUEUE] ~= added_queue then
+      -- The first write: a foreign type, no memory or a replica is refused here.
+      local added = redis.pcall('SADD', queues, ARGV[at + QUEUE])
+      if type(added) == 'table' then return added end
+      added_queue = ARGV[at + QUEUE]
+    end
     local reply = asynq_enqueue(entry_key, at)
     if type(reply) == 'table' then return reply end
   end

@@ -5,7 +5,7 @@
 -- ARGV   1 fencing token
 --        then for each batch: batch id; delay, ms, or '' if the batch stays claimed and only its
 --        merge result is stored; 1 if the attempt counts, 0 if it does not; error text; serialized
---        merge result, or '' to keep the stored one
+--        merge result, or '' to keep the stored one. One that is stored apart is always kept
 -- Reply  for each batch 1, or 0 if it was not claimed
 
 -- @include arguments
@@ -47,7 +47,7 @@ for at = FIRST_BATCH, #ARGV, BATCH_ARGS do
   local batch = read_batch(batches, id)
   local claimed = batch and redis.call('ZSCORE', claims, id)
   if claimed then
-    if merged ~= '' then
+    if merged ~= '' and batch[RESULT] == '' then
       if batch[MERGED] == '' then batch[ATTEMPTS] = 0 end  -- those to merge it are over
       batch[MERGED] = merged
     end

@@ -83,6 +83,9 @@ class DeadLetter:
     """Error of the last attempt."""
     traceback: str
     """Traceback of that error, or empty."""
+    enqueued: int = 0
+    """Number of its merged tasks that were enqueued in slices before it failed. Requeued, it is not
+    merged again: the others are enqueued."""
     tasks: Sequence[StoredTask] | None = None
     """Tasks in arrival order; None if they were not asked for or can't be read."""
 

@@ -17,6 +17,8 @@ local ASYNQ_ARITY = 6
 
 local asynq_seconds, asynq_microseconds = unpack(redis.call('TIME'))
 local asynq_now_ms = asynq_seconds * 1000 + math.floor(asynq_microseconds / 1000)
+-- Nanoseconds, put together as text: a Lua number has too few digits.
+local asynq_pending_since = asynq_seconds .. string.format('%06d000', asynq_microseconds)
 
 -- The time for which the task is scheduled, ms, or nil: at once. Asynq schedules a task only for a
 -- time to come.
@@ -67,16 +69,19 @@ local function asynq_enqueue(key, at)
   end
 
   local task_state = process_at and 'scheduled' or 'pending'
-  local written = redis.pcall('HSET', task, 'msg', message, 'state', task_state)
+  local written
+  if process_at then
+    written = redis.pcall('HSET', task, 'msg', message, 'state', task_state)
+  else
+    written = redis.pcall('HSET', task, 'msg', message, 'state', task_state,
+      'pending_since', asynq_pending_since)
+  end
   if type(written) == 'table' then return written end
   if lock_seconds then redis.call('HSET', task, 'unique_key', unique) end
   if process_at then
     local score = string.format('%d', math.floor(process_at / 1000))
     redis.call('ZADD', KEYS[key + SCHEDULED], score, id)
   else
-    -- Nanoseconds, put together as text: a Lua number has too few digits.
-    local pending_since = asynq_seconds .. string.format('%06d000', asynq_microseconds)
-    redis.call('HSET', task, 'pending_since', pending_since)
     redis.call('LPUSH', KEYS[key + PENDING], id)
   end
   return 1

@@ -15,16 +15,20 @@ local MERGED     = 8   -- the serialized merge result, or '' if none is stored
 local DEATHS     = 9   -- number of leaders in a row that held the batch and vanished
 local READ       = 10  -- number of its first tasks whose ids have been taken off the waiting ids
 local ALONE      = 11  -- 1 if it was claimed as a suspect, so that it is blamed for a death
-local LETTER     = 12  -- the packed record of the dead letter that it becomes (includes/dead.lua),
+local ENQUEUED   = 12  -- number of merged tasks that slices of a commit have enqueued
+local LETTER     = 13  -- the packed record of the dead letter that it becomes (includes/dead.lua),
                        -- while `bury` moves its tasks there in slices; else ''
+local RESULT     = 14  -- the label of the merge result in `result:BATCH` (includes/result.lua);
+                       -- '' if there is no such key
 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
-  local batch = read_record(batches, id, LETTER)
+  local batch = read_record(batches, id, RESULT)
   if batch and type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
     and type(batch[MERGED]) == 'string' and type(batch[LETTER]) == 'string'
+    and type(batch[RESULT]) == 'string'
     and are_whole(batch, START, CREATED) and are_whole(batch, LENGTH, LENGTH)
-    and are_whole(batch, DEATHS, ALONE) then
+    and are_whole(batch, DEATHS, ENQUEUED) then
     return batch
   end
 end

@@ -5,6 +5,7 @@
 -- @include fence
 -- @include group
 -- @include record
+-- @include result
 -- @include server_errors
 
 -- Takes the batch's tasks off the head of the list. A foreign type in place of the list stays as it
@@ -17,8 +18,18 @@ local function trim_batch(tasks, batch, g)
   end
 end
 
+-- The number of arguments of a batch's entries. Of a slice also the number of entries before it,
+-- and of those behind it.
+local function read_extent(argument)
+  if not string.find(argument or '', ' ', 1, true) then return whole_number(argument) end
+  local n, before, left = string.match(argument, '^(%d+) (%d+) (%d+)$')
+  return whole_number(n), whole_number(before), whole_number(left)
+end
+
 -- What the commit scripts share: enqueues batches and removes them. An entry is what a queue gets
--- for one merged task; a batch whose merge returned several tasks has several entries. `sink` has
+-- for one merged task; a batch whose merge returned several tasks has several entries. They are
+-- enqueued at once or, if they are many, in slices of several calls: the batch stays at the head of
+-- its group until the last one, and ENQUEUED in its record says where to go on. `sink` has
 --   enqueue     function(from, n, key): writes the entries whose n arguments begin at ARGV[from]
 --               and whose keys begin at KEYS[key]; returns nil or a reply of redis.pcall
 --   queue_keys  number of keys of the queue
@@ -28,15 +39,21 @@ end
 --
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 due  6 ready
 --        then the keys of the queue
---        then for each batch: tasks of its group, keys of its entries
+--        then for each batch: tasks of its group; result of the batch if this is a slice; keys of
+--        the entries
 -- ARGV   1 fencing token
 --        then the options
 --        then for each batch: batch id, number of arguments of its entries (0: enqueue nothing),
---        these arguments
+--        these arguments. For a slice three numbers, such as '6000 500 1000', in place of the
+--        second: that number, the number of entries before the slice, and of those behind it.
+--        A batch with a result in `result:BATCH` is always committed by slices, if only by one.
+--        All but the last one need a whole result there, so that another leader can go on
 -- Reply  for each batch one of
 --        'OK'     enqueued and removed
 --        'GONE'   committed before, or no longer in flight
---        'ORDER'  an older batch of the group has to leave first
+--        'ORDER'  an older batch of the group has to leave first, or its result is not stored
+--        the number of its entries that are enqueued: a slice was enqueued that is not the last
+--        one, or nothing was done because another number has been enqueued than are before it
 --        or the text of the error with which the queue refused the batch.
 --        An error that concerns the server refuses the whole call, with nothing written.
 local function commit(sink)
@@ -51,18 +68,25 @@ local function commit(sink)
   -- The keys and arguments of every batch, before any is written.
   local last_key, last_arg = FIRST_KEY - 1, FIRST_ARG - 1
   while ARGV[last_arg + 1] do
-    local n = whole_number(ARGV[last_arg + 2])
+    local n, before = read_extent(ARGV[last_arg + 2])
     assert_arguments(n % arity == 0)
     last_arg = last_arg + 2 + n
-    last_key = last_key + 1 + n / arity * entry_keys
+    last_key = last_key + (before and 2 or 1) + n / arity * entry_keys
   end
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
   local records = {}  -- of the groups: each is read and written once
   local flushed, tasks_flushed, bytes_flushed = 0, 0, 0
+  local written = false
 
-  local function commit_one(id, key, from, n)
-    local tasks, entries_key = KEYS[key], key + 1
+  -- Whether a slice may be enqueued, or all of a batch if `before` is nil.
+  local function may_go_on(batch, before, left)
+    if not before then return batch[RESULT] == '' end
+    return left == 0 or has_result(batch)
+  end
+
+  local function commit_one(id, key, from, n, before, left)
+    local tasks, entries_key = KEYS[key], key + (before and 2 or 1)
     local batch = read_batch(batches, id)
     if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
     local group = batch[GROUP]
@@ -70,11 +94,20 @@ local function commit(sink)
     if not g then return FOREIGN end
     -- A batch that is half buried has to be buried.
     if not is_head(g, batch) or batch[LETTER] ~= '' then return 'ORDER' end
+    if batch[ENQUEUED] ~= (before or 0) then return batch[ENQUEUED] end
+    if not may_go_on(batch, before, left) then return 'ORDER' end
     if n > 0 then
       -- Before every other write: a batch that its queue refuses stays as it was.
       local reply = enqueue(from, n, entries_key)
       if type(reply) == 'table' and reply.err then return reply.err end
     end
+    written = true
+    if before and left > 0 then
+      batch[ENQUEUED] = before + n / arity
+      redis.call('HSET', batches, id, cmsgpack.pack(batch))
+      return batch[ENQUEUED]
+    end
+    if before then redis.call('UNLINK', KEYS[key + 1]) end
     trim_batch(tasks, batch, g)
     close_batch(batches, claims, id, batch, g)
     records[group] = g
@@ -86,13 +119,14 @@ local function commit(sink)
   local reply = {}
   local key, at = FIRST_KEY, FIRST_ARG
   while ARGV[at] do
-    local id, n, from = ARGV[at], tonumber(ARGV[at + 1]), at + 2
-    local status = commit_one(id, key, from, n)
-    local refused = flushed == 0 and server_error(status)
+    local id, from = ARGV[at], at + 2
+    local n, before, left = read_extent(ARGV[at + 1])
+    local status = commit_one(id, key, from, n, before, left)
+    local refused = not written and server_error(status)
     if refused then return refused end
     reply[#reply + 1] = status
     at = from + n
-    key = key + 1 + n / arity * entry_keys
+    key = key + (before and 2 or 1) + n / arity * entry_keys
   end
   for group, g in pairs(records) do
     write_group(groups, group, g)

@@ -3,29 +3,32 @@
 
 -- A dead letter: the record in the hash `dead`, a msgpack array with these places. Its tasks are in
 -- a list of its own.
-local DEAD_GROUP      = 1  -- the group key
-local DEAD_TASK_COUNT = 2  -- number of its tasks
-local DEAD_ATTEMPTS   = 3  -- ATTEMPTS of the batch
-local DEAD_CREATED    = 4  -- CREATED of the batch
-local DEAD_DIED       = 5  -- when it became a dead letter, ms
-local DEAD_ERROR      = 6  -- error text
-local DEAD_TRACEBACK  = 7  -- traceback, or ''
-local DEAD_LENGTH     = 8  -- bytes of its tasks; of a large batch about
+local DEAD_GROUP      = 1   -- the group key
+local DEAD_TASK_COUNT = 2   -- number of its tasks
+local DEAD_ATTEMPTS   = 3   -- ATTEMPTS of the batch
+local DEAD_CREATED    = 4   -- CREATED of the batch
+local DEAD_DIED       = 5   -- when it became a dead letter, ms
+local DEAD_ERROR      = 6   -- error text
+local DEAD_TRACEBACK  = 7   -- traceback, or ''
+local DEAD_LENGTH     = 8   -- bytes of its tasks; of a large batch about
+local DEAD_ENQUEUED   = 9   -- ENQUEUED of the batch; above 0, its merge result is kept
+local DEAD_RESULT     = 10  -- RESULT of the batch if it is kept, else ''
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_dead(dead, id)
-  local letter, foreign = read_record(dead, id, DEAD_LENGTH)
+  local letter, foreign = read_record(dead, id, DEAD_RESULT)
   if not letter then return nil, foreign end
   if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
     and are_whole(letter, DEAD_TASK_COUNT, DEAD_DIED)
-    and are_whole(letter, DEAD_LENGTH, DEAD_LENGTH) then
+    and are_whole(letter, DEAD_LENGTH, DEAD_ENQUEUED)
+    and type(letter[DEAD_RESULT]) == 'string' then
     return letter
   end
   return nil, true
 end
 
 -- The packed record of tasks of a batch; `letter` has batch, task_count,
--- length, died, error, traceback.
+-- length, died, error, traceback; enqueued and result if the merge result is kept.
 local function pack_dead(letter)
   local batch = letter.batch
   return cmsgpack.pack({
@@ -37,5 +40,7 @@ local function pack_dead(letter)
     [DEAD_ERROR] = letter.error,
     [DEAD_TRACEBACK] = letter.traceback,
     [DEAD_LENGTH] = letter.length,
+    [DEAD_ENQUEUED] = letter.enqueued or 0,
+    [DEAD_RESULT] = letter.result or '',
   })
 end

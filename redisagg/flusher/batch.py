@@ -124,6 +124,8 @@ class MergeOutcome:
     """What is delivered to sinks outside Redis before the commit, the last one first."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """Positions of stored entries that are no tasks, each with the reason."""
+    enqueued: int = 0
+    """How many merged tasks were enqueued in slices before those in `merged`."""
     merged: dict[str, bytes] = field(default_factory=dict)
     """Serialized merged tasks that have not been enqueued yet, by their batch id. If there are
     any, a failure is one of the sink; if there are none, it is one of the merge."""
@@ -139,7 +141,8 @@ class Claim(NamedTuple):
     error: bytes
     """Why the last attempt failed, or empty."""
     stored_result: bytes
-    """The serialized merge result that an earlier attempt stored, or empty."""
+    """The serialized merge result that an earlier attempt stored, or empty. One that is stored
+    apart is read after the claim."""
     entries: Sequence[bytes]
     """The stored tasks. None if there is a result, or before those of a large batch are read."""
     task_count: int
@@ -150,6 +153,15 @@ class Claim(NamedTuple):
     """1 if flushers died with this batch, so that it is the only suspect in flight; else 0."""
     slot: str | None
     """The hash tag of its partition on a cluster, else None."""
+    result: bytes = b""
+    """The label of the merge result that is stored apart, or empty; see lua/includes/result.lua."""
+    enqueued: int = 0
+    """How many merged tasks of that result have been enqueued in slices."""
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a whole merge result is stored apart."""
+        return self.result not in (b"", b"-")
 
 
 # The attributes of an enumeration are slow to look up, and each batch is asked several times.

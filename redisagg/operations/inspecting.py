@@ -458,6 +458,7 @@ def _dead_letter(batch_id: bytes, record: DeadRecord) -> DeadLetter:
         died_at=record.died / 1000,
         error=_text(record.error),
         traceback=_text(record.traceback),
+        enqueued=record.enqueued,
     )
 
 

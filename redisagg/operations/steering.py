@@ -122,7 +122,8 @@ def drop_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     p, raw_id = _place(keyspace, batch_id)
     if not (yield from ask(command("HEXISTS", p.dead, raw_id))):
         raise _unknown(batch_id)
-    count: int = yield from ask(call("drop", [p.state, p.dead, p.dead_tasks(raw_id)], raw_id))
+    keys = [p.state, p.dead, p.dead_tasks(raw_id), p.result(raw_id)]
+    count: int = yield from ask(call("drop", keys, raw_id))
     return count
 
 

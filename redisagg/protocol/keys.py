@@ -60,6 +60,10 @@ class PartitionKeys:
         """The list of the tasks of a dead letter."""
         return self._prefix + b"dead:" + batch_id
 
+    def result(self, batch_id: bytes) -> bytes:
+        """The hash with the parts of a batch's merge result that is stored apart."""
+        return self._prefix + b"result:" + batch_id
+
     def call(self, producer: bytes) -> bytes:
         """The string with the number and reply of the last call of a call sequence."""
         return self._prefix + b"call:" + producer

@@ -53,7 +53,9 @@ class BatchRecord(NamedTuple):
     deaths: int
     read: int
     alone: int
+    enqueued: int
     letter: bytes
+    result: bytes
 
 
 class DeadRecord(NamedTuple):
@@ -67,6 +69,8 @@ class DeadRecord(NamedTuple):
     error: bytes
     traceback: bytes
     length: int
+    enqueued: int
+    result: bytes
 
 
 def group_record(packed: bytes, name: bytes = b"") -> GroupRecord:

@@ -462,7 +462,75 @@ class Machine(RuleBasedStateMachine):
         messages = data.draw(st.lists(st.sampled_from([1, 1, 1, 0, 2]), min_size=4, max_size=4))
         self._commit(self.model.token, list(zip(batch_ids, messages, strict=False)))
 
-    def _commit(self, token: int, batches: list[tuple[bytes, int]]) -> None:
+    @precondition(in_flight)
+    @rule(
+        data=st.data(),
+        count=st.integers(0, 2),
+        before=st.sampled_from([None, None, None, 0, 1]),
+        left=st.sampled_from([0, 0, 1, 2]),
+    )
+    def commit_slice(self, data: st.DataObject, count: int, before: int | None, left: int) -> None:
+        [batch_id] = self.some_batches(data, 1)
+        self._commit_slice(self.model.token, batch_id, count, before, left)
+
+    @precondition(in_flight)
+    @rule(
+        pick=st.integers(0, 2),
+        ends=st.sampled_from(["", "", "again", "commit", "bury", "requeue", "drop"]),
+    )
+    def begin_slices(self, pick: int, ends: str) -> None:
+        """Stores the result of the oldest batch of a group, and enqueues the first slice."""
+        groups = [each for each in self.model.groups.values() if each.in_flight]
+        batch = groups[pick % len(groups)].in_flight[0]
+        token = self.model.token
+        self._store_result(token, batch.id, b"x", 0, 2, b"r")
+        self._store_result(token, batch.id, b"x", 1, 2, b"s")
+        self._commit_slice(token, batch.id, 2, None, 1)
+        if ends == "again":  # the reply was lost
+            self._commit_slice(token, batch.id, 2, 0, 1)
+        elif ends == "commit":
+            self._commit_slice(token, batch.id, 1, None, 0)
+        elif ends:
+            for _ in range(1 if ends == "bury" else 2):  # the batch may be buried in slices
+                self._bury(token, batch.id, b"")
+            if ends == "requeue":
+                self._requeue(batch.id)
+            elif ends == "drop":
+                self._drop(batch.id)
+
+    def _commit_slice(
+        self, token: int, batch_id: bytes, count: int, before: int | None, left: int
+    ) -> None:
+        """Commits a slice; `before`: None for the right number."""
+        if before is None:
+            batch = self.model.batches.get(batch_id)
+            before = batch.enqueued if batch else 0
+        self._commit(token, [(batch_id, count)], m.Slice(before, left))
+
+    @precondition(in_flight)
+    @rule(
+        data=st.data(),
+        label=st.sampled_from([b"x", b"y"]),
+        place=st.integers(0, 1),
+        parts=st.integers(1, 2),
+    )
+    def store_result(self, data: st.DataObject, label: bytes, place: int, parts: int) -> None:
+        [batch_id] = self.some_batches(data, 1)
+        part = b"%b%d" % (label, self.serial)
+        self._store_result(self.model.token, batch_id, label, min(place, parts - 1), parts, part)
+
+    def _store_result(
+        self, token: int, batch_id: bytes, label: bytes, place: int, parts: int, part: bytes
+    ) -> None:
+        keys = [_KEYS.state, _KEYS.batches, _KEYS.claims, _KEYS.result(batch_id)]
+        self.run_on_both(
+            lambda: self.model.store_result(token, batch_id, label, place, parts, part),
+            "store_result", keys, token, batch_id, label, place, parts, part,
+        )  # fmt: skip
+
+    def _commit(
+        self, token: int, batches: list[tuple[bytes, int]], place: m.Slice | None = None
+    ) -> None:
         for batch in [self.model.batches.get(batch_id) for batch_id, _ in batches]:
             # A leader commits no batch that it has not read.
             unread = batch and batch.read < len(batch.entries) and batch.id in self.model.claims
@@ -478,14 +546,22 @@ class Machine(RuleBasedStateMachine):
             # Entries that were set aside are not part of the merged task.
             aside = self.copied.get(batch_id, ())
             payload = b"".join(body for body in bodies if body not in aside)
+            if place and place.left:
+                payload = b""  # the last slice has it
             messages = [self._message(batch_id, payload if not n else b"") for n in range(count)]
             commits.append((batch_id, bodies, messages))
             keys.append(_KEYS.tasks(self.group_of(batch_id)))
-            args += (batch_id, 12 * count)
+            extent = b"%d" % (12 * count)
+            if place:
+                keys.append(_KEYS.result(batch_id))
+                extent += b" %d %d" % place
+            args += (batch_id, extent)
             args += [part for message in messages for part in message]
         orders = {batch_id: self.group_of(batch_id) for batch_id, _ in batches}
         reply = self.run_on_both(
-            lambda: self.model.commit_stream(token, [(each, texts) for each, _, texts in commits]),
+            lambda: self.model.commit_stream(
+                token, [m.Commit(each, texts, place) for each, _, texts in commits]
+            ),
             "commit_stream", keys, *args,
         )  # fmt: skip
         for status, (batch_id, bodies, messages) in zip(reply or [], commits, strict=False):
@@ -558,6 +634,7 @@ class Machine(RuleBasedStateMachine):
         group = self.group_of(batch_id)
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.claims, _KEYS.dead]
         keys += [_KEYS.tasks(group), _KEYS.dead_tasks(batch_id), _KEYS.ids(group)]
+        keys.append(_KEYS.result(batch_id))
         reply = self.run_on_both(
             lambda: self.model.bury(token, batch_id, 7, error, b"Traceback"),
             "bury", keys, token, batch_id, 7, error, b"Traceback",
@@ -595,7 +672,7 @@ class Machine(RuleBasedStateMachine):
         what=st.sampled_from(
             [
                 *("poll", "claim", "commit", "retry", "recall", "read_tasks"),
-                *("renew", "extend", "bury", "set_aside", "release"),
+                *("renew", "extend", "bury", "set_aside", "release", "store_result", "slice"),
             ]
         ),
     )
@@ -613,6 +690,10 @@ class Machine(RuleBasedStateMachine):
             self._claim(token, 900, m.Room(9, 99, 9999), items)
         elif what == "commit":
             self._commit(token, [(each, 1) for each in batch_ids])
+        elif what == "store_result":
+            self._store_result(token, batch_ids[0], b"x", 0, 1, b"r")
+        elif what == "slice":
+            self._commit_slice(token, batch_ids[0], 1, None, 1)
         elif what == "retry":
             self._retry(token, [m.Retry(each, 10, 1, b"e", b"m") for each in batch_ids])
         elif what == "release":
@@ -653,7 +734,7 @@ class Machine(RuleBasedStateMachine):
         found = self.model.dead.get(letter)
         if found:
             self.gone |= {entry.body for entry in found.entries}
-        keys = [_KEYS.state, _KEYS.dead, _KEYS.dead_tasks(letter)]
+        keys = [_KEYS.state, _KEYS.dead, _KEYS.dead_tasks(letter), _KEYS.result(letter)]
         self.run_on_both(lambda: self.model.drop(letter), "drop", keys, letter)
 
     @rule(groups=st.lists(_groups, max_size=2, unique=True))

@@ -26,6 +26,8 @@ TURN = 2
 """Batches of a group in one turn of a claim (8 in the scripts)."""
 SLICE_TASKS = 2
 """More tasks of a batch are read in slices (1,000 in the scripts)."""
+PARTIAL = b"-"
+"""The label while the first merge result is being stored apart."""
 SLICE_BYTES = 1024 * 1024
 STEP_BYTES = 64 * 1024
 LONGEST_PAUSE_MS = 100
@@ -96,6 +98,10 @@ class Batch:
     read: int = 0
     """Number of its first tasks whose ids are no longer known as waiting."""
     alone: int = 0
+    enqueued: int = 0
+    """Number of merged tasks that slices have enqueued."""
+    result: bytes = b""
+    """The label of the merge result that is stored apart."""
     letter: DeadLetter | None = None
     """What it becomes, with the tasks that were moved there."""
 
@@ -103,6 +109,32 @@ class Batch:
     def is_large(self) -> bool:
         """Whether its tasks are read in slices."""
         return is_large(len(self.entries), self.length)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether a whole merge result is stored apart."""
+        return self.result not in (b"", PARTIAL)
+
+    @property
+    def is_read_later(self) -> bool:
+        """Whether a claim hands it out without its tasks."""
+        return bool(self.merged) or self.has_result or self.is_large
+
+
+class Slice(NamedTuple):
+    """The place of a slice among the entries of its batch."""
+
+    before: int
+    left: int
+
+
+class Commit(NamedTuple):
+    """A batch in a `commit_stream` call."""
+
+    batch_id: bytes
+    messages: Sequence[tuple[bytes, ...]]
+    slice: Slice | None = None
+    """None: all messages of the batch."""
 
 
 class Retry(NamedTuple):
@@ -236,6 +268,8 @@ class Partition:
         self.calls: dict[bytes, tuple[int, list[int | bytes]]] = {}
         self.seen: set[bytes] = set()
         """The group and id of each flushed task; the dedupe window is longer than a test."""
+        self.results: dict[bytes, dict[bytes, bytes]] = {}
+        """The parts of merge results that are stored apart, by batch id."""
         self.stream: list[tuple[bytes, ...]] = []
 
     # --- shared by the scripts ---------------------------------------------------------------
@@ -510,8 +544,9 @@ class Partition:
             [
                 *(each.id, each.group, TO_BURY if each.letter else each.attempts + 1),
                 *(each.error, each.merged),
-                [] if each.merged or each.is_large else raws(each.entries),
+                [] if each.is_read_later else raws(each.entries),
                 *(len(each.entries), each.length, each.alone),
+                *([each.result, each.enqueued] if each.result else []),
             ]
             for each in claimed
         ]
@@ -631,20 +666,51 @@ class Partition:
         self._remove_if_empty(batch.group)
         return batch
 
-    def commit_stream(
-        self, token: int, commits: Iterable[tuple[bytes, Sequence[tuple[bytes, ...]]]]
-    ) -> list[bytes]:
+    def commit_stream(self, token: int, commits: Iterable[Commit]) -> list[bytes | int]:
         self._fence(token)
-        reply = []
-        for batch_id, messages in commits:
-            reply.append(self._may_leave(batch_id))
-            if reply[-1] == b"OK" and self.batches[batch_id].letter:
-                reply[-1] = b"ORDER"
-            if reply[-1] == b"OK":
-                self.stream += messages
-                self.flushed += 1
-                self.flushed_tasks += len(self._close(batch_id).entries)
-        return reply
+        return [self._commit(commit) for commit in commits]
+
+    def _commit(self, commit: Commit) -> bytes | int:
+        status = self._may_leave(commit.batch_id)
+        if status != b"OK":
+            return status
+        batch, place = self.batches[commit.batch_id], commit.slice
+        if batch.letter:
+            return b"ORDER"
+        if batch.enqueued != (place.before if place else 0):
+            return batch.enqueued
+        if batch.result if place is None else place.left and not batch.has_result:
+            return b"ORDER"
+        self.stream += commit.messages
+        if place and place.left:
+            batch.enqueued += len(commit.messages)
+            return batch.enqueued
+        self.results.pop(batch.id, None)
+        self.flushed += 1
+        self.flushed_tasks += len(self._close(batch.id).entries)
+        return b"OK"
+
+    def store_result(
+        self, token: int, batch_id: bytes, label: bytes, place: int, parts: int, part: bytes
+    ) -> int:
+        self._fence(token)
+        if batch_id not in self.claims or self.batches[batch_id].letter:
+            return 0
+        batch, stored = self.batches[batch_id], self.results.setdefault(batch_id, {})
+        stored[b"%b:%d" % (label, place)] = part
+        batch.result = batch.result or PARTIAL
+        if place + 1 < parts:
+            return 1
+        whole = {b"%b:%d" % (label, at) for at in range(parts)}
+        if not whole <= stored.keys():
+            return 0
+        self.results[batch_id] = {
+            name: each for name, each in stored.items() if name.startswith(label + b":")
+        }
+        if not batch.merged and not batch.has_result:
+            batch.attempts = 0
+        batch.merged, batch.result = b"", label
+        return 1
 
     def bury(
         self, token: int, batch_id: bytes, attempts: int, error: bytes, traceback: bytes
@@ -659,8 +725,12 @@ class Partition:
         whole = not batch.letter and count == group.claimed + len(group.waiting)
         if batch.letter is None:
             batch.attempts, batch.error, batch.merged = attempts, error, b""
+            if not batch.enqueued:
+                self.results.pop(batch_id, None)
+                batch.result = b""
             batch.letter = self._dead_letter(batch, batch.entries, batch.length, error, traceback)
-            batch.letter.entries = []
+            kept = batch.letter.record._replace(enqueued=batch.enqueued, result=batch.result)
+            batch.letter = DeadLetter(kept, [])
         moved = batch.entries if whole else batch.entries[:SLICE_TASKS]
         self._take_ids_off(batch, len(moved), dedupe=False)
         batch.letter.entries += moved
@@ -679,7 +749,7 @@ class Partition:
     ) -> DeadLetter:
         record = DeadRecord(
             *(batch.group, len(entries), batch.attempts, batch.created, self.now),
-            *(error, traceback, size),
+            *(error, traceback, size, 0, b""),
         )
         return DeadLetter(record, entries)
 
@@ -702,9 +772,10 @@ class Partition:
             reply.append(int(batch_id in self.claims))
             if batch_id in self.claims:
                 batch = self.batches[batch_id]
-                if merged and not batch.merged:
-                    batch.attempts = 0
-                batch.merged = merged or batch.merged
+                if merged and not batch.result:
+                    if not batch.merged:
+                        batch.attempts = 0
+                    batch.merged = merged
                 if delay is not None:
                     self._put_into_retry(batch, delay, counts, error)
         return reply
@@ -743,6 +814,7 @@ class Partition:
             record = letter.record
             batch = Batch(letter_id, record.group, [], record.created, 0)
             batch.error = record.error
+            batch.enqueued, batch.result = record.enqueued, record.result
             group = self.groups.setdefault(record.group, Group())
             empty = group.claimed + len(group.waiting) == 0
             letter.entries, moved = (
@@ -781,6 +853,8 @@ class Partition:
 
     def drop(self, letter_id: bytes) -> int:
         letter = self.dead.pop(letter_id, None)
+        if letter:
+            self.results.pop(letter_id, None)
         return len(letter.entries) if letter else 0
 
     def flush(self, names: Iterable[bytes]) -> int:
@@ -882,7 +956,9 @@ class Partition:
                 each.deaths,
                 each.read,
                 each.alone,
+                each.enqueued,
                 packed_letter(each.letter.record) if each.letter else b"",
+                each.result,
             )
             for each in self.batches.values()
         }
@@ -903,7 +979,7 @@ class Room:
     def take(self, batch: Batch) -> None:
         self.batches -= 1
         self.bytes -= len(batch.merged)
-        if not batch.merged and not batch.is_large:
+        if not batch.is_read_later:
             self.tasks -= len(batch.entries)
             self.bytes -= batch.length
 

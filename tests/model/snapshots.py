@@ -61,6 +61,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         "ids": {},
         "dead tasks": {},
         "calls": {},
+        "results": {},
         "seen": {"": set(dump.pop(keys.seen, []))},
         "stray": {},
     }
@@ -68,6 +69,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         members = _pairs(dump.pop(getattr(keys, name), []))
         snapshot[name] = {member: int(score) for member, score in members.items()}
     tasks, ids, dead, calls = keys.tasks(b""), keys.ids(b""), keys.dead_tasks(b""), keys.call(b"")
+    results = keys.result(b"")
     for key, value in dump.items():
         if key.startswith(tasks):
             snapshot["tasks"][key[len(tasks) :]] = value
@@ -76,6 +78,8 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
             snapshot["ids"][key[len(ids) :]] = {task_id: int(n) for task_id, n in numbers}
         elif key.startswith(dead):
             snapshot["dead tasks"][key[len(dead) :]] = value
+        elif key.startswith(results):
+            snapshot["results"][key[len(results) :]] = _pairs(value)
         elif key.startswith(calls):
             snapshot["calls"][key[len(calls) :]] = msgpack.unpackb(value, raw=True)
         else:
@@ -113,6 +117,7 @@ def in_model(model: Partition) -> Snapshot:
         "tasks": {name: in_flight[name] + raws(group.waiting) for name, group in groups},
         "ids": {name: group.numbers for name, group in groups if group.numbers},
         "dead tasks": {each: raws(letter.entries) for each, letter in model.letters().items()},
+        "results": model.results,
         "seen": {"": model.seen},
         "calls": {producer: list(call) for producer, call in model.calls.items()},
         "stray": {},

@@ -62,20 +62,30 @@ def claim_call(token: int, items: Sequence[tuple[bytes, bytes]]) -> Call:
 
 
 def commit_call(
-    name: str, token: int, batches: dict[bytes, bytes], entry: Sequence[Any] = (), entries: int = 1
+    name: str,
+    token: int,
+    batches: dict[bytes, bytes],
+    entry: Sequence[Any] = (),
+    entries: int = 1,
+    *,
+    extent: bytes = b"",
 ) -> Call:
-    """A commit of `entries` entries for each batch."""
+    """A commit of `entries` entries for each batch; `extent`: the place of a slice."""
     keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready]
     keys += {"commit": []}.get(name, [b"queue"])
     args: list[Any] = [token, *([b"100"] if name == "commit_stream" else [])]
     for number, (batch_id, group) in enumerate(batches.items()):
         keys.append(P.tasks(group))
+        if extent:
+            keys.append(P.result(batch_id))
         if name == "commit_asynq":
             keys += [b"task%d" % number, b"pending", b"scheduled", b"unique%d" % number] * entries
-        args += (batch_id, len(entry) * entries, *(list(entry) * entries))
+        number_of_arguments = b"%d" % (len(entry) * entries)
+        args += (batch_id, number_of_arguments + extent, *(list(entry) * entries))
     return Call(name, keys, args)
 
 
+SLICE = "of a slice"
 ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
 
 
@@ -94,7 +104,7 @@ def prepare(client: Client) -> dict[str, Call]:
     first_c = ids[b"c"][0]
     bury_c = Call(
         "bury",
-        [*bury_keys, P.tasks(b"c"), P.dead_tasks(first_c), P.ids(b"c")],
+        [*bury_keys, P.tasks(b"c"), P.dead_tasks(first_c), P.ids(b"c"), P.result(first_c)],
         [token, first_c, 3, "e", "t"],
     )
     while (reply := bury_c.on(client)) not in (b"OK", b"GONE"):
@@ -112,7 +122,7 @@ def prepare(client: Client) -> dict[str, Call]:
         acquire,
         register,
         bury_c._replace(
-            keys=[*bury_keys, P.tasks(b"a"), P.dead_tasks(one), P.ids(b"a")],
+            keys=[*bury_keys, P.tasks(b"a"), P.dead_tasks(one), P.ids(b"a"), P.result(one)],
             args=[token, one, 3, "e", "t"],
         ),
         Call("cancel_group", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d"]),
@@ -122,7 +132,7 @@ def prepare(client: Client) -> dict[str, Call]:
         commit_call("commit_asynq", token, first, ASYNQ, 2),
         commit_call("commit_list", token, first, [b"element"], 3),
         commit_call("commit_stream", token, first, entry, 3),
-        Call("drop", [P.state, P.dead, P.dead_tasks(first_c)], [first_c]),
+        Call("drop", [P.state, P.dead, P.dead_tasks(first_c), P.result(first_c)], [first_c]),
         Call("enqueue_asynq", [b"task", b"pending", b"scheduled", b"unique"], ASYNQ),
         Call("extend", [P.state, P.claims], [token, 1000, *first]),
         Call("flush", index_keys, [SPACE.wake_channel, 0, b"d", b"a"]),
@@ -156,9 +166,22 @@ def prepare(client: Client) -> dict[str, Call]:
             [token, one, DEAD_ID, "e", 0, 2],
         ),
         Call("stats", [P.state, P.groups, P.batches, P.retry, P.dead], []),
+        Call(
+            "store_result",
+            [P.state, P.batches, P.claims, P.result(one)],
+            [token, one, "label", 0, 1, "part"],
+        ),
         Call("upcoming", [P.ready, P.due], [0, 10, ""]),
     ]
-    return {call.name: call for call in calls}
+    slices = {
+        f"{name} {SLICE}": commit_call(name, token, {one: first[one]}, parts, 3, extent=b" 0 0")
+        for name, parts in (
+            ("commit_asynq", ASYNQ),
+            ("commit_list", ["x"]),
+            ("commit_stream", entry),
+        )
+    }
+    return {**{call.name: call for call in calls}, **slices}
 
 
 def dump(client: Client) -> Dump:
@@ -192,6 +215,7 @@ HOSTILE: list[Any] = [
     *(b"", b"x", b"-1", b"0", b"1.5", b"1e400", b"-1e400", b"nan", b"-nan", b"9007199254740993"),
     *(b"99999999999999999999", b"9223372036854775807", b"-9223372036854775808", b"1" * 400),
     *(b"\x00\xff" * 300, b"0x10", b" 7 ", b"1 1 1", b"1000 1000 3 0", b"3", b"1000"),
+    *(b"3 0 0", b"3 0 1", b"3 1 0", b"36 0 0", b"0 0 0", b"3 0", b"3 0 0 0", b"3 -1 0", b" 3 0 0"),
 ]
 VALUES: list[Any] = [
     *(None, True, "x", b"", -1, 0, 1.5, float("nan"), float("inf"), float("-inf"), 2**63, 2**60),
@@ -260,6 +284,7 @@ def spoil_data(client: Client, call: Call, draw: random.Random) -> None:
 
 
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
+SCRIPTS += [f"commit_{queue} {SLICE}" for queue in ("asynq", "list", "stream")]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

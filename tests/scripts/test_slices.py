@@ -1,4 +1,4 @@
-"""Large batches are moved in slices; whoever comes after a caller that died goes on.
+"""Large batches are moved and enqueued in slices; whoever comes after a caller that died goes on.
 
 The tests call the scripts as a leader does, and stop between two slices.
 """
@@ -12,7 +12,7 @@ import redis
 
 from redisagg import Aggregator, Task
 from redisagg.errors import UnknownBatch
-from redisagg.flusher.batch import Failure
+from redisagg.flusher.batch import Enqueue, Failure
 from redisagg.flusher.leader.requests import Due, LeaderRequests
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request, call
@@ -252,3 +252,193 @@ def test_of_two_dead_letters_of_a_group_the_second_one_is_requeued(
         assert agg.wait_until_idle(20)
     assert sorted(payloads(enqueued(agg))) == list(range(2 * COUNT + 1))
     assert agg.stats().stored_bytes == 0
+# --- the entries of a batch ----------------------------------------------------------------------
+
+ENTRIES = [b"%d" % n for n in range(10)]
+ASYNQ = [b"q", b"id", b"message", b"", b"", b""]
+
+
+class Slicing:
+    """A claimed batch whose entries go into a list in slices.
+
+    Args:
+        stored: whether its merge result is stored.
+    """
+
+    def __init__(self, make: Make, client: Client, *, stored: bool = True) -> None:
+        self.client = client
+        self.agg = make(partitions=1, group_max_size=1)
+        self.agg.add_tasks(numbered("g", 2))
+        self.leader = lead(client, "first")
+        self.first, self.second = (batch_id for batch_id, *_ in claim(client, self.leader))
+        if stored:
+            self.store(b"r" * 600_000)
+
+    def store(self, result: bytes) -> bytes:
+        """Stores a merge result; returns its label."""
+        label, requests = self.leader.store_result(self.first, result)
+        assert [send(self.client, request) for request in requests] == [1] * len(requests)
+        return label
+
+    def commit(self, start: int, end: int, *, batch_id: bytes = b"", key: bytes = b"queue") -> Any:
+        """Commits a slice; returns what the script says about the batch."""
+        enqueue = Enqueue("", "commit_list", [key], [], [], ENTRIES[start:end])
+        left = len(ENTRIES) - end
+        request = self.leader.commit_slice(batch_id or self.first, b"g", enqueue, start, left)
+        [reply] = send(self.client, request)
+        return reply
+
+    def queue(self) -> list[bytes]:
+        return list(self.client.lrange("queue", 0, -1))
+
+    def take_over(self) -> list[Any]:
+        """Another leader claims the batch; returns what it gets."""
+        die(self.client)
+        self.leader = lead(self.client, "second")
+        [first, *_] = claim(self.client, self.leader)
+        return first
+
+
+@pytest.fixture
+def slicing(make: Make, sync_redis: redis.Redis) -> Slicing:
+    return Slicing(make, sync_redis)
+
+
+def test_the_last_slice_removes_the_batch(slicing: Slicing) -> None:
+    assert slicing.commit(0, 4) == 4
+    assert slicing.commit(4, 8) == 8
+    assert place_counts(slicing.agg) == (0, 2, 0)
+    assert slicing.agg.stats().flushed == 0
+    assert slicing.commit(8, 10) == b"OK"
+    assert slicing.queue() == ENTRIES
+    assert place_counts(slicing.agg) == (0, 1, 0)
+    assert slicing.agg.stats().flushed == 1
+    assert not slicing.client.exists(P.result(slicing.first))
+    assert slicing.commit(8, 10) == b"GONE"
+    assert slicing.queue() == ENTRIES
+
+
+def test_a_slice_is_enqueued_once_and_in_its_place(slicing: Slicing) -> None:
+    assert slicing.commit(4, 8) == 0  # none has been enqueued before it
+    assert slicing.commit(0, 4) == 4
+    assert slicing.commit(0, 4) == 4
+    assert slicing.commit(8, 10) == 4
+    assert slicing.queue() == ENTRIES[:4]
+
+
+def test_nothing_of_the_group_gets_between_the_slices(slicing: Slicing) -> None:
+    assert slicing.commit(0, 4) == 4
+    whole = Enqueue("", "commit_list", [b"queue"], [], [], [b"second"])
+    request = slicing.leader.commit([(slicing.second, b"g", whole)])
+    assert send(slicing.client, request) == [b"ORDER"]
+    assert slicing.commit(0, 10, batch_id=slicing.second) == b"ORDER"
+    again = slicing.leader.commit([(slicing.first, b"g", whole)])
+    assert send(slicing.client, again) == [4]
+    assert slicing.queue() == ENTRIES[:4]
+
+
+def test_a_leader_without_lease_enqueues_no_slice_and_the_next_one_goes_on(
+    slicing: Slicing,
+) -> None:
+    assert slicing.commit(0, 4) == 4
+    stale = slicing.leader
+    claimed = slicing.take_over()
+    assert claimed[0] == slicing.first
+    assert claimed[4:6] == [b"", []]
+    label, number = claimed[9:]
+    assert number == 4
+    parts = send(slicing.client, slicing.leader.read_result(slicing.first, label, 0, 3))
+    assert [len(part or b"") for part in parts] == [512 * 1024, 600_000 - 512 * 1024, 0]
+    slicing.leader, current = stale, slicing.leader
+    with pytest.raises(redis.ResponseError, match="STALE"):
+        slicing.commit(4, 8)
+    with pytest.raises(redis.ResponseError, match="STALE"):
+        slicing.store(b"other")
+    slicing.leader = current
+    assert slicing.commit(4, 10) == b"OK"
+    assert slicing.queue() == ENTRIES
+
+
+def test_a_slice_that_the_queue_refuses_leaves_the_batch_as_it_was(slicing: Slicing) -> None:
+    assert slicing.commit(0, 4) == 4
+    before = slicing.client.hgetall(P.batches)
+    slicing.client.set("foreign", "x")
+    assert b"WRONGTYPE" in slicing.commit(4, 8, key=b"foreign")
+    assert b"WRONGTYPE" in slicing.commit(4, 10, key=b"foreign")
+    assert slicing.client.hgetall(P.batches) == before
+    assert slicing.commit(4, 10) == b"OK"
+    assert slicing.queue() == ENTRIES
+
+
+def test_slices_need_a_stored_result(make: Make, sync_redis: redis.Redis) -> None:
+    """Without one nobody could go on."""
+    slicing = Slicing(make, sync_redis, stored=False)
+    assert slicing.commit(0, 4) == b"ORDER"
+    _, requests = slicing.leader.store_result(slicing.first, b"r" * 600_000)
+    assert send(sync_redis, requests[0]) == 1
+    assert slicing.commit(0, 4) == b"ORDER"
+    claimed = slicing.take_over()
+    assert claimed[9:] == [b"-", 0]  # no whole result, but a key to remove
+    assert claimed[5], "it comes with its tasks, to be merged again"
+    whole = Enqueue("", "commit_list", [b"queue"], [], [], [b"x"])
+    request = slicing.leader.commit([(slicing.first, b"g", whole)])
+    assert send(sync_redis, request) == [b"ORDER"]
+    assert slicing.commit(0, 10) == b"OK"
+    assert not sync_redis.exists(P.result(slicing.first))
+
+
+def test_a_result_replaces_another_one_when_it_is_whole(slicing: Slicing) -> None:
+    [first_field, *_] = sorted(slicing.client.hkeys(P.result(slicing.first)))
+    _, requests = slicing.leader.store_result(slicing.first, b"s" * 1_200_000)
+    assert [send(slicing.client, request) for request in requests[:2]] == [1, 1]
+    assert slicing.client.hexists(P.result(slicing.first), first_field)
+    assert send(slicing.client, requests[2]) == 1
+    assert slicing.client.hlen(P.result(slicing.first)) == 3
+    late = slicing.leader.store_result(slicing.first, b"t" * 1_200_000)[1]
+    assert send(slicing.client, late[2]) == 0  # earlier parts are missing
+    claimed = slicing.take_over()
+    assert claimed[9].endswith(b"-2")
+
+
+def test_a_slice_for_asynq_checks_all_of_its_entries_first(slicing: Slicing) -> None:
+    slicing.client.set("foreign", "x")
+    names = [b"t1", b"pending", b"s", b"u1", b"t2", b"foreign", b"s", b"u2"]
+    enqueue = Enqueue("", "commit_asynq", [b"queues"], [], names, ASYNQ * 2)
+    request = slicing.leader.commit_slice(slicing.first, b"g", enqueue, 0, 8)
+    [reply] = send(slicing.client, request)
+    assert b"WRONGTYPE" in reply
+    assert not slicing.client.exists("t1", "pending", "queues")
+    enqueue.entry_keys[5] = b"pending"
+    request = slicing.leader.commit_slice(slicing.first, b"g", enqueue, 0, 8)
+    assert send(slicing.client, request) == [2]
+    assert slicing.client.llen("pending") == 2
+    assert send(slicing.client, request) == [2]
+    assert slicing.client.llen("pending") == 2
+
+
+@pytest.mark.parametrize("then", ["requeue", "drop"])
+def test_a_half_enqueued_batch_is_buried_with_its_result(slicing: Slicing, then: str) -> None:
+    assert slicing.commit(0, 4) == 4
+    assert send(slicing.client, slicing.leader.bury(slicing.first, b"g", 7, FAILURE)) == b"OK"
+    [letter] = slicing.agg.dead_letters()
+    assert letter.enqueued == 4
+    if then == "drop":
+        slicing.agg.drop_dead_letter(slicing.first.decode())
+        assert not slicing.client.exists(P.result(slicing.first))
+        return
+    slicing.agg.requeue_dead_letter(slicing.first.decode())
+    claimed = slicing.take_over()
+    assert claimed[0] == slicing.first
+    assert claimed[10] == 4
+    assert slicing.commit(0, 4) == 4
+    assert slicing.commit(4, 10) == b"OK"
+    assert slicing.queue() == ENTRIES
+
+
+def test_a_batch_of_which_nothing_is_enqueued_is_buried_without_its_result(
+    slicing: Slicing,
+) -> None:
+    assert send(slicing.client, slicing.leader.bury(slicing.first, b"g", 7, FAILURE)) == b"OK"
+    assert not slicing.client.exists(P.result(slicing.first))
+    [letter] = slicing.agg.dead_letters()
+    assert letter.enqueued == 0

@@ -56,6 +56,47 @@ _BROKEN = {
     "bytes of a batch": ("includes/commit", "+ batch[LENGTH]", "+ 0"),
     "batches behind one in retry": ("claim", "if is_behind_held(g, batch) then", "if false then"),
     "the merge result": ("retry", "batch[MERGED] = merged", ""),
+    "a result that is stored apart": (
+        "retry",
+        "if merged ~= '' and batch[RESULT] == '' then",
+        "if merged ~= '' then",
+    ),
+    "a slice that was enqueued before": (
+        "includes/commit",
+        "if batch[ENQUEUED] ~= (before or 0) then return batch[ENQUEUED] end",
+        "",
+    ),
+    "a slice that nobody could go on behind": (
+        "includes/commit",
+        "return left == 0 or has_result(batch)",
+        "return true",
+    ),
+    "the number of entries that slices have enqueued": (
+        "includes/commit",
+        "batch[ENQUEUED] = before + n / arity",
+        "",
+    ),
+    "a stored result whose batch has left": (
+        "includes/commit",
+        "if before then redis.call('UNLINK', KEYS[key + 1]) end",
+        "",
+    ),
+    "a stored result of which a part is missing": (
+        "store_result",
+        "if redis.call('HEXISTS', result, field(label, at)) == 0 then return 0 end",
+        "",
+    ),
+    "a stored result whose batch is half enqueued and buried": (
+        "bury",
+        "if batch[ENQUEUED] == 0 and batch[RESULT] ~= '' then",
+        "if batch[RESULT] ~= '' then",
+    ),
+    "how much of a requeued batch was enqueued": (
+        "requeue",
+        "[ENQUEUED] = letter[DEAD_ENQUEUED]",
+        "[ENQUEUED] = 0",
+    ),
+    "a stored result whose dead letter is dropped": ("drop", "dead_tasks, result)", "dead_tasks)"),
     "attempts of the sink": ("retry", "batch[ATTEMPTS] = 0 end", "batch[ATTEMPTS] = 1 end"),
     "attempts that do not count": ("retry", "if counts == '1' then", "if true then"),
     "claims of an earlier leader": ("acquire", "end_claims(claims, DIED)", ""),

@@ -115,7 +115,7 @@ class User:
 
     def bury(self, token: int, batch_id: bytes, group: bytes) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.dead]
-        keys += [P.tasks(group), P.dead_tasks(batch_id), P.ids(group)]
+        keys += [P.tasks(group), P.dead_tasks(batch_id), P.ids(group), P.result(batch_id)]
         assert self("bury", keys, token, batch_id, 1, "error", "traceback") == b"OK"
 
     def read_tasks(self, token: int, batch_id: bytes, group: bytes, count: int) -> None:
@@ -124,6 +124,18 @@ class User:
         read = 0
         while read < count:
             read += len(self("read_tasks", keys, token, batch_id, read, 1000, 1_000_000))
+
+    def store_result(self, token: int, batch_id: bytes, label: str) -> None:
+        keys = [P.state, P.batches, P.claims, P.result(batch_id)]
+        for place in range(2):
+            assert self("store_result", keys, token, batch_id, label, place, 2, "part") == 1
+
+    def commit_slice(self, token: int, batch_id: bytes, group: bytes, number: int) -> None:
+        keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready, QUEUE, P.tasks(group)]
+        keys.append(P.result(batch_id))
+        extent = f"12 {number} {1 - number}"
+        reply = self("commit_stream", keys, token, "", batch_id, extent, *("x",) * 12)
+        assert reply == [b"OK" if number else 1]
 
     def commit(self, token: int, batch_id: bytes, group: bytes) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready, QUEUE, P.tasks(group)]
@@ -179,6 +191,13 @@ def flush(user: User, admin: User) -> None:
     [large] = user.claim(token)
     user.read_tasks(token, large, b"d", 1_001)
     user.commit(token, large, b"d")
+    admin.add(b"e", b"1", size=1)
+    [fan_out] = user.claim(token)
+    for label in ("first", "second"):
+        user.store_result(token, fan_out, label)
+    user.commit_slice(token, fan_out, b"e", 0)
+    assert user.client.hmget(P.result(fan_out), "second:0", "second:2") == [b"part", None]
+    user.commit_slice(token, fan_out, b"e", 1)
     user("renew", [P.state], token, 1000)
     user("release", [P.state, P.claims], token, SPACE.wake_channel)
     user("leave", [SPACE.flushers], "me", SPACE.wake_channel)

@@ -158,7 +158,7 @@ def test_the_key_tables_are_complete() -> None:
     known = (keyspace.meta, keyspace.flushers, keyspace.wake_channel)
     assert [f"{prefix}{name}".encode() for name in _names(namespace)] == list(known)
     plain = set(PartitionKeys.__annotations__) - {"number", "label", "slot"}
-    with_name = {"tasks:GROUP", "ids:GROUP", "dead:BATCH", "call:PRODUCER"}
+    with_name = {"tasks:GROUP", "ids:GROUP", "dead:BATCH", "result:BATCH", "call:PRODUCER"}
     assert set(_names(partition)) == plain | with_name
     for name in _names(state):
         scripts = (path.read_text("utf-8") for path in (CHECKOUT / "lua").rglob("*.lua"))

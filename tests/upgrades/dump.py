@@ -117,7 +117,11 @@ def _claim(url: str, group: bytes) -> None:
     keys += (p.seen, p.seen_before, p.tasks(group), p.ids(group))
     args = (token, 60_000, p.digits, 1, 100, 100_000, 1000, 3_600_000, b"", group)
     [claimed] = transport.exchange([call("claim", keys, *args)])
-    assert len(claimed) == 1
+    [[batch_id, *_]] = claimed
+    # It dies while it stores a large merge result.
+    keys = [p.state, p.batches, p.claims, p.result(batch_id)]
+    store = call("store_result", keys, token, batch_id, b"1-1", 0, 2, b"the first part")
+    assert transport.exchange([store]) == [1]
 
 
 def read(client: Any) -> dict[str, Any]:

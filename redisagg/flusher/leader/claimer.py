@@ -28,6 +28,8 @@ _FRESH_PROBES = 4
 _FIRST_BACKOFF = 0.2
 _LONGEST_BACKOFF = 5.0
 
+_SLOT = Claim._fields.index("slot")
+
 # After each lost reply a claim asks for half as much, down to 1/64.
 _MOST_HALVINGS = 6
 
@@ -224,8 +226,8 @@ class Claimer:
 
     def _take(self, reply: list[Any], probing: bool) -> None:
         """Puts a claimed batch in flight."""
-        reply.append(self._slot)
-        claim = Claim._make(reply)
+        reply.insert(_SLOT, self._slot)  # a reply may go on behind it
+        claim = Claim(*reply)
         if not claim.batch_id:
             _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
             return

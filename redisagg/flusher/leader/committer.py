@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable, TaskTooLarge
 from redisagg.flusher.backoff import retry_delay
-from redisagg.flusher.batch import Batch, Enqueue, Failure, MergeOutcome
+from redisagg.flusher.batch import Batch, Enqueue, Failure, MergeOutcome, State
 from redisagg.flusher.breaker import Breaker
 from redisagg.flusher.leader.deliverer import Deliverer
 from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
-from redisagg.flusher.leader.requests import MAX_COMMIT_BATCHES, MAX_COMMIT_BYTES, Returned
+from redisagg.flusher.leader.requests import (
+    MAX_COMMIT_BATCHES,
+    MAX_COMMIT_BYTES,
+    MAX_COMMIT_ENTRIES,
+    Returned,
+)
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
 from redisagg.flusher.merging.result_codec import pack_result
@@ -34,6 +39,12 @@ _LARGE_CALL = 512 * 1024
 # batch of the call counts as too large.
 _MAX_CLOSED = 3
 
+# Bytes of the largest merge result that is stored in the record of its batch, which scripts read
+# and write as a whole; others are stored apart.
+_INLINE_BYTES = 16 * 1024
+# Batches whose records get their results in one call.
+_STORED_TOGETHER = 16
+
 # Entries that one call copies into a dead letter. A constant: whoever repeats the calls after a
 # death has to put the same entries into the same dead letters.
 _SET_ASIDE_TASKS = 500
@@ -46,10 +57,25 @@ class _Call:
     batches: list[Batch] = field(default_factory=list)
     size: int = 0
     """Bytes of their merged tasks."""
+    entries: int = 0
+    """The number of their merged tasks."""
     breaker: Breaker | None = None
     """The breaker of the queue; None if nothing is enqueued."""
     admitted: int = 0
     """The number with which the breaker let them through."""
+    large: Batch | None = None
+    """The first batch that was left out because it is enqueued in slices."""
+
+
+@dataclass(slots=True)
+class _Slices:
+    """A batch that is being enqueued in slices."""
+
+    batch: Batch
+    breaker: Breaker | None
+    admitted: int
+    at_once: bool
+    """Whether one call carries all that is left."""
 
 
 class Committer:
@@ -76,6 +102,8 @@ class Committer:
         self._deliverer = deliverer
         self._on_room = on_room
         self._woken = asyncio.Event()
+        self._slices: _Slices | None = None
+        """The batch that is enqueued in slices now; there is one at a time."""
 
     def wake(self) -> None:
         """There may be a next action."""
@@ -105,6 +133,11 @@ class Committer:
         call = self._select(ready)
         if call.batches:
             await self._commit(call)
+        if call.large is not None:  # a slice after each call for others
+            if call.large.state is State.READY:
+                await self._commit_slice(call.large)
+            return
+        if call.batches:
             return
         enqueue = _outcome(ready[0]).enqueue
         assert enqueue is not None  # else no breaker would have kept it out
@@ -115,10 +148,22 @@ class Committer:
         """The first batches that fit into one call; none if the breaker of their queue is open."""
         call = _Call()
         common: Enqueue | None = None
+        behind: set[bytes] = set()  # groups with a batch that is enqueued in slices
         for batch in ready:
             if len(call.batches) == MAX_COMMIT_BATCHES or call.size > MAX_COMMIT_BYTES:
                 break
-            enqueue = _outcome(batch).enqueue
+            if behind and batch.group in behind:
+                continue
+            outcome = _outcome(batch)
+            enqueue = outcome.enqueue
+            count = len(outcome.merged)
+            if count > 1 or batch.claim.result:
+                if _needs_slices(batch, outcome):
+                    call.large = call.large or batch
+                    behind.add(batch.group)
+                    continue
+                if call.entries + count > MAX_COMMIT_ENTRIES:
+                    break
             if enqueue is not None:
                 if common is None or call.breaker is None:
                     common, call.breaker = enqueue, self._sinks.breaker_for(enqueue)
@@ -129,6 +174,7 @@ class Committer:
                     break
                 call.admitted = admitted
                 call.size += sum(map(len, enqueue.arguments))
+                call.entries += count
             call.batches.append(batch)
         return call
 
@@ -148,18 +194,93 @@ class Committer:
                 deliver = self._inflight.committed(batch)
                 if deliver is not None:
                     self._deliverer.start(deliver)
-            elif isinstance(reply, MergedTaskTooLarge):
-                self._inflight.failed(batch, Failure.of(reply))
-            elif reply != b"ORDER":
-                assert breaker is not None  # else there was nothing to refuse
-                error = error_from_reply(reply.decode(errors="replace"))
-                failure = failure_at(breaker, batch.batch_id, call.admitted, error)
-                self._inflight.failed(batch, failure)
-            elif (action := self._inflight.out_of_order(batch)) is not None:
+            elif (action := self._not_committed(batch, reply, breaker, call.admitted)) is not None:
                 misplaced.append(action)
         self._on_room()
         for action in misplaced:
             await self.give_back(action, _ORDER_WAIT)
+
+    def _not_committed(
+        self, batch: Batch, reply: Any, breaker: Breaker | None, admitted: int
+    ) -> GiveBack | None:
+        """Notes that a batch was not committed; returns how it is given back, if it is misplaced.
+
+        Args:
+            reply: what Redis said about it, or why it can't take it.
+        """
+        if reply == b"ORDER" or isinstance(reply, int):  # it is not as this leader claimed it
+            return self._inflight.out_of_order(batch)
+        if isinstance(reply, MergedTaskTooLarge):
+            self._inflight.failed(batch, Failure.of(reply))
+            return None
+        assert breaker is not None  # else there was nothing to refuse
+        error = error_from_reply(reply.decode(errors="replace"))
+        self._inflight.failed(batch, failure_at(breaker, batch.batch_id, admitted, error))
+        return None
+
+    async def _commit_slice(self, batch: Batch) -> None:
+        """Enqueues the next slice of a batch, which stays READY until the last one is enqueued."""
+        slices = self._slices
+        if slices is None or slices.batch is not batch:
+            slices = self._slices = await self._begin_slices(batch)
+            if slices is None:
+                return
+        outcome, claim, breaker = _outcome(batch), batch.claim, slices.breaker
+        enqueue, count = outcome.enqueue, len(outcome.merged)
+        start, end = claim.enqueued - outcome.enqueued, count
+        if enqueue is not None and not slices.at_once:
+            enqueue, end = _slice_of(enqueue, count, start)
+        size = sum(map(len, enqueue.arguments)) if enqueue is not None else 0
+        request = self._session.requests.commit_slice(
+            batch.batch_id, batch.group, enqueue, claim.enqueued, count - end
+        )
+        reply: Any
+        try:
+            [reply] = await self._send_large(request, [batch], size)
+        except MergedTaskTooLarge as error:
+            reply = error
+        if isinstance(reply, int) and start < reply - outcome.enqueued <= count:
+            batch.claim = batch.claim._replace(enqueued=reply)
+            if breaker is not None:
+                breaker.succeeded()
+            return
+        self._slices = None
+        action = None
+        if reply == b"OK" or reply == b"GONE":
+            if breaker is not None and reply == b"OK":
+                breaker.succeeded()
+            if (deliver := self._inflight.committed(batch)) is not None:
+                self._deliverer.start(deliver)
+        else:
+            action = self._not_committed(batch, reply, breaker, slices.admitted)
+        self._on_room()
+        if action is not None:
+            await self.give_back(action, _ORDER_WAIT)
+
+    async def _begin_slices(self, batch: Batch) -> _Slices | None:
+        """Stores the merge result of a batch, so that another leader can go on behind a slice.
+
+        Returns:
+            None if the batch can't be enqueued now.
+        """
+        outcome = _outcome(batch)
+        breaker, admitted = None, 0
+        if outcome.enqueue is not None:
+            breaker = self._sinks.breaker_for(outcome.enqueue)
+            through = breaker.admit(reserved=batch.probing)
+            if through is None:
+                self._inflight.failed(batch, Failure.of_sink_down(breaker.pause()))
+                return None
+            admitted = through
+        if undecodable := outcome.undecodable:
+            await self._set_aside(batch, undecodable)
+            undecodable.clear()
+        at_once = not _is_large(outcome)
+        if not at_once:
+            result = pack_result(outcome)
+            if result != batch.claim.stored_result or not batch.claim.has_result:
+                await self._store_apart(batch, result)
+        return _Slices(batch, breaker, admitted, at_once)
 
     async def _send_commit(
         self, batches: list[Batch], size: int
@@ -281,65 +402,78 @@ class Committer:
         Args:
             delay: seconds until they can be claimed again.
         """
-        returned = [
-            Returned(each.batch_id, delay, False, _new_result(each)) for each in action.batches
-        ]
-        too_large = None
-        if sum(len(each.result) for each in returned) >= _LARGE_CALL:
+        returned: list[Returned] = []
+        for each in action.batches:
+            result = _new_result(each)
+            if result and (len(result) > _INLINE_BYTES or each.claim.result):
+                await self._store_apart(each, result)
+                result = b""
+            returned.append(Returned(each.batch_id, delay, False, result))
+        requests = self._session.requests
+        if len(returned) > _STORED_TOGETHER:
             # All batches go back in one call, so that their group stays in order.
-            too_large = await self._store_results(returned, action.batches)
+            stored = [each._replace(delay=None) for each in returned if each.result]
+            for start in range(0, len(stored), _STORED_TOGETHER):
+                some = stored[start : start + _STORED_TOGETHER]
+                await self._session.send(requests.retry(some))
             returned = [each._replace(result=b"") for each in returned]
         if failure := action.failure:
             returned[0] = returned[0]._replace(counts=failure.counts, error=failure.error)
-            if too_large and await self._send_bury(action.batches[0], Failure.of(too_large)):
-                del returned[0]
-        if returned:
-            await self._session.send(self._session.requests.retry(returned))
+        await self._session.send(requests.retry(returned))
         for deliver in self._inflight.given_back(action):
             self._deliverer.start(deliver)
         self._on_room()
 
-    async def _store_results(
-        self, returned: Sequence[Returned], batches: Sequence[Batch]
-    ) -> MergedTaskTooLarge | None:
-        """Stores merge results with their batches, which stay claimed.
-
-        A result that Redis can't take is left out: its batch is merged anew.
-
-        Returns:
-            Why the result of the first batch was left out, or None.
-        """
-        too_large: dict[int, MergedTaskTooLarge] = {}
-        part: list[int] = []
-        for i, each in enumerate(returned):
-            part.append(i)
-            size = sum(len(returned[n].result) for n in part)
-            if size < _LARGE_CALL and each is not returned[-1]:
-                continue
-            if await self._store(returned, batches, part) is not None:
-                for n in part:  # one of them is too large, or all together
-                    if (error := await self._store(returned, batches, [n])) is not None:
-                        too_large[n] = error
-            part = []
-        return too_large.get(0)
-
-    async def _store(
-        self, returned: Sequence[Returned], batches: Sequence[Batch], part: Sequence[int]
-    ) -> MergedTaskTooLarge | None:
-        """Stores the results at these places; returns why Redis can't take them, or None."""
-        request = self._session.requests.retry([returned[n]._replace(delay=None) for n in part])
-        try:
-            size = sum(len(returned[n].result) for n in part)
-            await self._send_large(request, [batches[n] for n in part], size)
-        except MergedTaskTooLarge as error:
-            return error
-        return None
+    async def _store_apart(self, batch: Batch, result: bytes) -> None:
+        """Stores the merge result of a batch, which stays claimed, apart from its record."""
+        label, requests = self._session.requests.store_result(batch.batch_id, result)
+        for request in requests:
+            if await self._session.send(request) == 0:
+                return  # it is not in flight any more: the next call about it says so
+        claim = batch.claim
+        attempt = claim.attempt if claim.stored_result else 1
+        batch.claim = claim._replace(stored_result=result, result=label, attempt=attempt)
 
 
 def _outcome(batch: Batch) -> MergeOutcome:
     """The outcome of a batch that has been merged."""
     assert batch.outcome is not None
     return batch.outcome
+
+
+def _is_large(outcome: MergeOutcome) -> bool:
+    """Whether what is left to be enqueued is more than one call should carry."""
+    count, enqueue = len(outcome.merged), outcome.enqueue
+    if enqueue is None or count < 2:
+        return False
+    return count > MAX_COMMIT_ENTRIES or sum(map(len, enqueue.arguments)) > MAX_COMMIT_BYTES
+
+
+def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
+    """Whether a batch is committed by slices: its result is stored apart, or has to be."""
+    return bool(batch.claim.result) or _is_large(outcome)
+
+
+def _slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:
+    """The next slice of a batch's entries.
+
+    Args:
+        count: the number of all entries.
+        start: the place of the first one.
+
+    Returns:
+        Its entries, and the place behind it.
+    """
+    arity, keys = len(enqueue.arguments) // count, len(enqueue.entry_keys) // count
+    end, size = start, 0
+    while end < min(start + MAX_COMMIT_ENTRIES, count):
+        entry = sum(map(len, enqueue.arguments[end * arity : (end + 1) * arity]))
+        if size + entry >= _LARGE_CALL and end > start:
+            break
+        end, size = end + 1, size + entry
+    entry_keys = enqueue.entry_keys[start * keys : end * keys]
+    arguments = enqueue.arguments[start * arity : end * arity]
+    return replace(enqueue, entry_keys=entry_keys, arguments=arguments), end
 
 
 def _failure(batch: Batch) -> Failure:

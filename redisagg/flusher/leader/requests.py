@@ -9,7 +9,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.flusher.batch import Enqueue, Failure
 from redisagg.protocol.keys import PartitionKeys
-from redisagg.protocol.scripts import Request, call
+from redisagg.protocol.scripts import Request, call, command
 from redisagg.transport.round_trip import as_bytes
 
 # The limits of one claim, so that it keeps Redis busy for a few milliseconds at most.
@@ -17,9 +17,15 @@ MAX_CLAIM_BATCHES = 64
 MAX_CLAIM_BYTES = 2 * 1024 * 1024
 _CLAIM_TASKS = 2_000
 
-# The limits of one commit, for the same reason.
+# The limits of one commit, for the same reason. A batch with more entries or bytes is enqueued in
+# slices.
 MAX_COMMIT_BATCHES = 64
+MAX_COMMIT_ENTRIES = 500
 MAX_COMMIT_BYTES = 1024 * 1024
+
+# Bytes of one part of a merge result that is stored apart from its batch. Redis accepts calls of
+# 1 MiB whatever its limits are.
+PART_BYTES = 512 * 1024
 
 # Milliseconds for which a group is not claimed whose keys hold a foreign type.
 _QUARANTINE_MS = 30_000
@@ -80,6 +86,8 @@ class LeaderRequests:
     ) -> None:
         self._partition = partition
         self._token = token
+        self._results = 0
+        """The number of results that were stored apart."""
         self._idle_ms = to_ms(idle)
         # A claim outlives its merge. The batches of a dead leader are freed by the next lease.
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
@@ -140,6 +148,46 @@ class LeaderRequests:
             args += (batch_id, b"%d" % len(arguments), *arguments)
         return call(common.script, keys, *args)
 
+    def commit_slice(
+        self, batch_id: bytes, group: bytes, enqueue: Enqueue | None, before: int, left: int
+    ) -> Request:
+        """Enqueues a slice of a batch; removes the batch with the last one.
+
+        Args:
+            enqueue: the entries of the slice.
+            before: how many entries have been enqueued.
+            left: how many entries are behind the slice.
+        """
+        p = self._partition
+        enqueue = enqueue or _NOTHING
+        keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *enqueue.queue_keys]
+        keys += (p.tasks(group), p.result(batch_id), *enqueue.entry_keys)
+        extent = b"%d %d %d" % (len(enqueue.arguments), before, left)
+        options = map(as_bytes, enqueue.options)
+        args = (b"%d" % self._token, *options, batch_id, extent, *enqueue.arguments)
+        return call(enqueue.script, keys, *args)
+
+    def store_result(self, batch_id: bytes, result: bytes) -> tuple[bytes, list[Request]]:
+        """Stores a merge result apart from its batch, in parts that are sent in this order.
+
+        Returns:
+            The label of the result, and the requests.
+        """
+        p = self._partition
+        self._results += 1
+        label = b"%d-%d" % (self._token, self._results)
+        keys = [p.state, p.batches, p.claims, p.result(batch_id)]
+        parts = [result[at : at + PART_BYTES] for at in range(0, len(result), PART_BYTES)]
+        return label, [
+            call("store_result", keys, self._token, batch_id, label, place, len(parts), part)
+            for place, part in enumerate(parts)
+        ]
+
+    def read_result(self, batch_id: bytes, label: bytes, place: int, count: int) -> Request:
+        """Reads parts of a merge result that is stored apart, from the one at `place` on."""
+        fields = (b"%b:%d" % (label, at) for at in range(place, place + count))
+        return command("HMGET", self._partition.result(batch_id), *fields)
+
     def retry(self, batches: Iterable[Returned]) -> Request:
         """Gives batches back, in one step."""
         args: list[Any] = []
@@ -152,7 +200,7 @@ class LeaderRequests:
         """Moves a batch to the dead letters, after this number of attempts."""
         p = self._partition
         keys = [p.state, p.groups, p.batches, p.claims, p.dead]
-        keys += (p.tasks(group), p.dead_tasks(batch_id), p.ids(group))
+        keys += (p.tasks(group), p.dead_tasks(batch_id), p.ids(group), p.result(batch_id))
         error = (_utf8(failure.error), _utf8(failure.traceback))
         return call("bury", keys, self._token, batch_id, attempts, *error)
 

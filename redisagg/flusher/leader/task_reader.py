@@ -1,14 +1,17 @@
-"""Reads the tasks of claimed batches that are too large for the reply to a claim."""
+"""Reads the tasks and merge results of batches that are too large for the reply to a claim."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from redisagg.errors import RedisUnavailable, StaleLease
 from redisagg.flusher.batch import Batch, Failure, State
+from redisagg.flusher.leader.requests import PART_BYTES
 from redisagg.flusher.leader.session import LeaseSession
+from redisagg.protocol.scripts import Request
 
 _log = logging.getLogger("redisagg")
 
@@ -23,13 +26,14 @@ _MOST_LOST = 5
 _RETRY_WAIT = 0.2
 
 _GONE = Failure("Redis says that it is not in flight", "", pause=0)
+_NO_RESULT = Failure("the stored result of its merge is gone; somebody else removed it", "")
 
 
 class TaskReader:
     """Reads large batches for one leader, one after the other, while other batches go on.
 
     Args:
-        on_read: called with each batch whose tasks have been read.
+        on_read: called with each batch whose tasks or merge result have been read.
         on_failed: called with each batch that can't be read, and why.
     """
 
@@ -47,7 +51,7 @@ class TaskReader:
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, batch: Batch) -> None:
-        """Reads the tasks of a batch soon."""
+        """Reads the merge result of a batch soon, or its tasks if it has none."""
         reading = asyncio.create_task(self._read(batch))
         self._running.add(reading)
         reading.add_done_callback(self._running.discard)
@@ -58,22 +62,35 @@ class TaskReader:
             reading.cancel()
 
     async def _read(self, batch: Batch) -> None:
-        entries: list[bytes] = []
+        read = self._read_result if batch.claim.has_result else self._read_tasks
         async with self._turn:
-            while len(entries) < batch.claim.task_count and batch.state is State.CLAIMED:
-                try:
-                    read = await self._read_slice(batch, len(entries))
-                except StaleLease:
-                    return  # the leader ends, and with it this batch
-                except RedisUnavailable as error:
-                    self._on_failed(batch, Failure.of(error))
-                    return
-                if read is None:
-                    self._on_failed(batch, _GONE)
-                    return
-                if not read:
-                    break
-                entries += read
+            try:
+                failure = await read(batch)
+            except StaleLease:
+                return  # the leader ends, and with it this batch
+            except RedisUnavailable as error:
+                failure = Failure.of(error)
+        if batch.state is not State.CLAIMED:
+            return
+        if failure is not None:
+            self._on_failed(batch, failure)
+        else:
+            self._on_read(batch)
+
+    async def _read_tasks(self, batch: Batch) -> Failure | None:
+        entries: list[bytes] = []
+        requests = self._session.requests
+
+        def request(size: int) -> Request:
+            return requests.read_tasks(batch.batch_id, batch.group, len(entries), size)
+
+        while len(entries) < batch.claim.task_count and batch.state is State.CLAIMED:
+            tasks: list[bytes] | None = await self._read_slice(batch, request)
+            if tasks is None:
+                return _GONE
+            if not tasks:
+                break
+            entries += tasks
         if batch.state is State.CLAIMED:
             if len(entries) < batch.claim.task_count:
                 _log.error(
@@ -81,22 +98,39 @@ class TaskReader:
                     *(batch.group[:64], batch.claim.task_count - len(entries)),
                 )
             batch.claim = batch.claim._replace(entries=entries)
-            self._on_read(batch)
+        return None
 
-    async def _read_slice(self, batch: Batch, start: int) -> list[bytes] | None:
-        """Returns the tasks from this place on, or None if the batch is not in flight.
+    async def _read_result(self, batch: Batch) -> Failure | None:
+        parts: list[bytes] = []
+        requests, label = self._session.requests, batch.claim.result
+
+        def request(size: int) -> Request:
+            count = max(1, size // PART_BYTES)
+            return requests.read_result(batch.batch_id, label, len(parts), count)
+
+        while batch.state is State.CLAIMED:
+            some: list[bytes | None] = await self._read_slice(batch, request)
+            parts += [part for part in some if part is not None]
+            if some[-1] is None:
+                break
+        if not parts:
+            return _NO_RESULT
+        batch.claim = batch.claim._replace(stored_result=b"".join(parts))
+        return None
+
+    async def _read_slice(self, batch: Batch, request: Callable[[int], Request]) -> Any:
+        """Returns the reply to a request for so many bytes.
 
         Raises:
             StaleLease: the partition has another leader.
-            RedisUnavailable: no reply with these tasks comes, although Redis works.
+            RedisUnavailable: no reply comes, although Redis works.
         """
         requests = self._session.requests
         lost = 0
         while True:
             size = self._slice_bytes
-            request = requests.read_tasks(batch.batch_id, batch.group, start, size)
             try:
-                [read] = await self._session.send_all([request], once=True)
+                [read] = await self._session.send_all([request(size)], once=True)
             except RedisUnavailable:
                 lost += size == _LEAST_SLICE_BYTES
                 if lost == _MOST_LOST:
@@ -107,5 +141,4 @@ class TaskReader:
                 await self._session.send(requests.extend([batch.batch_id]))
                 continue
             self._slice_bytes = min(_SLICE_BYTES, size * 2)
-            tasks: list[bytes] | None = read
-            return tasks
+            return read

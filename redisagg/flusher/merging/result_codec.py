@@ -1,8 +1,8 @@
 """The serialized merge result, as it is kept with a batch in Redis until it has been enqueued.
 
-It is a msgpack array of two arrays: the undecodable entries, each with its position and the reason,
-and the merged tasks. Each merged task is packed on its own, so that one that was delivered can be
-left out.
+It is a msgpack array of the undecodable entries, each with its position and the reason, the merged
+tasks, and the number of merged tasks that were enqueued before the first of these. Each merged task
+is packed on its own, so that one that was delivered can be left out.
 """
 
 from __future__ import annotations
@@ -43,23 +43,27 @@ def pack_result(outcome: MergeOutcome) -> bytes:
     undecodable = [
         (position, reason.encode("utf-8", "replace")) for position, reason in outcome.undecodable
     ]
-    return pack((undecodable, tuple(outcome.merged.values())))
+    return pack((undecodable, tuple(outcome.merged.values()), outcome.enqueued))
 
 
-def unpack_result(packed: bytes) -> tuple[list[tuple[int, str]], list[tuple[MergedTask, bytes]]]:
+def unpack_result(
+    packed: bytes,
+) -> tuple[list[tuple[int, str]], list[tuple[MergedTask, bytes]], int]:
     """Reads what `pack_result` returned.
 
     Returns:
-        The undecodable entries, and the merged tasks, each with its serialized form.
+        The undecodable entries; the merged tasks, each with its serialized form; how many merged
+        tasks were enqueued before the first of these.
 
     Raises:
         KeyConflict: these bytes are something else.
     """
     try:
-        undecodable, merged = unpack(packed)
+        undecodable, merged, enqueued = unpack(packed)
         return (
             [(position, reason.decode()) for position, reason in undecodable],
             [(_unpack_merged_task(each), each) for each in merged],
+            int(enqueued),
         )
     except Exception as error:  # foreign bytes can raise anything
         raise KeyConflict(f"the stored result of a merge can't be read: {error}") from error

@@ -62,7 +62,9 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
     group = claim.group.decode("utf-8", "replace")
     tasks: list[Task] = []
     if claim.stored_result:
-        outcome.undecodable, stored = unpack_result(claim.stored_result)
+        outcome.undecodable, stored, first = unpack_result(claim.stored_result)
+        outcome.enqueued = claim.enqueued
+        stored = stored[claim.enqueued - first :]
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
         _route(claim, outcome, ((router.sink_of(merged.task), merged) for merged, _ in stored))
         return group, tasks
