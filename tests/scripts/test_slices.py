@@ -252,6 +252,8 @@ def test_of_two_dead_letters_of_a_group_the_second_one_is_requeued(
         assert agg.wait_until_idle(20)
     assert sorted(payloads(enqueued(agg))) == list(range(2 * COUNT + 1))
     assert agg.stats().stored_bytes == 0
+
+
 # --- the entries of a batch ----------------------------------------------------------------------
 
 ENTRIES = [b"%d" % n for n in range(10)]

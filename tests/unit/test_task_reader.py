@@ -39,8 +39,11 @@ class Session:
     async def send(self, batch_ids: Iterable[bytes]) -> None:
         self.extended += batch_ids
 
-    async def send_all(self, requests: list[Any], *, once: bool) -> list[Any]:
+    async def send_all(
+        self, requests: list[Any], *, once: bool, of_batch: bool = False
+    ) -> list[Any]:
         assert once
+        assert not of_batch  # `read_tasks` reads keys that batches share
         [request] = requests
         self.asked.append(request)
         await asyncio.sleep(0)

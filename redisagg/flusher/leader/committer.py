@@ -136,6 +136,8 @@ class Committer:
         if call.large is not None:  # a slice after each call for others
             if call.large.state is State.READY:
                 await self._commit_slice(call.large)
+            elif not call.batches:  # it is being given back, since the leader ends
+                await self._woken.wait()
             return
         if call.batches:
             return

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from redisagg.errors import RedisAggError, StaleLease, TaskTooLarge
+from redisagg.errors import KeyConflict, RedisAggError, StaleLease, TaskTooLarge
 from redisagg.flusher.leader.requests import LeaderRequests
 from redisagg.protocol.scripts import Request
 from redisagg.transport.aio import AsyncTransport
@@ -40,15 +40,20 @@ class LeaseSession:
         [reply] = await self.send_all([request])
         return reply
 
-    async def send_all(self, requests: Sequence[Request], *, once: bool = False) -> list[Any]:
+    async def send_all(
+        self, requests: Sequence[Request], *, once: bool = False, of_batch: bool = False
+    ) -> list[Any]:
         """Sends requests in one round trip, as `send`; only the first one must not be refused.
 
         Args:
             once: whether a lost connection is an error instead of being retried.
+            of_batch: whether the first request reads keys of one batch only, so that a foreign
+                type there concerns no other.
 
         Raises:
             StaleLease: the partition has another leader.
             RedisUnavailable: `once` is set and no reply came.
+            KeyConflict: `of_batch` is set and a key holds a foreign type.
             TaskTooLarge: Redis can't take data of this size.
         """
         while True:
@@ -57,6 +62,8 @@ class LeaseSession:
             if not isinstance(refused, RedisAggError):
                 return replies
             if isinstance(refused, StaleLease | TaskTooLarge):
+                raise refused
+            if of_batch and isinstance(refused, KeyConflict):
                 raise refused
             script = requests[0].script
             name = script.name if script else "a command"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from redisagg.errors import RedisUnavailable, StaleLease
+from redisagg.errors import KeyConflict, RedisUnavailable, StaleLease
 from redisagg.flusher.batch import Batch, Failure, State
 from redisagg.flusher.leader.requests import PART_BYTES
 from redisagg.flusher.leader.session import LeaseSession
@@ -68,7 +68,7 @@ class TaskReader:
                 failure = await read(batch)
             except StaleLease:
                 return  # the leader ends, and with it this batch
-            except RedisUnavailable as error:
+            except (RedisUnavailable, KeyConflict) as error:
                 failure = Failure.of(error)
         if batch.state is not State.CLAIMED:
             return
@@ -109,7 +109,7 @@ class TaskReader:
             return requests.read_result(batch.batch_id, label, len(parts), count)
 
         while batch.state is State.CLAIMED:
-            some: list[bytes | None] = await self._read_slice(batch, request)
+            some: list[bytes | None] = await self._read_slice(batch, request, of_batch=True)
             parts += [part for part in some if part is not None]
             if some[-1] is None:
                 break
@@ -118,19 +118,26 @@ class TaskReader:
         batch.claim = batch.claim._replace(stored_result=b"".join(parts))
         return None
 
-    async def _read_slice(self, batch: Batch, request: Callable[[int], Request]) -> Any:
+    async def _read_slice(
+        self, batch: Batch, request: Callable[[int], Request], *, of_batch: bool = False
+    ) -> Any:
         """Returns the reply to a request for so many bytes.
+
+        Args:
+            of_batch: whether the request reads keys of this batch only.
 
         Raises:
             StaleLease: the partition has another leader.
             RedisUnavailable: no reply comes, although Redis works.
+            KeyConflict: `of_batch` is set and the key holds a foreign type.
         """
         requests = self._session.requests
         lost = 0
         while True:
             size = self._slice_bytes
             try:
-                [read] = await self._session.send_all([request(size)], once=True)
+                together = [request(size)]
+                [read] = await self._session.send_all(together, once=True, of_batch=of_batch)
             except RedisUnavailable:
                 lost += size == _LEAST_SLICE_BYTES
                 if lost == _MOST_LOST:

@@ -1,0 +1,222 @@
+"""A merge that returns thousands of tasks, and what happens while they are being enqueued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Aggregator, Task
+from redisagg.sinks import AsynqSink, ListSink, StreamSink
+from redisagg.testing.embedded import HOST, EmbeddedRedis
+from tests.support.aggregators import Make
+from tests.support.proxy import Proxy, running_proxy
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, numbered
+
+ENTRIES = 30_000
+QUEUE = "tests-out"
+SINKS: dict[str, Callable[[], Any]] = {
+    "list": lambda: ListSink(QUEUE, format="json"),
+    "stream": lambda: StreamSink(QUEUE, format="json"),
+    "asynq": AsynqSink,
+}
+CONFIG: dict[str, Any] = {"group_max_size": 1, "partitions": 1, "lease_time": 1.5}
+
+
+class FanOut:
+    """Merges the first task of the group into ENTRIES tasks, and each later one into one."""
+
+    def __init__(self) -> None:
+        self.merges: list[int] = []
+
+    def __call__(self, group: str, tasks: list[Task]) -> list[Task]:
+        number = tasks[0].payload
+        self.merges.append(number)
+        return [Task("out", [number, n]) for n in range(1 if number else ENTRIES)]
+
+
+EXPECTED = [[0, n] for n in range(ENTRIES)] + [[1, 0]]
+"""The payloads that leave if the group has two tasks."""
+
+
+def queued(client: redis.Redis, kind: str) -> list[Any]:
+    """The payloads of the queue, oldest first."""
+    if kind == "list":
+        raw: Any = client.lrange(QUEUE, 0, -1)
+        return [json.loads(entry)["payload"] for entry in raw]
+    if kind == "stream":
+        rows: Any = client.xrange(QUEUE)
+        return [json.loads(row[b"payload"]) for _, row in rows]
+    ids: Any = client.lrange("asynq:{default}:pending", 0, -1)
+    return [each.decode() for each in reversed(ids)]
+
+
+def length(client: redis.Redis, kind: str) -> int:
+    if kind == "list":
+        return int(client.llen(QUEUE))
+    if kind == "stream":
+        return int(client.xlen(QUEUE))
+    return int(client.llen("asynq:{default}:pending"))
+
+
+def assert_all_once(client: redis.Redis, kind: str) -> None:
+    """Everything left once and in order, and no stored merge result is left behind."""
+    found = queued(client, kind)
+    if kind == "asynq":  # the ids of Asynq's tasks, which end with the number of the entry
+        assert len(found) == len(set(found)) == len(EXPECTED)
+    else:
+        assert found == EXPECTED
+    assert list(client.scan_iter("*result:*")) == []
+
+
+def half_way(client: redis.Redis, kind: str) -> None:
+    wait_until(lambda: 0 < length(client, kind) < ENTRIES, what="some entries are enqueued")
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_a_large_fan_out_leaves_once_and_in_order(
+    make: Make, sync_redis: redis.Redis, kind: str
+) -> None:
+    merge = FanOut()
+    with make(sink=SINKS[kind](), group_aggregator=merge, **CONFIG) as agg:
+        agg.add_tasks(numbered("g", 2))
+        assert agg.wait_until_idle(30)
+    assert_all_once(sync_redis, kind)
+    assert sorted(merge.merges) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_lost_replies_to_slices_repeat_no_entry(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis, kind: str
+) -> None:
+    merge = FanOut()
+    with make(url=proxy.url, sink=SINKS[kind](), group_aggregator=merge, **CONFIG) as agg:
+        proxy.delay(0.01)
+        agg.add_tasks(numbered("g", 2))
+        half_way(sync_redis, kind)
+        for _ in range(3):
+            proxy.lose_reply(f"commit_{kind}").wait()
+        assert 0 < length(sync_redis, kind) < ENTRIES
+        proxy.restore()
+        assert agg.wait_until_idle(30)
+    assert_all_once(sync_redis, kind)
+    assert merge.merges.count(0) == 1
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_another_flusher_goes_on_where_one_was_cut_off(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis, kind: str
+) -> None:
+    merge, second = FanOut(), FanOut()
+    with make(url=proxy.url, sink=SINKS[kind](), group_aggregator=merge, **CONFIG):
+        proxy.delay(0.01)
+        make(sink=SINKS[kind](), group_aggregator=merge, **CONFIG).add_tasks(numbered("g", 2))
+        half_way(sync_redis, kind)
+        proxy.cut()
+        enqueued = length(sync_redis, kind)
+        assert 0 < enqueued < ENTRIES
+        with make(sink=SINKS[kind](), group_aggregator=second, **CONFIG) as agg:
+            assert agg.wait_until_idle(40)
+        assert 0 not in second.merges  # its merge result was stored
+        proxy.restore()
+    assert_all_once(sync_redis, kind)
+
+
+@pytest.fixture
+def half_buried(make: Make, proxy: Proxy, sync_redis: redis.Redis) -> tuple[Aggregator, str]:
+    """An aggregator that runs, and its dead letter, half of which is in the list."""
+    agg = make(url=proxy.url, sink=SINKS["list"](), group_aggregator=FanOut(), **CONFIG)
+    agg.start()
+    proxy.delay(0.01)
+    agg.add_tasks(numbered("g", 1))
+    half_way(sync_redis, "list")
+    sync_redis.rename(QUEUE, "aside")
+    assert sync_redis.set(QUEUE, "a foreign type", nx=True)
+    proxy.restore()
+    [letter] = await_dead(agg)
+    assert 0 < sync_redis.llen("aside") < ENTRIES
+    return agg, letter.batch_id
+
+
+def test_a_half_enqueued_dead_letter_goes_on_when_it_is_requeued(
+    half_buried: tuple[Aggregator, str], sync_redis: redis.Redis
+) -> None:
+    agg, batch_id = half_buried
+    sync_redis.rename("aside", QUEUE)
+    agg.requeue_dead_letter(batch_id)
+    agg.add_tasks(numbered("g", 1, start=1))
+    assert agg.wait_until_idle(30)
+    agg.stop()
+    assert_all_once(sync_redis, "list")
+
+
+def test_a_half_enqueued_dead_letter_is_dropped_with_its_result(
+    half_buried: tuple[Aggregator, str], sync_redis: redis.Redis
+) -> None:
+    agg, batch_id = half_buried
+    assert len(list(sync_redis.scan_iter("*result:*"))) == 1
+    agg.drop_dead_letter(batch_id)
+    assert list(sync_redis.scan_iter("*result:*")) == []
+    agg.stop()
+
+
+def test_slices_go_on_when_redis_reaches_its_maxmemory(make: Make, server_binary: Path) -> None:
+    """What waits has to leave before Redis has room again."""
+    with EmbeddedRedis(server_binary) as server, running_proxy(HOST, server.port) as slow:
+        client = redis.Redis.from_url(server.url)
+        with make(url=slow.url, sink=SINKS["list"](), group_aggregator=FanOut(), **CONFIG) as agg:
+            slow.delay(0.01)
+            agg.add_tasks(numbered("g", 2))
+            half_way(client, "list")
+            client.config_set("maxmemory", 1)
+            assert length(client, "list") < ENTRIES
+            slow.restore()
+            assert agg.wait_until_idle(30)
+        assert_all_once(client, "list")
+
+
+def test_a_flusher_that_stops_between_slices_ends_and_the_next_one_goes_on(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis
+) -> None:
+    merge = FanOut()
+    config = {**CONFIG, "shutdown_timeout": 0.3}
+    agg = make(url=proxy.url, sink=SINKS["list"](), group_aggregator=merge, **config)
+    agg.start()
+    proxy.delay(0.03)
+    agg.add_tasks(numbered("g", 2))
+    half_way(sync_redis, "list")
+    agg.stop()
+    assert length(sync_redis, "list") < ENTRIES
+    proxy.restore()
+    with make(sink=SINKS["list"](), group_aggregator=merge, **CONFIG) as after:
+        assert after.wait_until_idle(8)
+    assert_all_once(sync_redis, "list")
+    assert sorted(merge.merges) == [0, 1]
+
+
+@pytest.mark.parametrize("holds", [None, "foreign"])
+def test_a_batch_whose_stored_result_is_spoilt_fails_alone(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis, holds: str | None
+) -> None:
+    """Somebody else removed the key of its result, or put another type there."""
+    config = {**CONFIG, "max_attempts": 2, "retry_delay": 0.1, "group_aggregator": FanOut()}
+    make(url=proxy.url, sink=SINKS["list"](), **config).start()
+    proxy.delay(0.01)
+    make(sink=SINKS["list"](), **config).add_tasks(numbered("g", 2))
+    half_way(sync_redis, "list")
+    proxy.cut()
+    [key] = sync_redis.scan_iter("*result:*")
+    sync_redis.delete(key)
+    if holds:
+        sync_redis.set(key, holds)
+    with make(sink=SINKS["list"](), **config) as agg:
+        [letter] = await_dead(agg, timeout=30)
+        assert agg.wait_until_idle(20)
+        assert queued(sync_redis, "list")[-1] == [1, 0]  # the next batch of the group
+        agg.drop_dead_letter(letter.batch_id)
+    assert list(sync_redis.scan_iter("*result:*")) == []
