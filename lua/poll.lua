@@ -28,7 +28,7 @@ local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local token, max_items, sleep_ms = ARGV[1], whole_number(ARGV[2]), whole_number(ARGV[3])
 local FIRST_SKIPPED = 4
-local MAX_PROMOTED = 500  -- groups that one call moves to `ready`
+local MAX_PROMOTED = 250  -- groups that one call moves to `ready`
 local MAX_DEATHS = 100  -- batches of vanished leaders that one call looks at
 local SUSPECT_DEATHS = 2  -- a batch is a suspect when that many leaders in a row vanished with it
 assert_arguments(#KEYS == 10 and #ARGV >= 3)

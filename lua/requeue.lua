@@ -1,8 +1,8 @@
 -- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks
 -- of its group. It is merged anew, unless a part of its merge result has been enqueued.
 -- A large dead letter is moved a slice per call, from its end on. In between it is what a batch is
--- that `bury` has moved in part: the group is held, and a leader buries the batch if no further call
--- comes.
+-- that `bury` has moved in part: the group is held, and a leader buries the batch if no further
+-- call comes.
 --
 -- KEYS   1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead  8 tasks of the group
 --        9 tasks of the dead letter
