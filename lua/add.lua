@@ -138,7 +138,7 @@ local function seen_lately(group, id)
 end
 
 -- The groups with a section that was refused for lack of room: later ones must not overtake it.
-local full_groups = {}
+local full_groups = limited and {}
 
 -- Returns an error if the n tasks from ARGV[first] on are too many. Known tasks do not count.
 local function too_full(group, ids, first, n)

@@ -31,6 +31,7 @@
 -- @include record
 -- @include result
 -- @include seen
+-- @include seen_sets
 -- @include slice
 -- @include waiting
 

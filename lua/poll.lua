@@ -22,7 +22,7 @@
 -- @include clock_step
 -- @include fence
 -- @include group
--- @include seen
+-- @include seen_sets
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]

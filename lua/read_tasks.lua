@@ -18,6 +18,7 @@
 -- @include fence
 -- @include group
 -- @include seen
+-- @include seen_sets
 -- @include slice
 -- @include waiting
 

@@ -98,7 +98,13 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         redis.exceptions.RedisError: a reply is a transient error; the whole round trip is to be
             repeated.
     """
-    replies = yield from _with_sources(requests)
+    replies = yield [request.command() for request in requests]
+    for reply in replies:
+        if isinstance(reply, Exception):
+            break
+    else:  # the usual case, without the cost of all that follows
+        return replies
+    yield from _send_unknown_again(requests, replies)
     unregistered = [i for i, reply in enumerate(replies) if is_unregistered(reply)]
     keyspace = requests[unregistered[0]].registers if unregistered else None
     if keyspace is not None:
@@ -116,12 +122,17 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
 def _with_sources(requests: Sequence[Request]) -> _Steps[list[Any]]:
     """Sends the requests; those whose script the server does not know again, with the source."""
     replies = yield [request.command() for request in requests]
+    yield from _send_unknown_again(requests, replies)
+    return replies
+
+
+def _send_unknown_again(requests: Sequence[Request], replies: list[Any]) -> _Steps[None]:
+    """Puts other replies in place of those of a server that does not know the script."""
     unknown = [i for i, reply in enumerate(replies) if is_unknown_script(reply)]
     if unknown:
         again = yield [requests[i].command_with_source() for i in unknown]
         for i, reply in zip(unknown, again, strict=True):
             replies[i] = reply
-    return replies
 
 
 def _registered(keyspace: Keyspace, refused: Sequence[Request]) -> _Steps[list[Any]]:
