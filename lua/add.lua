@@ -8,8 +8,9 @@
 --        5 maximum number of pending tasks in this partition, 0 for no maximum
 --        6 maximum bytes of their entries, 0 for no maximum
 --        7 '1' if ids that were flushed lately are not accepted again, else ''
---        then for each section: group key; limits, four numbers with one space between: grace
---        period (ms), max delay (ms), max size, priority; number of tasks; for each task id, body
+--        then for each section: group key; limits: includes/limits.lua; number of tasks, or number
+--        of tasks and 3 with one space between; for each task id, body and, if the 3 is there, the
+--        part of its limits behind the semicolon, or ''
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
 --        group changes nothing), or the text of the error that refused the whole section: a key of
 --        the group holds a foreign type or record; its limits, an id or the group key are malformed
@@ -27,10 +28,13 @@
 -- @include counts
 -- @include entry
 -- @include group
+-- @include limits
 -- @include partitions
 -- @include record
+-- @include rules
 -- @include schema
 -- @include seen
+-- @include segments
 -- @include server_errors
 -- @include waiting
 -- @include wake
@@ -43,9 +47,6 @@ local dedupe = ARGV[7] == '1'
 local FIRST_KEY, FIRST_ARG = 8, 8  -- of the first section
 -- Places in a section, from its first argument on; its tasks come last.
 local GROUP_KEY, LIMITS, COUNT, TASKS = 0, 1, 2, 3
--- The ranges of the limits, as in Python. A foreign producer that means "never" by the largest
--- number it has would leave records that others can't read.
-local LONGEST_MS, LARGEST_SIZE, HIGHEST_PRIORITY = 316224000000, 1000000, 1000
 local BAD_LIMITS = 'ERR limits: GRACE_MS DELAY_MS (at most ten years) SIZE (1 to 1000000) PRIORITY'
 local LONGEST_GROUP_KEY = 512  -- bytes
 
@@ -70,9 +71,25 @@ local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, pl
 if refused then return refused end
 
 local args = ARGV
+
+-- The number of tasks of the section at ARGV[at], and the number of arguments of each.
+local sizes = {}
+local function section_size(at)
+  local text = args[at + COUNT]
+  local count = sizes[text or '']
+  if count then return count, 2 end
+  if text and string.sub(text, -2) == ' 3' then
+    return whole_number(string.sub(text, 1, -3)), 3
+  end
+  count = whole_number(text)
+  sizes[text] = count
+  return count, 2
+end
+
 local last_arg = FIRST_ARG - 1
 for _ = FIRST_KEY, #KEYS, 2 do
-  last_arg = last_arg + TASKS + 2 * whole_number(args[last_arg + 1 + COUNT])
+  local n, step = section_size(last_arg + 1)
+  last_arg = last_arg + TASKS + step * n
 end
 assert_arguments(last_arg == #args and #KEYS % 2 == 1)
 assert_arguments(not call_number or whole_number(remember_ms) > 0)
@@ -89,6 +106,7 @@ local pending_bytes = tonumber(stored_bytes) or 0
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local arrival, prefix, heads = now, entry_prefix(now), {}
+local prefix_with_limits = entry_prefix(now + WITH_LIMITS)
 
 -- Sets the arrival time of the entries to come. It never falls along a list, not even after the
 -- clock was set back. The grace period then counts from the later time, the max delay from now.
@@ -96,6 +114,7 @@ local function arrive_after(last)
   local after = math.max(now, last)
   if after == arrival then return end
   arrival, prefix, heads = after, entry_prefix(after), {}
+  prefix_with_limits = entry_prefix(after + WITH_LIMITS)
 end
 
 local function entry_head(id)
@@ -105,27 +124,6 @@ local function entry_head(id)
     heads[#id] = head
   end
   return head
-end
-
--- Most sections have the same limits, so each text is parsed once. Limits that are malformed or out
--- of range have no priority.
-local parsed = {}
-local function parse_limits(text)
-  local limits = parsed[text]
-  if not limits then
-    local grace, delay, size, priority = string.match(text, '^(%d+) (%d+) (%d+) (-?%d+)$')
-    grace, delay, size, priority =
-      tonumber(grace), tonumber(delay), tonumber(size), tonumber(priority)
-    if priority and grace <= LONGEST_MS and delay <= LONGEST_MS and size >= 1
-      and size <= LARGEST_SIZE and priority >= -HIGHEST_PRIORITY
-      and priority <= HIGHEST_PRIORITY then
-      limits = { grace, delay, size, priority }
-    else
-      limits = {}
-    end
-    parsed[text] = limits
-  end
-  return limits[1], limits[2], limits[3], limits[4]
 end
 
 local asks_seen = dedupe and is_known(seen_until, now)
@@ -141,17 +139,17 @@ end
 local full_groups = limited and {}
 
 -- Returns an error if the n tasks from ARGV[first] on are too many. Known tasks do not count.
-local function too_full(group, ids, first, n)
+local function too_full(group, ids, first, n, step)
   if full_groups[group] then return full_groups[group] end
   local tasks, bytes = pending + total, pending_bytes + total_length
-  local last = first + 2 * n - 2
-  for i = first, last, 2 do
+  local last = first + step * (n - 1)
+  for i = first, last, step do
     local id, body = args[i], args[i + 1]
     tasks = tasks + 1
     bytes = bytes + #prefix + 1 + #id + #body
   end
   if tasks <= max_tasks and bytes <= max_bytes then return nil end
-  for i = first, last, 2 do
+  for i = first, last, step do
     local id, body = args[i], args[i + 1]
     local waits = redis.pcall('HEXISTS', ids, id)
     if type(waits) == 'table' then return waits.err end
@@ -166,23 +164,89 @@ local function too_full(group, ids, first, n)
   end
 end
 
--- Adds the section at ARGV[at], which has n tasks. Returns the number of its tasks that were new,
--- or the error that refused it. Numbers go to Redis as text throughout: its own conversion takes
--- longer than the command.
-local function add_section(tasks, ids, at, n)
-  local group, limits_text, first = args[at + GROUP_KEY], args[at + LIMITS], at + TASKS
+-- The limits of each task of a section, by its place in ARGV; nil if one is malformed.
+local function read_own_limits(shared, limits, first, n)
+  local own = {}
+  for i = first, first + 3 * (n - 1), 3 do
+    local text = args[i + 2]
+    own[i] = text == '' and limits or parse_limits(shared .. ';' .. text)
+    if not own[i] then return nil end
+  end
+  return own
+end
+
+-- Returns a function that makes the entry of a task. `common`: the limits of entries that store
+-- none. Tasks of the same limits, one after the other, are counted in the summaries.
+local function entries_with_limits(common, summaries)
+  local texts, last_limits = {}, nil
+  return function(id, body, limits)
+    local text = texts[limits]
+    if not text then
+      local weight = limits.weight
+      if not are_same(limits, common) then
+        text = limits.text or limits_text(limits, weight)
+      else
+        text = weight == 1 and '' or string.format('=;weight=%.0f', weight)
+      end
+      texts[limits] = text
+    end
+    local entry
+    if text == '' then
+      entry = entry_head(id) .. id .. body
+    else
+      entry = prefix_with_limits .. string.char(#id) .. id .. string.char(#text) .. text .. body
+    end
+    local s = summaries[#summaries]
+    if limits == last_limits then
+      s.count, s.bytes, s.weight = s.count + 1, s.bytes + #entry, s.weight + limits.weight
+    else
+      last_limits = limits
+      summaries[#summaries + 1] = segments.summary(limits, 1, #entry, limits.weight, now)
+    end
+    return entry
+  end
+end
+
+-- Whether the tasks of a group and those of a section with these limits have all the same, and none
+-- but the usual ones.
+local function is_usual(g, limits)
+  return g[RULES] == 0 and limits.plain and (g[WAITING] == 0
+    or limits.grace == g[GRACE] and limits.delay == g[DELAY] and limits.size == g[SIZE]
+      and limits.priority == g[PRIORITY])
+end
+
+-- The records of groups with segments, which are written once, after all sections.
+local changed = {}
+
+-- Adds the section at ARGV[at], which has n tasks of `step` arguments. Returns the number of its
+-- tasks that were new, or the error that refused it. Numbers go to Redis as text throughout: its
+-- own conversion takes longer than the command.
+local function add_section(tasks, ids, at, n, step)
+  local group, shared, first = args[at + GROUP_KEY], args[at + LIMITS], at + TASKS
   if #group < 1 or #group > LONGEST_GROUP_KEY then return 'ERR a group key has 1 to 512 bytes' end
-  local g, foreign = read_group(groups, group)
+  local g, foreign = changed[group], nil
+  if not g then g, foreign = read_group(groups, group) end
   if foreign then return FOREIGN end
   g = g or new_group()
   local number = next_number(g)
-  local grace, delay, size, priority = parse_limits(limits_text)
-  if not priority then return BAD_LIMITS end
-  local full = limited and too_full(group, ids, first, n)
+  local limits, own = parse_limits(shared), nil
+  if not limits then return BAD_LIMITS end
+  if step == 3 then
+    own = read_own_limits(shared, limits, first, n)
+    if not own then return BAD_LIMITS end
+  end
+  local full = limited and too_full(group, ids, first, n, step)
   if full then return full end
   arrive_after(g[LAST])
-  local entries, length = {}, 0
-  for i = first, first + 2 * n - 2, 2 do
+  local usual = not own and is_usual(g, limits)
+  local summaries, common, make_entry = {}, nil, nil
+  if not usual then
+    use_segments()
+    common = g[WAITING] > 0 and segments.common_limits(g) or own and own[first] or limits
+    make_entry = entries_with_limits(common, summaries)
+  end
+  local entries, length, flushes = {}, 0, false
+  for i = first, first + step * (n - 1), step do
     local id = args[i]
     local head = entry_head(id)
     if not head then
@@ -196,6 +260,11 @@ local function add_section(tasks, ids, at, n)
     end
     if new == 1 then
       local entry = head .. id .. args[i + 1]
+      if make_entry then
+        local of_task = own and own[i] or limits
+        entry = make_entry(id, args[i + 1], of_task)
+        flushes = flushes or of_task.flush > 0
+      end
       entries[#entries + 1] = entry
       length = length + #entry
     elseif new ~= 0 then
@@ -212,23 +281,30 @@ local function add_section(tasks, ids, at, n)
     end
   end
 
-  local was_full = g[WAITING] > 0 and g[WAITING] >= g[SIZE]
   local due_before = g[WAITING] > 0 and due_at(g)
-  if not due_before then
-    g[FIRST], g[DEADLINE], g[DELAY], g[SIZE], g[PRIORITY] = now, now + delay, delay, size, priority
-    g[SINCE] = 0
+  local was_full = due_before == 0 and is_full(g)
+  if not usual then
+    segments.add(g, summaries, common)
+    local rules = g[RULES]
+    rules[INTERVAL], rules[LEADING] = limits.min_interval, limits.leading
+  elseif due_before then
+    g[DEADLINE] = math.min(g[DEADLINE], now + limits.delay)
   else
-    g[DEADLINE] = math.min(g[DEADLINE], now + delay)
-    g[DELAY] = math.min(g[DELAY], delay)
-    g[SIZE] = math.min(g[SIZE], size)
-    g[PRIORITY] = math.max(g[PRIORITY], priority)
+    g[GRACE], g[SIZE], g[PRIORITY] = limits.grace, limits.size, limits.priority
+    g[DEADLINE], g[DELAY] = now + limits.delay, limits.delay
   end
-  g[LAST], g[GRACE] = arrival, grace
+  if not due_before then g[FIRST], g[SINCE] = now, 0 end
+  g[LAST] = arrival
   g[WAITING] = g[WAITING] + #entries
   g[BYTES] = g[BYTES] + length
+  if flushes then g[MARKED] = g[WAITING] end
   local due_ms = due_at(g)
   if due_ms == 0 then became_due(g, due_before or now, now) end
-  write_group(groups, group, g)
+  if usual then
+    write_group(groups, group, g)
+  else
+    changed[group] = g
+  end
   total = total + #entries
   total_length = total_length + length
 
@@ -253,12 +329,17 @@ end
 local reply = {}
 local at = FIRST_ARG
 for key = FIRST_KEY, #KEYS, 2 do
-  local tasks, ids, n = KEYS[key], KEYS[key + 1], tonumber(args[at + COUNT])
-  local status = add_section(tasks, ids, at, n)
+  local tasks, ids = KEYS[key], KEYS[key + 1]
+  local n, step = section_size(at)
+  local status = add_section(tasks, ids, at, n, step)
   refused = type(status) == 'string' and total == 0 and server_error(status)
   if refused then return refused end
   reply[#reply + 1] = status
-  at = at + TASKS + 2 * n
+  at = at + TASKS + step * n
+end
+for group, g in pairs(changed) do
+  segments.close(g)
+  write_group(groups, group, g)
 end
 if total > 0 then
   add_count(state, 'waiting', total)

@@ -26,7 +26,8 @@ else
   redis.call('LTRIM', tasks, 0, g[CLAIMED] - 1)
 end
 redis.call('UNLINK', ids)
-g[WAITING], g[MARKED], g[BYTES], g[CANCELLED] = 0, 0, 0, 0
+g[WAITING], g[BYTES] = 0, 0
+no_task_waits(g)
 g[IDS_FROM] = g[BASE] + g[CLAIMED]
 write_group(groups, group, g)
 local NO_TIME = 0  -- a group without waiting tasks is in no index, whatever the time

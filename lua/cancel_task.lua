@@ -15,6 +15,7 @@
 -- @include full_memory
 -- @include group
 -- @include schema
+-- @include segments
 -- @include waiting
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -68,16 +69,16 @@ local place = find(tonumber(number))
 if not place then return 0 end
 
 local now = clock()
-local length = #redis.call('LINDEX', tasks, place)
--- After a large batch was cut, the bytes of the waiting tasks are an estimate.
-if g[WAITING] == 1 or length > g[BYTES] then length = g[BYTES] end
+local entry = redis.call('LINDEX', tasks, place)
 redis.call('LSET', tasks, place, '')  -- no entry is empty, so LREM finds only this one
 redis.call('LREM', tasks, place < last_place / 2 and 1 or -1, '')  -- from the nearer end
 redis.call('HDEL', ids, id)
+use_segments()
+local length, left = segments.cancel(tasks, g, entry, place - g[CLAIMED], now)
 g[WAITING] = g[WAITING] - 1
 g[CANCELLED] = g[CANCELLED] + 1
 g[BYTES] = g[BYTES] - length
-refresh_head(tasks, g, now)
+refresh_head(tasks, g, left, now)
 if g[WAITING] > 0 and place == last_place then
   g[LAST] = entry_arrival(redis.call('LINDEX', tasks, -1) or '')
 end

@@ -30,8 +30,10 @@
 -- @include group
 -- @include record
 -- @include result
+-- @include rules
 -- @include seen
 -- @include seen_sets
+-- @include segments
 -- @include slice
 -- @include waiting
 
@@ -67,7 +69,12 @@ local function new_batch_id()
   return string.format('%012x-%s-%08x', now, partition, sequence)
 end
 
-local function has_room() return batches_left > 0 and tasks_left > 0 and bytes_left > 0 end
+local MOST_READ = 1200  -- tasks and summaries that one call looks at in groups with segments, about
+
+local function has_room()
+  return batches_left > 0 and tasks_left > 0 and bytes_left > 0
+    and segments.entries_read < MOST_READ
+end
 
 -- An attempt beyond every maximum: the rest of a batch that was half buried is buried too.
 local TO_BURY = 2^31
@@ -114,11 +121,24 @@ local function collect_seen(group, entries)
   end
 end
 
--- Reads the tasks that a cut takes: returns their number, their bytes and their entries. There are
--- no entries if they are too many for this reply, and then the bytes are estimated.
-local function read_waiting(g, tasks)
+-- Returns the number, the bytes and the weight of the tasks that a cut takes, and the segments of
+-- the others. The bytes are estimated unless all are taken, or the group has segments.
+local function choose(g, tasks)
+  local rules = g[RULES]
+  if rules ~= 0 and rules[SEGMENTS] ~= '' then
+    local stored = redis.pcall('LLEN', tasks)
+    if type(stored) == 'table' then return stored end
+    use_segments()
+    return segments.cut(g, tasks, now)
+  end
   local count = math.min(g[WAITING], g[SIZE])
   local length = count == g[WAITING] and g[BYTES] or math.floor(g[BYTES] / g[WAITING] * count)
+  return count, length, count, nil
+end
+
+-- Reads the tasks that a cut takes: returns their number, their bytes and their entries. There are
+-- no entries if they are too many for this reply, and then the bytes are those that were estimated.
+local function read_waiting(g, tasks, count, length)
   if is_large(count, length) then
     local stored = redis.pcall('LLEN', tasks)
     if type(stored) == 'table' then return 0, 0, stored end
@@ -132,12 +152,17 @@ end
 -- Cuts one batch. Returns whether another one can be cut from the group, which the caller writes;
 -- nil if the group is in quarantine.
 local function cut(group, g, tasks, ids)
-  local count, length, entries = read_waiting(g, tasks)
+  local reason, due_since = reason_of(g, now)
+  local chosen, counted, weight, left = choose(g, tasks)
+  if not counted then return quarantine_group(group, chosen.err) end
+  local count, length, entries = read_waiting(g, tasks, chosen, counted)
   if entries.err then return quarantine_group(group, entries.err) end
+  if left then length = counted end
   if count == 0 then  -- somebody else removed the list: there is nothing left to keep
     redis.call('UNLINK', ids)
     taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
-    g[WAITING], g[BYTES], g[CANCELLED] = 0, 0, 0
+    g[WAITING], g[BYTES] = 0, 0
+    no_task_waits(g)
     return false
   end
   local whole, read = count == g[WAITING], #entries
@@ -155,14 +180,18 @@ local function cut(group, g, tasks, ids)
   length = math.min(length, g[BYTES])
   -- A positional table, in the order of the places in includes/batch.lua, costs the least.
   local batch = {
-    group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0, 0, '', '',
+    group, g[BASE] + g[CLAIMED], count, 0, now, '', length, '', 0, read, 0, 0, '', '', reason,
+    g[FIRST], due_since, weight, '',
   }
   g[WAITING] = g[WAITING] - count
   g[CLAIMED] = g[CLAIMED] + count
   g[BYTES] = g[BYTES] - length
   g[MARKED] = math.max(0, g[MARKED] - count)
   g[SINCE] = now
-  refresh_head(tasks, g, now)
+  if g[RULES] ~= 0 and g[RULES][INTERVAL] > 0 then
+    g[RULES][COOL_UNTIL] = now + g[RULES][INTERVAL]
+  end
+  refresh_head(tasks, g, left, now)
   taken, claimed = taken + count, claimed + count
   hand_out(new_batch_id(), batch, entries, 0)
   return g[WAITING] > 0 and due_at(g) <= now
@@ -188,7 +217,12 @@ local function cut_first(group, tasks, ids)
     redis.call('ZREM', ready, group)
     return
   end
-  -- A group in `ready` was due when it got there, and stays due: the first batch is always cut.
+  -- A group in `ready` was due when it got there, and stays due: the first batch is always cut,
+  -- unless a task or an operator has asked for a later time since.
+  if held_back_until(g) > now then
+    schedule(due, ready, group, g, now)
+    return
+  end
   local more = cut_turn(group, g, tasks, ids)
   if more == nil then return end
   if more and has_room() then

@@ -22,6 +22,7 @@
 -- @include clock_step
 -- @include fence
 -- @include group
+-- @include rules
 -- @include seen_sets
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
@@ -138,6 +139,16 @@ end
 
 local suspect = name_suspect()
 
+-- The end of the min interval of a group without waiting tasks, or nil if it is over: the record
+-- then goes unless a batch needs it.
+local function end_of_cooling(group, g)
+  local rules = g[RULES]
+  if rules[COOL_UNTIL] > now then return rules[COOL_UNTIL] end
+  g[RULES] = 0
+  write_group(groups, group, g)
+  return nil
+end
+
 -- Groups whose time has come move to `ready`, where priority decides. All of them move before any
 -- is named, so that a high priority is seen; MAX_PROMOTED bounds the time that one call takes.
 local next_due = score_at(due, 0)
@@ -147,6 +158,7 @@ if next_due <= now then
   for _, group in ipairs(names) do
     local g, foreign = read_group(groups, group)
     local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
+    if g and g[WAITING] == 0 and is_cooling(g) then group_due = end_of_cooling(group, g) end
     if foreign then group_due = now + sleep_ms end  -- the record may be repaired by then
     if group_due and (foreign or group_due > now) then  -- later tasks have moved the time back
       later[#later + 1] = group_due

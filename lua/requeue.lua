@@ -81,6 +81,11 @@ batch = batch or {
   [ENQUEUED] = letter[DEAD_ENQUEUED],
   [LETTER] = '',
   [RESULT] = letter[DEAD_RESULT],
+  [REASON] = letter[DEAD_REASON],
+  [OPENED] = letter[DEAD_OPENED],
+  [DUE_AT] = letter[DEAD_DUE_AT],
+  [BATCH_WEIGHT] = letter[DEAD_BATCH_WEIGHT],
+  [SPARE] = '',
 }
 local length_left = math.max(0, letter[DEAD_LENGTH] - batch[LENGTH])
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import InvalidConfig, InvalidTask
-from redisagg.task import Task, check_size
+from redisagg.task import MAX_BYTES, Task, check_size
 from redisagg.texts import shorten
 
 Merged: TypeAlias = "Task | Sequence[Task] | None"
@@ -48,10 +48,20 @@ class AggregationConfig:
 
     Args:
         group_grace_period: seconds without a new task after which a group is due; 120 by default.
+            None: it is not due for that.
         group_max_delay: seconds after which a group is due, counted from the arrival of its oldest
-            task; 600 by default. A group is due at the earlier of the two times.
+            task; 600 by default. A group is due at the earlier of the two times. None: it is not
+            due for that. One of the two is needed.
         group_max_size: number of waiting tasks at which a group is due at once, and the largest
             number of tasks in a batch; 20 by default.
+        group_max_bytes: bytes of waiting tasks at which a group is due at once, and the most bytes
+            in a batch of several tasks; None (default) for no limit. A task counts with its packed
+            size, its id and 7 bytes. A task that is larger is a batch of its own.
+        group_max_weight: the same for the sum of `Task.weight`; None (default) for no limit.
+        group_min_interval: seconds between two batches of a group at least, unless it is flushed;
+            None (default) for no limit.
+        group_leading: whether the first task of a group is due at once, and what follows when
+            `group_min_interval` has passed since the last batch; False by default.
         group_aggregator: merge function, plain or ``async``; by default `default_aggregator`, which
             puts all payloads into one task. A plain function runs in a thread.
         partitions: number of parts into which the groups are split, 16 by default. It is the
@@ -107,9 +117,13 @@ class AggregationConfig:
         InvalidConfig: a setting is out of range or of the wrong type.
     """
 
-    group_grace_period: Duration = 120.0
-    group_max_delay: Duration = 600.0
+    group_grace_period: Duration | None = 120.0
+    group_max_delay: Duration | None = 600.0
     group_max_size: int = 20
+    group_max_bytes: int | None = None
+    group_max_weight: int | None = None
+    group_min_interval: Duration | None = None
+    group_leading: bool = False
     group_aggregator: GroupAggregator = default_aggregator
     partitions: int = 16
     concurrency: int = 16
@@ -133,9 +147,22 @@ class AggregationConfig:
     shutdown_timeout: Duration = 30.0
 
     def __post_init__(self) -> None:
+        for name in ("group_grace_period", "group_max_delay", "group_min_interval"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, to_seconds(given, name, InvalidConfig))
+        if self.group_grace_period is None and self.group_max_delay is None:
+            raise InvalidConfig(
+                "group_grace_period and group_max_delay are both None, so that a group would be "
+                "due only when full; set one of them"
+            )
+        if not isinstance(self.group_leading, bool):
+            raise InvalidConfig(f"group_leading must be True or False, not {self.group_leading!r}")
+        if self.group_leading and self.group_min_interval is None:
+            raise InvalidConfig("group_leading needs group_min_interval; set it")
+        for name, most in (("group_max_bytes", MAX_BYTES), ("group_max_weight", 2**50)):
+            if (limit := getattr(self, name)) is not None:
+                check_range(name, limit, 1, most)
         for name in (
-            "group_grace_period",
-            "group_max_delay",
             "merge_timeout",
             "retry_delay",
             "retry_max_delay",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidGroupKey, InvalidTask
@@ -17,6 +18,9 @@ MAX_GROUP_KEY_BYTES = 512
 MAX_ID_BYTES = 128
 MAX_TYPE_BYTES = 512
 PRIORITIES = range(-1000, 1001)
+MAX_WEIGHT = 2**31
+MAX_BYTES = 2**40
+_LAST_MOMENT = datetime(2200, 1, 1, tzinfo=timezone.utc)
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -122,6 +126,28 @@ def _check_priority(priority: object) -> None:
         )
 
 
+def _check_number(number: object, what: str, least: int, most: int) -> None:
+    if type(number) is not int or not least <= number <= most:
+        raise InvalidTask(
+            f"{what} must be a whole number from {least:,} to {most:,}, not {shorten(number)}"
+        )
+
+
+def _check_moment(moment: object, what: str) -> None:
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise InvalidTask(
+            f"{what} must be a datetime with a time zone, such as "
+            f"datetime.now(timezone.utc), not {shorten(moment)}"
+        )
+    if not 0 <= moment.timestamp() <= _LAST_MOMENT.timestamp():
+        raise InvalidTask(f"{what} must be in the years 1970 to 2199, not {shorten(moment)}")
+
+
+def moment_ms(moment: datetime) -> int:
+    """Returns ms since the epoch."""
+    return round(moment.timestamp() * 1000)
+
+
 def check_size(size: object, what: str) -> None:
     """Raises `InvalidTask` unless `size` is a whole number of tasks from 1 to a million."""
     if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1_000_000:
@@ -151,6 +177,17 @@ class Task:
             than its own value.
         max_size: number of tasks, in place of `group_max_size`. The smallest value among the
             waiting tasks of the group counts.
+        max_bytes: bytes of stored tasks, in place of `group_max_bytes`. The smallest value among
+            the waiting tasks of the group counts.
+        weight: 0 to 2**31, 1 by default: what the task adds to the sum that `group_max_weight`
+            limits, such as its tokens, rows or cost.
+        due_at: a `datetime` with a time zone; the group is due then at the latest.
+        not_before: a `datetime` with a time zone; no batch is cut from the group earlier, full or
+            not, unless it is flushed. The latest value among the waiting tasks counts.
+        flush: whether the group is due as soon as this task is in, with all tasks before it.
+        on_conflict: what happens if a task with this id waits in the group: ``"keep"`` (default)
+            keeps the one that waits, ``"replace"`` puts this one in its place. The place and the
+            arrival time, from which the max delay counts, stay; the grace period begins anew.
 
     Raises:
         InvalidTask: a field is out of range or of the wrong type.
@@ -167,6 +204,12 @@ class Task:
     grace_period: Duration | None
     max_delay: Duration | None
     max_size: int | None
+    max_bytes: int | None
+    weight: int
+    due_at: datetime | None
+    not_before: datetime | None
+    flush: bool
+    on_conflict: Literal["keep", "replace"]
 
     def __init__(
         self,
@@ -180,6 +223,12 @@ class Task:
         grace_period: Duration | None = None,
         max_delay: Duration | None = None,
         max_size: int | None = None,
+        max_bytes: int | None = None,
+        weight: int = 1,
+        due_at: datetime | None = None,
+        not_before: datetime | None = None,
+        flush: bool = False,
+        on_conflict: Literal["keep", "replace"] = "keep",
     ) -> None:
         # On the path of every task: short ASCII, the usual case, skips the full checks.
         if not _is_plain(type):
@@ -194,13 +243,30 @@ class Task:
             _check_priority(priority)
         if max_size is not None:
             check_size(max_size, "max_size")
+        if max_bytes is not None:
+            _check_number(max_bytes, "max_bytes", 1, MAX_BYTES)
+        if weight != 1:
+            _check_number(weight, "weight", 0, MAX_WEIGHT)
+        if due_at is not None:
+            _check_moment(due_at, "due_at")
+        if not_before is not None:
+            _check_moment(not_before, "not_before")
+        if flush is not False and flush is not True:
+            raise InvalidTask(f"flush must be True or False, not {shorten(flush)}")
+        if on_conflict != "keep" and on_conflict != "replace":
+            raise InvalidTask(
+                f"on_conflict must be 'keep' or 'replace', not {shorten(on_conflict)}"
+            )
         if grace_period is not None:
             grace_period = to_seconds(grace_period, "grace_period", InvalidTask)
         if max_delay is not None:
             max_delay = to_seconds(max_delay, "max_delay", InvalidTask)
         headers = {} if headers is _NOTHING else _checked_headers(headers)
         options = {} if options is _NOTHING else _checked_options(options)
-        limits = (priority, grace_period, max_delay, max_size)
+        limits = (
+            *(priority, grace_period, max_delay, max_size, max_bytes),
+            *(weight, due_at, not_before, flush, on_conflict),
+        )
         if self.__class__ is Task:
             object.__setattr__(self, "__class__", _Open)
             _fill(self, type, payload, group_key, id, headers, options, limits)
@@ -208,6 +274,21 @@ class Task:
             given = (type, payload, group_key, id, headers, options, *limits)
             for name, value in zip(_Open.__slots__, given, strict=True):
                 object.__setattr__(self, name, value)
+
+
+_Limits: TypeAlias = tuple[
+    int,
+    "Duration | None",
+    "Duration | None",
+    "int | None",
+    "int | None",
+    int,
+    "datetime | None",
+    "datetime | None",
+    bool,
+    str,
+]
+"""The fields of a task from its priority on."""
 
 
 class _Open:
@@ -224,11 +305,11 @@ def _fill(
     task_id: str,
     headers: Mapping[str, str],
     options: Mapping[str, Any],
-    limits: tuple[int, Duration | None, Duration | None, int | None],
+    limits: _Limits,
 ) -> None:
     """Sets the fields of an `_Open` and turns it into a `Task`.
 
-    A frozen dataclass would make ten calls of `object.__setattr__`, which take longer than
+    A frozen dataclass would make a call per field of `object.__setattr__`, which take longer than
     everything else that a producer does for a task. Plain stores take a fifth of that time, and
     the class of an object may be changed to one with the same slots.
     """
@@ -238,7 +319,18 @@ def _fill(
     opened.id = task_id
     opened.headers = headers
     opened.options = options
-    opened.priority, opened.grace_period, opened.max_delay, opened.max_size = limits
+    (
+        opened.priority,
+        opened.grace_period,
+        opened.max_delay,
+        opened.max_size,
+        opened.max_bytes,
+        opened.weight,
+        opened.due_at,
+        opened.not_before,
+        opened.flush,
+        opened.on_conflict,
+    ) = limits
     opened.__class__ = Task
 
 
@@ -263,7 +355,7 @@ def _checked_headers(headers: object) -> Mapping[str, str]:
     return dict(headers)
 
 
-_NO_LIMITS = (0, None, None, None)
+_NO_LIMITS: _Limits = (0, None, None, None, None, 1, None, None, False, "keep")
 
 
 def restore_task(type_: str, payload: Any, group_key: str, task_id: str) -> Task:

@@ -29,7 +29,7 @@ class GroupState:
     """Arrival of the newest waiting task; None if no task waits."""
     due_at: float | None
     """Time at which the group is due if no further task comes, in the past if it is due already;
-    None if no task waits."""
+    None if no task waits, or if no time makes it due."""
     priority: int
     """Highest priority of the waiting tasks."""
     held: bool

@@ -20,15 +20,22 @@ local LETTER     = 13  -- the packed record of the dead letter that it becomes (
                        -- while `bury` moves its tasks there in slices; else ''
 local RESULT     = 14  -- the label of the merge result in `result:BATCH` (includes/result.lua);
                        -- '' if there is no such key
+local REASON     = 15  -- why it was due: 'size', 'bytes', 'weight', 'grace', 'max_delay', 'due_at',
+                       -- 'schedule', 'leading' or 'flush'
+local OPENED     = 16  -- arrival of its first task, ms
+local DUE_AT     = 17  -- when it was due, ms
+local BATCH_WEIGHT = 18  -- weight of its tasks
+local SPARE      = 19  -- '': for later releases, as a text that others leave as it is
 
 -- The record, or nil if there is none or foreign bytes are in its place.
 local function read_batch(batches, id)
-  local batch = read_record(batches, id, RESULT)
+  local batch = read_record(batches, id, SPARE)
   if batch and type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
     and type(batch[MERGED]) == 'string' and type(batch[LETTER]) == 'string'
     and type(batch[RESULT]) == 'string'
     and are_whole(batch, START, CREATED) and are_whole(batch, LENGTH, LENGTH)
-    and are_whole(batch, DEATHS, ENQUEUED) then
+    and are_whole(batch, DEATHS, ENQUEUED) and type(batch[REASON]) == 'string'
+    and are_whole(batch, OPENED, BATCH_WEIGHT) and type(batch[SPARE]) == 'string' then
     return batch
   end
 end

@@ -1,5 +1,6 @@
 -- @include call_chunked
 -- @include group
+-- @include rules
 
 -- The clock of Redis may be set back: NTP after a bad start, or a failover to a server that is
 -- behind. What was to happen at a time of the old clock would then wait until the new one has
@@ -27,11 +28,14 @@ local function move_groups(at, cursor, now)
   for i = 1, #found, 2 do
     local group = found[i]
     local g = read_group(at.groups, group)
-    if g and (g[DEADLINE] > now + g[DELAY] or g[HELD_UNTIL] > now) then
+    if g and (g[DEADLINE] > now + g[DELAY] or g[HELD_UNTIL] > now or is_cooling(g)) then
       g[DEADLINE] = math.min(g[DEADLINE], now + g[DELAY])
       g[HELD_UNTIL] = math.min(g[HELD_UNTIL], now)
+      if is_cooling(g) then
+        g[RULES][COOL_UNTIL] = math.min(g[RULES][COOL_UNTIL], now + g[RULES][INTERVAL])
+      end
       write_group(at.groups, group, g)
-      redis.call('ZADD', at.due, 'XX', due_at(g), group)
+      redis.call('ZADD', at.due, 'XX', next_look(g), group)
     end
   end
   return next_cursor

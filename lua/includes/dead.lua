@@ -13,15 +13,22 @@ local DEAD_TRACEBACK  = 7   -- traceback, or ''
 local DEAD_LENGTH     = 8   -- bytes of its tasks; of a large batch about
 local DEAD_ENQUEUED   = 9   -- ENQUEUED of the batch; above 0, its merge result is kept
 local DEAD_RESULT     = 10  -- RESULT of the batch if it is kept, else ''
+local DEAD_REASON     = 11  -- REASON of the batch
+local DEAD_OPENED     = 12  -- OPENED of the batch
+local DEAD_DUE_AT     = 13  -- DUE_AT of the batch
+local DEAD_BATCH_WEIGHT = 14  -- BATCH_WEIGHT of the batch
+local DEAD_SPARE      = 15  -- '': for later releases, as a text that others leave as it is
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_dead(dead, id)
-  local letter, foreign = read_record(dead, id, DEAD_RESULT)
+  local letter, foreign = read_record(dead, id, DEAD_SPARE)
   if not letter then return nil, foreign end
   if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
     and are_whole(letter, DEAD_TASK_COUNT, DEAD_DIED)
     and are_whole(letter, DEAD_LENGTH, DEAD_ENQUEUED)
-    and type(letter[DEAD_RESULT]) == 'string' then
+    and type(letter[DEAD_RESULT]) == 'string' and type(letter[DEAD_REASON]) == 'string'
+    and are_whole(letter, DEAD_OPENED, DEAD_BATCH_WEIGHT)
+    and type(letter[DEAD_SPARE]) == 'string' then
     return letter
   end
   return nil, true
@@ -42,5 +49,10 @@ local function pack_dead(letter)
     [DEAD_LENGTH] = letter.length,
     [DEAD_ENQUEUED] = letter.enqueued or 0,
     [DEAD_RESULT] = letter.result or '',
+    [DEAD_REASON] = batch[REASON],
+    [DEAD_OPENED] = batch[OPENED],
+    [DEAD_DUE_AT] = batch[DUE_AT],
+    [DEAD_BATCH_WEIGHT] = batch[BATCH_WEIGHT],
+    [DEAD_SPARE] = '',
   })
 end

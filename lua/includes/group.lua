@@ -1,4 +1,5 @@
 -- @include record
+-- @include rules
 
 -- A group: the record in the hash `groups`, a msgpack array with these places.
 local WAITING    = 1   -- number of tasks that no batch holds yet
@@ -19,6 +20,8 @@ local BYTES      = 15  -- bytes of the waiting entries
 local SINCE      = 16  -- when it became full or was flushed, or when the last batch was cut, ms
 local IDS_FROM   = 17  -- absolute number of the first task whose id may be among the waiting ids
 local CANCELLED  = 18  -- number of tasks that were cancelled since a task waits
+local RULES      = 19  -- 0 if the waiting tasks have nothing but one and the same grace period, max
+                       -- delay, max size and priority; else an array: includes/rules.lua
 
 -- The score in `ready` sorts by priority first, then by the moment at which the group became due. A
 -- group that stays due after a batch was cut became due at the cut: so the groups take turns. 2^42
@@ -27,14 +30,16 @@ local PRIORITY_STEP = 4398046511104
 
 -- The record of a group without tasks.
 local function new_group()
-  return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 end
 
 -- Returns the record; nil if there is none; nil and true for foreign bytes.
 local function read_group(groups, group)
-  local g, foreign = read_record(groups, group, CANCELLED)
+  local g, foreign = read_record(groups, group, RULES)
   if not g then return nil, foreign end
-  if not are_whole(g, WAITING, CANCELLED) then return nil, true end
+  if not are_whole(g, WAITING, CANCELLED) or g[RULES] ~= 0 and not are_rules(g[RULES]) then
+    return nil, true
+  end
   return g
 end
 
@@ -43,15 +48,81 @@ end
 -- before it that were cancelled.
 local function next_number(g) return g[BASE] + g[CLAIMED] + g[WAITING] + g[CANCELLED] end
 
+-- Whether the waiting tasks reach a maximum of a batch, so that they are due at once.
+local function is_full(g)
+  local rules = g[RULES]
+  return g[WAITING] >= g[SIZE] or rules ~= 0
+    and (rules[MAX_BYTES] > 0 and g[BYTES] >= rules[MAX_BYTES]
+      or rules[MAX_WEIGHT] > 0 and rules[WEIGHT] >= rules[MAX_WEIGHT])
+end
+
+-- Until when the group is not cut, ms, whatever waits. A flush ignores that.
+local function held_back_until(g)
+  local rules = g[RULES]
+  if rules == 0 or g[MARKED] > 0 then return 0 end
+  return math.max(rules[NOT_BEFORE], rules[POSTPONED], rules[COOL_UNTIL])
+end
+
 -- When the group is due, ms. 0: at once.
 local function due_at(g)
-  if g[WAITING] >= g[SIZE] or g[MARKED] > 0 then return 0 end
-  return math.min(g[LAST] + g[GRACE], g[DEADLINE])
+  if g[MARKED] > 0 then return 0 end
+  local rules = g[RULES]
+  if rules == 0 then
+    if g[WAITING] >= g[SIZE] then return 0 end
+    return math.min(g[LAST] + g[GRACE], g[DEADLINE])
+  end
+  local at = math.min(g[LAST] + g[GRACE], g[DEADLINE])
+  if rules[DUE] > 0 then at = math.min(at, math.floor(rules[DUE] / 2)) end
+  if rules[LEADING] > 0 or is_full(g) then at = 0 end
+  return math.max(at, held_back_until(g))
+end
+
+-- Why the group is due and since when, for the record of the batch that is cut from it.
+local function reason_of(g, now)
+  local rules, grace_end = g[RULES], g[LAST] + g[GRACE]
+  if rules == 0 then
+    if g[MARKED] > 0 then return 'flush', g[SINCE] end
+    if g[WAITING] >= g[SIZE] then return 'size', g[SINCE] end
+    if g[DEADLINE] <= grace_end then return 'max_delay', math.min(g[DEADLINE], now) end
+    return 'grace', math.min(grace_end, now)
+  end
+  local due = due_at(g)
+  due = due == 0 and g[SINCE] or math.min(due, now)
+  if g[MARKED] > 0 then return 'flush', due end
+  if g[WAITING] >= g[SIZE] then return 'size', due end
+  if rules[MAX_BYTES] > 0 and g[BYTES] >= rules[MAX_BYTES] then return 'bytes', due end
+  if rules[MAX_WEIGHT] > 0 and rules[WEIGHT] >= rules[MAX_WEIGHT] then return 'weight', due end
+  if rules[LEADING] > 0 then return 'leading', due end
+  if rules[DUE] > 0 and rules[DUE] / 2 <= math.min(grace_end, g[DEADLINE]) + 0.5 then
+    return rules[DUE] % 2 == 1 and 'schedule' or 'due_at', due
+  end
+  return g[DEADLINE] <= grace_end and 'max_delay' or 'grace', due
 end
 
 -- Notes when a group became due that is full or was flushed. `due_before`: when it was due before.
 local function became_due(g, due_before, now)
   if due_before > 0 then g[SINCE] = math.max(g[SINCE], math.min(due_before, now)) end
+end
+
+-- Whether the record has to stay without tasks: it says when the next batch may be cut.
+local function is_cooling(g) return g[RULES] ~= 0 and g[RULES][COOL_UNTIL] > 0 end
+
+-- Ends what holds for the waiting tasks of a group, when none waits any more.
+local function no_task_waits(g)
+  g[MARKED], g[CANCELLED] = 0, 0
+  if is_cooling(g) then
+    local rules = g[RULES]
+    for place = WEIGHT, POSTPONED do rules[place] = 0 end
+    rules[COMMON], rules[SEGMENTS] = '', ''
+  else
+    g[RULES] = 0
+  end
+end
+
+-- When `poll` looks at a group in `due`.
+local function next_look(g)
+  if g[WAITING] == 0 and is_cooling(g) then return g[RULES][COOL_UNTIL] end
+  return due_at(g)
 end
 
 local function ready_score(g)
@@ -62,7 +133,11 @@ end
 -- names because a table of them for each group costs time.
 local function schedule(due, ready, group, g, now)
   if g[WAITING] == 0 or g[HELD] > 0 then
-    redis.call('ZREM', due, group)
+    if g[WAITING] == 0 and is_cooling(g) then
+      redis.call('ZADD', due, g[RULES][COOL_UNTIL], group)  -- `poll` then removes the record
+    else
+      redis.call('ZREM', due, group)
+    end
     redis.call('ZREM', ready, group)
   elseif due_at(g) <= now then
     redis.call('ZADD', ready, ready_score(g), group)
@@ -75,7 +150,7 @@ end
 
 -- Stores the record, or removes that of a group without tasks.
 local function write_group(groups, group, g)
-  if g[WAITING] + g[CLAIMED] == 0 then
+  if g[WAITING] + g[CLAIMED] == 0 and not is_cooling(g) then
     redis.call('HDEL', groups, group)
   else
     redis.call('HSET', groups, group, cmsgpack.pack(g))

@@ -19,6 +19,7 @@ from redisagg.protocol.entries import decode_leniently
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import (
+    NEVER,
     BatchRecord,
     DeadRecord,
     GroupRecord,
@@ -72,6 +73,8 @@ def groups(
         found = yield from _all_groups(keyspace, skipped)
     else:
         found = yield from _next_groups(keyspace, skipped, limit, due=due)
+    # A group without tasks is there until its min interval is over.
+    found = {name: each for name, each in found.items() if each.waiting or each.claimed}
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return {state.group_key: state for state in states}
@@ -97,6 +100,8 @@ def group(
     if packed is None:
         return None
     record = group_record(packed, group_key)
+    if not record.waiting and not record.claimed:
+        return None
     part = _waiting_tasks(keyspace, group_key, record)
     length = max(0, min(limit, record.waiting - offset))
     [raw] = yield from _read_parts([part._replace(first=part.first + offset, length=length)], None)
@@ -432,7 +437,7 @@ def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
         in_flight=record.claimed,
         first_task_at=record.first / 1000 if waits else None,
         last_task_at=record.last / 1000 if waits else None,
-        due_at=due / 1000 if waits else None,
+        due_at=due / 1000 if waits and due < NEVER else None,
         priority=record.priority,
         held=record.held > 0,
     )

@@ -25,6 +25,9 @@ COMMIT_ROUND_TASKS = 500
 STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
+_OWN = b" 3"
+"""Behind the number of tasks of a section: each of them has 3 arguments."""
+
 W = TypeVar("W")
 """What stands for a task in the results of its round: a future (asyncio), or the task itself."""
 
@@ -44,7 +47,8 @@ class _Call(Generic[W]):
     def __init__(self, partition: PartitionKeys) -> None:
         self.partition = partition
         self.sections: list[list[bytes]] = []
-        """Each as in ARGV: group, limits, count (set by `request`), id and body of each task."""
+        """Each as in ARGV: group, limits, count (see `request`), and for each task id, body and,
+        if the count ends with `_OWN`, the limits that are its own."""
         self.open: dict[bytes, int] = {}
         """By group, the index of the section that takes its next task."""
         self.group_keys: list[bytes] = []
@@ -55,14 +59,18 @@ class _Call(Generic[W]):
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
         """Puts a task into the section of its group."""
-        group, task_id, body, limits = task
+        group, task_id, body, limits, own = task
         place = self.open.get(group, -1)
-        if place < 0 or self.sections[place][1] != limits:
+        if (
+            place < 0
+            or (section := self.sections[place])[1] != limits
+            or (own is None) is not (section[2] == b"")
+        ):
             place = self.open[group] = len(self.sections)
-            self.sections.append([group, limits, b""])
+            section = [group, limits, b"" if own is None else _OWN]
+            self.sections.append(section)
             self.group_keys += (tasks_key, ids_key)
-        section = self.sections[place]
-        section += (task_id, body)
+        section += (task_id, body) if own is None else (task_id, body, own)
         self.waiters.append(waiter)
         self.places.append(place)
         self.bytes += len(body)
@@ -82,7 +90,10 @@ class _Call(Generic[W]):
         ]
         args += (b"%d" % options.pending_tasks, b"%d" % options.pending_bytes, options.dedupe)
         for section in self.sections:
-            section[2] = b"%d" % (len(section) // 2 - 1)
+            if section[2].endswith(_OWN):
+                section[2] = b"%d" % ((len(section) - 3) // 3) + _OWN
+            else:
+                section[2] = b"%d" % (len(section) // 2 - 1)
             args += section
         return Request(load("add"), keys, args, options.keyspace)
 

@@ -1,9 +1,10 @@
 """The stored form of a task.
 
 The script `add` puts 6 bytes of arrival time (ms, big endian) and 1 byte with the length of the id
-before the id and the body. The body is a msgpack array: type, payload, headers (map or nil), and a
-map with the priority (``p``), grace period and max delay (``g``, ``d``, seconds), max size (``s``)
-and options (``o``) that the task sets. The last two members are left out if nothing is set.
+before the id and the body. If the highest bit of the first byte is set, 1 byte of length and a text
+with limits (lua/includes/limits.lua) are between the id and the body. The body is a msgpack array:
+type, payload, headers (map or nil), and a map with what the task sets: options (``o``) and the
+limits in `_OPTIONS`. The last two members are left out if nothing is set.
 """
 
 from __future__ import annotations
@@ -11,12 +12,39 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from redisagg.config import AggregationConfig
-from redisagg.durations import to_ms
+from redisagg.durations import Duration, to_ms
 from redisagg.errors import InvalidTask, TaskTooLarge, UndecodableTask
 from redisagg.payload import pack, surely_has_json, to_json, unpack
-from redisagg.task import Task, group_key_text, restore_task
+from redisagg.task import Task, group_key_text, moment_ms, restore_task
 
-_OPTIONS = {"p": "priority", "g": "grace_period", "d": "max_delay", "s": "max_size", "o": "options"}
+_OPTIONS = {
+    "p": "priority",
+    "g": "grace_period",
+    "d": "max_delay",
+    "s": "max_size",
+    "b": "max_bytes",
+    "w": "weight",
+    "u": "due_at",
+    "n": "not_before",
+    "f": "flush",
+    "o": "options",
+}
+_DEFAULTS: dict[str, Any] = {
+    "priority": 0,
+    "grace_period": None,
+    "max_delay": None,
+    "max_size": None,
+    "max_bytes": None,
+    "weight": 1,
+    "due_at": None,
+    "not_before": None,
+    "flush": False,
+    "options": {},
+}
+
+
+_WITH_LIMITS = 0x80  # in the first byte of an entry: it stores limits
+_ARRIVAL = (1 << 47) - 1
 
 
 class EncodedTask(NamedTuple):
@@ -26,7 +54,9 @@ class EncodedTask(NamedTuple):
     id: bytes
     body: bytes
     limits: bytes
-    """Limits for its group, as `add` takes them: grace period, max delay (ms), size, priority."""
+    """Limits that tasks of a section share, as `add` takes them: lua/includes/limits.lua."""
+    own: bytes | None = None
+    """The part of the limits that is its own; None if there is none."""
 
 
 class StoredTask(NamedTuple):
@@ -52,11 +82,21 @@ class Encoder:
         self._max_bytes = config.max_task_bytes
         self._json = json
         self._common = (
-            to_ms(config.group_grace_period),
-            to_ms(config.group_max_delay),
+            _span(config.group_grace_period),
+            _span(config.group_max_delay),
             config.group_max_size,
+            config.group_max_bytes or 0,
         )
-        self._limits = b"%d %d %d 0" % self._common
+        self._more = b"".join(
+            b" %s=%d" % (name, value)
+            for name, value in (
+                (b"max_weight", config.group_max_weight),
+                (b"min_interval", config.group_min_interval and to_ms(config.group_min_interval)),
+                (b"leading", int(config.group_leading)),
+            )
+            if value
+        )
+        self._limits = self._text(*self._common, 0)
 
     def __call__(self, task: Task) -> EncodedTask:
         """Checks and packs a task.
@@ -70,10 +110,25 @@ class Encoder:
         if not isinstance(task, Task):
             raise InvalidTask(f"a task must be a redisagg.Task, not {type(task).__name__}")
         group = task.group_key or group_key_text("")
-        if task.priority or task.grace_period or task.max_delay or task.max_size or task.options:
-            limits = self._overridden(task)
+        own = None
+        if (
+            task.priority
+            or task.grace_period
+            or task.max_delay
+            or task.max_size
+            or task.options
+            or task.max_bytes
+            or task.weight != 1
+            or task.due_at
+            or task.not_before
+            or task.flush
+            or task.on_conflict != "keep"
+        ):
+            limits, own = self._overridden(task), _own_limits(task)
             options = {code: getattr(task, name) for code, name in _OPTIONS.items()}
-            set_options = {code: value for code, value in options.items() if value}
+            set_options = {
+                code: value for code, value in options.items() if value != _DEFAULTS[_OPTIONS[code]]
+            }
             packed = pack((task.type, task.payload, dict(task.headers) or None, set_options))
         else:
             limits = self._limits
@@ -89,16 +144,38 @@ class Encoder:
             )
         if self._json and not surely_has_json(packed):
             to_json(task.payload)
-        return EncodedTask(str(group).encode(), task.id.encode(), packed, limits)
+        return EncodedTask(str(group).encode(), task.id.encode(), packed, limits, own)
 
     def _overridden(self, task: Task) -> bytes:
-        grace, delay, size = self._common
-        return b"%d %d %d %d" % (
-            grace if task.grace_period is None else to_ms(task.grace_period),
-            delay if task.max_delay is None else to_ms(task.max_delay),
+        grace, delay, size, max_bytes = self._common
+        return self._text(
+            grace if task.grace_period is None else _span(task.grace_period),
+            delay if task.max_delay is None else _span(task.max_delay),
             task.max_size or size,
+            task.max_bytes or max_bytes,
             task.priority,
         )
+
+    def _text(self, grace: bytes, delay: bytes, size: int, max_bytes: int, priority: int) -> bytes:
+        named = b" max_bytes=%d" % max_bytes if max_bytes else b""
+        return b"%b %b %d %d%b%b" % (grace, delay, size, priority, named, self._more)
+
+
+def _span(duration: Duration | None) -> bytes:
+    return b"-" if duration is None else b"%d" % to_ms(duration)
+
+
+def _own_limits(task: Task) -> bytes | None:
+    """The limits of a task that are its own; None if there are none."""
+    named: tuple[tuple[bytes, int | None], ...] = (
+        (b"weight", None if task.weight == 1 else task.weight),
+        (b"due_at", None if task.due_at is None else moment_ms(task.due_at)),
+        (b"not_before", None if task.not_before is None else moment_ms(task.not_before)),
+        (b"flush", 1 if task.flush else None),
+        (b"replace", 1 if task.on_conflict == "replace" else None),
+    )
+    text = b" ".join(b"%b=%d" % (name, value) for name, value in named if value is not None)
+    return text or None
 
 
 def decode(entry: bytes, group: str) -> Task:
@@ -112,8 +189,10 @@ def decode(entry: bytes, group: str) -> Task:
         UndecodableTask: the bytes are no entry.
     """
     try:
-        end = 7 + entry[6]
-        body = unpack(entry[end:])
+        end = start = 7 + entry[6]
+        if entry[0] >= _WITH_LIMITS:
+            start += 1 + entry[end]
+        body = unpack(entry[start:])
         if len(body) == 2:
             return restore_task(body[0], body[1], group, entry[7:end].decode())
         extras: dict[str, Any] = {}
@@ -132,4 +211,9 @@ def decode_leniently(entry: bytes, group: str) -> StoredTask:
         task = decode(entry, group)
     except UndecodableTask:
         task = None
-    return StoredTask(task, int.from_bytes(entry[:6], "big") / 1000, entry)
+    return StoredTask(task, arrival_ms(entry) / 1000, entry)
+
+
+def arrival_ms(entry: bytes) -> int:
+    """When the task of a stored entry arrived, ms since the epoch by Redis' clock."""
+    return int.from_bytes(entry[:6], "big") & _ARRIVAL

@@ -8,6 +8,9 @@ import msgpack
 
 from redisagg.errors import KeyConflict
 
+NEVER = 2**52
+"""Stands for no grace period and no max delay, ms; a time from it on never comes."""
+
 
 class GroupRecord(NamedTuple):
     """A group; see lua/includes/group.lua. Times are ms since the epoch, spans are ms."""
@@ -30,13 +33,53 @@ class GroupRecord(NamedTuple):
     since: int
     ids_from: int
     cancelled: int
+    rules: object
+    """0, or the places of `GroupRules`."""
 
     @property
     def due_at(self) -> int:
         """When the group is due, ms since the epoch; 0: at once. As `due_at` in Lua."""
-        if self.waiting >= self.size or self.marked:
+        if self.marked:
             return 0
-        return min(self.last + self.grace, self.deadline)
+        rules = self.rules_in_force
+        at = min(self.last + self.grace, self.deadline)
+        if rules.due:
+            at = min(at, rules.due // 2)
+        if self.is_full or rules.leading:
+            at = 0
+        return max(at, rules.not_before, rules.postponed, rules.cool_until)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the waiting tasks reach a maximum of a batch."""
+        rules = self.rules_in_force
+        return (
+            self.waiting >= self.size
+            or 0 < rules.max_bytes <= self.bytes
+            or 0 < rules.max_weight <= rules.weight
+        )
+
+    @property
+    def rules_in_force(self) -> GroupRules:
+        """What few groups use; the default if this one does not."""
+        return GroupRules(*self.rules) if isinstance(self.rules, list) else GroupRules()
+
+
+class GroupRules(NamedTuple):
+    """Further places of a group; see lua/includes/group.lua. Times are ms since the epoch."""
+
+    weight: int = 0
+    max_bytes: int = 0
+    max_weight: int = 0
+    due: int = 0
+    not_before: int = 0
+    postponed: int = 0
+    interval: int = 0
+    cool_until: int = 0
+    leading: int = 0
+    common: bytes = b""
+    segments: bytes = b""
+    reserved: bytes = b""
 
 
 class BatchRecord(NamedTuple):
@@ -56,6 +99,11 @@ class BatchRecord(NamedTuple):
     enqueued: int
     letter: bytes
     result: bytes
+    reason: bytes
+    opened: int
+    due_at: int
+    batch_weight: int
+    spare: bytes
 
 
 class DeadRecord(NamedTuple):
@@ -71,6 +119,11 @@ class DeadRecord(NamedTuple):
     length: int
     enqueued: int
     result: bytes
+    reason: bytes
+    opened: int
+    due_at: int
+    batch_weight: int
+    spare: bytes
 
 
 def group_record(packed: bytes, name: bytes = b"") -> GroupRecord:
@@ -119,14 +172,28 @@ _TYPES = {
 }
 
 
+_RULE_TYPES = tuple(get_type_hints(GroupRules).values())
+
+
 def _decode(kind: type[R], packed: bytes, name: bytes) -> R:
     try:
         record = kind(*msgpack.unpackb(packed, raw=True))
     except Exception as error:  # msgpack raises many types for foreign bytes
         raise _key_conflict(kind, packed, name) from error
-    if not all(map(isinstance, record, _TYPES[kind])):
+    sound = all(map(isinstance, record, _TYPES[kind]))
+    if sound and isinstance(record, GroupRecord):
+        sound = record.rules == 0 or _are_rules(record.rules)
+    if not sound:
         raise _key_conflict(kind, packed, name)
     return record
+
+
+def _are_rules(rules: object) -> bool:
+    return (
+        isinstance(rules, list)
+        and len(rules) == len(_RULE_TYPES)
+        and all(map(isinstance, rules, _RULE_TYPES))
+    )
 
 
 def _key_conflict(kind: type[Any], packed: bytes, name: bytes) -> KeyConflict:

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.records import BatchRecord, GroupRecord, batch_record, group_record
 from tests.model import model as m
 from tests.model.clock import Scripts
 from tests.model.snapshots import STREAM, differences, in_model, in_redis
@@ -39,12 +40,30 @@ _groups = st.sampled_from([b"a", b"b", b"c"])
 _ids = st.sampled_from([b"1", b"2", b"3", b"4", b"5", b"six", b"7" * 100])
 _producers = st.sampled_from([b"p", b"q"])
 _owners = st.sampled_from([b"x", b"y"])
-_limits = st.builds(
-    m.Limits,
-    grace=st.sampled_from([10, 100, 100, 0]),
-    delay=st.sampled_from([300, 300, 50, 0]),
-    size=st.integers(1, 4),
-    priority=st.sampled_from([0, 0, 0, 5, -1000, 1000]),
+_usual_limits = st.tuples(
+    st.sampled_from([10, 100, 100, 0]),
+    st.sampled_from([300, 300, 50, 0]),
+    st.integers(1, 4),
+    st.sampled_from([0, 0, 0, 5, -1000, 1000]),
+).map(lambda drawn: m.Limits(*drawn))
+_limits = (
+    _usual_limits
+    | _usual_limits
+    | st.builds(
+        m.Limits,
+        grace=st.sampled_from([10, 100, m.NEVER]),
+        delay=st.sampled_from([300, 50, m.NEVER]),
+        size=st.integers(2, 5),
+        priority=st.sampled_from([0, 0, 5]),
+        max_bytes=st.sampled_from([0, 0, 1, 40, 200]),
+        max_weight=st.sampled_from([0, 0, 1, 5]),
+        min_interval=st.sampled_from([0, 0, 0, 70]),
+        leading=st.sampled_from([0, 0, 1]),
+        weight=st.sampled_from([1, 1, 0, 2, 7]),
+        due_at=st.sampled_from([0, 0, _START + 50, _START + 700]),
+        not_before=st.sampled_from([0, 0, 0, _START + 90, _START + 900]),
+        flush=st.sampled_from([0, 0, 0, 1]),
+    )
 )
 _sections = st.lists(
     st.tuples(_groups, _limits, st.lists(_ids, min_size=1, max_size=6)), min_size=1, max_size=3
@@ -67,6 +86,19 @@ _spans = st.sampled_from([0, 1, 60, 400])
 Drawn: TypeAlias = list[tuple[bytes, m.Limits, list[bytes]]]
 
 
+class Stored:
+    """Reads the records in Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client: Any = client
+
+    def group(self, name: bytes) -> GroupRecord:
+        return group_record(self._client.hget(_KEYS.groups, name))
+
+    def batch(self, batch_id: bytes) -> BatchRecord:
+        return batch_record(self._client.hget(_KEYS.batches, batch_id))
+
+
 class Machine(RuleBasedStateMachine):
     """Redis and the model, in the same state after each rule."""
 
@@ -75,7 +107,7 @@ class Machine(RuleBasedStateMachine):
         self.scripts = scripts
         scripts.client.flushall()
         scripts.set_clock(_START)
-        self.model = m.Partition(_START)
+        self.model = m.Partition(_START, Stored(scripts.client))
         self.numbers = Counter[bytes]()
         """The number of each producer's last call."""
         self.last_call: dict[bytes, tuple[int, list[m.Section], m.AddOptions]] = {}
@@ -109,7 +141,9 @@ class Machine(RuleBasedStateMachine):
             wanted = expected()
         except m.Refused as refused:
             refusal = str(refused)
-        assert (reply, error) == (wanted, refusal), name
+        assert (reply, error) == (wanted, refusal), (
+            f"{name}: {reply} {error}, not {wanted} {refusal}"
+        )
         return reply
 
     def led(self) -> bool:
@@ -223,7 +257,8 @@ class Machine(RuleBasedStateMachine):
             first = self.serial
             self.serial += len(ids)
             bodies = [b"<%d>" % (first + i) for i in range(len(ids))]
-            made.append(m.Section(group, limits, list(zip(ids, bodies, strict=True))))
+            tasks = list(zip(ids, bodies, strict=True))
+            made.append(m.Section(group, limits, tasks, one_by_one=first % 2 == 0))
         return made
 
     def _add(
@@ -237,11 +272,13 @@ class Machine(RuleBasedStateMachine):
         keys += [_KEYS.seen, _KEYS.seen_before]
         args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, _KEYS.label]
         args += [options.tasks, options.bytes, "1" if options.dedupe else ""]
-        for group, limits, tasks in sections:
+        for group, limits, tasks, one_by_one in sections:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
-            args += (group, b"%d %d %d %d" % limits, len(tasks))
+            text, own = limits.shared_text(), limits.own_text()
+            args += (group, text if one_by_one or not own else text + b";" + own)
+            args.append(b"%d 3" % len(tasks) if one_by_one else len(tasks))
             for pair in tasks:
-                args += pair
+                args += (*pair, own) if one_by_one else pair
         known = set(self.waiting())
         self.run_on_both(
             lambda: self.model.add(producer, number, sections, options), "add", keys, *args
@@ -360,6 +397,15 @@ class Machine(RuleBasedStateMachine):
             batch = self.model.batches[batch_id]
             asked = min(entry.limits.size for entry in batch.entries)
             assert len(batch.entries) <= asked, f"a batch of {len(batch.entries)}, not {asked}"
+            self._is_within_its_caps(batch)
+
+    def _is_within_its_caps(self, batch: m.Batch) -> None:
+        """Asserts the max bytes and max weight of each of its tasks, unless it is alone."""
+        weight = sum(entry.limits.weight for entry in batch.entries)
+        for entry in batch.entries if len(batch.entries) > 1 else ():
+            assert m.length(batch.entries) <= (entry.limits.max_bytes or m.NEVER)
+            assert weight <= (entry.limits.max_weight or m.NEVER)
+            assert batch.reason == b"flush" or entry.limits.not_before <= self.model.now
 
     @precondition(in_flight)
     @rule(data=st.data(), duration=_spans)
@@ -723,6 +769,15 @@ class Machine(RuleBasedStateMachine):
         letter = data.draw(st.sampled_from([*self.model.letters(), *self.cut[-1:]]))
         self._requeue(letter) if kept else self._drop(letter)
 
+    def half_buried(self) -> list[bytes]:
+        """The batches in flight whose first tasks are in a dead letter."""
+        return [each.id for each in self.model.batches.values() if each.letter]
+
+    @precondition(lambda self: self.half_buried())
+    @rule(data=st.data())
+    def requeue_what_is_half_buried(self, data: st.DataObject) -> None:
+        self._requeue(data.draw(st.sampled_from(self.half_buried())))
+
     def _requeue(self, letter: bytes) -> None:
         found = self.model.letters().get(letter)
         group = found.record.group if found else b"a"
@@ -807,7 +862,7 @@ class Machine(RuleBasedStateMachine):
 
     def _each_task_is_in_one_place(self) -> None:
         lists = [*self.snapshot["tasks"].values(), *self.snapshot["dead tasks"].values()]
-        places = Counter(entry[7 + entry[6] :] for entries in lists for entry in entries)
+        places = Counter(m.body_of(entry) for entries in lists for entry in entries)
         for message in self.snapshot["stream"][""]:
             payload = message[message.index(b"payload") + 1]
             places.update(part + b">" for part in payload.split(b">")[:-1])
@@ -823,8 +878,8 @@ class Machine(RuleBasedStateMachine):
         for name, group in self.model.groups.items():
             if group.waiting and not self.model.held(name):
                 assert name in self.model.due or name in self.model.ready
-                latest = min(entry.arrival + entry.limits.delay for entry in group.waiting)
-                assert group.due_at <= latest
+                latest = min(entry.latest for entry in group.waiting)
+                assert group.due_at <= max(latest, group.held_back_until)
                 assert self.model.due.get(name, 0) <= max(group.due_at, self.model.now)
 
 

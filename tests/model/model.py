@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import msgpack
 
-from redisagg.protocol.records import BatchRecord, DeadRecord
+from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord
 
 PRIORITY_STEP = 2**42
 BEHIND_MS = 50
@@ -39,15 +39,62 @@ class Refused(Exception):
 
 
 class Limits(NamedTuple):
-    """The limits of a section; spans in ms."""
+    """The limits of a task; spans in ms, 0 for none where it stands for nothing else."""
 
     grace: int
+    """`NEVER` for none, as the max delay."""
     delay: int
     size: int
     priority: int
+    max_bytes: int = 0
+    max_weight: int = 0
+    min_interval: int = 0
+    leading: int = 0
+    weight: int = 1
+    due_at: int = 0
+    not_before: int = 0
+    flush: int = 0
+
+    @property
+    def compared(self) -> Limits:
+        """Without what does not make tasks differ."""
+        return self._replace(weight=1, min_interval=0, leading=0, flush=0)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it has nothing but the first four."""
+        return self == Limits(*self[:4])
+
+    def shared_text(self) -> bytes:
+        """What a section says of all its tasks."""
+        spans = (b"-" if each == NEVER else b"%d" % each for each in self[:2])
+        text = b" ".join((*spans, b"%d" % self.size, b"%d" % self.priority))
+        names = ("max_bytes", "max_weight", "min_interval", "leading")
+        return text + b"".join(b" " + each for each in self._named(names))
+
+    def own_text(self) -> bytes:
+        """What belongs to one task."""
+        named = self._named(("due_at", "not_before", "flush"))
+        if self.weight != 1:
+            named.append(b"weight=%d" % self.weight)
+        return b" ".join(named)
+
+    def _named(self, names: Iterable[str]) -> list[bytes]:
+        values = {name: getattr(self, name) for name in names}
+        return [b"%b=%d" % (name.encode(), value) for name, value in values.items() if value]
+
+    def stored_text(self, common: Limits) -> bytes:
+        """What an entry stores, in a group whose entries have `common` if they store nothing."""
+        if self.compared == common:
+            return b"" if self.weight == 1 else b"=;weight=%d" % self.weight
+        stored = self._replace(min_interval=0, leading=0, flush=0)
+        own = stored.own_text()
+        return stored.shared_text() + (b";" + own if own else b"")
 
 
-_NONE = Limits(0, 0, 0, 0)
+NEVER = 2**52
+Reason: TypeAlias = bytes
+_NONE = Limits(0, 0, 1, 0)
 
 
 class Entry(NamedTuple):
@@ -57,10 +104,24 @@ class Entry(NamedTuple):
     id: bytes
     body: bytes
     limits: Limits
+    text: bytes = b""
+    """The limits as they are stored."""
 
     @property
     def raw(self) -> bytes:
-        return self.arrival.to_bytes(6, "big") + bytes([len(self.id)]) + self.id + self.body
+        first = self.arrival + (1 << 47 if self.text else 0)
+        text = bytes([len(self.text)]) + self.text if self.text else b""
+        return first.to_bytes(6, "big") + bytes([len(self.id)]) + self.id + text + self.body
+
+    @property
+    def deadline(self) -> int:
+        """The end of its max delay."""
+        return self.arrival + self.limits.delay
+
+    @property
+    def latest(self) -> int:
+        """When its group is due at the latest."""
+        return min(self.deadline, self.limits.due_at or 2 * NEVER)
 
 
 class AddOptions(NamedTuple):
@@ -79,6 +140,8 @@ class Section(NamedTuple):
     group: bytes
     limits: Limits
     tasks: Sequence[tuple[bytes, bytes]]
+    one_by_one: bool = False
+    """Whether each task says what is its own."""
 
 
 @dataclass
@@ -102,6 +165,10 @@ class Batch:
     """Number of merged tasks that slices have enqueued."""
     result: bytes = b""
     """The label of the merge result that is stored apart."""
+    reason: bytes = b""
+    opened: int = 0
+    due_at: int = 0
+    weight: int = 0
     letter: DeadLetter | None = None
     """What it becomes, with the tasks that were moved there."""
 
@@ -170,8 +237,16 @@ class Group:
     batch stay here until they are read."""
     bytes: int = 0
     """Bytes of the waiting tasks; about, after a large batch was cut."""
-    deadline: int = 0
-    limits: Limits = _NONE
+    estimated: bool = False
+    """Whether the bytes of a batch were estimated since a task waits."""
+    common: Limits = _NONE
+    """The limits of entries that store none."""
+    segmented: bool = False
+    """Whether waiting tasks differ in more than their bytes, or batches have a maximum of bytes."""
+    interval: int = 0
+    leading: int = 0
+    cool_until: int = 0
+    """Until when no batch is cut, since one has been."""
     marked: int = 0
     """Number of waiting tasks that a flush made due."""
     held_from: int = 0
@@ -191,11 +266,74 @@ class Group:
         return sum(len(batch.entries) for batch in self.in_flight)
 
     @property
+    def deadline(self) -> int:
+        """The end of the first max delay of a waiting task."""
+        return min(entry.deadline for entry in self.waiting)
+
+    def _least(self, name: str) -> int:
+        """The smallest of the limits of the waiting tasks; 0 if none has one."""
+        found = [getattr(entry.limits, name) for entry in self.waiting]
+        return min(filter(None, found), default=0)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of what waits."""
+        found = [entry.limits for entry in self.waiting]
+        return Limits(
+            found[-1].grace,
+            min(each.delay for each in found),
+            min(each.size for each in found),
+            max(each.priority for each in found),
+            max_bytes=self._least("max_bytes"),
+            max_weight=self._least("max_weight"),
+            min_interval=self.interval,
+            leading=self.leading,
+            weight=sum(each.weight for each in found),
+            due_at=self._least("due_at"),
+            not_before=max(each.not_before for each in found),
+        )
+
+    @property
+    def held_back_until(self) -> int:
+        """Until when no batch is cut, unless the group is flushed."""
+        if self.marked:
+            return 0
+        return max(self.cool_until, max((e.limits.not_before for e in self.waiting), default=0))
+
+    def maximum_reached(self) -> Reason:
+        """The maximum of a batch that the waiting tasks reach, as a reason; else empty."""
+        limits = self.limits
+        if len(self.waiting) >= limits.size:
+            return b"size"
+        if 0 < limits.max_bytes <= self.bytes:
+            return b"bytes"
+        return b"weight" if 0 < limits.max_weight <= limits.weight else b""
+
+    @property
     def due_at(self) -> int:
         """When the group is due; 0: at once."""
-        if self.marked or len(self.waiting) >= self.limits.size:
+        if self.marked:
             return 0
-        return min(self.waiting[-1].arrival + self.limits.grace, self.deadline)
+        limits = self.limits
+        at = min(self.waiting[-1].arrival + limits.grace, self.deadline)
+        if limits.due_at:
+            at = min(at, limits.due_at)
+        if self.leading or self.maximum_reached():
+            at = 0
+        return max(at, self.held_back_until)
+
+    @property
+    def reason(self) -> Reason:
+        """Why it is due."""
+        if self.marked:
+            return b"flush"
+        reached = self.maximum_reached()
+        if reached or self.leading:
+            return reached or b"leading"
+        grace_end = self.waiting[-1].arrival + self.limits.grace
+        if 0 < self.limits.due_at <= min(grace_end, self.deadline):
+            return b"due_at"
+        return b"max_delay" if self.deadline <= grace_end else b"grace"
 
     @property
     def score(self) -> int:
@@ -207,6 +345,20 @@ class Group:
         if due_before > 0:
             self.since = max(self.since, min(due_before, now))
 
+    def next_batch(self) -> list[Entry]:
+        """The longest run of waiting tasks within the limits, at least one."""
+        limits = self.limits
+        taken: list[Entry] = []
+        for entry in self.waiting[: limits.size]:
+            more = [*taken, entry]
+            if taken and (
+                0 < limits.max_bytes < length(more)
+                or 0 < limits.max_weight < sum(each.limits.weight for each in more)
+            ):
+                break
+            taken = more
+        return taken
+
     def start(self, batch: Batch) -> int:
         """Absolute number of the first task of a batch."""
         before = self.in_flight[: self.in_flight.index(batch)]
@@ -216,9 +368,25 @@ class Group:
         """Updates the group after its waiting tasks have lost some."""
         self.marked = min(self.marked, len(self.waiting))
         if not self.waiting:
-            self.cancelled = 0
-        else:
-            self.deadline = max(self.deadline, self.waiting[0].arrival + self.limits.delay)
+            self.no_task_waits()
+        elif self.segmented:
+            kinds = {entry.limits.compared for entry in self.waiting}
+            alike = len(kinds) == 1 and all(entry.limits.weight == 1 for entry in self.waiting)
+            [first, *_] = kinds
+            if alike and not first.max_bytes and not first.max_weight:
+                self.common, self.segmented = first, False
+
+    def no_task_waits(self) -> None:
+        """Ends what holds for waiting tasks."""
+        self.marked, self.cancelled, self.segmented, self.estimated = 0, 0, False, False
+        if not self.cool_until:
+            self.interval = self.leading = 0
+
+
+def body_of(raw: bytes) -> bytes:
+    """The body in a stored entry."""
+    end = 7 + raw[6]
+    return raw[end + 1 + raw[end] :] if raw[0] & 0x80 else raw[end:]
 
 
 def length(entries: Iterable[Entry]) -> int:
@@ -241,11 +409,24 @@ def in_order(index: dict[bytes, int]) -> list[bytes]:
     return sorted(index, key=lambda member: (index[member], member))
 
 
+class Stored(Protocol):
+    """Reads records of Redis, for what the model leaves open."""
+
+    def group(self, name: bytes) -> GroupRecord:
+        """The record of a group."""
+        ...
+
+    def batch(self, batch_id: bytes) -> BatchRecord:
+        """The record of a batch."""
+        ...
+
+
 class Partition:
     """The state of a partition, with a method for each script that returns the script's reply."""
 
-    def __init__(self, now: int) -> None:
+    def __init__(self, now: int, stored: Stored) -> None:
         self.now = now
+        self.stored = stored
         self.partitions = 0
         self.owner: bytes | None = None
         self.token = 0
@@ -307,13 +488,15 @@ class Partition:
                 self.ready[name] = group.score
             else:
                 self.due[name] = group.due_at
+        elif not group.waiting and group.cool_until:
+            self.due[name] = group.cool_until
         self._remove_if_empty(name)
 
     def _remove_if_empty(self, name: bytes) -> None:
         group = self.groups[name]
         if not group.waiting:
-            group.marked = 0
-        if not group.waiting and not group.in_flight:
+            group.no_task_waits()
+        if not group.waiting and not group.in_flight and not group.cool_until:
             del self.groups[name]
 
     def _wake(self, at: float) -> None:
@@ -372,25 +555,25 @@ class Partition:
             if task_id not in group.numbers and not known:
                 group.numbers[task_id] = first + len(new)
                 new.append(Entry(self.now, task_id, body, limits))
+        if new and not group.waiting:
+            group.common = limits.compared
+        common = group.common
+        new = [entry._replace(text=limits.stored_text(common)) for entry in new]
         if not new:
             self._remove_if_empty(name)
             return 0, math.inf
-        was_full = bool(group.waiting) and len(group.waiting) >= group.limits.size
         was_due = group.due_at if group.waiting else None
-        deadline = self.now + limits.delay
-        if group.waiting:
-            old = group.limits
-            group.deadline = min(group.deadline, deadline)
-            group.limits = Limits(
-                limits.grace,
-                min(old.delay, limits.delay),
-                min(old.size, limits.size),
-                max(old.priority, limits.priority),
-            )
-        else:
-            group.deadline, group.limits, group.since = deadline, limits, 0
+        was_full = was_due == 0 and bool(group.maximum_reached())
+        if was_due is None:
+            group.since = 0
+        if limits.weight != 1 or limits.max_bytes or limits.max_weight:
+            group.segmented = True
+        group.segmented = group.segmented or limits.compared != group.common
+        group.interval, group.leading = limits.min_interval, limits.leading
         group.waiting += new
         group.bytes += length(new)
+        if limits.flush:
+            group.marked = len(group.waiting)
         if group.due_at == 0:
             group.became_due(self.now if was_due is None else was_due, self.now)
         if self.held(name):
@@ -463,6 +646,17 @@ class Partition:
             for member in members[len(back) : len(back) + 1]:
                 next_at = min(next_at, index[member])
         for name in [name for name, at in self.due.items() if at <= self.now]:
+            if not self.groups[name].waiting:
+                if self.groups[name].cool_until <= self.now:
+                    self.groups[name].cool_until = 0
+                    del self.due[name]
+                    self._remove_if_empty(name)
+                else:
+                    self.due[name] = self.groups[name].cool_until
+                continue
+            if self.held(name):  # it was there since it cooled down
+                del self.due[name]
+                continue
             if self.groups[name].due_at > self.now:
                 self.due[name] = self.groups[name].due_at
                 continue
@@ -535,7 +729,10 @@ class Partition:
                 if self._take_over(batch_id):
                     claim_batch(self.batches[batch_id])
             elif not self.paused and name in self.ready and name not in sources:
-                cut_turn(name)
+                if self.groups[name].held_back_until > self.now:
+                    self._schedule(name)
+                else:
+                    cut_turn(name)
         while sources and room.left:
             cut_turn(sources.pop(0))
         for batch in claimed:
@@ -586,12 +783,31 @@ class Partition:
 
     def _cut(self, name: bytes, new_id: Callable[[], bytes], *, dedupe: bool) -> Batch:
         group = self.groups[name]
-        entries = group.waiting[: group.limits.size]
+        batch_id = new_id()
+        entries = group.next_batch()
+        # The summaries count on with the bytes that were estimated, each segment with its own.
+        stored = self.stored.batch(batch_id) if group.segmented and group.estimated else None
+        if stored:
+            entries = group.waiting[: stored.task_count]
         whole = len(entries) == len(group.waiting)
         estimate = math.floor(group.bytes / len(group.waiting) * len(entries))
+        if group.segmented:
+            estimate = stored.length if stored else length(entries)
         large = is_large(len(entries), group.bytes if whole else estimate)
+        group.estimated = group.estimated or (large and not whole and not group.segmented)
         size = group.bytes if whole else estimate if large else min(length(entries), group.bytes)
-        batch = Batch(new_id(), name, entries, self.now, size)
+        if stored:
+            size = stored.length
+        due = min(group.due_at, self.now)
+        batch = Batch(
+            *(batch_id, name, entries, self.now, size),
+            reason=group.reason,
+            opened=entries[0].arrival,
+            due_at=due or group.since,
+            weight=sum(entry.limits.weight for entry in entries),
+        )
+        if group.interval:
+            group.cool_until = self.now + group.interval
         del group.waiting[: len(entries)]
         if not large or (whole and not dedupe and not group.in_flight):
             self._take_ids_off(batch, len(entries), dedupe=dedupe)
@@ -750,6 +966,11 @@ class Partition:
         record = DeadRecord(
             *(batch.group, len(entries), batch.attempts, batch.created, self.now),
             *(error, traceback, size, 0, b""),
+            reason=batch.reason,
+            opened=batch.opened,
+            due_at=batch.due_at,
+            batch_weight=batch.weight,
+            spare=b"",
         )
         return DeadLetter(record, entries)
 
@@ -815,6 +1036,8 @@ class Partition:
             batch = Batch(letter_id, record.group, [], record.created, 0)
             batch.error = record.error
             batch.enqueued, batch.result = record.enqueued, record.result
+            batch.reason, batch.opened = record.reason, record.opened
+            batch.due_at, batch.weight = record.due_at, record.batch_weight
             group = self.groups.setdefault(record.group, Group())
             empty = group.claimed + len(group.waiting) == 0
             letter.entries, moved = (
@@ -889,6 +1112,8 @@ class Partition:
         [cancelled] = [entry for entry in group.waiting if entry.id == task_id]
         group.waiting.remove(cancelled)
         group.bytes = max(0, group.bytes - length([cancelled])) if group.waiting else 0
+        if group.segmented and group.estimated and group.waiting:
+            group.bytes = self.stored.group(name).bytes
         group.cancelled += 1
         group.refresh_head()
         self._schedule(name)
@@ -899,7 +1124,8 @@ class Partition:
         if group is None or not group.waiting:
             return 0
         cancelled = len(group.waiting)
-        group.waiting, group.numbers, group.bytes, group.cancelled = [], {}, 0, 0
+        group.waiting, group.numbers, group.bytes = [], {}, 0
+        group.no_task_waits()
         group.ids_from = group.base + group.claimed
         self._schedule(name)
         return cancelled
@@ -959,6 +1185,7 @@ class Partition:
                 each.enqueued,
                 packed_letter(each.letter.record) if each.letter else b"",
                 each.result,
+                *(each.reason, each.opened, each.due_at, each.weight, b""),
             )
             for each in self.batches.values()
         }

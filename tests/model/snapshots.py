@@ -114,7 +114,11 @@ def in_model(model: Partition) -> Snapshot:
         "batches": model.batch_records(),
         "dead": {each: letter.record for each, letter in model.dead.items()},
         "stream": {"": model.stream},
-        "tasks": {name: in_flight[name] + raws(group.waiting) for name, group in groups},
+        "tasks": {
+            name: in_flight[name] + raws(group.waiting)
+            for name, group in groups
+            if group.in_flight or group.waiting
+        },
         "ids": {name: group.numbers for name, group in groups if group.numbers},
         "dead tasks": {each: raws(letter.entries) for each, letter in model.letters().items()},
         "results": model.results,
@@ -135,8 +139,16 @@ def _batch(packed: bytes) -> BatchRecord:
 
 
 def _group(packed: bytes) -> dict[str, int]:
-    fields = group_record(packed)._asdict()
+    record = group_record(packed)
+    fields = record._asdict()
+    del fields["rules"]
+    rules = record.rules_in_force
+    fields["interval"], fields["leading"] = rules.interval, rules.leading
+    fields["cool_until"] = rules.cool_until
     if fields["waiting"]:
+        fields["weight"] = rules.weight if rules.segments else record.waiting
+        fields |= {name: getattr(rules, name) for name in ("max_bytes", "max_weight", "due")}
+        fields["not_before"] = rules.not_before
         return fields
     # The other places describe the waiting tasks.
     places = (
@@ -150,6 +162,9 @@ def _group(packed: bytes) -> dict[str, int]:
         "bytes",
         "ids_from",
         "cancelled",
+        "interval",
+        "leading",
+        "cool_until",
     )
     return {name: fields[name] for name in places}
 
@@ -166,13 +181,19 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "bytes": group.bytes,
         "ids_from": group.ids_from,
         "cancelled": group.cancelled,
+        "interval": group.interval,
+        "leading": group.leading,
+        "cool_until": group.cool_until,
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival
         fields["last"] = group.waiting[-1].arrival
         fields["deadline"] = group.deadline
         fields["since"] = group.since
-        fields |= group.limits._asdict()
+        limits = group.limits._asdict()
+        fields["due"] = 2 * limits["due_at"]
+        names = ("grace", "delay", "size", "priority", "max_bytes", "max_weight", "weight")
+        fields |= {name: limits[name] for name in (*names, "not_before")}
     return fields
 
 

@@ -19,6 +19,7 @@ P: PartitionKeys = SPACE.partitions[0]
 INDEXES = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready]
 BODY = msgpack.packb(["t", 1])
 LIMITS = b"1000 1000 3 0"
+OTHER_LIMITS = b"- 500 4 7 max_bytes=300 max_weight=9;weight=2 due_at=5 not_before=9"
 DEAD_ID, SOUND = b"dead-0-1", 10**6
 SEEDS = 200
 
@@ -41,12 +42,19 @@ class Call(NamedTuple):
             return error
 
 
-def add_call(groups: Sequence[bytes], count: int, *, number: int = 1, ids: str = "i") -> Call:
+def add_call(
+    groups: Sequence[bytes],
+    count: int,
+    *,
+    number: int | str = 1,
+    ids: str = "i",
+    limits: bytes = LIMITS,
+) -> Call:
     keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
     args: list[Any] = [number, 1000, SPACE.wake_channel, P.label, SOUND, SOUND, "1"]
     for group in groups:
         keys += (P.tasks(group), P.ids(group))
-        args += (group, LIMITS, count)
+        args += (group, limits, count)
         for n in range(count):
             args += (f"{ids}{n}", BODY)
     return Call("add", keys, args)
@@ -94,6 +102,7 @@ def prepare(client: Client) -> dict[str, Call]:
     register = Call("register_partition", [P.state], [1])
     assert register.on(client) == 1
     assert add_call([b"a", b"b", b"c", b"d"], 8).on(client) == [8, 8, 8, 8]
+    assert add_call([b"d"], 4, number="", ids="k", limits=OTHER_LIMITS).on(client) == [4]
     acquire = Call("acquire", [P.state, P.claims, P.tasks(b"")], ["me", 10**7, P.label])
     token, _ = acquire.on(client)
     claimed = claim_call(token, [(b"", b"a"), (b"", b"b"), (b"", b"c")]).on(client)
@@ -216,6 +225,7 @@ HOSTILE: list[Any] = [
     *(b"99999999999999999999", b"9223372036854775807", b"-9223372036854775808", b"1" * 400),
     *(b"\x00\xff" * 300, b"0x10", b" 7 ", b"1 1 1", b"1000 1000 3 0", b"3", b"1000"),
     *(b"3 0 0", b"3 0 1", b"3 1 0", b"36 0 0", b"0 0 0", b"3 0", b"3 0 0 0", b"3 -1 0", b" 3 0 0"),
+    *(OTHER_LIMITS, b"- - 1 0;flush=1", b"1 1 1 0;flush=2", b"3 3", b"=;weight=1"),
 ]
 VALUES: list[Any] = [
     *(None, True, "x", b"", -1, 0, 1.5, float("nan"), float("inf"), float("-inf"), 2**63, 2**60),

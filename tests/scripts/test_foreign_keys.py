@@ -287,8 +287,8 @@ def test_a_listing_names_what_it_leaves_out_once(
 @pytest.mark.parametrize(
     "record",
     [
-        _record(1 << 60, 0, 0, 1, 1, 1, 1, 1, 1 << 60, 0, 0, 0, 0, 0, 9, 0, 0, 0),
-        _record(3, -5, 0, 1, 1, 1, 1, 1, 9, 0, 0, 0, 0, 0, -9, 0, 0, 0),
+        _record(1 << 60, 0, 0, 1, 1, 1, 1, 1, 1 << 60, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0),
+        _record(3, -5, 0, 1, 1, 1, 1, 1, 9, 0, 0, 0, 0, 0, -9, 0, 0, 0, 0),
     ],
 )
 def test_counts_of_any_size_end_a_listing(redis_url: str, client: Client, record: bytes) -> None:

@@ -26,7 +26,23 @@ _BROKEN = {
     "repeated calls": ("add", "if last_number == call_number then", "if false then"),
     "late calls": ("add", "if last_number > call_number then", "if false then"),
     "the max size": ("claim", "math.min(g[WAITING], g[SIZE])", "g[WAITING]"),
-    "the max delay": ("add", "math.min(g[DEADLINE], now + delay)", "now + delay"),
+    "the max delay": ("includes/segments", "math.min(all.deadline, now + all.delay)", "now"),
+    "limits of tasks that have been cut": (
+        "includes/segments",
+        "g[SIZE], g[PRIORITY], g[GRACE] =",
+        "g[FIRST], g[FIRST], g[FIRST] =",
+    ),
+    "limits of tasks that were cancelled": (
+        "includes/segments",
+        "table.remove(list, at)",
+        "table.remove(list)",
+    ),
+    "the max bytes": ("includes/segments", "bytes + length <= room.bytes", "true"),
+    "the max weight": ("includes/segments", "weight + heavy <= room.weight", "true"),
+    "the earliest time": ("claim", "if held_back_until(g) > now then", "if false then"),
+    "the due time": ("includes/group", "if rules[DUE] > 0 then at =", "if false then at ="),
+    "the closing message": ("add", "if flushes then", "if false then"),
+    "the min interval": ("claim", "now + g[RULES][INTERVAL]", "now"),
     "backpressure": ("add", "if full then return full end", ""),
     "ids that were flushed": ("claim", "  collect_seen(group, entries)\n", ""),
     "ids of a large batch that were flushed": (
@@ -55,7 +71,7 @@ _BROKEN = {
         "",
     ),
     "bytes of tasks of an estimate": (
-        "cancel_task",
+        "includes/segments",
         "if g[WAITING] == 1 or length > g[BYTES] then length = g[BYTES] end",
         "",
     ),

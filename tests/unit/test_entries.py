@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from redisagg import AggregationConfig, Task
 from redisagg.errors import TaskTooLarge, UndecodableTask
 from redisagg.protocol.entries import Encoder, decode, decode_leniently
 
+_MOMENT = datetime.fromtimestamp(1_900_000_000.123, timezone.utc)
 _ENCODE = Encoder(AggregationConfig(max_task_bytes=1000))
 
 
@@ -28,6 +31,7 @@ def _entry(task: Task) -> bytes:
         Task("t", 1, "g", priority=-5, grace_period=1.5, max_delay=2, max_size=3),
         Task("t", 1, "g", headers={"a": "b"}, options={"queue": "low"}),
         Task("t", 1, "g", id="é" * 64),
+        Task("t", 1, "g", max_bytes=9, weight=0, due_at=_MOMENT, not_before=_MOMENT, flush=True),
     ],
 )
 def test_a_task_comes_back_as_it_was(task: Task) -> None:
@@ -41,6 +45,33 @@ def test_what_a_plain_task_takes() -> None:
     assert _ENCODE(Task("t", 1, "g")).body == msgpack.packb(["t", 1])
     assert _ENCODE(Task("t", 1, "g")).limits == b"120000 600000 20 0"
     assert _ENCODE(Task("t", 1, "g", max_size=5, priority=-2)).limits == b"120000 600000 5 -2"
+    assert _ENCODE(Task("t", 1, "g", max_size=5)).own is None
+
+
+def test_limits_as_the_script_takes_them() -> None:
+    config = AggregationConfig(
+        group_grace_period=None,
+        group_max_bytes=900,
+        group_max_weight=7,
+        group_min_interval=2,
+        group_leading=True,
+    )
+    encode = Encoder(config)
+    shared = b"max_weight=7 min_interval=2000 leading=1"
+    assert encode(Task("t", 1, "g")).limits == b"- 600000 20 0 max_bytes=900 " + shared
+    encoded = encode(Task("t", 1, "g", max_bytes=5, weight=0, due_at=_MOMENT, flush=True))
+    assert encoded.limits == b"- 600000 20 0 max_bytes=5 " + shared
+    assert encoded.own == b"weight=0 due_at=1900000000123 flush=1"
+
+
+def test_an_entry_that_stores_limits_is_decoded() -> None:
+    task = Task("t", 1, "g", weight=5)
+    entry = bytearray(_entry(task))
+    entry[0] |= 0x80
+    end = 7 + entry[6]
+    entry[end:end] = b"\x0a=;weight=5"
+    stored = decode_leniently(bytes(entry), "g")
+    assert (stored.task, stored.arrived_at) == (task, 1_700_000_000.123)
 
 
 def test_a_task_that_is_too_large() -> None:

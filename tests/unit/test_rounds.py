@@ -51,6 +51,19 @@ def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
     assert request.keys[7:] == group_keys
 
 
+def test_tasks_with_limits_of_their_own_have_three_arguments() -> None:
+    options = options_for()
+    tasks = [encoded("a", 0), encoded("a", 1)._replace(own=b"weight=2")]
+    tasks.append(encoded("a", 2)._replace(own=b"weight=3"))
+    round_ = filled(options, tasks)
+    for _ in range(2):  # a call may be sent again
+        [request] = round_.requests(CallSequence())
+        assert request.args[7:] == [
+            *(b"a", b"limits", b"1", b"0", b"x"),
+            *(b"a", b"limits", b"2 3", b"1", b"x", b"weight=2", b"2", b"x", b"weight=3"),
+        ]
+
+
 def keys_of(options: AddOptions, group: bytes) -> list[bytes]:
     partition = options.keyspace.partition_of(group)
     return [partition.tasks(group), partition.ids(group)]

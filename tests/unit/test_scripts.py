@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from redisagg.protocol.includes import expand
-from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord
+from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord, GroupRules
 from redisagg.protocol.scripts import load
 from tests.support.luacheck import LUA, ROOT, luacheck
 
@@ -67,14 +67,15 @@ def test_the_tables_of_contents_are_complete() -> None:
     ("record", "file", "prefix"),
     [
         (GroupRecord, "includes/group", ""),
+        (GroupRules, "includes/rules", ""),
         (BatchRecord, "includes/batch", ""),
         (DeadRecord, "includes/dead", "DEAD_"),
     ],
 )
 def test_places_of_records_have_one_name_in_both_languages(
-    record: type[GroupRecord | BatchRecord | DeadRecord], file: str, prefix: str
+    record: type[GroupRecord | GroupRules | BatchRecord | DeadRecord], file: str, prefix: str
 ) -> None:
-    places = re.findall(rf"^local {prefix}([A-Z_]+) += (\d+)  +--", text_of(file), re.MULTILINE)
+    places = re.findall(rf"^local {prefix}([A-Z_]+) += (\d+) +--", text_of(file), re.MULTILINE)
     in_python = [(field.upper(), str(place)) for place, field in enumerate(record._fields, 1)]
     assert places == in_python
 

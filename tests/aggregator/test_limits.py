@@ -1,0 +1,215 @@
+"""What one batch may hold and when its group is due, by limits of tasks and settings."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Aggregator, Task
+from redisagg.errors import InvalidConfig, InvalidTask
+from tests.support.aggregators import Make
+from tests.support.tasks import (
+    await_asleep,
+    await_batches,
+    enqueued,
+    numbered,
+    payloads,
+    quick_config,
+    server_ms,
+)
+
+LATE = 1.5
+
+
+def batches(agg: Aggregator) -> list[list[Any]]:
+    """The payloads of each batch."""
+    return [batch.payload["payloads"] for batch in enqueued(agg)]
+
+
+def in_ms(client: redis.Redis, ms: int) -> datetime:
+    """A moment by the clock of Redis."""
+    return datetime.fromtimestamp((server_ms(client) + ms) / 1000, timezone.utc)
+
+
+# --- overrides die with their task ----------------------------------------------------------------
+
+
+def test_the_limits_of_a_task_end_with_it(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_size=50)
+    agg.add_task(Task("test", "now", "g", max_size=1, priority=9))
+    agg.add_tasks(numbered("g", 6))
+    with agg:
+        await_batches(agg, 1, timeout=LATE)
+        await_asleep(sync_redis)
+        state = agg.get_entries()["g"]
+        assert (state.size, state.priority) == (6, 0)
+        agg.flush("g")
+        await_batches(agg, 2, timeout=LATE)
+    assert batches(agg) == [["now"], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("plain_first", [True, False])
+def test_the_limits_of_a_cancelled_task_end_with_it(make: Make, plain_first: bool) -> None:
+    agg = make()
+    special = Task("test", 0, "g", id="x", max_delay=5, grace_period=2, priority=7, max_size=3)
+    added = [*numbered("g", 1), special] if plain_first else [special, *numbered("g", 1)]
+    agg.add_tasks(added)
+    before = agg.get_entries()["g"]
+    assert before.due_at is not None
+    assert before.first_task_at is not None
+    assert before.due_at <= before.first_task_at + 5
+    assert before.priority == 7
+    assert agg.cancel_task("g", "x")
+    after = agg.get_entries()["g"]
+    assert after.due_at is not None
+    assert after.first_task_at is not None
+    assert after.due_at == pytest.approx(after.first_task_at + 600)
+    assert after.priority == 0
+    agg.add_tasks(numbered("g", 3, start=1))  # the max size of 3 has ended too
+    assert agg.get_entries()["g"].due_at != after.last_task_at
+
+
+# --- what a batch may hold ------------------------------------------------------------------------
+
+
+def test_max_bytes(make: Make) -> None:
+    agg = make(group_max_bytes=1_000)
+    texts = ["a" * 300, "b" * 300, "c" * 300, "d" * 2_000, "e" * 10]
+    agg.add_tasks([Task("test", text, "g") for text in texts])
+    with agg:
+        await_batches(agg, 2, timeout=LATE)
+        assert agg.get_entries()["g"].size == 1
+    # The third would exceed 1,000 bytes with its id; the fourth is too large and goes alone.
+    assert batches(agg) == [texts[:2], texts[2:3], texts[3:4]][: len(batches(agg))]
+    assert len(batches(agg)) == 3
+
+
+def test_a_task_with_max_bytes_of_its_own(make: Make) -> None:
+    agg = make()
+    agg.add_tasks([Task("test", "x" * 300, "g"), Task("test", "y" * 300, "g", max_bytes=500)])
+    with agg:
+        await_batches(agg, 1, timeout=LATE)
+        assert batches(agg) == [["x" * 300]]
+
+
+def test_max_weight(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_weight=10)
+    weights = [3, 3, 3, 3, 20, 1, 0, 1]
+    agg.add_tasks([Task("test", n, "g", weight=w) for n, w in enumerate(weights)])
+    with agg:
+        await_batches(agg, 3, timeout=LATE)
+        await_asleep(sync_redis)
+        assert batches(agg) == [[0, 1, 2], [3], [4]]
+        agg.add_task(Task("test", 8, "g", weight=8))
+        await_batches(agg, 4, timeout=LATE)
+    assert batches(agg)[3] == [5, 6, 7, 8]
+
+
+# --- when -----------------------------------------------------------------------------------------
+
+
+def test_without_a_grace_period_the_max_delay_decides(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_grace_period=None, group_max_delay=20)
+    agg.add_task(Task("test", 0, "g"))
+    state = agg.get_entries()["g"]
+    assert state.due_at is not None
+    assert state.first_task_at is not None
+    assert state.due_at == pytest.approx(state.first_task_at + 20)
+
+
+def test_without_a_max_delay_the_grace_period_decides(make: Make) -> None:
+    agg = make(group_grace_period=30, group_max_delay=None)
+    agg.add_task(Task("test", 0, "g"))
+    state = agg.get_entries()["g"]
+    assert state.due_at is not None
+    assert state.last_task_at is not None
+    assert state.due_at == pytest.approx(state.last_task_at + 30)
+
+
+def test_one_of_both_is_needed() -> None:
+    with pytest.raises(InvalidConfig, match="both None"):
+        quick_config(group_grace_period=None, group_max_delay=None)
+
+
+def test_due_at(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make()
+    with agg:
+        moment = in_ms(sync_redis, 400)
+        agg.add_tasks([*numbered("g", 1), Task("test", 1, "g", due_at=moment)])
+        due = agg.get_entries()["g"].due_at
+        assert due == pytest.approx(moment.timestamp(), abs=0.002)
+        await_batches(agg, 1, timeout=0.4 + LATE)
+        assert server_ms(sync_redis) >= moment.timestamp() * 1000 - 1
+    assert batches(agg) == [[0, 1]]
+
+
+def test_not_before_holds_a_full_group_back(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_size=2)
+    with agg:
+        moment = in_ms(sync_redis, 500)
+        agg.add_tasks([Task("test", 0, "g", not_before=moment), *numbered("g", 2, start=1)])
+        await_batches(agg, 1, timeout=0.5 + LATE)
+        entries: Any = sync_redis.xrange("tests-batches")
+        assert int(entries[0][0].split(b"-")[0]) >= moment.timestamp() * 1000 - 1
+    assert batches(agg)[0] == [0, 1]
+
+
+def test_a_flush_overrides_not_before(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_size=2)
+    with agg:
+        agg.add_tasks(numbered("g", 2, not_before=in_ms(sync_redis, 60_000)))
+        await_asleep(sync_redis)
+        assert agg.get_entries()["g"].size == 2
+        agg.flush("g")
+        await_batches(agg, 1, timeout=LATE)
+
+
+def test_a_closing_message_flushes_its_group(make: Make) -> None:
+    agg = make()
+    with agg:
+        agg.add_tasks([*numbered("g", 2), Task("test", "end", "g", flush=True)])
+        await_batches(agg, 1, timeout=LATE)
+    assert payloads(enqueued(agg)) == [0, 1, "end"]
+
+
+NAIVE = datetime(2030, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_bytes", 0),
+        ("max_bytes", True),
+        ("weight", -1),
+        ("weight", 2**31 + 1),
+        ("weight", 1.5),
+        ("due_at", NAIVE),
+        ("due_at", 12),
+        ("not_before", NAIVE),
+        ("not_before", datetime(2300, 1, 1, tzinfo=timezone.utc)),
+        ("flush", 1),
+        ("on_conflict", "merge"),
+    ],
+)
+def test_limits_out_of_range_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(InvalidTask, match=field):
+        Task("t", 1, "g", **{field: value})
+
+
+def test_a_merge_function_sees_the_limits_of_a_task(make: Make, sync_redis: redis.Redis) -> None:
+    seen: list[Task] = []
+
+    def merge(group: str, tasks: list[Task]) -> None:
+        seen.extend(tasks)
+
+    agg = make(group_aggregator=merge)
+    moment = in_ms(sync_redis, -1_000)
+    task = Task("t", 1, "g", max_bytes=9, weight=0, due_at=moment, not_before=moment, flush=True)
+    later = Task("t", 2, "g", weight=5, due_at=moment + timedelta(seconds=0.5))
+    with agg:
+        agg.add_tasks([task, later])
+        assert agg.wait_until_idle(10)
+    assert seen == [task, later]
