@@ -12,12 +12,13 @@
 --        of tasks and 3 with one space between; for each task id, body and, if the 3 is there, the
 --        part of its limits behind the semicolon, or ''
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
---        group changes nothing), or the text of the error that refused the whole section: a key of
---        the group holds a foreign type or record; its limits, an id or the group key are malformed
---        or out of range; or too much would be pending (FULL), also the later sections of its group
---        then. Other errors refuse the whole call, with nothing written.
+--        group changes nothing), or this number and that of tasks that were replaced, or the text
+--        of the error that refused the whole section: a key of the group holds a foreign type or
+--        record; its limits, an id or the group key are malformed or out of range; or too much
+--        would be pending (FULL), also the later sections of its group then. Other errors refuse
+--        the whole call, with nothing written.
 --
--- A section is a run of tasks for one group that have the same limits. A call that is repeated
+-- A section is a run of tasks for one group, in their order. A call that is repeated
 -- because its reply was lost gets its first reply again. A call that comes after a later call of
 -- the same producer is refused: the producer has given it up.
 
@@ -96,6 +97,7 @@ assert_arguments(not call_number or whole_number(remember_ms) > 0)
 local now = clock()
 local earliest = math.huge  -- when the first of the changed groups is due
 local total, total_length = 0, 0  -- of the new tasks
+local total_replaced = 0
 
 -- Backpressure. Tasks in flight are pending too: they take memory until their queue has them.
 local limited = max_tasks > 0 or max_bytes > 0
@@ -175,21 +177,21 @@ local function read_own_limits(shared, limits, first, n)
   return own
 end
 
--- Returns a function that makes the entry of a task. `common`: the limits of entries that store
--- none. Tasks of the same limits, one after the other, are counted in the summaries.
+-- What an entry stores of the limits of its task. `common`: those of entries that store none.
+local function stored_limits(limits, common)
+  if not are_same(limits, common) then
+    return limits.text or limits_text(limits, limits.weight)
+  end
+  return limits.weight == 1 and '' or string.format('=;weight=%.0f', limits.weight)
+end
+
+-- Returns a function that makes the entry of a task. Tasks of the same limits, one after the other,
+-- are counted in the summaries.
 local function entries_with_limits(common, summaries)
   local texts, last_limits = {}, nil
   return function(id, body, limits)
-    local text = texts[limits]
-    if not text then
-      local weight = limits.weight
-      if not are_same(limits, common) then
-        text = limits.text or limits_text(limits, weight)
-      else
-        text = weight == 1 and '' or string.format('=;weight=%.0f', weight)
-      end
-      texts[limits] = text
-    end
+    local text = texts[limits] or stored_limits(limits, common)
+    texts[limits] = text
     local entry
     if text == '' then
       entry = entry_head(id) .. id .. body
@@ -205,6 +207,32 @@ local function entries_with_limits(common, summaries)
     end
     return entry
   end
+end
+
+-- The place in the list of a task that is to be replaced, or nil if it does not wait. `number` is
+-- that of the first task of the section, whose tasks are not in the list yet.
+local function waiting_place(tasks, ids, g, number, id)
+  local found = tonumber(redis.call('HGET', ids, id) or nil)
+  if not found then return nil end
+  if found >= number then return g[CLAIMED] + g[WAITING] + found - number end
+  return place_of(tasks, ids, g, found, id)
+end
+
+-- Puts a task in the place of the waiting one with the same id, which keeps its arrival time.
+-- Returns the bytes by which the group grows.
+local function replace_task(tasks, g, task, limits)
+  local old = redis.call('LINDEX', tasks, task.place) or ''
+  local text, first = stored_limits(limits, segments.common_limits(g)), entry_arrival(old)
+  if text ~= '' then
+    first = first + WITH_LIMITS
+    text = string.char(#text) .. text
+  end
+  local new = entry_prefix(first) .. string.char(#task.id) .. task.id .. text .. task.body
+  redis.call('LSET', tasks, task.place, new)
+  local from = task.place - g[CLAIMED]
+  local grown = segments.replace(tasks, g, old, new, limits, from, now)
+  g[BYTES] = g[BYTES] + grown
+  return grown
 end
 
 -- Whether the tasks of a group and those of a section with these limits have all the same, and none
@@ -238,6 +266,10 @@ local function add_section(tasks, ids, at, n, step)
   local full = limited and too_full(group, ids, first, n, step)
   if full then return full end
   arrive_after(g[LAST])
+  if own or limits.replace > 0 then
+    local stored = redis.pcall('LLEN', tasks)
+    if type(stored) == 'table' then return stored.err end
+  end
   local usual = not own and is_usual(g, limits)
   local summaries, common, make_entry = {}, nil, nil
   if not usual then
@@ -245,7 +277,7 @@ local function add_section(tasks, ids, at, n, step)
     common = g[WAITING] > 0 and segments.common_limits(g) or own and own[first] or limits
     make_entry = entries_with_limits(common, summaries)
   end
-  local entries, length, flushes = {}, 0, false
+  local entries, length, flushes, replaced = {}, 0, false, {}
   for i = first, first + step * (n - 1), step do
     local id = args[i]
     local head = entry_head(id)
@@ -257,6 +289,15 @@ local function add_section(tasks, ids, at, n, step)
     local new = 0
     if not seen_lately(group, id) then
       new = redis.pcall('HSETNX', ids, id, string.format('%d', number + #entries))
+    end
+    if new == 0 and make_entry and (own and own[i] or limits).replace > 0 then
+      local waits_at = waiting_place(tasks, ids, g, number, id)
+      if waits_at then
+        replaced[#replaced + 1] = { place = waits_at, id = id, body = args[i + 1], at = i }
+      elseif not seen_lately(group, id) then  -- a large batch has it that was not read yet
+        redis.call('HSET', ids, id, string.format('%d', number + #entries))
+        new = 1
+      end
     end
     if new == 1 then
       local entry = head .. id .. args[i + 1]
@@ -271,7 +312,7 @@ local function add_section(tasks, ids, at, n, step)
       return new.err
     end
   end
-  if #entries == 0 then return 0 end
+  if #entries == 0 and #replaced == 0 then return 0 end
   for from = 1, #entries, CHUNK do
     local to = math.min(from + CHUNK - 1, #entries)
     local pushed = redis.pcall('RPUSH', tasks, unpack(entries, from, to))
@@ -297,6 +338,11 @@ local function add_section(tasks, ids, at, n, step)
   g[LAST] = arrival
   g[WAITING] = g[WAITING] + #entries
   g[BYTES] = g[BYTES] + length
+  for _, task in ipairs(replaced) do
+    local of_task = own and own[task.at] or limits
+    length = length + replace_task(tasks, g, task, of_task)
+    flushes = flushes or of_task.flush > 0
+  end
   if flushes then g[MARKED] = g[WAITING] end
   local due_ms = due_at(g)
   if due_ms == 0 then became_due(g, due_before or now, now) end
@@ -308,7 +354,9 @@ local function add_section(tasks, ids, at, n, step)
   total = total + #entries
   total_length = total_length + length
 
-  if g[HELD] > 0 then return #entries end
+  total_replaced = total_replaced + #replaced
+  local result = #replaced > 0 and { #entries, #replaced } or #entries
+  if g[HELD] > 0 then return result end
   if due_ms > 0 then
     -- The time in `due` may be too early, never too late. A task that only moves the time back
     -- leaves the index as it is, and `poll` corrects it. A group in `ready` stays there.
@@ -323,7 +371,7 @@ local function add_section(tasks, ids, at, n, step)
       earliest = now
     end
   end
-  return #entries
+  return result
 end
 
 local reply = {}
@@ -332,16 +380,17 @@ for key = FIRST_KEY, #KEYS, 2 do
   local tasks, ids = KEYS[key], KEYS[key + 1]
   local n, step = section_size(at)
   local status = add_section(tasks, ids, at, n, step)
-  refused = type(status) == 'string' and total == 0 and server_error(status)
+  refused = type(status) == 'string' and total + total_replaced == 0 and server_error(status)
   if refused then return refused end
   reply[#reply + 1] = status
   at = at + TASKS + step * n
 end
 for group, g in pairs(changed) do
   segments.close(g)
+  segments.drop_rules(g)
   write_group(groups, group, g)
 end
-if total > 0 then
+if total + total_replaced > 0 then
   add_count(state, 'waiting', total)
   add_count(state, 'bytes', total_length)
   if earliest < (tonumber(wake) or 0) then

@@ -2,7 +2,6 @@
 -- @include group
 -- @include limits
 -- @include rules
--- @include slice
 
 -- Summaries of the waiting tasks of a group that do not all have the same limits: of segments,
 -- which are runs of tasks in the order of the list. So the limits of a group can be those of the
@@ -22,6 +21,7 @@ local function use_segments()
   local FEW_SEGMENTS, MOST_SEGMENTS, KEPT_SEGMENTS = 16, 64, 48
   local FEW_TASKS, FEW_BYTES = 256, 64 * 1024
   local READ_TASKS, READ_BYTES = 500, 512 * 1024  -- most that is read of a segment at once, about
+  local MOST_REPLACED = 1000  -- tasks that one call reads for those that it replaces, about
   local MIXED, WEIGHTED = 1, 2  -- flags: of different limits; of other weights than 1
   local LARGEST_SUM = 2^53
 
@@ -108,6 +108,16 @@ local function use_segments()
     return few and number > FEW_SEGMENTS
   end
 
+  -- Ends the distinction of waiting tasks, if nothing that the array is for is in force.
+  function segments.drop_rules(g)
+    local rules = g[RULES]
+    if rules == 0 or rules[SEGMENTS] ~= '' then return end
+    for place = MAX_BYTES, LEADING do
+      if rules[place] > 0 then return end
+    end
+    g[RULES] = 0
+  end
+
   -- Sets the limits of the group to those of the segments: of what waits.
   function segments.combine(g, list, now)
     local rules = g[RULES]
@@ -128,10 +138,7 @@ local function use_segments()
     end
     -- The tasks have no different limits any more. Those that store no limits have the same ones.
     rules[COMMON], rules[SEGMENTS] = limits_text(all, 1), ''
-    if all.due + all.not_before + rules[POSTPONED] + rules[INTERVAL] + rules[COOL_UNTIL]
-      + rules[LEADING] == 0 then
-      g[RULES] = 0
-    end
+    segments.drop_rules(g)
   end
 
   -- The limits that the waiting tasks have in common: those of the entries that store none.
@@ -175,7 +182,7 @@ local function use_segments()
     return { all }
   end
 
-  -- Summaries to which those of new tasks are added. Until `close_segments` they are kept open, for
+  -- Summaries to which those of new tasks are added. Until `segments.close` they are kept open, for
   -- further sections of the same group.
   local open_segments = {}
   local function opened_segments(g)
@@ -295,7 +302,7 @@ local function use_segments()
       return most, estimate, s.weighted and math.floor(s.weight * most / s.count) or most
     end
     local first, common = g[CLAIMED] + from, segments.common_limits(g)
-    local step = math.max(1, math.floor(STEP_BYTES * s.count / math.max(1, s.bytes)))
+    local step = math.max(1, math.floor(FEW_BYTES * s.count / math.max(1, s.bytes)))
     local count, bytes, weight = 0, 0, 0
     most = math.min(most, READ_TASKS)
     while count < most and bytes < READ_BYTES do
@@ -354,6 +361,16 @@ local function use_segments()
     return count, bytes, weight, left
   end
 
+  -- The index of the segment with the task at this place among the waiting ones, and the place of
+  -- its first task.
+  local function segment_with(list, from)
+    local at, first = 1, 0
+    while list[at + 1] and from >= first + list[at].count do
+      first, at = first + list[at].count, at + 1
+    end
+    return at, first
+  end
+
   -- Takes a task that has been cancelled off the summaries of its group, before WAITING is lowered.
   -- `from`: its place among the waiting tasks, from 0. Returns its bytes as they were counted, and
   -- the segments of the others, or nil if the group has none.
@@ -364,10 +381,8 @@ local function use_segments()
       if g[WAITING] == 1 or length > g[BYTES] then length = g[BYTES] end
       return length, nil
     end
-    local list, at, first = segments_of(g), 1, 0
-    while list[at + 1] and from >= first + list[at].count do
-      first, at = first + list[at].count, at + 1
-    end
+    local list = segments_of(g)
+    local at, first = segment_with(list, from)
     local s = list[at]
     if s.count == 1 or length > s.bytes then length = s.bytes end
     local _, weight = limits_of(entry, segments.common_limits(g))
@@ -378,5 +393,69 @@ local function use_segments()
       list[at] = refresh_segment(g, tasks, s, first, now)
     end
     return length, list
+  end
+
+  -- Takes from a segment, whose tasks have equal limits and no maximum of bytes or weight, the task
+  -- at this place: puts the tasks before it, the task, and those behind it in its place.
+  local function split_segment(g, tasks, list, at, first, from, one, now)
+    local s = table.remove(list, at)
+    local function part(place, count)
+      if count == 0 then return end
+      local each = {}
+      for name, value in pairs(s) do each[name] = value end
+      each.count, each.bytes = count, math.floor(s.bytes * count / s.count)
+      each.weight = s.weighted and math.floor(s.weight * count / s.count) or count
+      if place > first then
+        local entry = redis.call('LINDEX', tasks, g[CLAIMED] + place) or ''
+        each.deadline = math.min(entry_arrival(entry), now) + s.delay
+      end
+      return each
+    end
+    local before = part(first, from - first)
+    local behind = part(from + 1, first + s.count - from - 1)
+    one.bytes = s.bytes - (before and before.bytes or 0) - (behind and behind.bytes or 0)
+    for _, each in ipairs({ behind or false, one, before or false }) do
+      if each then table.insert(list, at, each) end
+    end
+    if #list > MOST_SEGMENTS then compact(list) end
+  end
+
+  -- Updates the summaries for a task that has been replaced: `from` is its place among the waiting
+  -- tasks, `limits` are those of the new one. Returns the bytes by which those of the group grow.
+  function segments.replace(tasks, g, old, new, limits, from, now)
+    local common = segments.common_limits(g)
+    local rules = g[RULES]
+    local grown = math.max(#new - #old, -g[BYTES])
+    local has_segments = rules ~= 0 and (rules[SEGMENTS] ~= '' or open_segments[g])
+    if not has_segments and are_same(limits, common) and limits.weight == 1 then
+      return grown
+    end
+    segments.close(g)
+    use_rules(g)
+    local list = segments_of(g)
+    local at, first = segment_with(list, from)
+    local s = list[at]
+    local old_limits, old_weight = limits_of(old, common)
+    local arrival = math.min(entry_arrival(old), now)
+    local one = segments.summary(limits, 1, 0, limits.weight, arrival)
+    grown = math.max(#new - #old, -s.bytes)
+    s.weight = math.max(0, s.weight - old_weight) + limits.weight
+    s.weighted = s.weighted or limits.weight ~= 1
+    s.bytes = s.bytes + grown
+    if s.mixed or not are_same(s, limits) then
+      local few = s.count <= FEW_TASKS and s.bytes <= READ_BYTES
+      if few and segments.entries_read < MOST_REPLACED then
+        list[at] = read_segment(g, tasks, first, s.count, s.bytes, now) or s
+      elseif not s.mixed and s.max_bytes + s.max_weight == 0 and are_same(s, old_limits) then
+        s.weight = s.weight - limits.weight + old_weight
+        split_segment(g, tasks, list, at, first, from, one, now)
+      else
+        local count, weight = s.count, s.weight
+        join(s, one)
+        s.count, s.weight, s.mixed = count, weight, true
+      end
+    end
+    segments.combine(g, list, now)
+    return grown
   end
 end

@@ -25,3 +25,35 @@ local function refresh_head(tasks, g, left, now)
     g[DEADLINE] = math.min(math.max(g[DEADLINE], g[FIRST] + g[DELAY]), now + g[DELAY])
   end
 end
+
+-- Returns the place in the list of the waiting task with this id and number, or nil. The distance
+-- of a number from its place rises along the list, so each look at a place bounds the place that is
+-- sought from both sides.
+local function place_of(tasks, ids, g, wanted, id)
+  -- The number and the id of the task at a place; there is no number if foreign bytes are there.
+  local function task_at(place)
+    local found = entry_id(redis.call('LINDEX', tasks, place) or '')
+    return tonumber(redis.call('HGET', ids, found) or nil), found
+  end
+  local low = math.max(g[CLAIMED], wanted - g[BASE] - g[CANCELLED])
+  local high = math.min(wanted - g[BASE], g[CLAIMED] + g[WAITING] - 1)
+  local looks = 0
+  while low <= high do
+    looks = looks + 1
+    local middle = looks == 1 and high or looks == 2 and low or math.floor((low + high) / 2)
+    local place = middle
+    local found_number, found_id = task_at(place)
+    while not found_number and place > low do  -- foreign bytes: look before them
+      place = place - 1
+      found_number, found_id = task_at(place)
+    end
+    if found_id == id then return place end
+    if not found_number then
+      low = middle + 1
+    elseif found_number > wanted then
+      low, high = math.max(low, place - (found_number - wanted)), place - 1
+    else
+      low, high = middle + 1, math.min(high, place + (wanted - found_number))
+    end
+  end
+end

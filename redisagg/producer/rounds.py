@@ -25,6 +25,9 @@ COMMIT_ROUND_TASKS = 500
 STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
+_REPLACING = 15
+"""How many plain tasks take as much time as the search for a task that is to be replaced."""
+
 _OWN = b" 3"
 """Behind the number of tasks of a section: each of them has 3 arguments."""
 
@@ -42,7 +45,10 @@ class _Call(Generic[W]):
     coroutines, Python's garbage collector would otherwise take longer than the adding itself.
     """
 
-    __slots__ = ("bytes", "group_keys", "open", "partition", "places", "sections", "waiters")
+    __slots__ = (
+        *("bytes", "group_keys", "open", "partition", "places", "sections", "surcharge"),
+        "waiters",
+    )
 
     def __init__(self, partition: PartitionKeys) -> None:
         self.partition = partition
@@ -56,6 +62,8 @@ class _Call(Generic[W]):
         self.places: list[int] = []
         """For each waiter the index of the section with its task."""
         self.bytes = 0
+        self.surcharge = 0
+        """How many plain tasks take as much time as what is not plain about these."""
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
         """Puts a task into the section of its group."""
@@ -64,13 +72,18 @@ class _Call(Generic[W]):
         if (
             place < 0
             or (section := self.sections[place])[1] != limits
-            or (own is None) is not (section[2] == b"")
+            or (own is not None and section[2] == b"")
         ):
+            self.surcharge += place >= 0
             place = self.open[group] = len(self.sections)
             section = [group, limits, b"" if own is None else _OWN]
             self.sections.append(section)
             self.group_keys += (tasks_key, ids_key)
-        section += (task_id, body) if own is None else (task_id, body, own)
+        if section[2] == b"":
+            section += (task_id, body)
+        else:
+            section += (task_id, body, own or b"")
+            self.surcharge += _REPLACING if own and b"replace" in own else 0
         self.waiters.append(waiter)
         self.places.append(place)
         self.bytes += len(body)
@@ -101,7 +114,7 @@ class _Call(Generic[W]):
         """Reads the reply: a status or an error for each section, or an error for all of them."""
         if isinstance(reply, Exception):
             yield self.waiters, reply
-        elif all(type(status) is int for status in reply):
+        elif all(type(status) is int or type(status) is list for status in reply):
             yield self.waiters, None
         else:
             errors = list(map(_error, reply))
@@ -110,7 +123,7 @@ class _Call(Generic[W]):
 
 
 def _error(status: Any) -> Exception | None:
-    if isinstance(status, int):
+    if isinstance(status, int | list):  # how many were new, and how many were replaced
         return None
     return (
         status
@@ -156,7 +169,7 @@ class Round(Generic[W]):
         if (
             self._tasks >= self._max_tasks
             or self._bytes >= MAX_ROUND_BYTES
-            or len(partition_call.waiters) >= self._call_tasks
+            or len(partition_call.waiters) + partition_call.surcharge >= self._call_tasks
             or partition_call.bytes >= self._call_bytes
         ):
             self.full = True

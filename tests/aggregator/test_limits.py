@@ -14,6 +14,7 @@ from tests.support.aggregators import Make
 from tests.support.tasks import (
     await_asleep,
     await_batches,
+    await_server_ms,
     enqueued,
     numbered,
     payloads,
@@ -213,3 +214,44 @@ def test_a_merge_function_sees_the_limits_of_a_task(make: Make, sync_redis: redi
         agg.add_tasks([task, later])
         assert agg.wait_until_idle(10)
     assert seen == [task, later]
+
+
+# --- an id that waits --------------------------------------------------------------------------
+
+
+def test_a_task_replaces_the_one_that_waits(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_grace_period=60, group_max_delay=300)
+    agg.add_tasks([Task("test", "old", "g", id="x", priority=5), Task("test", "other", "g")])
+    before = agg.get_entries()["g"]
+    await_server_ms(sync_redis, server_ms(sync_redis) + 20)
+    changed = Task("test", "new", "g", id="x", headers={"a": "b"}, on_conflict="replace")
+    assert agg.add_task(changed) == "x"
+    agg.add_task(Task("test", "kept out", "g", id="x"))
+    after = agg.get_group("g")
+    assert after is not None
+    assert (after.size, after.priority) == (2, 0)
+    assert after.first_task_at == before.first_task_at
+    assert after.due_at is not None
+    assert before.due_at is not None
+    assert after.due_at > before.due_at + 0.015  # the grace period began anew
+    [first, second] = after.tasks or ()
+    assert first.task is not None
+    assert second.task is not None
+    assert (first.task.payload, first.task.headers) == ("new", {"a": "b"})
+    assert second.task.payload == "other"
+    agg.flush("g")
+    with agg:
+        await_batches(agg, 1, timeout=LATE)
+        agg.add_task(changed)  # no task with this id waits: it is new
+        assert agg.get_entries()["g"].size == 1
+    assert batches(agg)[0] == ["new", "other"]
+
+
+def test_the_limits_of_a_replaced_task_end(make: Make) -> None:
+    agg = make()
+    agg.add_tasks([*numbered("g", 3), Task("test", "x", "g", id="x", max_delay=5, weight=7)])
+    agg.add_task(Task("test", "y", "g", id="x", on_conflict="replace", max_size=9))
+    state = agg.get_entries()["g"]
+    assert state.first_task_at is not None
+    assert state.due_at is not None
+    assert state.due_at >= state.first_task_at + 600

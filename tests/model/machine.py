@@ -63,6 +63,7 @@ _limits = (
         due_at=st.sampled_from([0, 0, _START + 50, _START + 700]),
         not_before=st.sampled_from([0, 0, 0, _START + 90, _START + 900]),
         flush=st.sampled_from([0, 0, 0, 1]),
+        replace=st.sampled_from([0, 0, 1]),
     )
 )
 _sections = st.lists(
@@ -258,6 +259,8 @@ class Machine(RuleBasedStateMachine):
             self.serial += len(ids)
             bodies = [b"<%d>" % (first + i) for i in range(len(ids))]
             tasks = list(zip(ids, bodies, strict=True))
+            if group in self.model.groups and self.model.groups[group].unread_ids() & {*ids}:
+                limits = limits._replace(replace=0)  # the id counts as new, once it is read too
             made.append(m.Section(group, limits, tasks, one_by_one=first % 2 == 0))
         return made
 
@@ -283,7 +286,9 @@ class Machine(RuleBasedStateMachine):
         self.run_on_both(
             lambda: self.model.add(producer, number, sections, options), "add", keys, *args
         )
-        self.acknowledged |= set(self.waiting()) - known
+        now_waiting = set(self.waiting())
+        self.acknowledged |= now_waiting - known
+        self.acknowledged -= known - now_waiting  # replaced
 
     def waiting(self) -> list[bytes]:
         groups = self.model.groups.values()

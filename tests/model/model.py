@@ -54,11 +54,12 @@ class Limits(NamedTuple):
     due_at: int = 0
     not_before: int = 0
     flush: int = 0
+    replace: int = 0
 
     @property
     def compared(self) -> Limits:
         """Without what does not make tasks differ."""
-        return self._replace(weight=1, min_interval=0, leading=0, flush=0)
+        return self._replace(weight=1, min_interval=0, leading=0, flush=0, replace=0)
 
     @property
     def is_usual(self) -> bool:
@@ -74,7 +75,7 @@ class Limits(NamedTuple):
 
     def own_text(self) -> bytes:
         """What belongs to one task."""
-        named = self._named(("due_at", "not_before", "flush"))
+        named = self._named(("due_at", "not_before", "flush", "replace"))
         if self.weight != 1:
             named.append(b"weight=%d" % self.weight)
         return b" ".join(named)
@@ -87,13 +88,14 @@ class Limits(NamedTuple):
         """What an entry stores, in a group whose entries have `common` if they store nothing."""
         if self.compared == common:
             return b"" if self.weight == 1 else b"=;weight=%d" % self.weight
-        stored = self._replace(min_interval=0, leading=0, flush=0)
+        stored = self._replace(min_interval=0, leading=0, flush=0, replace=0)
         own = stored.own_text()
         return stored.shared_text() + (b";" + own if own else b"")
 
 
 NEVER = 2**52
 Reason: TypeAlias = bytes
+TaskId: TypeAlias = bytes
 _NONE = Limits(0, 0, 1, 0)
 
 
@@ -243,6 +245,8 @@ class Group:
     """The limits of entries that store none."""
     segmented: bool = False
     """Whether waiting tasks differ in more than their bytes, or batches have a maximum of bytes."""
+    last: int = 0
+    """When the newest waiting task came, or one was replaced."""
     interval: int = 0
     leading: int = 0
     cool_until: int = 0
@@ -315,7 +319,7 @@ class Group:
         if self.marked:
             return 0
         limits = self.limits
-        at = min(self.waiting[-1].arrival + limits.grace, self.deadline)
+        at = min(self.last + limits.grace, self.deadline)
         if limits.due_at:
             at = min(at, limits.due_at)
         if self.leading or self.maximum_reached():
@@ -330,7 +334,7 @@ class Group:
         reached = self.maximum_reached()
         if reached or self.leading:
             return reached or b"leading"
-        grace_end = self.waiting[-1].arrival + self.limits.grace
+        grace_end = self.last + self.limits.grace
         if 0 < self.limits.due_at <= min(grace_end, self.deadline):
             return b"due_at"
         return b"max_delay" if self.deadline <= grace_end else b"grace"
@@ -344,6 +348,10 @@ class Group:
         """Notes when the group became due."""
         if due_before > 0:
             self.since = max(self.since, min(due_before, now))
+
+    def unread_ids(self) -> set[TaskId]:
+        """The ids of large batches that were not read yet."""
+        return {entry.id for batch in self.in_flight for entry in batch.entries[batch.read :]}
 
     def next_batch(self) -> list[Entry]:
         """The longest run of waiting tasks within the limits, at least one."""
@@ -370,6 +378,11 @@ class Group:
         if not self.waiting:
             self.no_task_waits()
         elif self.segmented:
+            self.check_segments()
+
+    def check_segments(self) -> None:
+        """Ends the distinction of waiting tasks if they do not differ any more."""
+        if self.segmented:
             kinds = {entry.limits.compared for entry in self.waiting}
             alike = len(kinds) == 1 and all(entry.limits.weight == 1 for entry in self.waiting)
             [first, *_] = kinds
@@ -446,7 +459,7 @@ class Partition:
         self.due: dict[bytes, int] = {}
         self.ready: dict[bytes, int] = {}
         self.dead: dict[bytes, DeadLetter] = {}
-        self.calls: dict[bytes, tuple[int, list[int | bytes]]] = {}
+        self.calls: dict[bytes, tuple[int, list[int | list[int] | bytes]]] = {}
         self.seen: set[bytes] = set()
         """The group and id of each flushed task; the dedupe window is longer than a test."""
         self.results: dict[bytes, dict[bytes, bytes]] = {}
@@ -507,7 +520,7 @@ class Partition:
 
     def add(
         self, producer: bytes, number: int | None, sections: Iterable[Section], options: AddOptions
-    ) -> list[int | bytes]:
+    ) -> list[int | list[int] | bytes]:
         if number is not None and producer in self.calls:
             last, answered = self.calls[producer]
             if number == last:
@@ -515,7 +528,7 @@ class Partition:
             if number < last:
                 raise Refused("LATE a later call was made")
         self._refuse_unregistered()
-        reply: list[int | bytes] = []
+        reply: list[int | list[int] | bytes] = []
         earliest = math.inf
         full: set[bytes] = set()
         for section in sections:
@@ -526,7 +539,11 @@ class Partition:
             added, due = self._add_section(section, dedupe=options.dedupe)
             reply.append(added)
             earliest = min(earliest, due)
-        if any(isinstance(each, int) and each for each in reply):
+        for section in sections:
+            replaced_in = self.groups.get(section.group)
+            if replaced_in and replaced_in.estimated and section.limits.replace:
+                replaced_in.bytes = self.stored.group(section.group).bytes
+        if any((isinstance(each, int) and each) or isinstance(each, list) for each in reply):
             self._wake(earliest)
         if number is not None:
             self.calls[producer] = (number, reply)
@@ -545,50 +562,72 @@ class Partition:
         size = counts["bytes"] + length(new)
         return bool(new) and (0 < options.tasks < tasks or 0 < options.bytes < size)
 
-    def _add_section(self, section: Section, *, dedupe: bool) -> tuple[int, float]:
+    def _add_section(self, section: Section, *, dedupe: bool) -> tuple[int | list[int], float]:
         name, limits = section.group, section.limits
         group = self.groups.setdefault(name, Group())
         new: list[Entry] = []
         first = group.base + group.claimed + len(group.waiting) + group.cancelled
+        replaced: list[tuple[bytes, bytes]] = []
         for task_id, body in section.tasks:
             known = dedupe and seen_member(name, task_id) in self.seen
-            if task_id not in group.numbers and not known:
+            waits = task_id in self.waiting_ids(name) or task_id in [entry.id for entry in new]
+            if waits and limits.replace:
+                replaced.append((task_id, body))
+            elif (task_id not in group.numbers or limits.replace) and not known:
                 group.numbers[task_id] = first + len(new)
                 new.append(Entry(self.now, task_id, body, limits))
         if new and not group.waiting:
             group.common = limits.compared
         common = group.common
         new = [entry._replace(text=limits.stored_text(common)) for entry in new]
-        if not new:
+        if not new and not replaced:
             self._remove_if_empty(name)
             return 0, math.inf
         was_due = group.due_at if group.waiting else None
         was_full = was_due == 0 and bool(group.maximum_reached())
         if was_due is None:
             group.since = 0
+        segmented = group.segmented
         if limits.weight != 1 or limits.max_bytes or limits.max_weight:
             group.segmented = True
         group.segmented = group.segmented or limits.compared != group.common
+        if not new:
+            group.segmented = segmented
+        group.last = self.now
         group.interval, group.leading = limits.min_interval, limits.leading
         group.waiting += new
         group.bytes += length(new)
+        for task_id, body in replaced:
+            self._replace(group, task_id, body, limits)
         if limits.flush:
             group.marked = len(group.waiting)
+        result: int | list[int] = [len(new), len(replaced)] if replaced else len(new)
         if group.due_at == 0:
             group.became_due(self.now if was_due is None else was_due, self.now)
         if self.held(name):
-            return len(new), math.inf
+            return result, math.inf
         if group.due_at > 0:
             # A group in `ready` stays there: once due, it stays due.
             if was_due is not None and was_due <= group.due_at:
-                return len(new), math.inf  # the index may be early; `poll` corrects it
+                return result, math.inf  # the index may be early; `poll` corrects it
             self.due[name] = group.due_at
-            return len(new), group.due_at
+            return result, group.due_at
         self.ready[name] = min(self.ready.get(name, group.score), group.score)
         if was_full:
-            return len(new), math.inf
+            return result, math.inf
         self.due.pop(name, None)
-        return len(new), self.now
+        return result, self.now
+
+    def _replace(self, group: Group, task_id: bytes, body: bytes, limits: Limits) -> None:
+        """Puts a task in the place of the waiting one with the same id."""
+        [at] = [i for i, entry in enumerate(group.waiting) if entry.id == task_id]
+        old = group.waiting[at]
+        new = Entry(old.arrival, task_id, body, limits, limits.stored_text(group.common))
+        group.waiting[at] = new
+        group.bytes = max(0, group.bytes + len(new.raw) - len(old.raw))
+        if group.segmented or limits.compared != group.common or limits.weight != 1:
+            group.segmented = True
+            group.check_segments()
 
     def forget_calls(self, producers: Sequence[bytes]) -> int:
         return sum(self.calls.pop(producer, None) is not None for producer in producers)
@@ -1110,6 +1149,8 @@ class Partition:
             return 0
         del group.numbers[task_id]
         [cancelled] = [entry for entry in group.waiting if entry.id == task_id]
+        if cancelled is group.waiting[-1] and len(group.waiting) > 1:
+            group.last = group.waiting[-2].arrival
         group.waiting.remove(cancelled)
         group.bytes = max(0, group.bytes - length([cancelled])) if group.waiting else 0
         if group.segmented and group.estimated and group.waiting:

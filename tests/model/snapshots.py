@@ -187,7 +187,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival
-        fields["last"] = group.waiting[-1].arrival
+        fields["last"] = group.last
         fields["deadline"] = group.deadline
         fields["since"] = group.since
         limits = group.limits._asdict()

@@ -226,6 +226,7 @@ HOSTILE: list[Any] = [
     *(b"\x00\xff" * 300, b"0x10", b" 7 ", b"1 1 1", b"1000 1000 3 0", b"3", b"1000"),
     *(b"3 0 0", b"3 0 1", b"3 1 0", b"36 0 0", b"0 0 0", b"3 0", b"3 0 0 0", b"3 -1 0", b" 3 0 0"),
     *(OTHER_LIMITS, b"- - 1 0;flush=1", b"1 1 1 0;flush=2", b"3 3", b"=;weight=1"),
+    *(b"1000 1000 3 0;replace=1", b"replace=1 weight=3", b"i3", b"i7", b"k1"),
 ]
 VALUES: list[Any] = [
     *(None, True, "x", b"", -1, 0, 1.5, float("nan"), float("inf"), float("-inf"), 2**63, 2**60),

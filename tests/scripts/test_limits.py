@@ -205,3 +205,38 @@ def test_malformed_limits_of_one_task_refuse_the_section(group: Group) -> None:
     [refused] = group.add((USUAL, ["", "weight=2", "weight=x"]))
     assert refused.startswith(b"ERR limits")
     assert not group.client.exists(P.tasks(b"g"), P.ids(b"g"), P.groups)
+
+
+def test_a_replaced_task_keeps_its_place_and_time(group: Group) -> None:
+    for _ in range(3):
+        group.add((USUAL, 400))
+    before = group.entries()
+    group.number = 600
+    assert group.add(("600000 600000 7 3 max_bytes=9000;replace=1", 1), size=20) == [[0, 1]]
+    after = group.entries()
+    assert [n for n in range(1200) if before[n] != after[n]] == [600]
+    assert after[600][1:6] == before[600][1:6]
+    assert group.record.bytes == sum(map(len, after))
+    assert (group.record.size, group.record.priority, group.record.waiting) == (7, 3, 1200)
+    group.number = 600
+    assert group.add((USUAL + ";replace=1", 1)) == [[0, 1]]
+    assert group.entries()[600][7:] == before[600][7:]
+    assert (group.record.size, group.record.priority) == (50, 0)
+
+
+def test_a_section_adds_keeps_and_replaces(group: Group) -> None:
+    group.add((USUAL, 2))
+    group.number = 0
+    own = ["", "replace=1", "replace=1", "weight=3"]
+    assert group.add((USUAL, own)) == [[2, 1]]
+    group.number = 2
+    assert group.add((USUAL, ["replace=1 weight=2", ""])) == [[0, 1]]
+    assert group.record.rules_in_force.weight == 1 + 1 + 2 + 3
+
+
+def test_an_id_that_comes_twice_in_a_section_is_replaced(group: Group) -> None:
+    keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
+    keys += [P.tasks(b"g"), P.ids(b"g")]
+    args = ["", 600_000, "wake", P.label, 0, 0, "", "g", USUAL, "2 3", "x", "old", ""]
+    assert group.call("add", keys, *args, "x", "new", "replace=1") == [[1, 1]]
+    assert [entry[8:] for entry in group.entries()] == [b"new"]

@@ -51,16 +51,26 @@ def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
     assert request.keys[7:] == group_keys
 
 
+def test_a_call_has_few_tasks_that_replace_others() -> None:
+    """The script searches for each of them."""
+    tasks = [encoded("a", n)._replace(own=b"replace=1") for n in range(MAX_CALL_TASKS)]
+    round_: Round[EncodedTask] = Round(options_for(), COMMIT_ROUND_TASKS)
+    while not round_.full:
+        round_.put(tasks[len(round_)], tasks[len(round_)])
+    assert len(round_) == 25
+
+
 def test_tasks_with_limits_of_their_own_have_three_arguments() -> None:
     options = options_for()
     tasks = [encoded("a", 0), encoded("a", 1)._replace(own=b"weight=2")]
-    tasks.append(encoded("a", 2)._replace(own=b"weight=3"))
+    tasks += [encoded("a", 2)._replace(own=b"weight=3"), encoded("a", 3)]
     round_ = filled(options, tasks)
     for _ in range(2):  # a call may be sent again
         [request] = round_.requests(CallSequence())
         assert request.args[7:] == [
             *(b"a", b"limits", b"1", b"0", b"x"),
-            *(b"a", b"limits", b"2 3", b"1", b"x", b"weight=2", b"2", b"x", b"weight=3"),
+            *(b"a", b"limits", b"3 3", b"1", b"x", b"weight=2", b"2", b"x", b"weight=3"),
+            *(b"3", b"x", b""),
         ]
 
 
