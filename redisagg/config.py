@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import InvalidConfig, InvalidTask
+from redisagg.merge_function import GroupAggregator as GroupAggregator
+from redisagg.merge_function import check_merge_function
 from redisagg.task import MAX_BYTES, Task, check_size
 from redisagg.texts import shorten
-
-Merged: TypeAlias = "Task | Sequence[Task] | None"
-"""The result of a merge function: one task, several (a list or tuple), or None."""
-
-GroupAggregator: TypeAlias = Callable[[str, list[Task]], "Merged | Awaitable[Merged]"]
-"""A merge function: takes a group key and tasks in arrival order, returns the tasks to enqueue."""
 
 
 def default_aggregator(group: str, tasks: list[Task]) -> Task:
@@ -208,11 +203,7 @@ class AggregationConfig:
             )
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")
-        if not callable(self.group_aggregator):
-            raise InvalidConfig(
-                "group_aggregator must be a function of (group, tasks), not "
-                f"{self.group_aggregator!r}"
-            )
+        check_merge_function(self.group_aggregator, "group_aggregator")
 
     @property
     def waits_for_replicas(self) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 from redisagg.config import AggregationConfig
 from redisagg.flusher.merging.loop import LoopMerger
 from redisagg.flusher.merging.merger import Merger
 from redisagg.flusher.merging.processes import ProcessMerger, check_process_can_start_workers
 from redisagg.flusher.merging.threads import ThreadMerger
+from redisagg.merge_function import is_async
 from redisagg.sinks.routing import Router
 
 __all__ = ["Merger", "check_executor", "is_async", "make_merger"]
@@ -31,9 +28,3 @@ def make_merger(config: AggregationConfig, router: Router) -> Merger:
     if is_async(config.group_aggregator):
         return LoopMerger(config, router)
     return (ProcessMerger if config.executor == "process" else ThreadMerger)(config, router)
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    """Whether a call returns a coroutine: an `async def`, or an object with such a `__call__`."""
-    call = getattr(function, "__call__", None)  # noqa: B004 - not a test for being callable
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
