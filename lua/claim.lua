@@ -9,11 +9,14 @@
 --        7 quarantine of a group or batch whose keys hold a foreign type or record, ms
 --        8 dedupe window, ms: how long ids of flushed tasks are not accepted again; 0 for none
 --        then for each item, as `poll` named it: batch id or '', group key
+--        and 'cause' if the reply is to say why each batch was due
 -- Reply  for each batch: { batch id, group key, number of this attempt, last error, serialized
 --        merge result or '', { entry, entry, ... }, number of tasks, bytes of their entries, 1 if
 --        it is a suspect, else 0 }; without entries if it has a merge result, or if it is large:
 --        then `read_tasks` returns them. If its merge result is in `result:BATCH` there are two
---        more: the label (includes/result.lua), and how many merged tasks have been enqueued;
+--        more: the label (includes/result.lua), and how many merged tasks have been enqueued. With
+--        'cause' there are always these and then REASON, OPENED, DUE_AT, BATCH_WEIGHT, CREATED of
+--        the record (includes/batch.lua);
 --        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0 }
 --
 -- The groups take turns: each gives a few batches before one gives the next. The tasks stay in the
@@ -45,7 +48,9 @@ local batches_left, tasks_left = whole_number(ARGV[4]), whole_number(ARGV[5])
 local bytes_left, quarantine_ms = whole_number(ARGV[6]), whole_number(ARGV[7])
 local window_ms = whole_number(ARGV[8])
 local FIRST_KEY, FIRST_ARG = 11, 9  -- of the first item
-assert_arguments(#KEYS - FIRST_KEY == #ARGV - FIRST_ARG and (#KEYS - FIRST_KEY) % 2 == 1)
+local with_cause = #ARGV - FIRST_ARG == #KEYS - FIRST_KEY + 1 and ARGV[#ARGV] == 'cause'
+assert_arguments((with_cause or #KEYS - FIRST_KEY == #ARGV - FIRST_ARG)
+  and (#KEYS - FIRST_KEY) % 2 == 1)
 local TURN = 8  -- batches of a group in one turn
 local BEHIND_MS = 50  -- when a batch is tried again that an earlier batch of its group holds back
 local now = clock()
@@ -91,9 +96,13 @@ local function hand_out(id, batch, entries, suspect)
   reply[#reply + 1] = {
     id, batch[GROUP], attempt, batch[ERROR], merged, entries, count, length, suspect,
   }
-  if batch[RESULT] ~= '' then
+  if batch[RESULT] ~= '' or with_cause then
     local last = reply[#reply]
     last[#last + 1], last[#last + 2] = batch[RESULT], batch[ENQUEUED]
+    if with_cause then
+      for place = REASON, BATCH_WEIGHT do last[#last + 1] = batch[place] end
+      last[#last + 1] = batch[CREATED]
+    end
   end
   batches_left = batches_left - 1
   if #entries > 0 then

@@ -4,7 +4,7 @@ from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config, default_aggregator
 from redisagg.errors import RedisAggError
 from redisagg.task import Task, group_key_text
-from redisagg.views import BatchState, DeadLetter, GroupState, PartitionStats, Stats
+from redisagg.views import BatchInfo, BatchState, DeadLetter, GroupState, PartitionStats, Stats
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ __all__ = [
     "AggregationConfig",
     "Aggregator",
     "AsyncAggregator",
+    "BatchInfo",
     "BatchState",
     "DeadLetter",
     "GroupState",

@@ -40,6 +40,33 @@ class GroupState:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchInfo:
+    """What a merge function with a third parameter is told about its batch."""
+
+    batch_id: str
+    """Id of the batch, the same for all its attempts."""
+    group_key: str
+    """Text form of the group key."""
+    attempt: int
+    """Number of this attempt, from 1."""
+    reason: str
+    """Why the batch was due: ``"size"``, ``"bytes"``, ``"weight"``, ``"grace"``, ``"max_delay"``,
+    ``"due_at"``, ``"schedule"``, ``"leading"`` or ``"flush"``."""
+    opened_at: float
+    """Arrival of its first task."""
+    due_at: float
+    """Time at which it was due."""
+    claimed_at: float
+    """Time at which it was first claimed."""
+    bytes: int
+    """Bytes of its stored tasks; of more than 1,000 tasks or 1 MiB about."""
+    weight: int
+    """Sum of the weights of its tasks."""
+    arrivals: Sequence[float]
+    """Time of arrival of each task, in the order of the tasks."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchState:
     """A batch in flight."""
 
@@ -61,6 +88,16 @@ class BatchState:
     """Error of the last attempt, or empty."""
     tasks: Sequence[StoredTask] | None = None
     """Tasks in arrival order; None if they were not asked for or can't be read."""
+    reason: str = ""
+    """Why the batch was due, as in `BatchInfo`."""
+    opened_at: float = 0.0
+    """Arrival of its first task."""
+    due_at: float = 0.0
+    """Time at which it was due."""
+    bytes: int = 0
+    """Bytes of its stored tasks, about."""
+    weight: int = 0
+    """Sum of the weights of its tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +125,16 @@ class DeadLetter:
     merged again: the others are enqueued."""
     tasks: Sequence[StoredTask] | None = None
     """Tasks in arrival order; None if they were not asked for or can't be read."""
+    reason: str = ""
+    """Why the batch was due, as in `BatchInfo`."""
+    opened_at: float = 0.0
+    """Arrival of its first task."""
+    due_at: float = 0.0
+    """Time at which it was due."""
+    bytes: int = 0
+    """Bytes of its stored tasks, about."""
+    weight: int = 0
+    """Sum of the weights of its tasks."""
 
 
 @dataclass(frozen=True, slots=True)

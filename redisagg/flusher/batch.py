@@ -157,6 +157,16 @@ class Claim(NamedTuple):
     """The label of the merge result that is stored apart, or empty; see lua/includes/result.lua."""
     enqueued: int = 0
     """How many merged tasks of that result have been enqueued in slices."""
+    reason: bytes = b""
+    """Why it was due; this and what follows is left out if the merge function does not take it."""
+    opened: int = 0
+    """When its first task arrived, ms."""
+    due_at: int = 0
+    """When it was due, ms."""
+    weight: int = 0
+    """The weight of its tasks."""
+    created: int = 0
+    """When it was first claimed, ms."""
 
     @property
     def has_result(self) -> bool:

@@ -417,6 +417,11 @@ def _batch_state(
         state="claimed" if claimed else "retry",
         until=None if until is None else float(until) / 1000,
         error=_text(record.error),
+        reason=_text(record.reason),
+        opened_at=record.opened / 1000,
+        due_at=record.due_at / 1000,
+        bytes=record.length,
+        weight=record.batch_weight,
     )
 
 
@@ -464,6 +469,11 @@ def _dead_letter(batch_id: bytes, record: DeadRecord) -> DeadLetter:
         error=_text(record.error),
         traceback=_text(record.traceback),
         enqueued=record.enqueued,
+        reason=_text(record.reason),
+        opened_at=record.opened / 1000,
+        due_at=record.due_at / 1000,
+        bytes=record.length,
+        weight=record.batch_weight,
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Aggregator, Task
+from redisagg import Aggregator, BatchInfo, Task
 from redisagg.errors import InvalidConfig, InvalidTask
 from tests.support.aggregators import Make
 from tests.support.tasks import (
     await_asleep,
     await_batches,
+    await_dead,
     await_server_ms,
     enqueued,
     numbered,
@@ -255,3 +256,67 @@ def test_the_limits_of_a_replaced_task_end(make: Make) -> None:
     assert state.first_task_at is not None
     assert state.due_at is not None
     assert state.due_at >= state.first_task_at + 600
+
+
+# --- why a batch was due --------------------------------------------------------------------------
+
+
+def test_a_merge_function_is_told_why_its_batch_was_due(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    told: list[BatchInfo] = []
+
+    def merge(group: str, tasks: list[Task], info: BatchInfo) -> None:
+        assert len(info.arrivals) == len(tasks)
+        told.append(info)
+
+    agg = make(group_aggregator=merge, group_max_weight=50)
+    before = server_ms(sync_redis) / 1000
+    agg.add_tasks(numbered("flush", 2, weight=3))
+    agg.flush("flush")
+    agg.add_tasks(numbered("size", 20))
+    agg.add_tasks(numbered("weight", 1, weight=60))
+    agg.add_tasks(numbered("bytes", 1, max_bytes=1))
+    agg.add_tasks(numbered("grace", 1, grace_period=0.01))
+    agg.add_tasks(numbered("max_delay", 1, max_delay=0.01))
+    agg.add_tasks(numbered("due_at", 1, due_at=in_ms(sync_redis, -5)))
+    with agg:
+        assert agg.wait_until_idle(10)
+    assert {info.group_key: info.reason for info in told} == {
+        each: each for each in ("flush", "size", "weight", "bytes", "grace", "max_delay", "due_at")
+    }
+    [flushed] = [info for info in told if info.group_key == "flush"]
+    assert (flushed.weight, flushed.attempt) == (6, 1)
+    assert flushed.bytes > 0
+    assert before <= flushed.opened_at <= flushed.due_at <= flushed.claimed_at
+    assert flushed.arrivals[0] == flushed.opened_at
+
+
+def test_an_async_merge_function_is_told_too(make: Make) -> None:
+    told: list[str] = []
+
+    async def merge(group: str, tasks: list[Task], info: BatchInfo) -> None:
+        told.append(info.reason)
+
+    agg = make(group_aggregator=merge, group_max_size=1)
+    with agg:
+        agg.add_tasks(numbered("g", 1))
+        assert agg.wait_until_idle(10)
+    assert told == ["size"]
+
+
+def test_batches_and_dead_letters_say_why_they_were_due(make: Make) -> None:
+    states: list[Any] = []
+
+    def merge(group: str, tasks: list[Task]) -> None:
+        states.extend(agg.get_batches())
+        raise ValueError("no")
+
+    agg = make(group_aggregator=merge, group_max_size=2, max_attempts=1)
+    with agg:
+        agg.add_tasks(numbered("g", 2, weight=4))
+        [letter] = await_dead(agg)
+    for found in (states[0], letter):
+        assert (found.reason, found.weight) == ("size", 8)
+        assert found.opened_at <= found.due_at <= found.claimed_at
+        assert found.bytes > 0

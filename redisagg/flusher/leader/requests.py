@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.flusher.batch import Enqueue, Failure
+from redisagg.merge_function import wants_info
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.scripts import Request, call, command
 from redisagg.transport.round_trip import as_bytes
@@ -92,6 +93,7 @@ class LeaderRequests:
         # A claim outlives its merge. The batches of a dead leader are freed by the next lease.
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
         self._dedupe_ms = to_ms(config.dedupe_window)
+        self._wants_cause = wants_info(config.group_aggregator)
         p = partition
         self._indexes = [p.state, p.groups, p.batches]
         self._indexes += [p.claims, p.retry, p.suspects, p.due, p.ready]
@@ -110,6 +112,8 @@ class LeaderRequests:
         for item in items:
             keys += (p.tasks(item.group), p.ids(item.group))
             args += item
+        if self._wants_cause:
+            args.append("cause")
         return call("claim", keys, *args)
 
     def read_tasks(self, batch_id: bytes, group: bytes, start: int, max_bytes: int) -> Request:

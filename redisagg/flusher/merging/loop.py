@@ -7,7 +7,7 @@ import logging
 from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
-from redisagg.flusher.merging.steps import prepare, route_result
+from redisagg.flusher.merging.steps import arguments, prepare, route_result
 from redisagg.sinks.limited_calls import AwaitedCalls
 from redisagg.sinks.routing import Router
 
@@ -45,7 +45,8 @@ class LoopMerger(TaskMerger):
             return outcome
         # A merge may end in CancelledError or SystemExit too: what it raises is in `ended`, so a
         # CancelledError here means that this merger is closed.
-        ended = await self._calls.run(self.function, group, tasks, timeout=self.timeout)  # type: ignore[arg-type]
+        given = arguments(claim, outcome, group, tasks)
+        ended = await self._calls.run(self.function, *given, timeout=self.timeout)  # type: ignore[arg-type]
         if ended is None:
             _log.warning(
                 "a merge of group %r is cancelled after merge_timeout; %d of %d cancelled merges "

@@ -17,10 +17,11 @@ from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
 from redisagg.flusher.merging.tracing import linked, trace_headers
 from redisagg.payload import check_levels, parts_of, to_json
-from redisagg.protocol.entries import decode
+from redisagg.protocol.entries import arrival_ms, decode
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
 from redisagg.sinks.routing import Router
 from redisagg.task import Task
+from redisagg.views import BatchInfo
 
 _BLAMES = "the payload of task "
 _BLAMED = f"PayloadError: {_BLAMES}".encode()
@@ -40,7 +41,7 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
     try:
         group, tasks = prepare(claim, outcome, router)
         if tasks:
-            returned: Any = function(group, tasks)
+            returned: Any = function(*arguments(claim, outcome, group, tasks))
             if inspect.isawaitable(returned):  # a plain function that returns a coroutine
                 returned = asyncio.run(_awaited(returned))
             route_result(claim, outcome, router, tasks, returned)
@@ -78,6 +79,37 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         except (UndecodableTask, PayloadError) as error:
             outcome.undecodable.append((position, str(error)))
     return group, tasks
+
+
+def arguments(
+    claim: Claim, outcome: MergeOutcome, group: str, tasks: list[Task]
+) -> tuple[Any, ...]:
+    """The arguments of the merge function: the group key, the tasks and, if it takes it, the info.
+
+    Args:
+        outcome: tells which entries are no tasks.
+        tasks: the tasks of the other entries.
+    """
+    if not claim.reason:
+        return group, tasks
+    no_tasks = {position for position, _ in outcome.undecodable}
+    info = BatchInfo(
+        batch_id=claim.batch_id.decode(),
+        group_key=group,
+        attempt=claim.attempt,
+        reason=claim.reason.decode(),
+        opened_at=claim.opened / 1000,
+        due_at=claim.due_at / 1000,
+        claimed_at=claim.created / 1000,
+        bytes=claim.length,
+        weight=claim.weight,
+        arrivals=tuple(
+            arrival_ms(entry) / 1000
+            for position, entry in enumerate(claim.entries)
+            if position not in no_tasks
+        ),
+    )
+    return group, tasks, info
 
 
 def route_result(
