@@ -197,8 +197,9 @@ local function cut(group, g, tasks, ids)
   g[BYTES] = g[BYTES] - length
   g[MARKED] = math.max(0, g[MARKED] - count)
   g[SINCE] = now
-  if g[RULES] ~= 0 and g[RULES][INTERVAL] > 0 then
-    g[RULES][COOL_UNTIL] = now + g[RULES][INTERVAL]
+  if g[RULES] ~= 0 then
+    g[RULES][POSTPONED] = 0
+    if g[RULES][INTERVAL] > 0 then g[RULES][COOL_UNTIL] = now + g[RULES][INTERVAL] end
   end
   refresh_head(tasks, g, left, now)
   taken, claimed = taken + count, claimed + count

@@ -133,7 +133,8 @@ def _check_number(number: object, what: str, least: int, most: int) -> None:
         )
 
 
-def _check_moment(moment: object, what: str) -> None:
+def check_moment(moment: object, what: str) -> None:
+    """Raises `InvalidTask` unless `moment` is a `datetime` with a time zone, 1970 to 2199."""
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise InvalidTask(
             f"{what} must be a datetime with a time zone, such as "
@@ -248,9 +249,9 @@ class Task:
         if weight != 1:
             _check_number(weight, "weight", 0, MAX_WEIGHT)
         if due_at is not None:
-            _check_moment(due_at, "due_at")
+            check_moment(due_at, "due_at")
         if not_before is not None:
-            _check_moment(not_before, "not_before")
+            check_moment(not_before, "not_before")
         if flush is not False and flush is not True:
             raise InvalidTask(f"flush must be True or False, not {shorten(flush)}")
         if on_conflict != "keep" and on_conflict != "replace":

@@ -164,7 +164,7 @@ local function use_segments()
   end
 
   -- Begins to distinguish the waiting tasks of a group.
-  local function use_rules(g)
+  function segments.use_rules(g)
     if g[RULES] == 0 then
       g[RULES] = {
         g[WAITING], 0, 0, 0, 0, 0, 0, 0, 0, limits_text(segments.common_limits(g), 1), '', '',
@@ -231,7 +231,7 @@ local function use_segments()
   -- Updates the limits of the group for new tasks, before their number is added to WAITING.
   -- `common`: the limits of entries that store none.
   function segments.add(g, summaries, common)
-    local rules = use_rules(g)
+    local rules = segments.use_rules(g)
     local first = g[WAITING] == 0
     if first then rules[COMMON] = limits_text(common, 1) end
     local differs = rules[SEGMENTS] ~= '' or open_segments[g] ~= nil
@@ -431,7 +431,7 @@ local function use_segments()
       return grown
     end
     segments.close(g)
-    use_rules(g)
+    segments.use_rules(g)
     local list = segments_of(g)
     local at, first = segment_with(list, from)
     local s = list[at]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
@@ -37,7 +38,7 @@ from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
-from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
+from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
@@ -314,6 +315,27 @@ class AsyncAggregator(AggregatorBase):
             InvalidGroupKey: the group key is wrong.
         """
         return await self._run(steering.flush(self._keyspace, group_key_bytes(group_key)))
+
+    async def postpone(self, group_key: GroupKey, until: datetime) -> int:
+        """Has no batch cut from the waiting tasks of a group before a moment, full or not.
+
+        It holds until a batch is cut from the group or it is empty. A flush takes precedence, and a
+        moment in the past takes it back.
+
+        Args:
+            group_key: key of the group.
+            until: a `datetime` with a time zone.
+
+        Returns:
+            The number of tasks that wait in the group; 0 if there is no such group.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the moment has no time zone, or is not in the years 1970 to 2199.
+        """
+        check_moment(until, "until")
+        group = group_key_bytes(group_key)
+        return await self._run(steering.postpone(self._keyspace, group, moment_ms(until)))
 
     async def flush_all(self) -> int:
         """Makes all waiting tasks due now.

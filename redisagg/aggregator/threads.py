@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ from redisagg.protocol.operations import Operation
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
-from redisagg.task import GroupKey, Task, group_key_bytes, task_id_bytes
+from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.transport.endpoint import AnyClient, close, waits_without_end
 from redisagg.transport.threads import Transport
 from redisagg.views import BatchState, DeadLetter, GroupState, Stats
@@ -293,6 +294,27 @@ class Aggregator(AggregatorBase):
             InvalidGroupKey: the group key is wrong.
         """
         return self._run(steering.flush(self._keyspace, group_key_bytes(group_key)))
+
+    def postpone(self, group_key: GroupKey, until: datetime) -> int:
+        """Has no batch cut from the waiting tasks of a group before a moment, full or not.
+
+        It holds until a batch is cut from the group or it is empty. A flush takes precedence, and a
+        moment in the past takes it back.
+
+        Args:
+            group_key: key of the group.
+            until: a `datetime` with a time zone.
+
+        Returns:
+            The number of tasks that wait in the group; 0 if there is no such group.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the moment has no time zone, or is not in the years 1970 to 2199.
+        """
+        check_moment(until, "until")
+        group = group_key_bytes(group_key)
+        return self._run(steering.postpone(self._keyspace, group, moment_ms(until)))
 
     def flush_all(self) -> int:
         """Makes all waiting tasks due now.

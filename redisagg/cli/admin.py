@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 import click
@@ -145,6 +146,17 @@ def cancel(aggregator: Aggregator, group: str, task_id: str | None, as_json: boo
     else:
         count = int(aggregator.cancel_task(group, task_id))
     _report(as_json, {"cancelled": count}, f"{count} tasks cancelled")
+
+
+@click.command()
+@with_aggregator
+@click.argument("group")
+@click.argument("until", type=click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z"]))
+@json_option
+def postpone(aggregator: Aggregator, group: str, until: datetime, as_json: bool) -> None:
+    """Cut no batch from GROUP before UNTIL, such as 2026-11-27T08:00+01:00."""
+    count = aggregator.postpone(group, until)
+    _report(as_json, {"postponed": count}, f"{count} tasks wait until {until.isoformat()}")
 
 
 @click.command()

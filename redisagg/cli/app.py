@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import redisagg
-from redisagg.cli.admin import cancel, flush, groups, pause, peek, resume, stats
+from redisagg.cli.admin import cancel, flush, groups, pause, peek, postpone, resume, stats
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
 from redisagg.cli.ingest import ingest
@@ -55,6 +55,6 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, tail),
-    *(groups, peek, stats, flush, cancel, pause, resume, dead),
+    *(groups, peek, stats, flush, postpone, cancel, pause, resume, dead),
 ):
     cli.add_command(command)

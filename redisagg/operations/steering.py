@@ -21,6 +21,15 @@ def flush(keyspace: Keyspace, group: bytes) -> Operation[int]:
     return count
 
 
+def postpone(keyspace: Keyspace, group: bytes, until_ms: int) -> Operation[int]:
+    """Has no batch cut from a group before a moment; returns the number of its waiting tasks."""
+    p = keyspace.partition_of(group)
+    count: int = yield from ask(
+        call("postpone", _index_keys(p), keyspace.wake_channel, p.digits, group, until_ms)
+    )
+    return count
+
+
 def flush_all(keyspace: Keyspace) -> Operation[int]:
     """Makes all waiting tasks due now; returns the number of tasks newly due."""
     count = 0

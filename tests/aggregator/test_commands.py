@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ def test_steering(run: Run, redis_url: str) -> None:
     ids = aggregator.add_tasks([Task("t", n, "g") for n in range(3)] + [Task("t", 1, "h")])
     assert json.loads(run("cancel", "g", ids[0], "--json").stdout) == {"cancelled": 1}
     assert json.loads(run("cancel", "g", ids[0], "--json").stdout) == {"cancelled": 0}
+    later = "2126-11-27T08:00+01:00"
+    assert json.loads(run("postpone", "g", later, "--json").stdout) == {"postponed": 2}
+    due = aggregator.get_entries()["g"].due_at
+    assert due == datetime.fromisoformat(later).timestamp()
+    assert run("postpone", "g", "2126-11-27").exit_code == 2
     assert json.loads(run("flush", "g", "--json").stdout) == {"flushed": 2}
     assert json.loads(run("flush", "--all", "--json").stdout) == {"flushed": 1}
     assert run("flush").exit_code == run("flush", "g", "--all").exit_code == 2

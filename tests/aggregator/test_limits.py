@@ -11,6 +11,7 @@ import redis
 from redisagg import Aggregator, BatchInfo, Task
 from redisagg.errors import InvalidConfig, InvalidTask
 from tests.support.aggregators import Make
+from tests.support.servers import wait_until
 from tests.support.tasks import (
     await_asleep,
     await_batches,
@@ -320,3 +321,42 @@ def test_batches_and_dead_letters_say_why_they_were_due(make: Make) -> None:
         assert (found.reason, found.weight) == ("size", 8)
         assert found.opened_at <= found.due_at <= found.claimed_at
         assert found.bytes > 0
+
+
+def test_an_operator_postpones_a_group(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_max_size=2)
+    agg.pause()
+    agg.add_tasks(numbered("g", 2))
+    moment = in_ms(sync_redis, 500)
+    assert agg.postpone("g", moment) == 2
+    assert agg.postpone("nobody", moment) == 0
+    due = agg.get_entries()["g"].due_at
+    assert due == pytest.approx(moment.timestamp(), abs=0.002)
+    with agg:
+        agg.resume()
+        await_batches(agg, 1, timeout=0.5 + LATE)
+        entries: Any = sync_redis.xrange("tests-batches")
+        assert int(entries[0][0].split(b"-")[0]) >= moment.timestamp() * 1000 - 1
+        agg.add_tasks(numbered("g", 1))
+        agg.postpone("g", in_ms(sync_redis, 60_000))
+        agg.flush("g")
+        await_batches(agg, 2, timeout=LATE)
+    with pytest.raises(InvalidTask, match="until"):
+        agg.postpone("g", NAIVE)
+
+
+def test_an_interval_between_batches(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_leading=True, group_min_interval=0.5)
+    with agg:
+        agg.add_tasks(numbered("g", 1))
+        await_batches(agg, 1, timeout=LATE)
+        agg.add_tasks(numbered("g", 2, start=1))
+        await_batches(agg, 2, timeout=0.5 + LATE)
+        first, second = (int(entry_id.split(b"-")[0]) for entry_id, _ in stream(sync_redis))
+        assert second - first >= 450
+        assert batches(agg) == [[0], [1, 2]]
+        wait_until(lambda: agg.stats().groups == 0, what="the group has cooled down")
+
+
+def stream(client: redis.Redis) -> Any:
+    return client.xrange("tests-batches")

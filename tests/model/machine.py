@@ -806,6 +806,14 @@ class Machine(RuleBasedStateMachine):
         else:
             self.run_on_both(self.model.flush_all, "flush_all", keys, _CHANNEL, 0, 0, 100)
 
+    @rule(name=_groups, span=st.sampled_from([-60, 60, 400]))
+    def postpone(self, name: bytes, span: int) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
+        until = self.model.now + span
+        self.run_on_both(
+            lambda: self.model.postpone(name, until), "postpone", keys, _CHANNEL, 0, name, until
+        )
+
     @rule(paused=st.sampled_from([True, False, False]))
     def pause(self, paused: bool) -> None:
         self._pause(paused)

@@ -249,6 +249,8 @@ class Group:
     """When the newest waiting task came, or one was replaced."""
     interval: int = 0
     leading: int = 0
+    postponed: int = 0
+    """Until when an operator has postponed the waiting tasks."""
     cool_until: int = 0
     """Until when no batch is cut, since one has been."""
     marked: int = 0
@@ -302,7 +304,8 @@ class Group:
         """Until when no batch is cut, unless the group is flushed."""
         if self.marked:
             return 0
-        return max(self.cool_until, max((e.limits.not_before for e in self.waiting), default=0))
+        latest = max((entry.limits.not_before for entry in self.waiting), default=0)
+        return max(self.cool_until, self.postponed, latest)
 
     def maximum_reached(self) -> Reason:
         """The maximum of a batch that the waiting tasks reach, as a reason; else empty."""
@@ -392,6 +395,7 @@ class Group:
     def no_task_waits(self) -> None:
         """Ends what holds for waiting tasks."""
         self.marked, self.cancelled, self.segmented, self.estimated = 0, 0, False, False
+        self.postponed = 0
         if not self.cool_until:
             self.interval = self.leading = 0
 
@@ -845,6 +849,7 @@ class Partition:
             due_at=due or group.since,
             weight=sum(entry.limits.weight for entry in entries),
         )
+        group.postponed = 0
         if group.interval:
             group.cool_until = self.now + group.interval
         del group.waiting[: len(entries)]
@@ -1131,6 +1136,16 @@ class Partition:
         if marked:
             self._wake(self.now)
         return marked
+
+    def postpone(self, name: bytes, until: int) -> int:
+        group = self.groups.get(name)
+        if group is None or not group.waiting:
+            return 0
+        group.postponed = until
+        self._schedule(name)
+        if not self.held(name):
+            self._wake(group.due_at)
+        return len(group.waiting)
 
     def flush_all(self) -> list[Any]:
         return [b"0", self.flush(list(self.groups))]

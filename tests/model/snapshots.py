@@ -148,7 +148,7 @@ def _group(packed: bytes) -> dict[str, int]:
     if fields["waiting"]:
         fields["weight"] = rules.weight if rules.segments else record.waiting
         fields |= {name: getattr(rules, name) for name in ("max_bytes", "max_weight", "due")}
-        fields["not_before"] = rules.not_before
+        fields["not_before"], fields["postponed"] = rules.not_before, rules.postponed
         return fields
     # The other places describe the waiting tasks.
     places = (
@@ -189,7 +189,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         fields["first"] = group.waiting[0].arrival
         fields["last"] = group.last
         fields["deadline"] = group.deadline
-        fields["since"] = group.since
+        fields["since"], fields["postponed"] = group.since, group.postponed
         limits = group.limits._asdict()
         fields["due"] = 2 * limits["due_at"]
         names = ("grace", "delay", "size", "priority", "max_bytes", "max_weight", "weight")

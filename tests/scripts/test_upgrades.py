@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, cast
 
 import pytest
@@ -101,6 +102,7 @@ CALLS: dict[str, Callable[[Aggregator], object]] = {
     "add_tasks": lambda agg: agg.add_tasks([Task("t", 1, "g")]),
     "flush": lambda agg: agg.flush("g"),
     "flush_all": lambda agg: agg.flush_all(),
+    "postpone": lambda agg: agg.postpone("g", datetime.now(timezone.utc)),
     "cancel_task": lambda agg: agg.cancel_task("g", "1"),
     "cancel_group": lambda agg: agg.cancel_group("g"),
     "pause": lambda agg: agg.pause(),

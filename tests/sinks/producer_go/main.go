@@ -35,7 +35,7 @@ func main() {
 			own + "call:go", own + "seen", own + "seen_before", own + "tasks:" + group, own + "ids:" + group}
 		body, _ := msgpack.Marshal([]any{"from-go", map[string]int{"n": n}, map[string]string{"by": "go"}})
 		reply := add.Run(ctx, client, keys, "", 600000, prefix+"}:wake", fmt.Sprintf("%d/%d", partition, partitions),
-			0, 0, "", group, "120000 600000 20 0", 1, fmt.Sprint("go-", n), body)
+			0, 0, "", group, "120000 600000 20 0", "1 3", fmt.Sprint("go-", n), body, "weight=2 due_at=4102444800000 not_before=1 flush=0 replace=0")
 		added += reply.Val().([]any)[0].(int64) // panics if the task was refused
 	}
 	fmt.Println(added)

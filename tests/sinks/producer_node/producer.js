@@ -27,7 +27,8 @@ for (let n = 0; n < Number(count); n++) {
   const keys = names.map((each) => `${prefix}:${partition}}:${each}`);
   const body = Buffer.from(encode(["from-node", { n }, { by: "node" }]));
   const head = ["", "600000", `${prefix}}:wake`, `${partition}/${partitions}`, "0", "0", ""];
-  const section = [group, "120000 600000 20 0", "1", `node-${n}`, body];
+  const limits = "weight=2 due_at=4102444800000 not_before=1 flush=0 replace=0";
+  const section = [group, "120000 600000 20 0", "1 3", `node-${n}`, body, limits];
   const [fresh] = await call(add, keys, [...head, ...section]);
   if (typeof fresh === "string") throw new Error(fresh);
   added += fresh;
