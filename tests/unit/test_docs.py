@@ -69,12 +69,27 @@ def test_no_other_figures_stand_beside_the_results(page: str) -> None:
 
 def test_the_table_of_settings_is_complete() -> None:
     table = rows(section(read("docs/settings.md"), "The aggregator"))
-    documented = [(name.strip("`"), _value(default)) for name, default, _ in table]
+    documented = [(name.strip("`"), _value(default)) for name, default, *_ in table]
     actual = [(field.name, field.default) for field in fields(AggregationConfig)]
     assert documented == actual
     assert [type(default) is bool for _, default in documented] == [
         type(default) is bool for _, default in actual
     ]
+
+
+def test_the_table_says_who_reads_a_setting() -> None:
+    def reads(name: str, *places: str) -> bool:
+        paths = [path for place in places for path in (CHECKOUT / "redisagg").glob(place)]
+        assert paths
+        return any(re.search(rf"config\.{name}\b", path.read_text("utf-8")) for path in paths)
+
+    for cell, _, who, _ in rows(section(read("docs/settings.md"), "The aggregator")):
+        name = cell.strip("`")
+        assert who in ("producers", "flushers", "both"), name
+        if who == "producers":
+            assert not reads(name, "flusher/**/*.py"), name
+        if who == "flushers":
+            assert not reads(name, "producer/*.py", "protocol/entries.py"), name
 
 
 def _value(cell: str) -> object:
