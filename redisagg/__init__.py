@@ -3,6 +3,7 @@
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config, default_aggregator
 from redisagg.errors import RedisAggError
+from redisagg.schedule import Cron
 from redisagg.task import Task, group_key_text
 from redisagg.views import BatchInfo, BatchState, DeadLetter, GroupState, PartitionStats, Stats
 
@@ -14,6 +15,7 @@ __all__ = [
     "AsyncAggregator",
     "BatchInfo",
     "BatchState",
+    "Cron",
     "DeadLetter",
     "GroupState",
     "PartitionStats",
