@@ -1,7 +1,8 @@
 """Turns many small tasks into few large ones, on Redis, across any number of machines."""
 
+from redisagg import merges
 from redisagg.aggregator import Aggregator, AsyncAggregator
-from redisagg.config import AggregationConfig, default_aggregation_config, default_aggregator
+from redisagg.config import AggregationConfig, default_aggregation_config
 from redisagg.errors import RedisAggError
 from redisagg.schedule import Cron
 from redisagg.task import Task, group_key_text
@@ -23,6 +24,6 @@ __all__ = [
     "Stats",
     "Task",
     "default_aggregation_config",
-    "default_aggregator",
     "group_key_text",
+    "merges",
 ]

@@ -10,27 +10,9 @@ from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import InvalidConfig, InvalidTask
 from redisagg.merge_function import GroupAggregator as GroupAggregator
 from redisagg.merge_function import check_merge_function
-from redisagg.task import MAX_BYTES, Task, check_size
+from redisagg.merges import collect
+from redisagg.task import MAX_BYTES, check_size
 from redisagg.texts import shorten
-
-
-def default_aggregator(group: str, tasks: list[Task]) -> Task:
-    """The default merge function: puts the payloads of all tasks into one task.
-
-    Args:
-        group: group key.
-        tasks: tasks of the batch in arrival order.
-
-    Returns:
-        A task whose type is that of the first task followed by ``:aggregated``, and whose payload
-        is ``{"group": group, "count": len(tasks), "payloads": [...]}`` in arrival order.
-    """
-    return Task(
-        type=f"{tasks[0].type}:aggregated",
-        payload={"group": group, "count": len(tasks), "payloads": [t.payload for t in tasks]},
-        group_key=group,
-    )
-
 
 _MAX_ENTRY_HEAD_BYTES = 7 + 128  # a stored task has a time, the length of its id and the id
 
@@ -57,7 +39,7 @@ class AggregationConfig:
             None (default) for no limit.
         group_leading: whether the first task of a group is due at once, and what follows when
             `group_min_interval` has passed since the last batch; False by default.
-        group_aggregator: merge function, plain or ``async``; by default `default_aggregator`, which
+        group_aggregator: merge function, plain or ``async``; `merges.collect` by default, which
             puts all payloads into one task. A plain function runs in a thread.
         partitions: number of parts into which the groups are split, 16 by default. It is the
             largest number of flushers that can share the work, and is fixed when the namespace is
@@ -119,7 +101,7 @@ class AggregationConfig:
     group_max_weight: int | None = None
     group_min_interval: Duration | None = None
     group_leading: bool = False
-    group_aggregator: GroupAggregator = default_aggregator
+    group_aggregator: GroupAggregator = collect
     partitions: int = 16
     concurrency: int = 16
     executor: Literal["thread", "process"] = "thread"

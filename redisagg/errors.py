@@ -142,6 +142,7 @@ class FlusherFailed(RedisAggError, RuntimeError):
 class MergeError(RedisAggError):
     """The merge function returned no `Task`, list of tasks or `None`, or its process died.
 
+    Or a function of `redisagg.merges` met a task that lacks the field or the type it looks for.
     An exception of the merge function keeps its own class.
     """
 

@@ -80,9 +80,6 @@ class _Parameters(NamedTuple):
 
     def problem(self) -> str:
         """Returns what is wrong and what to do; empty if nothing is."""
-        if self.unbound:
-            names = ", ".join(self.unbound)
-            return f"it needs {names} by keyword; bind this with functools.partial"
         if self.required == 3 and self.positional[0].name in ("self", "cls"):
             return f"it is a method without its {self.positional[0].name}; pass that of an object"
         if self.required > 3:
@@ -94,6 +91,9 @@ class _Parameters(NamedTuple):
                 f"it takes {count or 'no'} positional argument{'s' * (count != 1)}; give it the "
                 "parameters group and tasks, or call it if it returns the merge function"
             )
+        if self.unbound:
+            names = ", ".join(self.unbound)
+            return f"it needs {names} by keyword; bind this with functools.partial"
         return ""
 
 

@@ -6,9 +6,10 @@ import pickle
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from redisagg.config import AggregationConfig, GroupAggregator, default_aggregator
+from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration, seconds, to_ms
 from redisagg.errors import InvalidConfig
+from redisagg.merges import collect
 from redisagg.protocol import registration
 from redisagg.protocol.entries import Encoder
 from redisagg.protocol.keys import Keyspace
@@ -63,7 +64,7 @@ class Namespace:
         endpoint = endpoint_of(redis)
         _check_socket_timeout(endpoint, config)
         # Another merge function may make something else of the payloads.
-        unchanged = config.group_aggregator is default_aggregator
+        unchanged = config.group_aggregator is collect
         json = isinstance(sink, Sink) and sink.takes_json and unchanged
         return cls(keyspace, config, check_sink(sink), endpoint, Encoder(config, json=json))
 

@@ -21,8 +21,9 @@ from rich.table import Table
 
 from redisagg.aggregator import Aggregator
 from redisagg.cli.output import print_json, print_table, stderr
-from redisagg.config import AggregationConfig, default_aggregator
+from redisagg.config import AggregationConfig
 from redisagg.errors import RedisUnavailable
+from redisagg.merges import collect
 from redisagg.task import Task
 from redisagg.testing import EmbeddedRedis
 
@@ -237,7 +238,7 @@ def _aggregator(url: str) -> Aggregator:
 def _merge(group: str, tasks: list[Task]) -> Task:
     """Merges as by default, but slowly, so that the kill hits running merges."""
     time.sleep(0.02)
-    return default_aggregator(group, tasks)
+    return collect(group, tasks)
 
 
 def _flush(url: str) -> None:

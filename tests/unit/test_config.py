@@ -11,10 +11,8 @@ from redisagg import (
     AggregationConfig,
     Aggregator,
     AsyncAggregator,
-    Task,
     default_aggregation_config,
 )
-from redisagg.config import default_aggregator
 from redisagg.errors import InvalidConfig
 
 
@@ -108,9 +106,3 @@ def test_bad_names_are_refused(face: Any, name: Any) -> None:
 def test_bad_arguments_are_refused(face: Any, argument: str, value: Any) -> None:
     with pytest.raises(InvalidConfig):
         face("a", **{argument: value})
-
-
-def test_the_default_aggregator_keeps_the_order() -> None:
-    merged = default_aggregator("g", [Task("mail", 1, "g"), Task("other", 2, "g")])
-    assert merged.type == "mail:aggregated"
-    assert merged.payload == {"group": "g", "count": 2, "payloads": [1, 2]}

@@ -14,7 +14,7 @@ import pytest
 import redisagg
 from benchmarks import report
 from redisagg import AggregationConfig, Aggregator, AsyncAggregator, errors
-from redisagg.config import default_aggregator
+from redisagg.merges import collect
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from tests.support.markdown import CHECKOUT, code_blocks, each_page, read, rows, section
 
@@ -95,7 +95,7 @@ def test_the_table_says_who_reads_a_setting() -> None:
 def _value(cell: str) -> object:
     """The value of a default in backticks."""
     text = cell.removeprefix("`").removesuffix("`")
-    return default_aggregator if text == "default_aggregator" else ast.literal_eval(text)
+    return collect if text == "merges.collect" else ast.literal_eval(text)
 
 
 @each_page
