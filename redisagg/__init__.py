@@ -5,7 +5,7 @@ from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config
 from redisagg.errors import RedisAggError
 from redisagg.schedule import Cron
-from redisagg.task import Task, group_key_text
+from redisagg.task import Task, group_key_parts, group_key_text
 from redisagg.views import BatchInfo, BatchState, DeadLetter, GroupState, PartitionStats, Stats
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "Stats",
     "Task",
     "default_aggregation_config",
+    "group_key_parts",
     "group_key_text",
     "merges",
 ]

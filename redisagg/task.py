@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -21,6 +22,10 @@ PRIORITIES = range(-1000, 1001)
 MAX_WEIGHT = 2**31
 MAX_BYTES = 2**40
 _LAST_MOMENT = datetime(2200, 1, 1, tzinfo=timezone.utc)
+
+_ESCAPED = re.compile(r"(?:[^\\]|\\[\\:])*", re.DOTALL)
+_ESCAPED_OR_COLON = re.compile(r"\\.|:", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -50,6 +55,37 @@ def group_key_text(key: GroupKey) -> str:
         if size > MAX_GROUP_KEY_BYTES:
             raise _key_too_long(f"{size}")
     return text
+
+
+def group_key_parts(text: str) -> tuple[str, ...]:
+    r"""Returns the parts of a group key that was a tuple; the inverse of `group_key_text`.
+
+    For a merge function: ``user, channel = group_key_parts(group)``. Parts that were an `int` or a
+    `UUID` come back as text, and one that was a tuple as its text form, which has parts again. A
+    key that was no tuple has one part, or several if it has a ``:``.
+
+    Args:
+        text: the text form of a tuple.
+
+    Raises:
+        InvalidGroupKey: the text is not the form of a tuple, such as ``C:\temp``, or no group key.
+    """
+    if not isinstance(text, str):
+        raise InvalidGroupKey(
+            f"the text form of a group key must be a str, not {type(text).__name__}"
+        )
+    text = group_key_text(text)
+    if "\\" not in text:
+        return tuple(text.split(":"))
+    if not _ESCAPED.fullmatch(text):
+        raise InvalidGroupKey(
+            f"the group key {shorten(text)} is not the text form of a tuple: a backslash in it "
+            "stands before neither a backslash nor a colon"
+        )
+    ends = [each.start() for each in _ESCAPED_OR_COLON.finditer(text) if each[0] == ":"]
+    starts = [0, *(end + 1 for end in ends)]
+    parts = (text[start:end] for start, end in zip(starts, [*ends, None], strict=True))
+    return tuple(_ESCAPE.sub(r"\1", part) for part in parts)
 
 
 def group_key_bytes(key: GroupKey) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redisagg import Task, group_key_text
+from redisagg import Task, group_key_parts, group_key_text
 from redisagg.errors import InvalidGroupKey, InvalidTask
 
 _PARTS = st.lists(st.text("ab:\\", max_size=4), min_size=1, max_size=4).map(tuple)
@@ -80,6 +80,38 @@ def test_an_empty_group_key_is_refused_when_it_matters() -> None:
 def test_different_tuples_never_meet(one: tuple[str, ...], other: tuple[str, ...]) -> None:
     if one != other and any(one) and any(other):
         assert group_key_text(one) != group_key_text(other)
+
+
+@given(st.lists(st.text(max_size=9) | st.text("ab:\\\n", max_size=9), min_size=1, max_size=5))
+def test_the_parts_of_a_tuple_come_back(parts: list[str]) -> None:
+    key = tuple(parts)
+    if any(parts) or len(parts) > 1:
+        assert group_key_parts(group_key_text(key)) == key
+
+
+@given(st.text("ab:\\\n", min_size=1))
+def test_a_text_is_that_of_its_parts_or_of_no_tuple(text: str) -> None:
+    try:
+        parts = group_key_parts(text)
+    except InvalidGroupKey:
+        return
+    assert group_key_text(parts) == text
+
+
+def test_parts_of_other_types_come_back_as_text() -> None:
+    key = ("a:b", 42, uuid.UUID(int=1), ("c", "d:e"))
+    *plain, nested = group_key_parts(group_key_text(key))
+    assert plain == ["a:b", "42", str(uuid.UUID(int=1))]
+    assert group_key_parts(nested) == ("c", "d:e")
+    assert group_key_parts("no tuple") == ("no tuple",)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "C:\\temp", "a\\", "\\\\\\", "a:\\b", "x" * 513, "\ud800", 7, None, ("a", "b")]
+)
+def test_what_has_no_parts_is_refused(text: Any) -> None:
+    with pytest.raises(InvalidGroupKey):
+        group_key_parts(text)
 
 
 @pytest.mark.parametrize(
