@@ -11,12 +11,15 @@ code      Python type                          bytes
 6         `decimal.Decimal`                    its decimal notation in ASCII
 7         `set`                                msgpack array
 8         `frozenset`                          msgpack array
+9         `int` of more than 64 bits           two's complement, big endian, at least 9 bytes
 ========= ==================================== =====================================
 
 Some types come back as another type: tuples as lists (as tuples where they are keys of a dict or
 members of a set), dataclasses as dicts of their fields, enums as their values, `bytearray` and
-`memoryview` as bytes, subclasses of the types above as those types. An `ExtType` of code 1 to 8
-comes back as the type above if its bytes have that form, else unchanged.
+`memoryview` as bytes, subclasses of the types above as those types. Models of pydantic come back as
+what their `model_dump` returns, structs of msgspec as dicts of their fields, and lazy strings of
+Django and Flask-Babel as `str`, in the language that is active when the task is added. An `ExtType`
+of code 1 to 9 comes back as the type above if its bytes have that form, else unchanged.
 
 Decoding never runs code from the payload. Its time depends on the size of the payload only: maps
 and sets with too many keys of the same hash are refused.
@@ -45,7 +48,7 @@ from msgpack import unpackb
 
 from redisagg.errors import PayloadError
 
-_DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _SET, _FROZENSET = range(1, 9)
+_DATETIME, _DATE, _TIME, _TIMEDELTA, _UUID, _DECIMAL, _SET, _FROZENSET, _INT = range(1, 10)
 
 _MOST_SETS = 8
 """The depth to which sets may be nested. msgpack takes 40 KB of the C stack for each level, and a
@@ -129,7 +132,7 @@ def pack(value: Any) -> bytes:
 
     Raises:
         PayloadError: the value holds a type that neither msgpack nor the table above has, an
-            integer of more than 64 bits or a lone surrogate, is nested more than 128 levels deep
+            lone surrogate, is nested more than 128 levels deep
             (sets: 8 levels), or contains itself. Or it could not be read back: a key of a dict or a
             member of a set would become a dict, or the same as another one.
     """
@@ -383,7 +386,20 @@ def _builtin_form_of(kind: type) -> Callable[[Any], Any] | None:
         return lambda value: {name: getattr(value, name) for name in names}
     if issubclass(kind, enum.Enum):
         return operator.attrgetter("value")
+    if callable(getattr(kind, "model_dump", None)):  # a model of pydantic
+        return operator.methodcaller("model_dump")
+    if isinstance(getattr(kind, "__struct_fields__", None), tuple):  # of msgspec
+        return _struct_fields
+    if hasattr(kind, "_proxy____cast"):  # the lazy results of Django, such as of gettext_lazy
+        return operator.methodcaller("_proxy____cast")
+    if kind.__name__ == "LazyString":  # of Flask-Babel and others
+        return str
     return dict if issubclass(kind, Mapping) else None
+
+
+def _struct_fields(value: Any) -> dict[str, Any]:
+    fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
+    return {name: item for name, item in fields if type(item).__name__ != "UnsetType"}
 
 
 def _of_builtin(depth: int, value: Any) -> Any:
@@ -427,6 +443,20 @@ def _of_timedelta(depth: int, value: dt.timedelta) -> Any:
     return msgpack.ExtType(_TIMEDELTA, _pack_within(depth + 1, parts))
 
 
+def _of_int(value: int) -> Any:
+    number = int(value)  # it may be a proxy, or an int of any size within one
+    if -(2**63) <= number < 2**64:
+        return number
+    size = (number + (number < 0)).bit_length() // 8 + 1
+    return msgpack.ExtType(_INT, number.to_bytes(size, "big", signed=True))
+
+
+def _to_int(data: bytes) -> int:
+    if len(data) <= 8:
+        raise ValueError("msgpack has a number of this size without an extension type")
+    return int.from_bytes(data, "big", signed=True)
+
+
 # A datetime is also a date, so the narrower type comes first.
 _FORMS: dict[type, Callable[[int, Any], Any]] = {
     dt.datetime: lambda depth, value: msgpack.ExtType(_DATETIME, _iso(value)),
@@ -437,6 +467,7 @@ _FORMS: dict[type, Callable[[int, Any], Any]] = {
     dt.date: lambda depth, value: msgpack.ExtType(_DATE, _iso(value)),
     dt.time: lambda depth, value: msgpack.ExtType(_TIME, _iso(value)),
     dt.timedelta: _of_timedelta,
+    int: lambda depth, value: _of_int(value),
 }
 
 
@@ -449,6 +480,7 @@ _RESTORE: dict[int, Callable[[int, bytes], Any]] = {
     _DECIMAL: lambda depth, data: Decimal(data.decode("ascii")),
     _SET: lambda depth, data: set(_set_members(depth, data)),
     _FROZENSET: lambda depth, data: frozenset(_set_members(depth, data)),
+    _INT: lambda depth, data: _to_int(data),
 }
 
 

@@ -180,6 +180,7 @@ VECTORS: dict[str, Task] = {
     "93aa656d61696c3a73656e6481a7757365725f69642a81a57472616365a3616263": Task(
         "email:send", {"user_id": 42}, "g", headers={"trace": "abc"}
     ),
+    "92aa656d61696c3a73656e64c70909010000000000000000": Task("email:send", 2**64, "g"),
     "94aa656d61696c3a73656e6481a7757365725f69642ac081a16f81a57175657565a8637269746963616c": Task(
         "email:send", {"user_id": 42}, "g", options={"queue": "critical"}
     ),
