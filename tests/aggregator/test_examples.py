@@ -61,3 +61,13 @@ def test_bulk_insert_raises_for_a_row_that_the_database_refuses(
 
 def test_search_index_gets_all_items(redis_url: str) -> None:
     assert _run("search_index.py", redis_url) == "products: 10 items\n"
+
+
+def test_order_status_reports_the_last_status_of_each_order(redis_url: str) -> None:
+    reported = _run("order_status.py", redis_url)
+    assert reported == "ups:eu {'A3': 'packed', 'A1': 'sent', 'A2': 'sent'}\n"
+
+
+@pytest.mark.parametrize("path", sorted(_EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) < 60
