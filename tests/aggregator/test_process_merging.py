@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Task
+from redisagg import Task, merges
 from redisagg.errors import InvalidConfig
 from redisagg.flusher.merging.processes import _check_worker, _Pool, _PoolKilled
 from redisagg.sinks import CallableSink
@@ -76,6 +76,18 @@ def test_merges_run_in_other_processes(make: Make) -> None:
     batches = enqueued(agg)
     assert sorted(payloads(batches)) == list(range(200))
     assert os.getpid() not in {batch.payload["by"] for batch in batches}
+
+
+def test_ready_made_functions_merge_in_other_processes(make: Make) -> None:
+    function = merges.by_type({"test": merges.latest(by="n", then=merge)}, otherwise=merges.count())
+    with make(group_aggregator=function, executor="process", group_max_size=10) as agg:
+        tasks = [Task("test", {"n": n % 3, "at": n}, "g") for n in range(9)]
+        agg.add_tasks([*tasks, Task("other", None, "g")])
+        await_batches(agg, 2, timeout=20)
+    batches = enqueued(agg)
+    assert [batch.type for batch in batches] == ["merged", "other:aggregated"]
+    assert [each["at"] for each in batches[0].payload["payloads"]] == [6, 7, 8]
+    assert batches[0].payload["by"] != os.getpid()
 
 
 def test_only_the_batch_fails_whose_merge_does(make: Make) -> None:
