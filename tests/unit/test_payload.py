@@ -190,6 +190,7 @@ class _Wide(enum.IntEnum):
         *((2**64, 9), (-(2**63) - 1, 9), (2**71 - 1, 9), (-(2**71), 9)),
         *((2**71, 10), (-(2**71) - 1, 10), (_Wide.LARGE, 9), (-(10**4000), 1662)),
     ],
+    ids=range(8),
 )
 def test_whole_numbers_of_any_size_come_back(number: int, length: int) -> None:
     packed = pack(number)
