@@ -14,8 +14,13 @@ from redisagg.texts import shorten
 Merged: TypeAlias = "Task | Sequence[Task] | None"
 """The result of a merge function: one task, several (a list or tuple), or None."""
 
-GroupAggregator: TypeAlias = Callable[[str, list[Task]], "Merged | Awaitable[Merged]"]
-"""A merge function: takes a group key and tasks in arrival order, returns the tasks to enqueue."""
+_Returned: TypeAlias = "Merged | Awaitable[Merged]"
+
+GroupAggregator: TypeAlias = (
+    "Callable[[str, list[Task]], _Returned] | Callable[[str, list[Task], Any], _Returned]"
+)
+"""A merge function: takes a group key and tasks in arrival order, returns the tasks to enqueue. One
+with a third parameter gets a `BatchInfo` there."""
 
 
 def is_async(function: Callable[..., Any]) -> bool:

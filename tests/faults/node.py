@@ -222,7 +222,7 @@ def flusher(url: str, settings: dict[str, Any]) -> None:
 
 
 def _behind_gate(url: str, merge: Any) -> GroupAggregator:
-    wait = worker.merge_at_gate(url)
+    wait: Any = worker.merge_at_gate(url)
 
     def wait_and_merge(group: str, tasks: list[Task]) -> Task:
         wait(group, tasks)
