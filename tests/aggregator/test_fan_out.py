@@ -118,7 +118,7 @@ def test_another_flusher_goes_on_where_one_died(
     make: Make, proxy: Proxy, sync_redis: redis.Redis, queue: Queue
 ) -> None:
     merge = FanOut(MANY)
-    config = config_of(merge, lease_time=1.0)
+    config = config_of(merge, lease_time=3)
     direct = make(sink=queue.sink(), **config)
     with make(name="warm-up", sink=queue.sink(), **config) as warm:
         warm.add_tasks(numbered("w", 1))
