@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import date, datetime, timezone
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from redisagg import Aggregator
 from redisagg.errors import InvalidConfig, InvalidGroupKey, InvalidTask, UnknownBatch
 from tests.support.aggregators import Make
 
-_VALID = {"group_key": "a", "task_id": "1", "offset": 0, "limit": 1}
+_MOMENT = datetime(2026, 11, 26, tzinfo=timezone.utc)
+_VALID = {"group_key": "a", "task_id": "1", "offset": 0, "limit": 1, "until": _MOMENT}
 _FLAGS = {"tasks", "due"}
 
 _NO_TEXT = [None, 1.5, b"bytes", ["a"]]
@@ -22,6 +24,10 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
     "batch_id": (UnknownBatch, [*_NO_TEXT, 7, *_NO_IDS]),
     "offset": (InvalidConfig, [*_NO_TEXT, -1, -(10**5000), True, "1"]),
     "limit": (InvalidConfig, [1.5, b"bytes", ["a"], -1, -(10**5000), True, "1"]),
+    "until": (
+        InvalidTask,
+        [*_NO_TEXT, 7, "2026-11-26", date(2026, 11, 26), datetime(2026, 11, 26)],
+    ),
 }
 _NOT_IDS = {"add_task", "add_tasks", "read_sink", "run", "stop", "wait_until_idle"}
 """Methods whose arguments are tasks, numbers, flags or a cursor."""
