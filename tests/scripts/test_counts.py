@@ -192,8 +192,9 @@ def test_a_claim_brings_the_poll_for_the_next(
 def test_memory_of_a_waiting_task(sync_redis: redis.Redis, redis_url: str, length: int) -> None:
     aggregator = Aggregator("a", redis_url, config=_NEVER_FULL)
     aggregator.stats()
-    before: Any = sync_redis.info("memory")
     payload = b"x" * length
+    aggregator.add_task(Task("t", payload, "before"))  # Redis 8 counts the loaded script too
+    before: Any = sync_redis.info("memory")
     aggregator.add_tasks((Task("t", payload, f"g{n // 100}") for n in range(10_000)), ids=False)
     after: Any = sync_redis.info("memory")
     used = (after["used_memory"] - before["used_memory"]) / 10_000
