@@ -61,7 +61,9 @@ def test_an_aggregator_is_used_on_one_event_loop_after_the_other(
     redis_url: str, sync_redis: redis.Redis, client: str
 ) -> None:
     source = redis_url if client == "made from a URL" else redis.asyncio.Redis.from_url(redis_url)
-    agg = AsyncAggregator("tests", source)
+    # Never due, so that no flusher that an earlier test left behind takes them.
+    config = AggregationConfig(group_max_size=1_000)
+    agg = AsyncAggregator("tests", source, config=config)
 
     async def use(n: int) -> None:
         await asyncio.gather(*(agg.add_task(Task("t", 0, "g", id=f"{n}-{i}")) for i in range(20)))
