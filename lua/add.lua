@@ -108,7 +108,6 @@ local pending_bytes = tonumber(stored_bytes) or 0
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local arrival, prefix, heads = now, entry_prefix(now), {}
-local prefix_with_limits = entry_prefix(now + WITH_LIMITS)
 
 -- Sets the arrival time of the entries to come. It never falls along a list, not even after the
 -- clock was set back. The grace period then counts from the later time, the max delay from now.
@@ -116,7 +115,6 @@ local function arrive_after(last)
   local after = math.max(now, last)
   if after == arrival then return end
   arrival, prefix, heads = after, entry_prefix(after), {}
-  prefix_with_limits = entry_prefix(after + WITH_LIMITS)
 end
 
 local function entry_head(id)
@@ -189,6 +187,7 @@ end
 -- are counted in the summaries.
 local function entries_with_limits(common, summaries)
   local texts, last_limits = {}, nil
+  local prefix_with_limits = entry_prefix(arrival + WITH_LIMITS)
   return function(id, body, limits)
     local text = texts[limits] or stored_limits(limits, common)
     texts[limits] = text

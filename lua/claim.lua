@@ -147,6 +147,7 @@ end
 
 -- Reads the tasks that a cut takes: returns their number, their bytes and their entries. There are
 -- no entries if they are too many for this reply, and then the bytes are those that were estimated.
+-- The bytes of all waiting tasks are known.
 local function read_waiting(g, tasks, count, length)
   if is_large(count, length) then
     local stored = redis.pcall('LLEN', tasks)
@@ -155,6 +156,7 @@ local function read_waiting(g, tasks, count, length)
   end
   local entries = redis.pcall('LRANGE', tasks, g[CLAIMED], g[CLAIMED] + count - 1)
   if entries.err then return 0, 0, entries end
+  if #entries == g[WAITING] then return #entries, g[BYTES], entries end
   return #entries, total_bytes(entries), entries
 end
 

@@ -41,13 +41,9 @@ if not letter and not batch then return 0 end
 local begun = batch ~= nil
 if begun then
   if batch[LETTER] == '' then return batch[TASK_COUNT] end
-  local unpacked
-  unpacked, letter = pcall(cmsgpack.unpack, batch[LETTER])
-  if not unpacked or type(letter) ~= 'table'
-    or not are_whole(letter, DEAD_TASK_COUNT, DEAD_TASK_COUNT)
-    or not are_whole(letter, DEAD_LENGTH, DEAD_LENGTH) then
-    return redis.error_reply(FOREIGN)
-  end
+  local decoded
+  decoded, letter = pcall(decode_dead, batch[LETTER])
+  if not decoded then return redis.error_reply(FOREIGN) end
 end
 local group = begun and batch[GROUP] or letter[DEAD_GROUP]
 local g, foreign_group = read_group(groups, group)

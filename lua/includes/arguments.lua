@@ -4,8 +4,10 @@ local LARGEST_ARGUMENT = 2^53
 
 -- The whole number from 0 that an argument holds; raises an error for anything else.
 local function whole_number(argument)
-  local number = argument and string.find(argument, '^%d+$') and tonumber(argument)
-  if number and number <= LARGEST_ARGUMENT then return number end
+  local number = tonumber(argument)
+  if number and number % 1 == 0 and number >= 0 and number <= LARGEST_ARGUMENT then
+    return number
+  end
   error('an argument is no whole number from 0')
 end
 

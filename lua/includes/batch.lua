@@ -27,18 +27,23 @@ local DUE_AT     = 17  -- when it was due, ms
 local BATCH_WEIGHT = 18  -- weight of its tasks
 local SPARE      = 19  -- '': for later releases, as a text that others leave as it is
 
--- The record, or nil if there is none or foreign bytes are in its place.
-local function read_batch(batches, id)
-  local batch = read_record(batches, id, SPARE)
-  if batch and type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
+local function decode_batch(packed)
+  local batch = unpack_record(packed, SPARE)
+  assert_whole(batch, START, CREATED)
+  assert_whole(batch, LENGTH, LENGTH)
+  assert_whole(batch, DEATHS, ENQUEUED)
+  assert_whole(batch, OPENED, BATCH_WEIGHT)
+  if type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
     and type(batch[MERGED]) == 'string' and type(batch[LETTER]) == 'string'
-    and type(batch[RESULT]) == 'string'
-    and are_whole(batch, START, CREATED) and are_whole(batch, LENGTH, LENGTH)
-    and are_whole(batch, DEATHS, ENQUEUED) and type(batch[REASON]) == 'string'
-    and are_whole(batch, OPENED, BATCH_WEIGHT) and type(batch[SPARE]) == 'string' then
+    and type(batch[RESULT]) == 'string' and type(batch[REASON]) == 'string'
+    and type(batch[SPARE]) == 'string' then
     return batch
   end
+  error('foreign bytes')
 end
+
+-- Returns the record; nil if there is none; nil and true for foreign bytes.
+local function read_batch(batches, id) return read_record(batches, id, decode_batch) end
 
 -- Whether the batch may leave: batches of a group leave in the order of their tasks.
 local function is_head(g, batch) return batch[START] == g[BASE] end

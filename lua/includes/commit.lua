@@ -18,12 +18,17 @@ local function trim_batch(tasks, batch, g)
   end
 end
 
+local known_counts = {}  -- by their text: most batches have the same one
+
 -- The number of arguments of a batch's entries. Of a slice also the number of entries before it,
 -- and of those behind it.
 local function read_extent(argument)
-  if not string.find(argument or '', ' ', 1, true) then return whole_number(argument) end
-  local n, before, left = string.match(argument, '^(%d+) (%d+) (%d+)$')
-  return whole_number(n), whole_number(before), whole_number(left)
+  local count = known_counts[argument or '']
+  if count then return count end
+  local n, before, left = string.match(argument or '', '^(%d+) (%d+) (%d+)$')
+  if n then return whole_number(n), whole_number(before), whole_number(left) end
+  known_counts[argument or ''] = whole_number(argument)
+  return known_counts[argument]
 end
 
 -- What the commit scripts share: enqueues batches and removes them. An entry is what a queue gets

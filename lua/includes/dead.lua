@@ -19,20 +19,21 @@ local DEAD_DUE_AT     = 13  -- DUE_AT of the batch
 local DEAD_BATCH_WEIGHT = 14  -- BATCH_WEIGHT of the batch
 local DEAD_SPARE      = 15  -- '': for later releases, as a text that others leave as it is
 
--- Returns the record; nil if there is none; nil and true for foreign bytes.
-local function read_dead(dead, id)
-  local letter, foreign = read_record(dead, id, DEAD_SPARE)
-  if not letter then return nil, foreign end
+local function decode_dead(packed)
+  local letter = unpack_record(packed, DEAD_SPARE)
+  assert_whole(letter, DEAD_TASK_COUNT, DEAD_DIED)
+  assert_whole(letter, DEAD_LENGTH, DEAD_ENQUEUED)
+  assert_whole(letter, DEAD_OPENED, DEAD_BATCH_WEIGHT)
   if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
-    and are_whole(letter, DEAD_TASK_COUNT, DEAD_DIED)
-    and are_whole(letter, DEAD_LENGTH, DEAD_ENQUEUED)
     and type(letter[DEAD_RESULT]) == 'string' and type(letter[DEAD_REASON]) == 'string'
-    and are_whole(letter, DEAD_OPENED, DEAD_BATCH_WEIGHT)
     and type(letter[DEAD_SPARE]) == 'string' then
     return letter
   end
-  return nil, true
+  error('foreign bytes')
 end
+
+-- Returns the record; nil if there is none; nil and true for foreign bytes.
+local function read_dead(dead, id) return read_record(dead, id, decode_dead) end
 
 -- The packed record of tasks of a batch; `letter` has batch, task_count,
 -- length, died, error, traceback; enqueued and result if the merge result is kept.

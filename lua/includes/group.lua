@@ -33,15 +33,15 @@ local function new_group()
   return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 end
 
--- Returns the record; nil if there is none; nil and true for foreign bytes.
-local function read_group(groups, group)
-  local g, foreign = read_record(groups, group, RULES)
-  if not g then return nil, foreign end
-  if not are_whole(g, WAITING, CANCELLED) or g[RULES] ~= 0 and not are_rules(g[RULES]) then
-    return nil, true
-  end
+local function decode_group(packed)
+  local g = unpack_record(packed, RULES)
+  assert_whole(g, WAITING, CANCELLED)
+  if g[RULES] ~= 0 then assert_rules(g[RULES]) end
   return g
 end
+
+-- Returns the record; nil if there is none; nil and true for foreign bytes.
+local function read_group(groups, group) return read_record(groups, group, decode_group) end
 
 -- The number that the next task gets: its value among the waiting ids. The numbers of the waiting
 -- tasks rise along the list. The place of a task is its number less BASE, less the number of tasks

@@ -35,10 +35,10 @@ do
   -- that means "never" by the largest number it has would leave records that others can't read.
   local function read_limits(text)
     if #text > LONGEST_TEXT then return false end
-    local shared, own = string.match(text, '^([^;]*);?(.*)$')
-    local _, last, grace, delay, size, priority =
-      string.find(shared, '^(%d+) (%d+) (%d+) (-?%d+)')
-    if not last then
+    local shared, own = text, ''
+    local _, last, grace, delay, size, priority = string.find(text, '^(%d+) (%d+) (%d+) (-?%d+)')
+    if last ~= #text then
+      shared, own = string.match(text, '^([^;]*);?(.*)$')
       _, last, grace, delay, size, priority =
         string.find(shared, '^([%d-]+) ([%d-]+) (%d+) (-?%d+)')
       if not last then return false end

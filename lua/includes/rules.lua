@@ -19,8 +19,9 @@ local RESERVED   = 12  -- '': for later releases, as a text that others leave as
 -- Bytes of one summary in SEGMENTS.
 local SEGMENT_BYTES = 72
 
-local function are_rules(rules)
-  return type(rules) == 'table' and #rules == RESERVED and are_whole(rules, WEIGHT, LEADING)
-    and type(rules[COMMON]) == 'string' and type(rules[SEGMENTS]) == 'string'
+local function assert_rules(rules)
+  assert_whole(rules, WEIGHT, LEADING)
+  local texts = type(rules[COMMON]) == 'string' and type(rules[SEGMENTS]) == 'string'
     and type(rules[RESERVED]) == 'string' and #rules[SEGMENTS] % SEGMENT_BYTES == 0
+  if not texts or #rules ~= RESERVED then error('foreign bytes') end
 end

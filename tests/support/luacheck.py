@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from redisagg.protocol.includes import expand
+from redisagg.protocol.includes import put_includes
 
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "lua"
@@ -83,7 +83,7 @@ def _expand(folder: Path, script: str) -> tuple[list[str], list[tuple[str, int]]
         )
 
     lines, origins = [], []
-    for tagged in expand(script, read).splitlines():
+    for tagged in put_includes(script, read).splitlines():
         line, _, tag = tagged.partition(_TAG)
         path, _, number = tag.partition(" ")
         lines.append(line)

@@ -130,6 +130,40 @@ def test_a_cycle_of_includes_is_an_error() -> None:
         expand("cycle", FILES.__getitem__)
 
 
+CONSTANTS = """local FIRST = 1  -- a place
+local BYTES = 64 * 1024
+local FIRST_KEY, FIRST_ARG = 2, 3
+local NAME = 'FIRST'
+return t[FIRST] + 1 / BYTES,
+  t.FIRST, 'BYTES', NAME .. FIRST  -- FIRST
+"""
+WITH_VALUES = """-- FIRST = 1  -- a place
+-- BYTES = 64 * 1024
+local FIRST_KEY, FIRST_ARG = 2, 3
+-- NAME = 'FIRST'
+return t[1 --[[FIRST]]] + 1 / (64 * 1024) --[[BYTES]],
+  t.FIRST, 'BYTES', 'FIRST' --[[NAME]] .. 1 --[[FIRST]]  -- FIRST
+"""
+
+
+def test_the_values_of_constants_are_put_in() -> None:
+    assert expand("constants", {"constants": CONSTANTS}.__getitem__) == WITH_VALUES
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_no_constant_is_left_by_its_name(name: str) -> None:
+    source = load(name).source.decode()
+    constants = re.findall(r"^-- ([A-Z][A-Z0-9_]*) = ", source, re.MULTILINE)
+    code = re.sub(r"--\[\[.*?\]\]|--.*|'[^'\n]*'", "", source)
+    assert set(constants) & set(re.findall(r"\w+", code)) == set()
+
+
+def test_a_constant_with_the_name_of_another_variable_is_an_error() -> None:
+    twice = "local PLACE = 1\ndo\n  local OTHER, PLACE = 2, 3\nend\n"
+    with pytest.raises(ValueError, match="the constant PLACE has the name of another local"):
+        expand("twice", {"twice": twice}.__getitem__)
+
+
 def test_a_clone_can_write_the_expanded_scripts(tmp_path: Path) -> None:
     """Without any package installed."""
     command: list[str | Path] = [
