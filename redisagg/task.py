@@ -155,7 +155,8 @@ def _is_plain(text: object) -> bool:
     return type(text) is str and 0 < len(text) <= MAX_ID_BYTES and text.isascii()
 
 
-def _check_priority(priority: object) -> None:
+def check_priority(priority: object) -> None:
+    """Raises `InvalidTask` unless `priority` is a whole number from -1000 to 1000."""
     if type(priority) is not int or priority not in PRIORITIES:
         raise InvalidTask(
             f"priority must be a whole number from -1000 to 1000, not {shorten(priority)}"
@@ -277,7 +278,7 @@ class Task:
         if not _is_plain(group_key) and group_key != "":
             group_key = group_key_text(group_key)
         if priority != 0:
-            _check_priority(priority)
+            check_priority(priority)
         if max_size is not None:
             check_size(max_size, "max_size")
         if max_bytes is not None:
