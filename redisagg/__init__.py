@@ -4,6 +4,7 @@ from redisagg import merges
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config
 from redisagg.errors import RedisAggError
+from redisagg.policies import Policy
 from redisagg.schedule import Cron
 from redisagg.task import Task, group_key_parts, group_key_text
 from redisagg.views import BatchInfo, BatchState, DeadLetter, GroupState, PartitionStats, Stats
@@ -20,6 +21,7 @@ __all__ = [
     "DeadLetter",
     "GroupState",
     "PartitionStats",
+    "Policy",
     "RedisAggError",
     "Stats",
     "Task",

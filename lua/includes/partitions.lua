@@ -5,10 +5,20 @@
 -- of the state, `place` the partition number/number of partitions of the caller, such as 3/16.
 -- Without the field the namespace is new or its data were removed. The caller then registers the
 -- namespace and calls `register_partition`.
+--
+-- Once the namespace has policies, the field is the number and ' policies'. The place of a caller
+-- that has read them ends like that too; another one has to read them first. So those who use no
+-- policies need not ask for them.
 local function refuse_partitions(stored, place)
   if stored and string.sub(place, -1 - #stored) == '/' .. stored then return nil end
-  local own = string.match(place, '^%d+/(%d+)$')
-  if not own then return redis.error_reply('ERR PARTITION/PARTITIONS: ' .. place) end
+  local own, reads_policies = string.match(place, '^%d+/(%d+)(.*)$')
+  if not own or reads_policies ~= '' and reads_policies ~= ' policies' then
+    return redis.error_reply('ERR PARTITION/PARTITIONS: ' .. place)
+  end
+  if stored == own then return nil end
+  if stored == own .. ' policies' then
+    return redis.error_reply('POLICIES the namespace has policies, which the caller has not read')
+  end
   return redis.error_reply(
     'UNREGISTERED the state is of ' .. (stored or 'unknown') .. ' partitions, not ' .. own)
 end

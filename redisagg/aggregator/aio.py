@@ -30,7 +30,8 @@ from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisU
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, steering
+from redisagg.operations import inspecting, policing, steering
+from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import SequencePool, forget_calls
@@ -356,6 +357,51 @@ class AsyncAggregator(AggregatorBase):
     async def resume(self) -> None:
         """Resumes flushing on all nodes after `pause`."""
         await self._run(steering.pause(self._keyspace, paused=False))
+
+    # --- policies --------------------------------------------------------------------------
+
+    async def set_policy(self, pattern: str, policy: Policy) -> None:
+        """Sets limits for the groups whose keys match a pattern, in place of the configured ones.
+
+        They are stored in Redis and count for all producers of the namespace: for each add that
+        begins a second later. What a task sets itself comes first, then the policies that match its
+        group, the one with the longest pattern first, then the settings. Each limit is decided on
+        its own. Tasks that wait keep the limits with which they were added.
+
+        Args:
+            pattern: 1 to 512 bytes; ``*`` stands for any characters, all others for themselves. The
+                policy of the same pattern is replaced.
+            policy: the limits.
+
+        Raises:
+            InvalidConfig: the pattern has another form, `policy` is no `Policy`, or there are 1,000
+                policies already. Nothing was written.
+        """
+        pattern = policing.check_policy(pattern, policy)
+        await self._register()
+        await self._run(policing.set_policy(self._keyspace, pattern, policy))
+
+    async def policies(self) -> dict[str, Policy]:
+        """Reads the policies.
+
+        Returns:
+            The policies by pattern; the one that comes first for a group that both match is first.
+        """
+        return await self._run(policing.policies(self._keyspace))
+
+    async def remove_policy(self, pattern: str) -> bool:
+        """Removes the policy of a pattern, for each add that begins a second later.
+
+        Args:
+            pattern: the pattern with which it was set.
+
+        Returns:
+            True, or False if there was none.
+
+        Raises:
+            InvalidConfig: the pattern has another form than `set_policy` takes.
+        """
+        return await self._run(policing.remove_policy(self._keyspace, check_pattern(pattern)))
 
     # --- cancelling ------------------------------------------------------------------------
 

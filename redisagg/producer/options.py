@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
+from redisagg.protocol.entries import LimitTexts
 from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.policies import KnownPolicies
 from redisagg.transport.durability import Durability
 
 # The limits of one call, so that it keeps Redis busy for about 2 ms at most.
@@ -44,6 +46,8 @@ class AddOptions:
     """Seconds for which Redis stores the reply to a call, for a repetition."""
     durability: Durability | None
     """What an add waits for besides the primary's reply."""
+    policies: KnownPolicies
+    """What the producer knows of the policies of the namespace."""
 
     @classmethod
     def of(
@@ -65,6 +69,7 @@ class AddOptions:
                 max(_MIN_STORED, 2 * seconds(config.add_timeout) + _STORED_MARGIN), _MAX_STORED
             ),
             durability=durability,
+            policies=KnownPolicies(keyspace, LimitTexts(config).under_policies),
         )
 
     @property

@@ -15,6 +15,7 @@ from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import CallSequence
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.keys import PartitionKeys
+from redisagg.protocol.policies import KnownPolicies, OwnLimits
 from redisagg.protocol.scripts import Request, load
 from redisagg.transport.failures import error_from_reply
 
@@ -31,6 +32,8 @@ _REPLACING = 15
 _OWN = b" 3"
 """Behind the number of tasks of a section: each of them has 3 arguments."""
 
+_PLACE, _FIRST_SECTION = 3, 7  # in ARGV
+
 W = TypeVar("W")
 """What stands for a task in the results of its round: a future (asyncio), or the task itself."""
 
@@ -46,15 +49,18 @@ class _Call(Generic[W]):
     """
 
     __slots__ = (
-        *("bytes", "group_keys", "open", "partition", "places", "sections", "surcharge"),
-        "waiters",
+        *("bytes", "group_keys", "open", "overrides", "partition", "places", "policies"),
+        *("sections", "surcharge", "waiters"),
     )
 
-    def __init__(self, partition: PartitionKeys) -> None:
+    def __init__(self, partition: PartitionKeys, policies: KnownPolicies) -> None:
         self.partition = partition
+        self.policies = policies
         self.sections: list[list[bytes]] = []
         """Each as in ARGV: group, limits, count (see `request`), and for each task id, body and,
         if the count ends with `_OWN`, the limits that are its own."""
+        self.overrides: dict[int, OwnLimits] = {}
+        """The limits of the group that the tasks of a section set themselves, by its index."""
         self.open: dict[bytes, int] = {}
         """By group, the index of the section that takes its next task."""
         self.group_keys: list[bytes] = []
@@ -67,17 +73,20 @@ class _Call(Generic[W]):
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
         """Puts a task into the section of its group."""
-        group, task_id, body, limits, own = task
+        group, task_id, body, limits, own, override = task
         place = self.open.get(group, -1)
         if (
             place < 0
             or (section := self.sections[place])[1] != limits
             or (own is not None and section[2] == b"")
+            or ((override is not None or self.overrides) and self.overrides.get(place) != override)
         ):
             self.surcharge += place >= 0
             place = self.open[group] = len(self.sections)
             section = [group, limits, b"" if own is None else _OWN]
             self.sections.append(section)
+            if override is not None:
+                self.overrides[place] = override
             self.group_keys += (tasks_key, ids_key)
         if section[2] == b"":
             section += (task_id, body)
@@ -108,7 +117,16 @@ class _Call(Generic[W]):
             else:
                 section[2] = b"%d" % (len(section) // 2 - 1)
             args += section
-        return Request(load("add"), keys, args, options.keyspace)
+        return Request(load("add"), keys, args, options.keyspace, self)
+
+    def under_policies(self, request: Request) -> Request:
+        """Returns the request with the limits that the policies give, as the same call."""
+        args = [*request.args[:_FIRST_SECTION]]
+        args[_PLACE] = self.partition.label_with_policies
+        for place, section in enumerate(self.sections):
+            group, _, *rest = section
+            args += (group, self.policies.limits(group, self.overrides.get(place)), *rest)
+        return request._replace(args=args)
 
     def results(self, reply: Any) -> AddResults[W]:
         """Reads the reply: a status or an error for each section, or an error for all of them."""
@@ -162,7 +180,8 @@ class Round(Generic[W]):
         partition, tasks_key, ids_key = self._place(task.group)
         partition_call = self._calls.get(partition.number)
         if partition_call is None:
-            partition_call = self._calls[partition.number] = _Call(partition)
+            policies = self._options.policies
+            partition_call = self._calls[partition.number] = _Call(partition, policies)
         partition_call.put(task, waiter, tasks_key, ids_key)
         self._tasks += 1
         self._bytes += len(task.body)

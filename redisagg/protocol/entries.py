@@ -9,12 +9,16 @@ limits in `_OPTIONS`. The last two members are left out if nothing is set.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import Duration, to_ms
 from redisagg.errors import InvalidTask, TaskTooLarge, UndecodableTask
 from redisagg.payload import pack, surely_has_json, to_json, unpack
+from redisagg.protocol.policies import OwnLimits
 from redisagg.task import Task, group_key_text, moment_ms, restore_task
 
 _OPTIONS = {
@@ -42,6 +46,7 @@ _DEFAULTS: dict[str, Any] = {
     "options": {},
 }
 
+_CACHED_LIMITS = 1024
 
 _WITH_LIMITS = 0x80  # in the first byte of an entry: it stores limits
 _ARRIVAL = (1 << 47) - 1
@@ -57,6 +62,8 @@ class EncodedTask(NamedTuple):
     """Limits that tasks of a section share, as `add` takes them: lua/includes/limits.lua."""
     own: bytes | None = None
     """The part of the limits that is its own; None if there is none."""
+    override: OwnLimits = None
+    """The limits in `limits` that the task itself sets; None if it sets none."""
 
 
 class StoredTask(NamedTuple):
@@ -70,6 +77,61 @@ class StoredTask(NamedTuple):
     """The stored bytes."""
 
 
+class LimitTexts:
+    """The limits of sections, as `add` takes them: what tasks set, then policies, then settings.
+
+    Args:
+        config: the settings.
+    """
+
+    def __init__(self, config: AggregationConfig) -> None:
+        self._settings: dict[str, Any] = {
+            "grace_period": config.group_grace_period,
+            "max_delay": config.group_max_delay,
+            "max_size": config.group_max_size,
+            "max_bytes": config.group_max_bytes or 0,
+            "max_weight": config.group_max_weight or 0,
+            "min_interval": config.group_min_interval or 0,
+            "leading": config.group_leading,
+            "priority": 0,
+        }
+
+    def under_policies(self, found: Mapping[str, Any], own: OwnLimits) -> bytes:
+        """Returns the limits of a section.
+
+        Args:
+            found: what policies set, by the names of `Policy`.
+            own: what its tasks set.
+        """
+        limits = {**self._settings, **found}
+        if own is not None:
+            limits.update(
+                (name, value) for name, value in zip(_OWN_LIMITS, own, strict=True) if value
+            )
+        return b"%b %b %d %d%b" % (
+            _span(limits["grace_period"]),
+            _span(limits["max_delay"]),
+            limits["max_size"],
+            limits["priority"],
+            b"".join(
+                b" %s=%d" % (name, value)
+                for name, value in (
+                    (b"max_bytes", limits["max_bytes"]),
+                    (b"max_weight", limits["max_weight"]),
+                    (b"min_interval", to_ms(limits["min_interval"])),
+                    (b"leading", int(limits["leading"])),
+                )
+                if value
+            ),
+        )
+
+
+_OWN_LIMITS = ("priority", "grace_period", "max_delay", "max_size", "max_bytes")
+"""The limits of its group that a task may set, in the order of `OwnLimits`."""
+
+_overrides = attrgetter(*_OWN_LIMITS)
+
+
 class Encoder:
     """Turns tasks into arguments of the script `add`, with the limits of a configuration.
 
@@ -81,22 +143,9 @@ class Encoder:
     def __init__(self, config: AggregationConfig, *, json: bool = False) -> None:
         self._max_bytes = config.max_task_bytes
         self._json = json
-        self._common = (
-            _span(config.group_grace_period),
-            _span(config.group_max_delay),
-            config.group_max_size,
-            config.group_max_bytes or 0,
-        )
-        self._more = b"".join(
-            b" %s=%d" % (name, value)
-            for name, value in (
-                (b"max_weight", config.group_max_weight),
-                (b"min_interval", config.group_min_interval and to_ms(config.group_min_interval)),
-                (b"leading", int(config.group_leading)),
-            )
-            if value
-        )
-        self._limits = self._text(*self._common, 0)
+        texts = LimitTexts(config)
+        self._limits = texts.under_policies({}, None)
+        self._overridden = lru_cache(_CACHED_LIMITS)(partial(texts.under_policies, {}))
 
     def __call__(self, task: Task) -> EncodedTask:
         """Checks and packs a task.
@@ -110,7 +159,7 @@ class Encoder:
         if not isinstance(task, Task):
             raise InvalidTask(f"a task must be a redisagg.Task, not {type(task).__name__}")
         group = task.group_key or group_key_text("")
-        own = None
+        own = override = None
         if (
             task.priority
             or task.grace_period
@@ -124,7 +173,11 @@ class Encoder:
             or task.flush
             or task.on_conflict != "keep"
         ):
-            limits, own = self._overridden(task), _own_limits(task)
+            own, override = _own_limits(task), _overrides(task)
+            if any(override):
+                limits = self._overridden(override)
+            else:
+                limits, override = self._limits, None
             options = {code: getattr(task, name) for code, name in _OPTIONS.items()}
             set_options = {
                 code: value for code, value in options.items() if value != _DEFAULTS[_OPTIONS[code]]
@@ -144,21 +197,7 @@ class Encoder:
             )
         if self._json and not surely_has_json(packed):
             to_json(task.payload)
-        return EncodedTask(str(group).encode(), task.id.encode(), packed, limits, own)
-
-    def _overridden(self, task: Task) -> bytes:
-        grace, delay, size, max_bytes = self._common
-        return self._text(
-            grace if task.grace_period is None else _span(task.grace_period),
-            delay if task.max_delay is None else _span(task.max_delay),
-            task.max_size or size,
-            task.max_bytes or max_bytes,
-            task.priority,
-        )
-
-    def _text(self, grace: bytes, delay: bytes, size: int, max_bytes: int, priority: int) -> bytes:
-        named = b" max_bytes=%d" % max_bytes if max_bytes else b""
-        return b"%b %b %d %d%b%b" % (grace, delay, size, priority, named, self._more)
+        return EncodedTask(str(group).encode(), task.id.encode(), packed, limits, own, override)
 
 
 def _span(duration: Duration | None) -> bytes:

@@ -14,6 +14,9 @@ from redisagg.errors import InvalidConfig
 SCHEMA = 1
 """The version of the key schema; recorded in Redis at a namespace's first use."""
 
+WITH_POLICIES = b" policies"
+"""Behind the number of partitions in a state, if the namespace has policies."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -31,6 +34,8 @@ class PartitionKeys:
         self.digits = b"%d" % number
         self.label = b"%d/%d" % (number, partitions)
         """Its number and the number of partitions, such as ``3/16``."""
+        self.label_with_policies = self.label + WITH_POLICIES
+        """As `label`, of a caller that has read the policies of the namespace."""
         self.slot = f"{{{name}:{number}}}"
         self._prefix = f"redisagg:{self.slot}:".encode()
         for part in self.__annotations__:
@@ -90,6 +95,7 @@ class Keyspace:
         prefix = f"redisagg:{{{name}}}:".encode()
         self.meta = prefix + b"meta"
         self.flushers = prefix + b"flushers"
+        self.policies = prefix + b"policies"
         self.wake_channel = prefix + b"wake"
         self.partitions = [PartitionKeys(name, number, partitions) for number in range(partitions)]
         self.place = lru_cache(maxsize=16_384)(self._place)

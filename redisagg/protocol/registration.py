@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from redisagg.errors import KeyConflict, NamespaceMismatch
-from redisagg.protocol.keys import SCHEMA, Keyspace
+from redisagg.protocol.keys import SCHEMA, WITH_POLICIES, Keyspace
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.scripts import Request, call, command
 
@@ -54,6 +54,7 @@ def register(keyspace: Keyspace) -> Operation[None]:
         )
         for p, [number] in zip(keyspace.partitions, replies, strict=True):
             if number is not None:
+                number = number.removesuffix(WITH_POLICIES)
                 _compare_partitions(keyspace, recorded_number(p.state, number))
         found = yield from ask(call("register", [keyspace.meta], SCHEMA, len(keyspace.partitions)))
     compare(keyspace, found)
@@ -62,12 +63,17 @@ def register(keyspace: Keyspace) -> Operation[None]:
 def register_again(keyspace: Keyspace, states: Iterable[bytes]) -> Operation[None]:
     """As `register`; then writes the number of partitions into these states.
 
+    Also that the namespace has policies, if the record says so.
+
     Args:
         keyspace: the keys of the namespace.
         states: the keys `state` of the partitions for which a script replied ``UNREGISTERED``.
     """
     yield from register(keyspace)
     number = b"%d" % len(keyspace.partitions)
+    [policies] = yield from ask(command("HMGET", keyspace.meta, b"policies"))
+    if policies is not None:
+        number += WITH_POLICIES
     yield from ask_all([call("register_partition", [each], number) for each in states])
 
 

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from redisagg.protocol.includes import expand_file
 from redisagg.protocol.keys import Keyspace
+
+if TYPE_CHECKING:
+    from redisagg.protocol.policies import KnownPolicies
 
 
 class Script(NamedTuple):
@@ -38,6 +41,8 @@ class Request(NamedTuple):
     args: Sequence[Any]
     registers: Keyspace | None = None
     """The namespace to register if the script replies ``UNREGISTERED``; its state is `keys[0]`."""
+    policed: Policed | None = None
+    """What applies policies to it; None if none apply."""
 
     def command(self) -> tuple[Any, ...]:
         """The command that calls the script by its SHA-1, or the plain command."""
@@ -50,6 +55,19 @@ class Request(NamedTuple):
         if self.script is None:
             return tuple(self.args)
         return (b"EVAL", self.script.source, b"%d" % len(self.keys), *self.keys, *self.args)
+
+
+class Policed(Protocol):
+    """What a request is made of, if policies of the namespace apply to it."""
+
+    @property
+    def policies(self) -> KnownPolicies:
+        """What its producer knows of the policies."""
+        ...
+
+    def under_policies(self, request: Request) -> Request:
+        """Returns the request with the limits that the policies give."""
+        ...
 
 
 def call(

@@ -126,6 +126,9 @@ _RULES: dict[str, Failure] = {
     "UNREGISTERED": Failure(
         _FATAL, NamespaceMismatch, "the namespace was removed or made anew again and again: "
     ),
+    "POLICIES": Failure(
+        _CALL, UnexpectedReply, "the add was sent without the policies of the namespace: "
+    ),
     "FULL": Failure(_CALL, AggregatorFull, "max_pending_tasks or max_pending_bytes is reached: "),
 }
 """By error code."""
@@ -248,6 +251,11 @@ def is_unknown_script(error: object) -> bool:
 def is_unregistered(error: object) -> bool:
     """Whether the state has no number of partitions, or another one than the caller's."""
     return isinstance(error, rx.ResponseError) and str(error).startswith("UNREGISTERED ")
+
+
+def needs_policies(error: object) -> bool:
+    """Whether the namespace has policies, and the call was made without them."""
+    return isinstance(error, rx.ResponseError) and str(error).startswith("POLICIES ")
 
 
 def check_connection(error: rx.ResponseError) -> None:

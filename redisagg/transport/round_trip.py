@@ -3,16 +3,19 @@
 A round trip sends a list of requests and returns a reply for each. `round_trip` is a generator: it
 yields the commands to send, and the transport sends their replies into it. It yields again if the
 server did not know a script: then it repeats these calls with the script's source. If a script
-replies that the namespace is not registered, it registers the namespace and repeats these calls.
+replies that the namespace is not registered, it registers the namespace and repeats these calls. If
+one replies that the namespace has policies, it reads them and repeats these calls with them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from redis.client import NEVER_DECODE
 from redis.connection import HiredisRespSerializer
+from redis.exceptions import RedisError
 
 try:
     from hiredis import pack_command
@@ -22,14 +25,18 @@ except ImportError:
 from redisagg.errors import RedisAggError
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation
+from redisagg.protocol.policies import KnownPolicies
 from redisagg.protocol.registration import register_again
 from redisagg.protocol.scripts import Request
 from redisagg.transport.failures import (
     is_transient,
     is_unknown_script,
     is_unregistered,
+    needs_policies,
     translate_error,
 )
+
+_log = logging.getLogger("redisagg")
 
 T = TypeVar("T")
 
@@ -98,6 +105,11 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         redis.exceptions.RedisError: a reply is a transient error; the whole round trip is to be
             repeated.
     """
+    policed = requests[0].policed if requests else None
+    if policed is not None and policed.policies.in_use:
+        if policed.policies.is_due and (error := (yield from _read(policed.policies))):
+            return [error] * len(requests)
+        requests = _under_policies(requests)
     replies = yield [request.command() for request in requests]
     for reply in replies:
         if isinstance(reply, Exception):
@@ -111,6 +123,8 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         again = yield from _registered(keyspace, [requests[i] for i in unregistered])
         for i, reply in zip(unregistered, again, strict=True):
             replies[i] = reply
+    if policed is not None:
+        yield from _send_with_policies(policed.policies, requests, replies)
     for i, reply in enumerate(replies):
         if isinstance(reply, Exception):
             if is_transient(reply):
@@ -147,6 +161,48 @@ def _registered(keyspace: Keyspace, refused: Sequence[Request]) -> _Steps[list[A
     except RedisAggError as error:
         return [error] * len(refused)
     return (yield from _with_sources(refused))
+
+
+def _send_with_policies(
+    policies: KnownPolicies, requests: Sequence[Request], replies: list[Any]
+) -> _Steps[None]:
+    """Sends calls that were made without policies again with them; puts in the other replies."""
+    refused = [i for i, reply in enumerate(replies) if needs_policies(reply)]
+    if not refused:
+        return
+    error = None
+    if policies.is_due:  # else another call has read them meanwhile
+        error = yield from _read(policies)
+    if error is None:
+        again = yield from _with_sources(_under_policies([requests[i] for i in refused]))
+    else:
+        again = [error] * len(refused)
+    for i, reply in zip(refused, again, strict=True):
+        replies[i] = reply
+
+
+def _under_policies(requests: Sequence[Request]) -> list[Request]:
+    return [each.policed.under_policies(each) if each.policed else each for each in requests]
+
+
+def _read(policies: KnownPolicies) -> _Steps[RedisAggError | None]:
+    """Reads the policies.
+
+    Those that are known stay in use while their node of a cluster is down: nobody can change them
+    then, and the nodes of the other partitions can take adds.
+
+    Returns:
+        The error for which they can't be read, if it will last.
+    """
+    try:
+        yield from _run(policies.read())
+    except RedisAggError as error:
+        return error
+    except RedisError as error:
+        if not (is_transient(error) and policies.keep()):
+            raise
+        _log.warning("the policies can't be read (%s); those of before stay in use", error)
+    return None
 
 
 def _run(operation: Operation[None]) -> _Steps[None]:

@@ -158,6 +158,7 @@ def prepare(client: Client) -> dict[str, Call]:
             [*INDEXES[:4], P.seen, P.seen_before, P.tasks(b"a"), P.ids(b"a")],
             [token, one, 0, 5000, 1 << 20],
         ),
+        Call("read_policies", [SPACE.meta, SPACE.policies], ["x"]),
         Call("recall", [P.state, P.claims], [token, 1000, *first]),
         Call("register", [SPACE.meta], [1, 16]),
         Call("release", [P.state, P.claims], [token, SPACE.wake_channel]),
@@ -175,6 +176,7 @@ def prepare(client: Client) -> dict[str, Call]:
             [P.state, P.groups, P.batches, P.dead, P.tasks(b"a"), P.dead_tasks(DEAD_ID)],
             [token, one, DEAD_ID, "e", 0, 2],
         ),
+        Call("set_policies", [SPACE.meta, SPACE.policies], [10, b"a*", b"{}", b"i3", b""]),
         Call("stats", [P.state, P.groups, P.batches, P.retry, P.dead], []),
         Call(
             "store_result",

@@ -12,13 +12,13 @@ from typing import Any, cast
 import pytest
 import redis
 
-from redisagg import Aggregator, Task
+from redisagg import Aggregator, Policy, Task
 from redisagg.errors import NamespaceMismatch
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.scripts import load
 from tests.support.servers import wait_until
 from tests.support.tasks import enqueued
-from tests.upgrades.dump import NAME, PARTITIONS, path, settings, tasks, write
+from tests.upgrades.dump import NAME, PARTITIONS, POLICIES, path, settings, tasks, write
 
 SCHEMAS = range(1, SCHEMA + 1)
 
@@ -52,6 +52,15 @@ def test_all_operations_can_read_it(namespace: str) -> None:
     stats = agg.stats()
     assert (stats.pending, stats.in_flight, stats.dead, stats.flushed) == (5 + 4 + 7 + 1, 4, 2, 2)
     assert stats.stored_bytes > 100
+    assert agg.policies() == POLICIES
+
+
+def test_its_policies_count(namespace: str) -> None:
+    agg = Aggregator(NAME, namespace, config=settings())
+    agg.add_task(Task("kind", 0, "policed:1"))
+    state = agg.get_group("policed:1")
+    assert state is not None
+    assert (state.priority, "policed:1" in agg.get_groups(due=True)) == (3, True)
 
 
 def test_every_task_is_enqueued_once_by_the_present_flusher(
@@ -105,6 +114,7 @@ CALLS: dict[str, Callable[[Aggregator], object]] = {
     "postpone": lambda agg: agg.postpone("g", datetime.now(timezone.utc)),
     "cancel_task": lambda agg: agg.cancel_task("g", "1"),
     "cancel_group": lambda agg: agg.cancel_group("g"),
+    "set_policy": lambda agg: agg.set_policy("g", Policy(max_size=1)),
     "pause": lambda agg: agg.pause(),
     "resume": lambda agg: agg.resume(),
 }
@@ -162,6 +172,6 @@ def test_a_flusher_of_an_earlier_release_writes_nothing_more(
 def test_every_script_that_writes_asks_for_the_schema() -> None:
     """Except scripts for a whole namespace, for a producer's own call and for Asynq's keys."""
     others = {"join", "leave", "register", "forget_calls", "stats", "enqueue_asynq", "release"}
-    others |= {"flushers", "upcoming"}
+    others |= {"flushers", "upcoming", "read_policies"}
     scripts = {each.stem for each in path(1).parents[2].glob("lua/*.lua")} - others
     assert {name for name in scripts if b"refuse_schema(" not in load(name).source} == set()

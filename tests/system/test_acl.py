@@ -11,11 +11,11 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from redisagg import AggregationConfig, Aggregator, Task
+from redisagg import AggregationConfig, Aggregator, Policy, Task
 from redisagg.aggregator import reading
 from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, steering
+from redisagg.operations import inspecting, policing, steering
 from redisagg.payload import pack
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.operations import Operation
@@ -161,6 +161,8 @@ def produce(user: User, admin: User) -> None:
     assert user.add(b"a", b"2", size=2, number=3, most=2) == [0]
     assert b"128 bytes" in user.add(b"b", b"1", b"")[0]
     user("forget_calls", [P.call(b"me")])
+    admin.run(policing.set_policy(SPACE, "*", Policy(max_size=1)))
+    assert len(user("read_policies", [SPACE.meta, SPACE.policies], "")) == 3
 
 
 def flush(user: User, admin: User) -> None:
@@ -253,6 +255,8 @@ def observe(user: User, admin: User) -> None:
     assert user.run(inspecting.dead_letter(SPACE, letters[0].decode()))
     assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
     user.run(reading.read_sink(namespace, [QUEUE], {}, 10))
+    admin.run(policing.set_policy(SPACE, "*", Policy(max_size=1)))
+    assert user.run(policing.policies(SPACE))
 
 
 def operate(user: User, admin: User) -> None:
@@ -272,6 +276,9 @@ def operate(user: User, admin: User) -> None:
     # A group that is due is removed from both indices.
     admin.add(b"waiting", b"4")
     assert user.run(steering.cancel_task(SPACE, b"waiting", b"4"))
+    user.run(policing.set_policy(SPACE, "*", Policy(max_size=1)))
+    assert user.run(policing.policies(SPACE))
+    assert user.run(policing.remove_policy(SPACE, "*"))
 
 
 JOBS: dict[str, Callable[[User, User], None]] = {

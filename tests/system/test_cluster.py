@@ -17,7 +17,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from redisagg import Aggregator, AsyncAggregator, RedisAggError, Task
+from redisagg import Aggregator, AsyncAggregator, Policy, RedisAggError, Task
 from redisagg.errors import RedisUnavailable
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import StreamSink
@@ -439,3 +439,31 @@ def test_full_groups_wake_leaders_although_the_node_of_the_url_is_dead(
             assert sorted(payloads(enqueued(producer))) == [0, 1, 2, 3]
         finally:
             replicated.heal()
+
+
+def test_policies_count_on_a_cluster(make_both: Make, make: Make, url: str) -> None:
+    agg, operator = (each(url=url, partitions=PARTITIONS) for each in (make_both, make))
+    agg.add_tasks(Task("test", n, f"g{n}") for n in range(40))
+    operator.set_policy("g*", Policy(max_size=2))
+    agg.add_tasks(Task("test", n, f"g{n}") for n in range(40))
+    assert len(operator.get_groups(due=True)) == 40
+
+
+def test_producers_go_on_with_policies_while_their_master_is_dead(
+    make_both: Make, lone_masters: ClusterTopology
+) -> None:
+    keyspace = Keyspace("tests", PARTITIONS)
+    outage = Outage(lone_masters, keyspace.policies.decode())
+    groups = outage.groups(3, stopped=False)
+    agg = make_both(url=url_of(outage.alive[0].url), partitions=PARTITIONS, add_timeout=2)
+    agg.set_policy("*", Policy(max_size=2))
+    for group in groups:
+        agg.add_task(Task("test", "before", group))
+    lone_masters.kill(outage.down)
+    try:
+        time.sleep(1)  # what the producer knows is old by then
+        for group in groups:
+            agg.add_task(Task("test", "after", group))
+    finally:
+        lone_masters.heal()
+    assert [name for name in groups if name not in agg.get_groups(due=True)] == []

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from redisagg import AggregationConfig, Aggregator, Task
+from redisagg import AggregationConfig, Aggregator, Policy, Task
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.scripts import call
 from redisagg.sinks import CallableSink
@@ -25,6 +25,19 @@ from redisagg.transport.threads import Transport
 from tests.support.servers import wait_until
 
 NAME, PARTITIONS = "upgrades", 2
+POLICIES = {
+    "policed:*": Policy(
+        grace_period=1.5,
+        max_delay=60,
+        max_size=1,
+        max_bytes=1000,
+        max_weight=100,
+        min_interval=5,
+        leading=True,
+        priority=3,
+    ),
+    "*": Policy(max_bytes=0),
+}
 FOLDER = Path(__file__).parent
 
 
@@ -95,6 +108,8 @@ def furnish(url: str) -> None:
         aggregator.add_tasks(given[group])
     aggregator.flush("rich")
     _claim(url, b"claimed")
+    for pattern, policy in POLICIES.items():
+        aggregator.set_policy(pattern, policy)
     # Neither the flusher nor the producer is closed: the claim and the last call stay in Redis.
     with redis.Redis.from_url(url) as client:
         for partition in Keyspace(NAME, PARTITIONS).partitions:
