@@ -355,7 +355,7 @@ local function add_section(tasks, ids, at, n, step)
 
   total_replaced = total_replaced + #replaced
   local result = #replaced > 0 and { #entries, #replaced } or #entries
-  if g[HELD] > 0 then return result end
+  if g[HELD] > 0 or g[RULES] ~= 0 and is_paused(g) then return result end
   if due_ms > 0 then
     -- The time in `due` may be too early, never too late. A task that only moves the time back
     -- leaves the index as it is, and `poll` corrects it. A group in `ready` stays there.

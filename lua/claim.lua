@@ -53,6 +53,7 @@ assert_arguments((with_cause or #KEYS - FIRST_KEY == #ARGV - FIRST_ARG)
   and (#KEYS - FIRST_KEY) % 2 == 1)
 local TURN = 8  -- batches of a group in one turn
 local BEHIND_MS = 50  -- when a batch is tried again that an earlier batch of its group holds back
+local PAUSED_MS = 2000  -- when it is looked at again because its group is paused
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -225,7 +226,7 @@ local function cut_first(group, tasks, ids)
   if not redis.call('ZSCORE', ready, group) then return end
   local g, foreign = read_group(groups, group)
   if foreign then return quarantine_group(group, FOREIGN) end
-  if not g or g[HELD] > 0 or g[WAITING] == 0 then
+  if not g or g[HELD] > 0 or g[WAITING] == 0 or is_paused(g) then
     redis.call('ZREM', ready, group)
     return
   end
@@ -294,6 +295,7 @@ local function take_over(id, group, tasks)
   end
   local entries = { err = FOREIGN }
   if g then
+    if held and is_paused(g) then return postpone(now + PAUSED_MS) end
     -- An earlier batch of the group may have failed again and be due later than this one. The order
     -- of the group has to be kept.
     if is_behind_held(g, batch) then

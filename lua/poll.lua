@@ -128,9 +128,8 @@ local function name_suspect()
     local g = batch and read_group(groups, batch[GROUP])
     if not batch then
       redis.call('ZREM', suspects, id)
-    elseif g and not is_behind_held(g, batch) then
-      return { id, batch[GROUP] }
-    else
+    elseif not g or not is_paused(g) then
+      if g and not is_behind_held(g, batch) then return { id, batch[GROUP] } end
       first = first or { id, batch[GROUP] }
     end
   end
@@ -144,7 +143,7 @@ local suspect = name_suspect()
 local function end_of_cooling(group, g)
   local rules = g[RULES]
   if rules[COOL_UNTIL] > now then return rules[COOL_UNTIL] end
-  g[RULES] = 0
+  if is_paused(g) then rules[COOL_UNTIL] = 0 else g[RULES] = 0 end
   write_group(groups, group, g)
   return nil
 end
@@ -157,7 +156,7 @@ if next_due <= now then
   local done, later = {}, {}
   for _, group in ipairs(names) do
     local g, foreign = read_group(groups, group)
-    local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and due_at(g)
+    local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and not is_paused(g) and due_at(g)
     if g and g[WAITING] == 0 and is_cooling(g) then group_due = end_of_cooling(group, g) end
     if foreign then group_due = now + sleep_ms end  -- the record may be repaired by then
     if group_due and (foreign or group_due > now) then  -- later tasks have moved the time back

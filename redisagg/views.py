@@ -15,7 +15,7 @@ from redisagg.protocol.entries import StoredTask
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """A group with tasks that wait or are in flight."""
+    """A group that is paused, or has tasks that wait or are in flight."""
 
     group_key: str
     """Text form of the group key."""
@@ -34,6 +34,8 @@ class GroupState:
     """Highest priority of the waiting tasks."""
     held: bool
     """Whether a batch in retry holds the group back."""
+    paused: bool = False
+    """Whether the group is paused by `pause(group_key)`."""
     tasks: Sequence[StoredTask] | None = None
     """Waiting tasks in arrival order; None if they were not asked for or can't be read. `get_group`
     reads a page of them, `size` is the number of all."""

@@ -104,13 +104,19 @@ local function became_due(g, due_before, now)
   if due_before > 0 then g[SINCE] = math.max(g[SINCE], math.min(due_before, now)) end
 end
 
--- Whether the record has to stay without tasks: it says when the next batch may be cut.
+-- Whether the record says when the next batch may be cut.
 local function is_cooling(g) return g[RULES] ~= 0 and g[RULES][COOL_UNTIL] > 0 end
+
+-- Whether an operator has paused the group.
+local function is_paused(g) return g[RULES] ~= 0 and g[RULES][PAUSED] > 0 end
+
+-- Whether the record has to stay without tasks.
+local function stays(g) return is_cooling(g) or is_paused(g) end
 
 -- Ends what holds for the waiting tasks of a group, when none waits any more.
 local function no_task_waits(g)
   g[MARKED], g[CANCELLED] = 0, 0
-  if is_cooling(g) then
+  if stays(g) then
     local rules = g[RULES]
     for place = WEIGHT, POSTPONED do rules[place] = 0 end
     rules[COMMON], rules[SEGMENTS] = '', ''
@@ -132,7 +138,7 @@ end
 -- Puts the group into the index of its state: `ready`, `due` or neither. The arguments have no
 -- names because a table of them for each group costs time.
 local function schedule(due, ready, group, g, now)
-  if g[WAITING] == 0 or g[HELD] > 0 then
+  if g[WAITING] == 0 or g[HELD] > 0 or g[RULES] ~= 0 and is_paused(g) then
     if g[WAITING] == 0 and is_cooling(g) then
       redis.call('ZADD', due, g[RULES][COOL_UNTIL], group)  -- `poll` then removes the record
     else
@@ -150,7 +156,7 @@ end
 
 -- Stores the record, or removes that of a group without tasks.
 local function write_group(groups, group, g)
-  if g[WAITING] + g[CLAIMED] == 0 and not is_cooling(g) then
+  if g[WAITING] + g[CLAIMED] == 0 and not stays(g) then
     redis.call('HDEL', groups, group)
   else
     redis.call('HSET', groups, group, cmsgpack.pack(g))

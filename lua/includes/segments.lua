@@ -111,7 +111,7 @@ local function use_segments()
   -- Ends the distinction of waiting tasks, if nothing that the array is for is in force.
   function segments.drop_rules(g)
     local rules = g[RULES]
-    if rules == 0 or rules[SEGMENTS] ~= '' then return end
+    if rules == 0 or rules[SEGMENTS] ~= '' or rules[PAUSED] > 0 then return end
     for place = MAX_BYTES, LEADING do
       if rules[place] > 0 then return end
     end
@@ -168,6 +168,7 @@ local function use_segments()
     if g[RULES] == 0 then
       g[RULES] = {
         g[WAITING], 0, 0, 0, 0, 0, 0, 0, 0, limits_text(segments.common_limits(g), 1), '', '',
+        0,
       }
     end
     return g[RULES]

@@ -346,17 +346,42 @@ class AsyncAggregator(AggregatorBase):
         """
         return await self._run(steering.flush_all(self._keyspace))
 
-    async def pause(self) -> None:
-        """Stops flushing on all nodes until `resume` is called.
+    async def pause(self, group_key: GroupKey | None = None) -> None:
+        """Stops flushing on all nodes until `resume` is called, of all groups or of one.
 
-        Tasks can still be added, and running merges end.
+        Tasks can still be added, and running merges end. Batches that wait for another attempt
+        wait on. A flush of a paused group takes effect when the group is resumed.
+
+        Args:
+            group_key: key of the group, which need not exist yet; None for all groups. A pause of
+                all groups and that of a group are independent of each other.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
         """
+        group = None if group_key is None else group_key_bytes(group_key)
         await self._register()  # tasks that are added later wait too
-        await self._run(steering.pause(self._keyspace, paused=True))
+        if group is None:
+            await self._run(steering.pause(self._keyspace, paused=True))
+        else:
+            await self._run(steering.pause_group(self._keyspace, group, paused=True))
 
-    async def resume(self) -> None:
-        """Resumes flushing on all nodes after `pause`."""
-        await self._run(steering.pause(self._keyspace, paused=False))
+    async def resume(self, group_key: GroupKey | None = None) -> None:
+        """Resumes flushing on all nodes after `pause`.
+
+        Batches of a group that wait for another attempt follow within two seconds.
+
+        Args:
+            group_key: key of a group that was paused; None after a pause of all groups.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        if group_key is None:
+            await self._run(steering.pause(self._keyspace, paused=False))
+        else:
+            group = group_key_bytes(group_key)
+            await self._run(steering.pause_group(self._keyspace, group, paused=False))
 
     # --- policies --------------------------------------------------------------------------
 

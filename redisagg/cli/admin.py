@@ -43,7 +43,7 @@ def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: 
             print_json(state)
         return
     print_table(
-        ("group", "waiting", "in flight", "first", "last", "due", "priority", "held"),
+        ("group", "waiting", "in flight", "first", "last", "due", "priority", "held", "paused"),
         (
             (
                 state.group_key,
@@ -54,6 +54,7 @@ def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: 
                 ago(state.due_at),
                 state.priority,
                 "yes" if state.held else "",
+                "yes" if state.paused else "",
             )
             for state in states
         ),
@@ -160,20 +161,22 @@ def postpone(aggregator: Aggregator, group: str, until: datetime, as_json: bool)
 
 
 @click.command()
+@click.argument("group", required=False)
 @with_aggregator
 @json_option
-def pause(aggregator: Aggregator, as_json: bool) -> None:
-    """Stop flushing on all nodes; tasks can still be added."""
-    aggregator.pause()
+def pause(aggregator: Aggregator, group: str | None, as_json: bool) -> None:
+    """Stop flushing GROUP, or all groups, on all nodes; tasks can still be added."""
+    aggregator.pause(group)
     _report(as_json, {"paused": True}, "paused")
 
 
 @click.command()
+@click.argument("group", required=False)
 @with_aggregator
 @json_option
-def resume(aggregator: Aggregator, as_json: bool) -> None:
-    """Resume flushing on all nodes."""
-    aggregator.resume()
+def resume(aggregator: Aggregator, group: str | None, as_json: bool) -> None:
+    """Resume flushing GROUP, or what a pause of all groups stopped, on all nodes."""
+    aggregator.resume(group)
     _report(as_json, {"paused": False}, "resumed")
 
 

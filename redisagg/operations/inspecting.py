@@ -74,7 +74,7 @@ def groups(
     else:
         found = yield from _next_groups(keyspace, skipped, limit, due=due)
     # A group without tasks is there until its min interval is over.
-    found = {name: each for name, each in found.items() if each.waiting or each.claimed}
+    found = {name: each for name, each in found.items() if _is_shown(each)}
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return {state.group_key: state for state in states}
@@ -100,7 +100,7 @@ def group(
     if packed is None:
         return None
     record = group_record(packed, group_key)
-    if not record.waiting and not record.claimed:
+    if not _is_shown(record):
         return None
     part = _waiting_tasks(keyspace, group_key, record)
     length = max(0, min(limit, record.waiting - offset))
@@ -433,6 +433,14 @@ def _batch_tasks(batch: _FoundBatch, group: GroupRecord) -> _Part:
     return _Part(batch.partition.tasks(record.group), first, record.task_count, size)
 
 
+def _is_paused(record: GroupRecord) -> bool:
+    return isinstance(record.rules, list) and record.rules_in_force.paused > 0
+
+
+def _is_shown(record: GroupRecord) -> bool:
+    return record.waiting > 0 or record.claimed > 0 or _is_paused(record)
+
+
 def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
     waits = record.waiting > 0
     due = record.due_at or record.last
@@ -445,6 +453,7 @@ def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
         due_at=due / 1000 if waits and due < NEVER else None,
         priority=record.priority,
         held=record.held > 0,
+        paused=_is_paused(record),
     )
 
 

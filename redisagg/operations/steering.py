@@ -85,6 +85,19 @@ def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
     )
 
 
+def pause_group(keyspace: Keyspace, group: bytes, *, paused: bool) -> Operation[None]:
+    """Stops or resumes the cutting of batches from one group, whether it exists or not."""
+    p = keyspace.partition_of(group)
+    yield from ask(
+        call(
+            "pause_group",
+            _index_keys(p),
+            *(int(paused), keyspace.wake_channel, p.label, group),
+            registers=keyspace,
+        )
+    )
+
+
 def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     """Requeues a dead letter under the same batch id; returns the number of its tasks.
 

@@ -80,6 +80,7 @@ class GroupRules(NamedTuple):
     common: bytes = b""
     segments: bytes = b""
     reserved: bytes = b""
+    paused: int = 0
 
 
 class BatchRecord(NamedTuple):

@@ -151,6 +151,7 @@ def prepare(client: Client) -> dict[str, Call]:
         Call("join", [SPACE.flushers], ["me", 1000, SPACE.wake_channel]),
         Call("leave", [SPACE.flushers], ["me", SPACE.wake_channel]),
         Call("pause", [P.state], [1, SPACE.wake_channel, P.label]),
+        Call("pause_group", index_keys, [1, SPACE.wake_channel, P.label, b"d"]),
         Call("postpone", index_keys, [SPACE.wake_channel, 0, b"d", 10**12]),
         Call("poll", [*INDEXES, P.seen, P.seen_before], [token, 10, 1000]),
         Call(

@@ -150,8 +150,8 @@ _BROKEN = {
     "suspects hold their group": ("poll", "      hold(g, batch, now)\n", ""),
     "a suspect that is held back stops no other": (
         "poll",
-        "elseif g and not is_behind_held(g, batch) then",
-        "elseif g then",
+        "if g and not is_behind_held(g, batch) then",
+        "if g then",
     ),
     "a failure that is reported ends the suspicion": (
         "retry",

@@ -117,6 +117,8 @@ CALLS: dict[str, Callable[[Aggregator], object]] = {
     "set_policy": lambda agg: agg.set_policy("g", Policy(max_size=1)),
     "pause": lambda agg: agg.pause(),
     "resume": lambda agg: agg.resume(),
+    "pause(group_key)": lambda agg: agg.pause("g"),
+    "resume(group_key)": lambda agg: agg.resume("g"),
 }
 READS: dict[str, Callable[[Aggregator], object]] = {
     "start": lambda agg: agg.start(),

@@ -269,6 +269,9 @@ def operate(user: User, admin: User) -> None:
     assert user.run(steering.cancel_group(SPACE, b"claimed")) == 1
     user.run(steering.pause(SPACE, paused=True))
     user.run(steering.pause(SPACE, paused=False))
+    for paused in (True, False):
+        user.run(steering.pause_group(SPACE, b"waiting", paused=paused))
+        user.run(steering.pause_group(SPACE, b"nobody", paused=paused))
     admin.add(b"dead3", b"next")
     assert user.run(steering.requeue_dead_letter(SPACE, letters[0].decode())) == 1
     assert user.run(steering.requeue_dead_letter(SPACE, letters[2].decode())) == 1_001

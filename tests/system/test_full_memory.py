@@ -127,7 +127,11 @@ def test_operators_can_free_memory(server: Server) -> None:
     add_many(agg)
     agg.add_task(Task("test", 1, "g1", id="known"))
     agg.pause()
+    agg.pause("g1")
     server.fill()
+    with pytest.raises(RedisOutOfMemory):
+        agg.pause("g2")
+    agg.resume("g1")
     assert agg.cancel_task("g1", "known")
     assert agg.cancel_group("g2") == 1
     assert agg.flush("g3") == 1
