@@ -11,9 +11,11 @@ from redisagg.errors import InvalidConfig, InvalidTask
 from redisagg.merge_function import GroupAggregator as GroupAggregator
 from redisagg.merge_function import check_merge_function
 from redisagg.merges import collect
+from redisagg.schedule import Cron
 from redisagg.task import MAX_BYTES, check_size
 from redisagg.texts import shorten
 
+_DEFAULT_SPANS = (120.0, 600.0)  # of group_grace_period and group_max_delay, in seconds
 _MAX_ENTRY_HEAD_BYTES = 7 + 128  # a stored task has a time, the length of its id and the id
 
 
@@ -28,7 +30,7 @@ class AggregationConfig:
             None: it is not due for that.
         group_max_delay: seconds after which a group is due, counted from the arrival of its oldest
             task; 600 by default. A group is due at the earlier of the two times. None: it is not
-            due for that. One of the two is needed.
+            due for that. One of the two is needed, or a schedule.
         group_max_size: number of waiting tasks at which a group is due at once, and the largest
             number of tasks in a batch; 20 by default.
         group_max_bytes: bytes of waiting tasks at which a group is due at once, and the most bytes
@@ -39,6 +41,10 @@ class AggregationConfig:
             None (default) for no limit.
         group_leading: whether the first task of a group is due at once, and what follows when
             `group_min_interval` has passed since the last batch; False by default.
+        group_schedule: a `Cron`: the first task of a group fixes its next occurrence as the time at
+            which the group is due, unless another rule is earlier; None (default) for no schedule.
+            With one, `group_grace_period` and `group_max_delay` are None if both have their
+            defaults.
         group_aggregator: merge function, plain or ``async``; `merges.collect` by default, which
             puts all payloads into one task. A plain function runs in a thread.
         partitions: number of parts into which the groups are split, 16 by default. It is the
@@ -94,13 +100,14 @@ class AggregationConfig:
         InvalidConfig: a setting is out of range or of the wrong type.
     """
 
-    group_grace_period: Duration | None = 120.0
-    group_max_delay: Duration | None = 600.0
+    group_grace_period: Duration | None = _DEFAULT_SPANS[0]
+    group_max_delay: Duration | None = _DEFAULT_SPANS[1]
     group_max_size: int = 20
     group_max_bytes: int | None = None
     group_max_weight: int | None = None
     group_min_interval: Duration | None = None
     group_leading: bool = False
+    group_schedule: Cron | None = None
     group_aggregator: GroupAggregator = collect
     partitions: int = 16
     concurrency: int = 16
@@ -124,13 +131,15 @@ class AggregationConfig:
     shutdown_timeout: Duration = 30.0
 
     def __post_init__(self) -> None:
+        self._check_schedule()
         for name in ("group_grace_period", "group_max_delay", "group_min_interval"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, to_seconds(given, name, InvalidConfig))
-        if self.group_grace_period is None and self.group_max_delay is None:
+        rules = (self.group_grace_period, self.group_max_delay, self.group_schedule)
+        if all(rule is None for rule in rules):
             raise InvalidConfig(
                 "group_grace_period and group_max_delay are both None, so that a group would be "
-                "due only when full; set one of them"
+                "due only when full; set one of them, or group_schedule"
             )
         if not isinstance(self.group_leading, bool):
             raise InvalidConfig(f"group_leading must be True or False, not {self.group_leading!r}")
@@ -186,6 +195,18 @@ class AggregationConfig:
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")
         check_merge_function(self.group_aggregator, "group_aggregator")
+
+    def _check_schedule(self) -> None:
+        if self.group_schedule is None:
+            return
+        if not isinstance(self.group_schedule, Cron):
+            raise InvalidConfig(
+                f"group_schedule must be a Cron, not {type(self.group_schedule).__name__}"
+            )
+        if (self.group_grace_period, self.group_max_delay) == _DEFAULT_SPANS:
+            # Else no group would ever wait for its schedule.
+            object.__setattr__(self, "group_grace_period", None)
+            object.__setattr__(self, "group_max_delay", None)
 
     @property
     def waits_for_replicas(self) -> bool:

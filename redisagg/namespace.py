@@ -11,6 +11,7 @@ from redisagg.durations import Duration, seconds, to_ms
 from redisagg.errors import InvalidConfig
 from redisagg.merges import collect
 from redisagg.protocol import registration
+from redisagg.protocol.clock import RedisClock
 from redisagg.protocol.entries import Encoder
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask
@@ -35,6 +36,8 @@ class Namespace:
     sink: Sink | Route
     endpoint: Endpoint
     encoder: Encoder
+    clock: RedisClock
+    """What the encoder knows of the time of Redis."""
 
     @classmethod
     def make(
@@ -66,7 +69,9 @@ class Namespace:
         # Another merge function may make something else of the payloads.
         unchanged = config.group_aggregator is collect
         json = isinstance(sink, Sink) and sink.takes_json and unchanged
-        return cls(keyspace, config, check_sink(sink), endpoint, Encoder(config, json=json))
+        clock = RedisClock(keyspace)
+        encoder = Encoder(config, json=json, now_ms=clock.now_ms)
+        return cls(keyspace, config, check_sink(sink), endpoint, encoder, clock)
 
     def with_concurrency(self, concurrency: int | None) -> Namespace:
         """Returns the namespace with another `concurrency`; None leaves it as it is."""

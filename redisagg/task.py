@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidGroupKey, InvalidTask
 from redisagg.ids import new_id
+from redisagg.schedule import Cron
 from redisagg.texts import shorten
 
 MAX_GROUP_KEY_BYTES = 512
@@ -223,6 +224,8 @@ class Task:
         not_before: a `datetime` with a time zone; no batch is cut from the group earlier, full or
             not, unless it is flushed. The latest value among the waiting tasks counts.
         flush: whether the group is due as soon as this task is in, with all tasks before it.
+        schedule: a `Cron` in place of `group_schedule`: the group is due at its next occurrence.
+            Not stored with the task, so that a flusher needs no time zones.
         on_conflict: what happens if a task with this id waits in the group: ``"keep"`` (default)
             keeps the one that waits, ``"replace"`` puts this one in its place. The place and the
             arrival time, from which the max delay counts, stay; the grace period begins anew.
@@ -248,6 +251,7 @@ class Task:
     not_before: datetime | None
     flush: bool
     on_conflict: Literal["keep", "replace"]
+    schedule: Cron | None
 
     def __init__(
         self,
@@ -267,6 +271,7 @@ class Task:
         not_before: datetime | None = None,
         flush: bool = False,
         on_conflict: Literal["keep", "replace"] = "keep",
+        schedule: Cron | None = None,
     ) -> None:
         # On the path of every task: short ASCII, the usual case, skips the full checks.
         if not _is_plain(type):
@@ -295,6 +300,8 @@ class Task:
             raise InvalidTask(
                 f"on_conflict must be 'keep' or 'replace', not {shorten(on_conflict)}"
             )
+        if schedule is not None and not isinstance(schedule, Cron):
+            raise InvalidTask(f"schedule must be a Cron, not {schedule.__class__.__name__}")
         if grace_period is not None:
             grace_period = to_seconds(grace_period, "grace_period", InvalidTask)
         if max_delay is not None:
@@ -303,7 +310,7 @@ class Task:
         options = {} if options is _NOTHING else _checked_options(options)
         limits = (
             *(priority, grace_period, max_delay, max_size, max_bytes),
-            *(weight, due_at, not_before, flush, on_conflict),
+            *(weight, due_at, not_before, flush, on_conflict, schedule),
         )
         if self.__class__ is Task:
             object.__setattr__(self, "__class__", _Open)
@@ -325,6 +332,7 @@ _Limits: TypeAlias = tuple[
     "datetime | None",
     bool,
     str,
+    "Cron | None",
 ]
 """The fields of a task from its priority on."""
 
@@ -368,6 +376,7 @@ def _fill(
         opened.not_before,
         opened.flush,
         opened.on_conflict,
+        opened.schedule,
     ) = limits
     opened.__class__ = Task
 
@@ -393,7 +402,7 @@ def _checked_headers(headers: object) -> Mapping[str, str]:
     return dict(headers)
 
 
-_NO_LIMITS: _Limits = (0, None, None, None, None, 1, None, None, False, "keep")
+_NO_LIMITS: _Limits = (0, None, None, None, None, 1, None, None, False, "keep", None)
 
 
 def restore_task(type_: str, payload: Any, group_key: str, task_id: str) -> Task:

@@ -22,11 +22,18 @@ from redisagg.aggregator.base import (
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
+    with_index,
 )
 from redisagg.aggregator.bounded import await_within
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisUnavailable
+from redisagg.errors import (
+    AggregatorFull,
+    FlusherFailed,
+    InvalidTask,
+    RedisAggError,
+    RedisUnavailable,
+)
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
@@ -120,6 +127,9 @@ class AsyncAggregator(AggregatorBase):
         encoded = self._namespace.encoder(task)
         if not self._registered:
             await self._register()
+        if self._namespace.clock.is_wanted:
+            await self._run(self._namespace.clock.read())
+            encoded = self._namespace.encoder(task)
         # As `_here`, but without the cost of a call.
         adder = (self._on_loops.get(asyncio.get_running_loop()) or self._here()).adder
         if adder.lines.by_group and encoded.group in adder.lines.by_group:
@@ -156,23 +166,35 @@ class AsyncAggregator(AggregatorBase):
             The ids of the tasks in order; an empty list with ``ids=False``.
 
         Raises:
-            InvalidTask: a field of a task is wrong. Nothing was written; of a stream, only the
-                tasks before it.
+            InvalidTask: a field of a task is wrong; the message begins with its index, such as
+                ``tasks[3]``. Nothing was written; of a stream, only the tasks before it.
             RedisAggError: Redis refused some tasks; this is the first error. The others were
                 added, except those after an `AggregatorFull` that lasted for `full_timeout`
                 seconds. Adding all of them again is safe while they wait.
         """
-        encoder = self._namespace.encoder
+        encoder, clock = self._namespace.encoder, self._namespace.clock
         if isinstance(tasks, Collection):
-            for task in tasks:
-                encoder(task)
+            for index, task in enumerate(tasks):
+                try:
+                    encoder(task)
+                except InvalidTask as error:
+                    raise with_index(error, index) from None
         if not self._registered:
             await self._register()
+        index = 0
         collected: list[str] = []
         stream = AsyncStream(self._here().adder, progress, self._full_timeout)
         try:
             async for task in aiter_of(tasks):
-                await stream.put(encoder(task))
+                try:
+                    encoded = encoder(task)
+                except InvalidTask as error:
+                    raise with_index(error, index) from None
+                if clock.is_wanted:
+                    await self._run(clock.read())
+                    encoded = encoder(task)
+                await stream.put(encoded)
+                index += 1
                 if ids:
                     collected.append(task.id)
             await stream.finish()

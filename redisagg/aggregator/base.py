@@ -8,7 +8,7 @@ from __future__ import annotations
 from redisagg.aggregator import reading
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import KeyConflict
+from redisagg.errors import InvalidTask, KeyConflict
 from redisagg.namespace import Namespace
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
@@ -69,6 +69,12 @@ class AggregatorBase:
             SinkError: the sink is not a stream or list in this Redis.
         """
         return reading.sink_keys(self._namespace, clustered=bool(self._namespace.endpoint.cluster))
+
+
+def with_index(error: InvalidTask, index: int) -> InvalidTask:
+    """Puts the index of a task in `add_tasks` before the message of its error."""
+    error.args = (f"tasks[{index}]: {error}",)
+    return error
 
 
 def is_idle(stats: Stats) -> bool:

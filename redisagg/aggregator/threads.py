@@ -19,11 +19,18 @@ from redisagg.aggregator.base import (
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
+    with_index,
 )
 from redisagg.aggregator.bounded import call_within
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import AggregatorFull, FlusherFailed, RedisAggError, RedisUnavailable
+from redisagg.errors import (
+    AggregatorFull,
+    FlusherFailed,
+    InvalidTask,
+    RedisAggError,
+    RedisUnavailable,
+)
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
 from redisagg.operations import inspecting, policing, steering
@@ -111,6 +118,9 @@ class Aggregator(AggregatorBase):
         encoded = self._namespace.encoder(task)
         if not self._registered:
             self._register()
+        if self._namespace.clock.is_wanted:
+            self._run(self._namespace.clock.read())
+            encoded = self._namespace.encoder(task)
         adder = self._adder
         if adder.lines.by_group and encoded.group in adder.lines.by_group:
             adder.add_in_turn(encoded, self._full_timeout)
@@ -148,23 +158,35 @@ class Aggregator(AggregatorBase):
             The ids of the tasks in order; an empty list with ``ids=False``.
 
         Raises:
-            InvalidTask: a field of a task is wrong. Nothing was written; of a stream, only the
-                tasks before it.
+            InvalidTask: a field of a task is wrong; the message begins with its index, such as
+                ``tasks[3]``. Nothing was written; of a stream, only the tasks before it.
             RedisAggError: Redis refused some tasks; this is the first error. The others were
                 added, except those after an `AggregatorFull` that lasted for `full_timeout`
                 seconds. Adding all of them again is safe while they wait.
         """
-        encoder = self._namespace.encoder
+        encoder, clock = self._namespace.encoder, self._namespace.clock
         if isinstance(tasks, Collection):
-            for task in tasks:
-                encoder(task)
+            for index, task in enumerate(tasks):
+                try:
+                    encoder(task)
+                except InvalidTask as error:
+                    raise with_index(error, index) from None
         if not self._registered:
             self._register()
+        index = 0
         collected: list[str] = []
         stream = ThreadStream(self._adder, progress, self._full_timeout)
         try:
             for task in tasks:
-                stream.put(encoder(task))
+                try:
+                    encoded = encoder(task)
+                except InvalidTask as error:
+                    raise with_index(error, index) from None
+                if clock.is_wanted:
+                    self._run(clock.read())
+                    encoded = encoder(task)
+                stream.put(encoded)
+                index += 1
                 if ids:
                     collected.append(task.id)
             stream.finish()

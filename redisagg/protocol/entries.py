@@ -9,7 +9,8 @@ limits in `_OPTIONS`. The last two members are left out if nothing is set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -138,9 +139,18 @@ class Encoder:
     Args:
         config: the configuration.
         json: whether payloads without a form in JSON are refused.
+        now_ms: returns the time of Redis, ms since the epoch, from which schedules count.
     """
 
-    def __init__(self, config: AggregationConfig, *, json: bool = False) -> None:
+    def __init__(
+        self,
+        config: AggregationConfig,
+        *,
+        json: bool = False,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._schedule = config.group_schedule
+        self._now_ms = now_ms
         self._max_bytes = config.max_task_bytes
         self._json = json
         texts = LimitTexts(config)
@@ -172,8 +182,10 @@ class Encoder:
             or task.not_before
             or task.flush
             or task.on_conflict != "keep"
+            or task.schedule
+            or self._schedule
         ):
-            own, override = _own_limits(task), _overrides(task)
+            own, override = self._own_limits(task), _overrides(task)
             if any(override):
                 limits = self._overridden(override)
             else:
@@ -182,7 +194,11 @@ class Encoder:
             set_options = {
                 code: value for code, value in options.items() if value != _DEFAULTS[_OPTIONS[code]]
             }
-            packed = pack((task.type, task.payload, dict(task.headers) or None, set_options))
+            packed = pack(
+                (task.type, task.payload, dict(task.headers) or None, set_options)[
+                    : 4 if set_options else 3 if task.headers else 2
+                ]
+            )
         else:
             limits = self._limits
             if task.headers:
@@ -199,22 +215,23 @@ class Encoder:
             to_json(task.payload)
         return EncodedTask(str(group).encode(), task.id.encode(), packed, limits, own, override)
 
+    def _own_limits(self, task: Task) -> bytes | None:
+        """The limits of a task that are its own; None if there are none."""
+        schedule = task.schedule or self._schedule
+        named: tuple[tuple[bytes, int | None], ...] = (
+            (b"weight", None if task.weight == 1 else task.weight),
+            (b"due_at", None if task.due_at is None else moment_ms(task.due_at)),
+            (b"schedule", None if schedule is None else schedule.next_after(self._now_ms())),
+            (b"not_before", None if task.not_before is None else moment_ms(task.not_before)),
+            (b"flush", 1 if task.flush else None),
+            (b"replace", 1 if task.on_conflict == "replace" else None),
+        )
+        text = b" ".join(b"%b=%d" % (name, value) for name, value in named if value is not None)
+        return text or None
+
 
 def _span(duration: Duration | None) -> bytes:
     return b"-" if duration is None else b"%d" % to_ms(duration)
-
-
-def _own_limits(task: Task) -> bytes | None:
-    """The limits of a task that are its own; None if there are none."""
-    named: tuple[tuple[bytes, int | None], ...] = (
-        (b"weight", None if task.weight == 1 else task.weight),
-        (b"due_at", None if task.due_at is None else moment_ms(task.due_at)),
-        (b"not_before", None if task.not_before is None else moment_ms(task.not_before)),
-        (b"flush", 1 if task.flush else None),
-        (b"replace", 1 if task.on_conflict == "replace" else None),
-    )
-    text = b" ".join(b"%b=%d" % (name, value) for name, value in named if value is not None)
-    return text or None
 
 
 def decode(entry: bytes, group: str) -> Task:

@@ -22,6 +22,7 @@ from redisagg.protocol.keys import Keyspace
 from redisagg.task import group_key_text
 from redisagg.testing.embedded import EmbeddedRedis
 from tests.support import shapes
+from tests.support.aggregators import Make
 from tests.support.tasks import enqueued, numbered, payloads, quick_config
 
 SETTINGS = settings(
@@ -181,3 +182,10 @@ def test_foreign_entries_in_a_queue_are_left_out_and_named(
             [named] = page.unreadable
             assert named.startswith(f"b'{key}' {place}: ")
             assert aggregator.read_sink(page.cursor).unreadable == []
+
+
+@pytest.mark.parametrize("collection", [list, iter])
+def test_the_error_of_a_task_names_its_index(make: Make, collection: Any) -> None:
+    tasks = [*numbered("g", 2), Task("t", object(), "g")]
+    with pytest.raises(PayloadError, match=r"^tasks\[2\]: the payload holds a builtins.object"):
+        make().add_tasks(collection(tasks))

@@ -64,8 +64,10 @@ _limits = (
         not_before=st.sampled_from([0, 0, 0, _START + 90, _START + 900]),
         flush=st.sampled_from([0, 0, 0, 1]),
         replace=st.sampled_from([0, 0, 1]),
+        schedule=st.just(0),
     )
 )
+_limits |= _limits.map(lambda each: each._replace(due_at=0, schedule=each.due_at))
 _sections = st.lists(
     st.tuples(_groups, _limits, st.lists(_ids, min_size=1, max_size=6)), min_size=1, max_size=3
 )

@@ -55,6 +55,8 @@ class Limits(NamedTuple):
     not_before: int = 0
     flush: int = 0
     replace: int = 0
+    schedule: int = 0
+    """As `due_at`; a task has one of both."""
 
     @property
     def compared(self) -> Limits:
@@ -66,6 +68,11 @@ class Limits(NamedTuple):
         """Whether it has nothing but the first four."""
         return self == Limits(*self[:4])
 
+    @property
+    def due(self) -> int:
+        """The earlier of `due_at` and `schedule`."""
+        return min(filter(None, (self.due_at, self.schedule)), default=0)
+
     def shared_text(self) -> bytes:
         """What a section says of all its tasks."""
         spans = (b"-" if each == NEVER else b"%d" % each for each in self[:2])
@@ -75,7 +82,7 @@ class Limits(NamedTuple):
 
     def own_text(self) -> bytes:
         """What belongs to one task."""
-        named = self._named(("due_at", "not_before", "flush", "replace"))
+        named = self._named(("due_at", "schedule", "not_before", "flush", "replace"))
         if self.weight != 1:
             named.append(b"weight=%d" % self.weight)
         return b" ".join(named)
@@ -123,7 +130,7 @@ class Entry(NamedTuple):
     @property
     def latest(self) -> int:
         """When its group is due at the latest."""
-        return min(self.deadline, self.limits.due_at or 2 * NEVER)
+        return min(self.deadline, self.limits.due or 2 * NEVER)
 
 
 class AddOptions(NamedTuple):
@@ -296,6 +303,7 @@ class Group:
             leading=self.leading,
             weight=sum(each.weight for each in found),
             due_at=self._least("due_at"),
+            schedule=self._least("schedule"),
             not_before=max(each.not_before for each in found),
         )
 
@@ -323,8 +331,8 @@ class Group:
             return 0
         limits = self.limits
         at = min(self.last + limits.grace, self.deadline)
-        if limits.due_at:
-            at = min(at, limits.due_at)
+        if limits.due:
+            at = min(at, limits.due)
         if self.leading or self.maximum_reached():
             at = 0
         return max(at, self.held_back_until)
@@ -338,8 +346,8 @@ class Group:
         if reached or self.leading:
             return reached or b"leading"
         grace_end = self.last + self.limits.grace
-        if 0 < self.limits.due_at <= min(grace_end, self.deadline):
-            return b"due_at"
+        if 0 < self.limits.due <= min(grace_end, self.deadline):
+            return b"due_at" if self.limits.due == self.limits.due_at else b"schedule"
         return b"max_delay" if self.deadline <= grace_end else b"grace"
 
     @property

@@ -191,7 +191,8 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         fields["deadline"] = group.deadline
         fields["since"], fields["postponed"] = group.since, group.postponed
         limits = group.limits._asdict()
-        fields["due"] = 2 * limits["due_at"]
+        due = group.limits.due
+        fields["due"] = 2 * due + (due != limits["due_at"])
         names = ("grace", "delay", "size", "priority", "max_bytes", "max_weight", "weight")
         fields |= {name: limits[name] for name in (*names, "not_before")}
     return fields

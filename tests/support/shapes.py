@@ -31,8 +31,8 @@ _scalars = st.one_of(
     *(any_text, st.binary(max_size=100), st.binary(min_size=300, max_size=300), st.uuids()),
     *(st.datetimes(timezones=st.none() | st.just(dt.timezone.utc)), st.dates(), st.times()),
     *(st.timedeltas(), st.decimals(allow_nan=False)),
-    # Codes 1 to 8 are ours.
-    st.builds(msgpack.ExtType, st.integers(9, 127), st.binary(max_size=20)),
+    # Codes 1 to 9 are ours.
+    st.builds(msgpack.ExtType, st.integers(10, 127), st.binary(max_size=20)),
     st.builds(msgpack.Timestamp, st.integers(-(2**63), 2**63 - 1), st.integers(0, 999_999_999)),
 )
 _keys = st.one_of(

@@ -1,0 +1,153 @@
+"""Groups that are due at the times of a schedule, by the clock of Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import AggregationConfig, Aggregator, Cron, Task
+from redisagg.errors import InvalidConfig, InvalidTask
+from redisagg.protocol.clock import RedisClock
+from redisagg.protocol.keys import Keyspace
+from tests.faults.scripts import changed_copy, using
+from tests.support.aggregators import Make
+from tests.support.tasks import await_batches, enqueued, numbered, server_ms
+
+NIGHTLY = Cron("30 2 * * *", tz="Europe/Berlin")
+UTC = timezone.utc
+
+
+@pytest.fixture
+def redis_at(sync_redis: redis.Redis, tmp_path: Path) -> Callable[[datetime], Any]:
+    """Returns a context in which the scripts' clock starts at a moment."""
+
+    @contextmanager
+    def at(moment: datetime) -> Iterator[None]:
+        offset = int(moment.timestamp() * 1000) - server_ms(sync_redis)
+        folder = tmp_path / str(offset)
+        old = "return seconds * 1000 + math.floor(microseconds / 1000)"
+        with using(changed_copy(folder, {"includes/clock": (old, f"{old} + {offset}")})):
+            yield
+
+    return at
+
+
+def due_at(agg: Aggregator, group: str = "g") -> datetime:
+    found = agg.get_entries()[group].due_at
+    assert found is not None
+    return datetime.fromtimestamp(found, UTC)
+
+
+def scheduled(make: Make, **changes: Any) -> Aggregator:
+    spans: dict[str, Any] = {"group_grace_period": None, "group_max_delay": None}
+    return make(**{**spans, "group_schedule": NIGHTLY, **changes})
+
+
+@pytest.mark.parametrize(
+    ("now", "due"),
+    [
+        # The clocks go forward at 1:00 UTC, from 2:00 to 3:00: there is no 2:30.
+        (datetime(2026, 3, 28, 12, tzinfo=UTC), datetime(2026, 3, 29, 1, tzinfo=UTC)),
+        (datetime(2026, 3, 29, 1, 1, tzinfo=UTC), datetime(2026, 3, 30, 0, 30, tzinfo=UTC)),
+        # They go back at 1:00 UTC, from 3:00 to 2:00: 2:30 comes twice, and counts once.
+        (datetime(2026, 10, 24, 12, tzinfo=UTC), datetime(2026, 10, 25, 0, 30, tzinfo=UTC)),
+        (datetime(2026, 10, 25, 0, 45, tzinfo=UTC), datetime(2026, 10, 26, 1, 30, tzinfo=UTC)),
+    ],
+)
+def test_a_group_is_due_at_the_next_occurrence(
+    make: Make, redis_at: Callable[[datetime], Any], now: datetime, due: datetime
+) -> None:
+    with redis_at(now):
+        agg = scheduled(make)
+        agg.add_task(Task("t", 1, "g"))
+        assert due_at(agg) == due
+        agg.add_tasks(iter(numbered("many", 3)))
+        assert due_at(agg, "many") == due
+
+
+def test_later_tasks_do_not_move_the_time(make: Make, redis_at: Callable[[datetime], Any]) -> None:
+    with redis_at(datetime(2026, 5, 1, 0, 29, 59, 500_000, tzinfo=UTC)):
+        agg = scheduled(make)
+        agg.add_task(Task("t", 1, "g"))
+        assert due_at(agg) == datetime(2026, 5, 1, 0, 30, tzinfo=UTC)
+        later = Task("t", 2, "g", schedule=Cron("0 12 * * *"))
+        agg.add_task(later)
+        assert due_at(agg) == datetime(2026, 5, 1, 0, 30, tzinfo=UTC)
+        with agg:
+            await_batches(agg, 1, timeout=5)
+        [batch] = enqueued(agg)
+        assert batch.payload["payloads"] == [1, 2]
+        agg.add_task(Task("t", 3, "g"))
+        assert due_at(agg) == datetime(2026, 5, 2, 0, 30, tzinfo=UTC)
+
+
+def test_a_task_has_a_schedule_of_its_own(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(group_grace_period=3600, group_max_delay=3600)
+    agg.add_task(Task("t", 1, "g", schedule=Cron("* * * * *")))
+    now = datetime.fromtimestamp(server_ms(sync_redis) / 1000, UTC)
+    assert timedelta(0) <= due_at(agg) - now <= timedelta(minutes=1)
+    assert due_at(agg).second == 0
+
+
+def test_the_reason_is_the_schedule(make: Make, redis_at: Callable[[datetime], Any]) -> None:
+    def merge(group: str, tasks: list[Task], info: Any) -> Task:
+        return Task("merged", info.reason)
+
+    with redis_at(datetime(2026, 5, 1, 0, 29, 59, 800_000, tzinfo=UTC)):
+        agg = scheduled(make, group_aggregator=merge)
+        agg.add_task(Task("t", 1, "g"))
+        with agg:
+            await_batches(agg, 1, timeout=5)
+        [batch] = enqueued(agg)
+        assert batch.payload == "schedule"
+
+
+def test_the_clock_of_redis_is_read_again(make: Make, redis_at: Callable[[datetime], Any]) -> None:
+    """A producer that lives for long follows a clock that is set."""
+    agg = scheduled(make)
+    clock: Any = agg._namespace.clock
+    with redis_at(datetime(2026, 5, 1, tzinfo=UTC)):
+        agg.add_task(Task("t", 1, "a"))
+        assert due_at(agg, "a") == datetime(2026, 5, 1, 0, 30, tzinfo=UTC)
+    with redis_at(datetime(2026, 5, 7, tzinfo=UTC)):
+        clock._told -= 60  # as if so many seconds had passed
+        agg.add_task(Task("t", 1, "b"))
+        assert due_at(agg, "b") == datetime(2026, 5, 7, 0, 30, tzinfo=UTC)
+
+
+def test_a_clock_counts_on_from_what_redis_told() -> None:
+    now = 50.0
+    clock = RedisClock(Keyspace("tests", 1), monotonic=lambda: now, own=lambda: 7.0)
+    assert (clock.now_ms(), clock.is_wanted) == (7_000, True)
+    reading = clock.read()
+    next(reading)
+    now = 52.0
+    with pytest.raises(StopIteration):
+        reading.send([1_000_000])  # told between 50 and 52, as far as the producer can know
+    assert (clock.now_ms(), clock.is_wanted) == (1_001_000, False)
+    now = 62.0
+    assert (clock.now_ms(), clock.is_wanted) == (1_011_000, False)
+    now = 62.5
+    assert (clock.now_ms(), clock.is_wanted) == (1_011_500, True)
+
+
+def test_a_schedule_switches_the_default_rules_off() -> None:
+    config = AggregationConfig(group_schedule=NIGHTLY)
+    assert (config.group_grace_period, config.group_max_delay) == (None, None)
+    config = AggregationConfig(group_schedule=NIGHTLY, group_max_delay=60)
+    assert (config.group_grace_period, config.group_max_delay) == (120.0, 60.0)
+
+
+def test_what_is_no_schedule_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="group_schedule must be a Cron, not str"):
+        AggregationConfig(group_schedule="0 9 * * *")  # type: ignore[arg-type]
+    with pytest.raises(InvalidTask, match="schedule must be a Cron, not str"):
+        Task("t", schedule="0 9 * * *")  # type: ignore[arg-type]
+    with pytest.raises(InvalidConfig, match="set one of them, or group_schedule"):
+        AggregationConfig(group_grace_period=None, group_max_delay=None)
