@@ -175,21 +175,13 @@ local function read_own_limits(shared, limits, first, n)
   return own
 end
 
--- What an entry stores of the limits of its task. `common`: those of entries that store none.
-local function stored_limits(limits, common)
-  if not are_same(limits, common) then
-    return limits.text or limits_text(limits, limits.weight)
-  end
-  return limits.weight == 1 and '' or string.format('=;weight=%.0f', limits.weight)
-end
-
 -- Returns a function that makes the entry of a task. Tasks of the same limits, one after the other,
 -- are counted in the summaries.
 local function entries_with_limits(common, summaries)
   local texts, last_limits = {}, nil
   local prefix_with_limits = entry_prefix(arrival + WITH_LIMITS)
   return function(id, body, limits)
-    local text = texts[limits] or stored_limits(limits, common)
+    local text = texts[limits] or segments.stored_limits(limits, common)
     texts[limits] = text
     local entry
     if text == '' then
@@ -221,7 +213,7 @@ end
 -- Returns the bytes by which the group grows.
 local function replace_task(tasks, g, task, limits)
   local old = redis.call('LINDEX', tasks, task.place) or ''
-  local text, first = stored_limits(limits, segments.common_limits(g)), entry_arrival(old)
+  local text, first = segments.stored_limits(limits, segments.common_limits(g)), entry_arrival(old)
   if text ~= '' then
     first = first + WITH_LIMITS
     text = string.char(#text) .. text

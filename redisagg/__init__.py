@@ -7,13 +7,22 @@ from redisagg.errors import RedisAggError
 from redisagg.policies import Policy
 from redisagg.schedule import Cron
 from redisagg.task import Task, group_key_parts, group_key_text
-from redisagg.views import BatchInfo, BatchState, DeadLetter, GroupState, PartitionStats, Stats
+from redisagg.views import (
+    AppliedPolicy,
+    BatchInfo,
+    BatchState,
+    DeadLetter,
+    GroupState,
+    PartitionStats,
+    Stats,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AggregationConfig",
     "Aggregator",
+    "AppliedPolicy",
     "AsyncAggregator",
     "BatchInfo",
     "BatchState",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from redisagg.protocol.entries import StoredTask
 
@@ -39,6 +39,16 @@ class GroupState:
     tasks: Sequence[StoredTask] | None = None
     """Waiting tasks in arrival order; None if they were not asked for or can't be read. `get_group`
     reads a page of them, `size` is the number of all."""
+
+
+class AppliedPolicy(NamedTuple):
+    """What `set_policy` did to open groups."""
+
+    changed: int
+    """Number of groups whose waiting tasks have other limits now."""
+    left: int
+    """Number of groups that match and stay as they were: more than 300 tasks or 512 KiB wait, or
+    they changed whenever they were read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,16 @@ local function use_segments()
     return common, 1
   end
 
+  segments.limits_of = limits_of
+
+  -- What an entry stores of the limits of its task. `common`: those of entries that store none.
+  function segments.stored_limits(limits, common)
+    if not are_same(limits, common) then
+      return limits.text or limits_text(limits, limits.weight)
+    end
+    return limits.weight == 1 and '' or string.format('=;weight=%.0f', limits.weight)
+  end
+
   -- Begins to distinguish the waiting tasks of a group.
   function segments.use_rules(g)
     if g[RULES] == 0 then

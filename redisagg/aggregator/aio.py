@@ -43,6 +43,7 @@ from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import SequencePool, forget_calls
 from redisagg.protocol.operations import Operation
+from redisagg.protocol.policies import STALE
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
@@ -50,7 +51,7 @@ from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
-from redisagg.views import BatchState, DeadLetter, GroupState, Stats
+from redisagg.views import AppliedPolicy, BatchState, DeadLetter, GroupState, Stats
 
 T = TypeVar("T")
 
@@ -407,18 +408,26 @@ class AsyncAggregator(AggregatorBase):
 
     # --- policies --------------------------------------------------------------------------
 
-    async def set_policy(self, pattern: str, policy: Policy) -> None:
+    async def set_policy(
+        self, pattern: str, policy: Policy, *, apply_to_open: bool = False
+    ) -> AppliedPolicy:
         """Sets limits for the groups whose keys match a pattern, in place of the configured ones.
 
         They are stored in Redis and count for all producers of the namespace: for each add that
         begins a second later. What a task sets itself comes first, then the policies that match its
         group, the one with the longest pattern first, then the settings. Each limit is decided on
-        its own. Tasks that wait keep the limits with which they were added.
+        its own. Tasks that wait keep the limits with which they were added, unless `apply_to_open`.
 
         Args:
             pattern: 1 to 512 bytes; ``*`` stands for any characters, all others for themselves. The
                 policy of the same pattern is replaced.
             policy: the limits.
+            apply_to_open: whether the tasks that wait in matching groups also get the limits that
+                policies set, but for those that a task has set itself. Takes a second, until all
+                producers use the policy, and then about a minute for a million groups.
+
+        Returns:
+            How many open groups were changed: none without `apply_to_open`.
 
         Raises:
             InvalidConfig: the pattern has another form, `policy` is no `Policy`, or there are 1,000
@@ -427,6 +436,10 @@ class AsyncAggregator(AggregatorBase):
         pattern = policing.check_policy(pattern, policy)
         await self._register()
         await self._run(policing.set_policy(self._keyspace, pattern, policy))
+        if not apply_to_open:
+            return AppliedPolicy(0, 0)
+        await asyncio.sleep(STALE)
+        return await self._run(policing.apply_policy(self._keyspace, pattern))
 
     async def policies(self) -> dict[str, Policy]:
         """Reads the policies.

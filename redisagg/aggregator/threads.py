@@ -39,13 +39,14 @@ from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
 from redisagg.producer.threads import ThreadAdder, ThreadStream
 from redisagg.protocol.operations import Operation
+from redisagg.protocol.policies import STALE
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.transport.endpoint import AnyClient, close, waits_without_end
 from redisagg.transport.threads import Transport
-from redisagg.views import BatchState, DeadLetter, GroupState, Stats
+from redisagg.views import AppliedPolicy, BatchState, DeadLetter, GroupState, Stats
 
 T = TypeVar("T")
 
@@ -386,18 +387,26 @@ class Aggregator(AggregatorBase):
 
     # --- policies --------------------------------------------------------------------------
 
-    def set_policy(self, pattern: str, policy: Policy) -> None:
+    def set_policy(
+        self, pattern: str, policy: Policy, *, apply_to_open: bool = False
+    ) -> AppliedPolicy:
         """Sets limits for the groups whose keys match a pattern, in place of the configured ones.
 
         They are stored in Redis and count for all producers of the namespace: for each add that
         begins a second later. What a task sets itself comes first, then the policies that match its
         group, the one with the longest pattern first, then the settings. Each limit is decided on
-        its own. Tasks that wait keep the limits with which they were added.
+        its own. Tasks that wait keep the limits with which they were added, unless `apply_to_open`.
 
         Args:
             pattern: 1 to 512 bytes; ``*`` stands for any characters, all others for themselves. The
                 policy of the same pattern is replaced.
             policy: the limits.
+            apply_to_open: whether the tasks that wait in matching groups also get the limits that
+                policies set, but for those that a task has set itself. Takes a second, until all
+                producers use the policy, and then about a minute for a million groups.
+
+        Returns:
+            How many open groups were changed: none without `apply_to_open`.
 
         Raises:
             InvalidConfig: the pattern has another form, `policy` is no `Policy`, or there are 1,000
@@ -406,6 +415,10 @@ class Aggregator(AggregatorBase):
         pattern = policing.check_policy(pattern, policy)
         self._register()
         self._run(policing.set_policy(self._keyspace, pattern, policy))
+        if not apply_to_open:
+            return AppliedPolicy(0, 0)
+        time.sleep(STALE)
+        return self._run(policing.apply_policy(self._keyspace, pattern))
 
     def policies(self) -> dict[str, Policy]:
         """Reads the policies.

@@ -155,6 +155,16 @@ def _group_states(
     return states
 
 
+def group_records(
+    keyspace: Keyspace, place: GroupPlace
+) -> Operation[tuple[dict[bytes, GroupRecord], GroupPlace | None]]:
+    """Reads the records of a page of all groups, in any order, and names the next page."""
+    skipped = _Skipped("groups")
+    page = yield from _group_records(keyspace, place, skipped, due=False)
+    skipped.log()
+    return page
+
+
 def _group_records(
     keyspace: Keyspace, place: GroupPlace, skipped: _Skipped, *, due: bool
 ) -> Operation[tuple[dict[bytes, GroupRecord], GroupPlace | None]]:

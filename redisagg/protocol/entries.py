@@ -261,6 +261,33 @@ def decode(entry: bytes, group: str) -> Task:
         raise UndecodableTask(f"{type(error).__name__}: {error}") from error
 
 
+_PLAIN = (0x92, 0x93)  # the first byte of a body without options: an array of two or three
+
+
+def limits_of_entry(entry: bytes) -> tuple[str, ...] | None:
+    """Which limits of its group a task sets, as `apply_limits` names them.
+
+    Args:
+        entry: a stored entry; bytes that are no entry set none.
+
+    Returns:
+        The names; None if the form of its body says that it sets none.
+    """
+    try:
+        start = 7 + entry[6]
+        if entry[0] >= _WITH_LIMITS:
+            start += 1 + entry[start]
+        if entry[start] in _PLAIN:
+            return None
+        options = unpack(entry[start:])[3]
+        return tuple(name for code, name in _APPLIED.items() if options.get(code))
+    except Exception:  # whatever foreign bytes come to
+        return ()
+
+
+_APPLIED = {"p": "priority", "g": "grace", "d": "delay", "s": "size", "b": "max_bytes"}
+
+
 def decode_leniently(entry: bytes, group: str) -> StoredTask:
     """Decodes a stored entry for display; one that is no entry is returned without a task."""
     try:

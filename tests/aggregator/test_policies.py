@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Aggregator, GroupState, Policy, Task
+from redisagg import Aggregator, AppliedPolicy, GroupState, Policy, Task
+from redisagg.aggregator import aio, threads
 from redisagg.errors import InvalidConfig, InvalidTask, NamespaceMismatch, RedisUnavailable
 from redisagg.operations import policing
 from redisagg.policies import MAX_POLICIES
@@ -24,7 +26,7 @@ from redisagg.protocol.policies import STALE, KnownPolicies
 from tests.support.aggregators import Make
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
-from tests.support.tasks import enqueued, numbered, payloads
+from tests.support.tasks import await_batches, enqueued, numbered, payloads
 
 SPACE = Keyspace("tests", 2)
 POLICIES = SPACE.policies.decode()
@@ -374,6 +376,183 @@ def test_an_outage_is_reported_as_one(make_both: Make, proxy: Proxy) -> None:
     proxy.cut()
     with pytest.raises(RedisUnavailable):
         agg.add_task(Task("test", 0, "g"))
+
+
+# --- open groups ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other producer runs: `set_policy` need not wait until all know the policy."""
+    monkeypatch.setattr(threads, "STALE", 0)
+    monkeypatch.setattr(aio, "STALE", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_policy_is_applied_to_open_groups(make_both: Make) -> None:
+    agg = make_both()
+    agg.add_tasks(task for n in range(30) for task in numbered(f"digest:{n}", 3))
+    agg.add_tasks(numbered("g", 3))
+    assert agg.set_policy("digest:*", Policy(max_delay=500)) == (0, 0)
+    policy = Policy(grace_period=5, max_size=4, priority=2)
+    assert agg.set_policy("digest:*", policy, apply_to_open=True) == AppliedPolicy(30, 0)
+    found = agg.get_groups()
+    graces = {name: (grace_of(state), state.priority) for name, state in found.items()}
+    assert graces == {**{f"digest:{n}": (5, 2) for n in range(30)}, "g": (600, 0)}
+    assert not agg.get_groups(due=True)
+    agg.add_tasks(numbered("digest:7", 1, start=3))
+    assert list(agg.get_groups(due=True)) == ["digest:7"]
+    assert agg.set_policy("digest:*", policy, apply_to_open=True) == AppliedPolicy(0, 0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_limits_of_tasks_stay_each_for_itself(make_both: Make) -> None:
+    agg = make_both()
+    own: list[dict[str, Any]] = [
+        {"grace_period": 50},
+        {"max_size": 20},  # the configured value, set by the task
+        {"max_delay": 100},
+        {"priority": -3},
+        {"max_bytes": 10_000},
+        {"options": {"queue": "q"}},
+        {"headers": {"a": "b"}},
+        {},
+        {"weight": 3, "due_at": datetime(2100, 1, 1, tzinfo=timezone.utc)},
+    ]
+    for n, fields in enumerate(own):
+        agg.add_task(Task("test", datetime.now(timezone.utc), f"digest:{n}", **fields))
+    policy = Policy(grace_period=5, max_delay=300, max_size=1, max_bytes=900, priority=7)
+    assert agg.set_policy("digest:*", policy, apply_to_open=True) == AppliedPolicy(9, 0)
+    groups = agg.get_groups()
+    due = agg.get_groups(due=True)
+    assert "digest:1" not in due
+    assert due.keys() == groups.keys() - {"digest:1"}
+    priorities = [groups[f"digest:{n}"].priority for n in range(9)]
+    assert priorities == [7, 7, 7, -3, 7, 7, 7, 7, 7]
+    assert grace(agg, "digest:1") == 5
+
+
+@pytest.mark.usefixtures("at_once")
+def test_tasks_with_and_without_limits_in_one_group(make_both: Make) -> None:
+    """The batch of those without is cut by the policy, that of those with by their own."""
+    agg = make_both(group_max_size=50)
+    agg.add_tasks([*numbered("g", 4), *numbered("g", 3, start=4, max_size=50)])
+    assert agg.set_policy("g", Policy(max_size=2), apply_to_open=True) == AppliedPolicy(1, 0)
+    with agg:
+        wait_until(lambda: agg.stats().flushed >= 4, what="the first four are cut")
+        agg.flush_all()
+        assert agg.wait_until_idle(10)
+    assert [batch.payload["payloads"] for batch in enqueued(agg)] == [[0, 1], [2, 3], [4, 5, 6]]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_idle_flusher_is_woken_for_what_is_due_now(make_both: Make) -> None:
+    agg = make_both()
+    with agg:
+        agg.add_tasks(numbered("g", 3))
+        wait_until(lambda: agg.stats().pending == 3, what="the tasks wait")
+        agg.set_policy("g", Policy(max_size=3), apply_to_open=True)
+        await_batches(agg, 1, timeout=1.5)
+    assert payloads(enqueued(agg)) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_longer_grace_period_holds_a_due_group_back(make_both: Make) -> None:
+    agg = make_both()
+    agg.add_tasks(numbered("g", 2, max_delay=0.001))
+    agg.add_tasks(numbered("h", 2, start=2))
+    agg.set_policy("h", Policy(max_size=2), apply_to_open=True)
+    assert agg.get_groups(due=True).keys() == {"g", "h"}
+    agg.set_policy("*", Policy(max_delay=900), apply_to_open=True)
+    agg.set_policy("h", Policy(max_size=3), apply_to_open=True)
+    assert agg.get_groups(due=True).keys() == {"g"}  # its tasks have set it themselves
+
+
+@pytest.mark.usefixtures("at_once")
+def test_large_groups_are_left_and_counted(make_both: Make) -> None:
+    agg = make_both(group_max_size=10_000)
+    for group, count in (("digest:1", 301), ("digest:2", 300)):
+        agg.add_tasks(numbered(group, count, max_delay=900))
+    agg.add_tasks(Task("test", "x" * 300_000, "digest:3") for _ in range(2))
+    applied = agg.set_policy("digest:*", Policy(grace_period=5), apply_to_open=True)
+    assert applied == AppliedPolicy(1, 2)
+    assert [grace(agg, f"digest:{n}") for n in (1, 2, 3)] == [600, 5, 600]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_foreign_data_are_left(make_both: Make, sync_redis: redis.Redis) -> None:
+    agg = make_both()
+    agg.add_tasks(Task("test", n, f"digest:{n}") for n in range(4))
+    for n in range(3):
+        _, tasks, _ = SPACE.place(f"digest:{n}".encode())
+        if n == 0:
+            sync_redis.set(tasks.decode(), "foreign")
+        elif n == 1:
+            sync_redis.rpush(tasks.decode(), "foreign")
+        else:
+            sync_redis.lset(tasks.decode(), 0, "foreign")
+    sync_redis.hset(SPACE.partitions[0].groups.decode(), "digest:x", "foreign")
+    applied = agg.set_policy("digest:*", Policy(grace_period=5), apply_to_open=True)
+    assert applied == AppliedPolicy(3, 1)
+    assert grace(agg, "digest:3") == 5
+
+
+@pytest.mark.usefixtures("at_once")
+def test_groups_that_change_meanwhile_are_read_again(
+    make_both: Make, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that has set limits arrives between the reading and the call."""
+    agg, other, reads = make_both(), make(), itertools.count(1)
+    agg.add_tasks(numbered("g", 2))
+    original = policing._limits_text
+
+    def late(limits: Any) -> bytes:
+        if next(reads) <= changes:
+            other.add_task(Task("test", 0, "g", max_size=50))
+        return original(limits)
+
+    monkeypatch.setattr(policing, "_limits_text", late)
+    changes = 3
+    assert agg.set_policy("g", Policy(max_size=2), apply_to_open=True) == AppliedPolicy(1, 0)
+    assert next(reads) == 5
+    changes = 100
+    assert agg.set_policy("g", Policy(max_size=3), apply_to_open=True) == AppliedPolicy(0, 1)
+
+
+def test_open_groups_of_producers_that_did_not_know_are_changed(make: Make) -> None:
+    """Producers that add while a policy is applied leave no group without it."""
+    agg, operator = make(), make()
+    operator.set_policy("x", Policy(max_size=1))
+    stop = threading.Event()
+
+    def add() -> None:
+        for n in itertools.count():
+            if stop.is_set():
+                return
+            agg.add_task(Task("test", 0, f"digest:{n}"))
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        wait_until(lambda: operator.stats().groups > 50, what="there are open groups")
+        applied = operator.set_policy("digest:*", Policy(grace_period=5), apply_to_open=True)
+    finally:
+        stop.set()
+        thread.join()
+    assert applied.changed > 50
+    assert {grace_of(state) for state in operator.get_groups().values()} == {5}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_bytes_stay_exact(make: Make) -> None:
+    agg = make()
+    agg.add_tasks([*numbered("g", 5), *numbered("g", 5, start=5, max_size=99)])
+    agg.set_policy("g", Policy(max_bytes=100_000, max_size=50), apply_to_open=True)
+    agg.set_policy("g", Policy(max_bytes=90_000, max_size=20), apply_to_open=True)
+    with agg:
+        agg.flush_all()
+        assert agg.wait_until_idle(10)
+    assert agg.stats().stored_bytes == 0
 
 
 # --- the documentation ----------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from hashlib import sha1
+from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 import redis
@@ -77,6 +79,22 @@ _add_options = st.builds(
     bytes=st.sampled_from([0, 0, 0, 60, 150]),
     dedupe=st.booleans(),
 )
+_policies = st.fixed_dictionaries(
+    {},
+    optional={
+        "grace": st.sampled_from([10, 100, 400]),
+        "delay": st.sampled_from([50, 300, 900]),
+        "size": st.integers(1, 5),
+        "priority": st.sampled_from([0, 5, -1000]),
+        "max_bytes": st.sampled_from([0, 0, 40, 200]),
+        "max_weight": st.sampled_from([0, 0, 1, 5]),
+        "min_interval": st.sampled_from([0, 0, 70]),
+        "leading": st.sampled_from([0, 0, 1]),
+    },
+)
+_described = st.sampled_from([True, True, True, False])
+_OWN = ["grace", "delay", "size", "priority", "max_bytes"]
+_first = itemgetter(0)
 _texts = st.sampled_from([b"", b"ValueError: no", b"\xff\x00"])
 _merged = st.sampled_from([b"", b"", b"\x92\x90\x00", b"m" * 50])
 _rooms = st.builds(
@@ -815,6 +833,30 @@ class Machine(RuleBasedStateMachine):
         self.run_on_both(
             lambda: self.model.postpone(name, until), "postpone", keys, _CHANNEL, 0, name, until
         )
+
+    @rule(
+        drawn=st.lists(
+            st.tuples(_groups, _policies, _described), min_size=1, max_size=2, unique_by=_first
+        ),
+        own=st.lists(st.sets(st.sampled_from(_OWN)), min_size=1, max_size=4),
+    )
+    def apply_limits(
+        self, drawn: list[tuple[bytes, dict[str, int], bool]], own: list[set[str]]
+    ) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
+        args: list[Any] = [_CHANNEL, 0]
+        asked = []
+        for name, policy, described in drawn:
+            group = self.model.groups.get(name)
+            waiting = group.waiting if group and described else []
+            names = [own[i % len(own)] for i in range(len(waiting))]
+            asked.append(m.Applied(name, policy, names if described else None))
+            keys.append(_KEYS.tasks(name))
+            args += (name, " ".join(f"{key}={value}" for key, value in policy.items()))
+            args.append(len(waiting))
+            for entry, set_by_task in zip(waiting, names, strict=True):
+                args += (sha1(entry.raw).hexdigest(), " ".join(set_by_task))
+        self.run_on_both(lambda: self.model.apply_limits(asked), "apply_limits", keys, *args)
 
     @rule(paused=st.sampled_from([True, False, False]))
     def pause(self, paused: bool) -> None:

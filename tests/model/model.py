@@ -213,6 +213,15 @@ class Commit(NamedTuple):
     """None: all messages of the batch."""
 
 
+class Applied(NamedTuple):
+    """A group in an `apply_limits` call."""
+
+    group: bytes
+    policy: dict[str, int]
+    own: Sequence[Collection[str]] | None
+    """The names of the limits that each waiting task has set; None if none is described."""
+
+
 class Retry(NamedTuple):
     """A batch in a `retry` call."""
 
@@ -1154,6 +1163,51 @@ class Partition:
         if not self.held(name):
             self._wake(group.due_at)
         return len(group.waiting)
+
+    def apply_limits(self, asked: Sequence[Applied]) -> list[int]:
+        reply = []
+        earliest = math.inf
+        for each in asked:
+            group = self.groups.get(each.group)
+            if group is None or not group.waiting:
+                reply.append(0)
+            elif each.own is None:
+                reply.append(2)
+            elif not self._apply(group, each.policy, each.own):
+                reply.append(0)
+            else:
+                reply.append(1)
+                self._schedule(each.group)
+                if not self.held(each.group):
+                    earliest = min(earliest, group.due_at)
+        self._wake(earliest)
+        return reply
+
+    def _apply(self, group: Group, policy: dict[str, int], own: Sequence[Collection[str]]) -> bool:
+        """Returns whether the limits of a task, or the min interval, have changed."""
+        new = []
+        for entry, names in zip(group.waiting, own, strict=True):
+            set_by_policy = {
+                name: value
+                for name, value in policy.items()
+                if name not in names and name not in ("min_interval", "leading")
+            }
+            new.append(entry._replace(limits=entry.limits._replace(**set_by_policy)))
+        cut = (group.interval, group.leading)
+        if "min_interval" in policy:
+            cut = (policy["min_interval"], policy.get("leading", 0))
+        if new == group.waiting and cut == (group.interval, group.leading):
+            return False
+        due_before, before = group.due_at, length(group.waiting)
+        common = new[0].limits.compared
+        group.waiting = [each._replace(text=each.limits.stored_text(common)) for each in new]
+        group.bytes = max(0, group.bytes + length(group.waiting) - before)
+        group.common, group.segmented = common, True
+        group.check_segments()
+        group.interval, group.leading = cut
+        if group.due_at == 0:
+            group.became_due(due_before, self.now)
+        return True
 
     def flush_all(self) -> list[Any]:
         return [b"0", self.flush(list(self.groups))]

@@ -129,6 +129,14 @@ def prepare(client: Client) -> dict[str, Call]:
     calls = [
         add_call([b"a", b"d", b"new"], 3, number=2, ids="j"),
         acquire,
+        Call(
+            "apply_limits",
+            [*index_keys, P.tasks(b"d"), P.tasks(b"a")],
+            [
+                *(SPACE.wake_channel, 0, b"d", b"size=5 grace=7 max_bytes=90", 0),
+                *(b"a", b"size=1", 1, b"x", b"size"),
+            ],
+        ),
         register,
         bury_c._replace(
             keys=[*bury_keys, P.tasks(b"a"), P.dead_tasks(one), P.ids(b"a"), P.result(one)],

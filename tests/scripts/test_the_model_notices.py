@@ -47,6 +47,18 @@ _BROKEN = {
         "list[at] = read_segment(",
         "local _ = read_segment(",
     ),
+    "the limits that a task has set": (
+        "apply_limits",
+        "string.find(' ' .. own .. ' ', ' ' .. name .. ' ', 1, true)",
+        "false",
+    ),
+    "the stored limits of tasks under a policy": (
+        "apply_limits",
+        "and new ~= entry then",
+        "and false then",
+    ),
+    "the bytes of tasks under a policy": ("apply_limits", "+ new_bytes - old_bytes)", ")"),
+    "the due time under a policy": ("apply_limits", "schedule(due, ready, group.key, g, now)", ""),
     "the closing message": ("add", "if flushes then", "if false then"),
     "the min interval": ("claim", "now + g[RULES][INTERVAL]", "now"),
     "backpressure": ("add", "if full then return full end", ""),

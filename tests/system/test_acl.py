@@ -280,7 +280,7 @@ def operate(user: User, admin: User) -> None:
     admin.add(b"waiting", b"4")
     assert user.run(steering.cancel_task(SPACE, b"waiting", b"4"))
     user.run(policing.set_policy(SPACE, "*", Policy(max_size=1)))
-    assert user.run(policing.policies(SPACE))
+    user.run(policing.apply_policy(SPACE, "*"))
     assert user.run(policing.remove_policy(SPACE, "*"))
 
 
