@@ -195,7 +195,7 @@ local function apply(group, tasks)
   if due_at(g) == 0 then became_due(g, due_before, now) end
   write_group(groups, group.key, g)
   schedule(due, ready, group.key, g, now)
-  if g[HELD] == 0 then earliest = math.min(earliest, due_at(g)) end
+  if g[HELD] == 0 and not is_paused(g) then earliest = math.min(earliest, due_at(g)) end
   return CHANGED
 end
 
