@@ -9,15 +9,15 @@
 --        7 quarantine of a group or batch whose keys hold a foreign type or record, ms
 --        8 dedupe window, ms: how long ids of flushed tasks are not accepted again; 0 for none
 --        then for each item, as `poll` named it: batch id or '', group key
---        and 'cause' if the reply is to say why each batch was due
+--        and 'cause' if the reply is to say more about why each batch was due
 -- Reply  for each batch: { batch id, group key, number of this attempt, last error, serialized
 --        merge result or '', { entry, entry, ... }, number of tasks, bytes of their entries, 1 if
---        it is a suspect, else 0 }; without entries if it has a merge result, or if it is large:
---        then `read_tasks` returns them. If its merge result is in `result:BATCH` there are two
---        more: the label (includes/result.lua), and how many merged tasks have been enqueued. With
---        'cause' there are always these and then REASON, OPENED, DUE_AT, BATCH_WEIGHT, CREATED of
---        the record (includes/batch.lua);
---        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0 }
+--        it is a suspect, else 0, REASON of the record (includes/batch.lua) }; without entries if
+--        it has a merge result, or if it is large: then `read_tasks` returns them. If its merge
+--        result is in `result:BATCH` there are two more: the label (includes/result.lua), and how
+--        many merged tasks have been enqueued. With 'cause' there are always these and then OPENED,
+--        DUE_AT, BATCH_WEIGHT, CREATED of the record;
+--        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0, '' }
 --
 -- The groups take turns: each gives a few batches before one gives the next. The tasks stay in the
 -- list of their group. A claim only records which of them a batch holds.
@@ -96,12 +96,13 @@ local function hand_out(id, batch, entries, suspect)
   local attempt = batch[LETTER] == '' and batch[ATTEMPTS] + 1 or TO_BURY
   reply[#reply + 1] = {
     id, batch[GROUP], attempt, batch[ERROR], merged, entries, count, length, suspect,
+    batch[REASON],
   }
   if batch[RESULT] ~= '' or with_cause then
     local last = reply[#reply]
     last[#last + 1], last[#last + 2] = batch[RESULT], batch[ENQUEUED]
     if with_cause then
-      for place = REASON, BATCH_WEIGHT do last[#last + 1] = batch[place] end
+      for place = OPENED, BATCH_WEIGHT do last[#last + 1] = batch[place] end
       last[#last + 1] = batch[CREATED]
     end
   end
@@ -114,7 +115,7 @@ local function hand_out(id, batch, entries, suspect)
 end
 
 local function report_quarantine(group, error)
-  reply[#reply + 1] = { '', group, 0, error, '', {}, 0, 0, 0 }
+  reply[#reply + 1] = { '', group, 0, error, '', {}, 0, 0, 0, '' }
 end
 
 local function quarantine_group(group, error)

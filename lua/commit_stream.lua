@@ -4,12 +4,12 @@
 -- Keys of the queue:      the stream
 -- Options:                approximate maximum length of the stream, entries; '' for no maximum
 -- Keys of an entry:       none
--- Arguments of an entry:  6 times field, value
+-- Arguments of an entry:  7 times field, value
 
 -- @include commit
 
 local stream, max_length = KEYS[7], ARGV[2]
-local ARITY = 12
+local ARITY = 14
 
 local function append(from)
   local to = from + ARITY - 1

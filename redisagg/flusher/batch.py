@@ -153,14 +153,15 @@ class Claim(NamedTuple):
     """1 if flushers died with this batch, so that it is the only suspect in flight; else 0."""
     slot: str | None
     """The hash tag of its partition on a cluster, else None."""
+    reason: bytes = b""
+    """Why it was due, as in `BatchInfo`."""
     result: bytes = b""
     """The label of the merge result that is stored apart, or empty; see lua/includes/result.lua."""
     enqueued: int = 0
     """How many merged tasks of that result have been enqueued in slices."""
-    reason: bytes = b""
-    """Why it was due; this and what follows is left out if the merge function does not take it."""
     opened: int = 0
-    """When its first task arrived, ms."""
+    """When its first task arrived, ms; this and what follows is left out if the merge function does
+    not take it."""
     due_at: int = 0
     """When it was due, ms."""
     weight: int = 0

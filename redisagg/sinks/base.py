@@ -37,6 +37,8 @@ class MergedTask:
     """The number of tasks that were merged."""
     task: Task
     """The merged task."""
+    reason: str = ""
+    """Why the batch was due, as in `redisagg.BatchInfo`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class EnqueuedBatch:
     """The number of tasks that were merged."""
     payload: Any
     headers: dict[str, str]
+    reason: str
+    """Why the batch was due, as in `redisagg.BatchInfo`."""
 
 
 Cursor: TypeAlias = "dict[str, Any]"

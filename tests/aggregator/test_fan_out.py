@@ -238,7 +238,7 @@ def test_other_groups_are_enqueued_between_the_slices(
     direct = make(sink=ListSink("fan"), **config)
     with make(url=proxy.url, sink=ListSink("fan"), **config):
         await_led(direct)
-        proxy.delay(0.02)
+        proxy.delay(0.1)
         direct.add_task(Task("many", 0, "g"))
         wait_until(lambda: sync_redis.llen("fan") >= 500, what="a slice is enqueued")
         direct.add_tasks(numbered("quiet", 1))

@@ -643,7 +643,7 @@ class Machine(RuleBasedStateMachine):
 
     def _message(self, batch_id: bytes, payload: bytes) -> tuple[bytes, ...]:
         fields = {b"batch_id": batch_id, b"type": b"t", b"group": b"g", b"count": b"1"}
-        fields |= {b"payload": payload, b"headers": b"\xc0"}
+        fields |= {b"payload": payload, b"headers": b"\xc0", b"reason": b"size"}
         return tuple(part for pair in fields.items() for part in pair)
 
     def _left(self, batch_id: bytes, group: bytes) -> None:

@@ -802,7 +802,7 @@ class Partition:
                 *(each.id, each.group, TO_BURY if each.letter else each.attempts + 1),
                 *(each.error, each.merged),
                 [] if each.is_read_later else raws(each.entries),
-                *(len(each.entries), each.length, each.alone),
+                *(len(each.entries), each.length, each.alone, each.reason),
                 *([each.result, each.enqueued] if each.result else []),
             ]
             for each in claimed

@@ -125,7 +125,7 @@ def prepare(client: Client) -> dict[str, Call]:
     one = next(iter(first))
     index_keys = [P.state, P.groups, P.due, P.ready]
     requeue_keys = [P.state, P.groups, P.batches, P.retry, P.due, P.ready, P.dead]
-    entry = [b"f", b"v"] * 6
+    entry = [b"f", b"v"] * 7
     calls = [
         add_call([b"a", b"d", b"new"], 3, number=2, ids="j"),
         acquire,
@@ -367,7 +367,7 @@ def large_calls(client: Client) -> list[Call]:
     many = [b"%d" % n for n in range(MANY)]
     return [
         commit_call("commit_list", token, second, [b"element"], MANY),
-        commit_call("commit_stream", token, first, [b"f", b"v"] * 6, MANY)._replace(
+        commit_call("commit_stream", token, first, [b"f", b"v"] * 7, MANY)._replace(
             keys=[*INDEXES[:4], P.due, P.ready, b"stream", P.tasks(b"a")]
         ),
         Call("extend", [P.state, P.claims], [token, 1000, *many]),

@@ -42,7 +42,9 @@ def test_every_task_is_received_once(
     groups = {f"group-{n}" for n in range(GROUPS)}
     for said in entries:
         entry = said["entry"]
-        assert list(entry) == ["batch_id", "type", "group", "count", "payload", "headers"]
+        names = ["batch_id", "type", "group", "count", "payload", "headers", "reason"]
+        assert list(entry) == names
+        assert entry["reason"] == "size"
         assert (entry["type"], int(entry["count"])) == ("test:aggregated", 5)
         assert entry["group"] in groups
     assert sync_redis.xlen("digests") == len(entries)  # nor is any there that was not received

@@ -104,7 +104,7 @@ def test_a_merge_may_return_many_thousand_tasks(sink: Sink) -> None:
     outcome = _merge(_each, [Task("t", n, "g") for n in range(20_000)], sink)
     assert outcome.failure is None
     assert outcome.enqueue is not None
-    assert len(outcome.enqueue.arguments) == 20_000 * (1 if isinstance(sink, ListSink) else 12)
+    assert len(outcome.enqueue.arguments) == 20_000 * (1 if isinstance(sink, ListSink) else 14)
     stored = pack_result(outcome)
     again = MergeOutcome()
     claim = claim_of([], attempt=2, stored_result=stored)

@@ -29,7 +29,8 @@ def pack_merged_task(merged: MergedTask) -> bytes:
     Raises:
         PayloadError: msgpack has no form for its payload or for an option.
     """
-    return pack_merged((merged.batch_id, merged.group, merged.count, _values(merged.task)))
+    values = _values(merged.task)
+    return pack_merged((merged.batch_id, merged.group, merged.count, values, merged.reason))
 
 
 def pack_result(outcome: MergeOutcome) -> bytes:
@@ -70,5 +71,6 @@ def unpack_result(
 
 
 def _unpack_merged_task(packed: bytes) -> MergedTask:
-    batch_id, group, count, values = unpack(packed)
-    return MergedTask(batch_id, group, count, Task(**dict(zip(_FIELDS, values, strict=True))))
+    batch_id, group, count, values, reason = unpack(packed)
+    task = Task(**dict(zip(_FIELDS, values, strict=True)))
+    return MergedTask(batch_id, group, count, task, reason)

@@ -90,7 +90,7 @@ def arguments(
         outcome: tells which entries are no tasks.
         tasks: the tasks of the other entries.
     """
-    if not claim.reason:
+    if not claim.created:
         return group, tasks
     no_tasks = {position for position, _ in outcome.undecodable}
     info = BatchInfo(
@@ -234,7 +234,7 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterato
         return
     several = returned if isinstance(returned, list | tuple) else [returned]
     group = claim.group.decode("utf-8", "replace")
-    batch_id = claim.batch_id.decode()
+    batch_id, reason = claim.batch_id.decode(), claim.reason.decode("utf-8", "replace")
     trace = trace_headers(tasks, len(several))
     for number, task in enumerate(several, 1):
         if not isinstance(task, Task):
@@ -246,7 +246,7 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterato
         if not task.group_key or headers is not task.headers:
             task = replace(task, group_key=task.group_key or group, headers=headers)
         merged_id = f"{batch_id}-{number}" if several is returned else batch_id
-        yield MergedTask(merged_id, group, len(tasks), task)
+        yield MergedTask(merged_id, group, len(tasks), task, reason)
 
 
 async def _awaited(merging: Awaitable[Any]) -> Any:

@@ -47,6 +47,7 @@ def fields(merged: MergedTask) -> dict[str, Any]:
         "count": merged.count,
         "payload": merged.task.payload,
         "headers": dict(merged.task.headers),
+        "reason": merged.reason,
     }
 
 
@@ -64,6 +65,7 @@ def enqueued(values: Mapping[str, Any]) -> EnqueuedBatch:
             count=int(values["count"]),
             payload=values["payload"],
             headers=dict(values["headers"]),
+            reason=str(values["reason"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not an entry that redisagg wrote: {error}") from error

@@ -14,8 +14,8 @@ from redisagg.sinks.urls import SinkUrl
 class ListSink(ReadableSink):
     """Appends merged tasks to the right end of a list, exactly once each.
 
-    An element is a map with ``batch_id``, ``type``, ``group``, ``count``, ``payload`` and
-    ``headers``.
+    An element is a map with ``batch_id``, ``type``, ``group``, ``count``, ``payload``,
+    ``headers`` and ``reason``.
 
     Args:
         name: the key of the list; on Redis Cluster there is one for each partition, see

@@ -18,7 +18,8 @@ class StreamSink(ReadableSink):
     """Appends merged tasks to a stream, exactly once each.
 
     An entry has the fields ``batch_id``, ``type``, ``group`` (UTF-8 text), ``count`` (decimal),
-    ``payload`` and ``headers`` (msgpack, or JSON with ``format="json"``).
+    ``payload`` and ``headers`` (msgpack, or JSON with ``format="json"``), and ``reason``: why the
+    batch was due.
 
     Args:
         name: the key of the stream; on Redis Cluster there is one for each partition, see
@@ -59,6 +60,7 @@ class StreamSink(ReadableSink):
             *(b"count", b"%d" % merged.count),
             *(b"payload", dump(task.payload, format)),
             *(b"headers", dump(dict(task.headers), format)),
+            *(b"reason", merged.reason.encode()),
         )
 
     def read(self, keys: Sequence[bytes], cursor: Cursor, limit: int) -> Operation[SinkPage]:

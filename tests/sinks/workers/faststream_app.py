@@ -28,6 +28,7 @@ class Entry(BaseModel):
     count: int
     payload: Json[Any]
     headers: Json[dict[str, str]]
+    reason: str
 
 
 @app.on_startup
