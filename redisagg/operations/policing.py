@@ -9,7 +9,7 @@ from typing import Any
 
 from redisagg.durations import to_ms
 from redisagg.errors import InvalidConfig, KeyConflict
-from redisagg.operations.inspecting import GroupPlace, group_records
+from redisagg.operations.inspecting import group_records
 from redisagg.policies import MAX_POLICIES, Policies, Policy, check_pattern, precedence
 from redisagg.protocol.entries import limits_of_entry
 from redisagg.protocol.keys import WITH_POLICIES, Keyspace, PartitionKeys
@@ -17,7 +17,7 @@ from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.policies import policies_of
 from redisagg.protocol.records import GroupRecord, group_record
 from redisagg.protocol.scripts import call, command
-from redisagg.views import AppliedPolicy
+from redisagg.views import AppliedPolicy, GroupPlace
 
 # What one call of `apply_limits` takes at most, so that it keeps Redis busy for a few ms.
 _CALL_GROUPS = 100
