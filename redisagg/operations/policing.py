@@ -20,9 +20,12 @@ from redisagg.protocol.scripts import call, command
 from redisagg.views import AppliedPolicy, GroupPlace
 
 # What one call of `apply_limits` takes at most, so that it keeps Redis busy for a few ms.
-_CALL_GROUPS = 100
-_CALL_TASKS = 300
+_CALL_GROUPS = 50
+_CALL_TASKS = 200
 _CALL_BYTES = 512 * 1024
+
+_GROUP_TASKS = 300
+"""The largest group that the script changes; in a call of its own."""
 
 _MOST_READ = 10
 """How many times a group is read whose tasks change meanwhile."""
@@ -149,7 +152,7 @@ def _apply_call(
     small = {
         group: record
         for group, record in records.items()
-        if record.waiting <= _CALL_TASKS and record.bytes <= _CALL_BYTES
+        if record.waiting <= _GROUP_TASKS and record.bytes <= _CALL_BYTES
     }
     lists: dict[bytes, Any] = {}
     if small:
