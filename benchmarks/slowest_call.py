@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from benchmarks.latency import percentile
 from benchmarks.measure import Check, Series
 from benchmarks.workload import PAYLOAD, client_of, empty, noop
-from redisagg import AggregationConfig, Aggregator, Task
+from redisagg import AggregationConfig, Aggregator, Policy, Task
 from redisagg.config import GroupAggregator
 from redisagg.protocol.scripts import find
 from redisagg.sinks import ListSink, Sink, StreamSink
@@ -255,6 +255,15 @@ def poll_many_due_groups(url: str, scale: float) -> Iterator[None]:
     _drain(aggregator)
 
 
+def apply_a_policy(url: str, scale: float) -> Iterator[None]:
+    count = _count(100_000, scale)
+    aggregator = _with_groups(url, count)
+    _add(aggregator, count, count, max_size=7)
+    policy = Policy(grace_period=5, max_size=9, max_bytes=10_000)
+    yield
+    aggregator.set_policy("*", policy, apply_to_open=True)
+
+
 def stats_of_many_groups(url: str, scale: float) -> Iterator[None]:
     aggregator = _with_groups(url, _count(200_000, scale))
     yield
@@ -281,6 +290,7 @@ _CASES: dict[str, Case] = {
     "get_group of 100,000 tasks in pages": pages_of_a_group,
     "add 500 tasks of 2,000 bytes in a call": large_adds,
     "100,000 groups are due at once": poll_many_due_groups,
+    "apply a policy to 100,000 open groups": apply_a_policy,
     "stats of 200,000 open groups": stats_of_many_groups,
 }
 

@@ -27,7 +27,7 @@ local now = clock()
 
 local schema, partitions, last_owner, expires, lease =
   unpack(redis.call('HMGET', state, 'schema', 'partitions', 'owner', 'expires', 'lease'))
-local refused = refuse_schema(schema) or refuse_partitions(partitions, place .. ' policies')
+local refused = refuse_schema(schema) or refuse_partitions(partitions, place)
 if refused then return refused end
 assert_type('ZCARD', { claims })
 local left = lease_left(expires, lease, now)

@@ -68,7 +68,7 @@ if dedupe then assert_type('SCARD', { seen, seen_before }) end
 local stored_waiting, stored_claimed, stored_bytes, wake, schema, stored_partitions, seen_until,
   seen_before_until = unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake',
   'schema', 'partitions', SEEN_UNTIL, SEEN_BEFORE_UNTIL))
-local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place)
+local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place, true)
 if refused then return refused end
 
 local args = ARGV

@@ -15,7 +15,7 @@ local pause, channel, place = ARGV[1] == '1', ARGV[2], ARGV[3]
 assert_arguments(#KEYS == 1 and #ARGV >= 3)
 
 local schema, stored_partitions = unpack(redis.call('HMGET', state, 'schema', 'partitions'))
-local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place .. ' policies')
+local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place)
 if refused then return refused end
 if pause then return redis.call('HSET', state, 'paused', 1) end
 local changed = redis.call('HDEL', state, 'paused')

@@ -41,6 +41,28 @@ class GroupState:
     reads a page of them, `size` is the number of all."""
 
 
+FIRST_SCAN = 16
+"""Number of groups in the first page, about; later pages have up to 500."""
+
+
+class GroupPlace(NamedTuple):
+    """A place between two pages of groups."""
+
+    partition: int = 0
+    cursor: int = 0
+    """Cursor of HSCAN, or number of groups to skip in the indexes."""
+    size: int = FIRST_SCAN
+    """Number of groups that HSCAN reads, about."""
+
+
+class GroupPage(NamedTuple):
+    """A page of groups."""
+
+    states: list[GroupState]
+    next: GroupPlace | None
+    """The place of the next page, for `read_groups`; None after the last page."""
+
+
 class AppliedPolicy(NamedTuple):
     """What `set_policy` did to open groups."""
 

@@ -6,10 +6,10 @@
 -- Without the field the namespace is new or its data were removed. The caller then registers the
 -- namespace and calls `register_partition`.
 --
--- Once the namespace has policies, the field is the number and ' policies'. The place of a caller
--- that has read them ends like that too; another one has to read them first. So those who use no
--- policies need not ask for them.
-local function refuse_partitions(stored, place)
+-- Once the namespace has policies, the field is the number and ' policies'. The place of a producer
+-- that has read them ends like that too. If `of_producer`, another one is refused, and has to read
+-- them first: so those who use no policies need not ask for them.
+local function refuse_partitions(stored, place, of_producer)
   if stored and string.sub(place, -1 - #stored) == '/' .. stored then return nil end
   local own, reads_policies = string.match(place, '^%d+/(%d+)(.*)$')
   if not own or reads_policies ~= '' and reads_policies ~= ' policies' then
@@ -17,6 +17,7 @@ local function refuse_partitions(stored, place)
   end
   if stored == own then return nil end
   if stored == own .. ' policies' then
+    if not of_producer then return nil end
     return redis.error_reply('POLICIES the namespace has policies, which the caller has not read')
   end
   return redis.error_reply(

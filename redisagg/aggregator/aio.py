@@ -51,7 +51,15 @@ from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
-from redisagg.views import AppliedPolicy, BatchState, DeadLetter, GroupState, Stats
+from redisagg.views import (
+    AppliedPolicy,
+    BatchState,
+    DeadLetter,
+    GroupPage,
+    GroupPlace,
+    GroupState,
+    Stats,
+)
 
 T = TypeVar("T")
 
@@ -519,6 +527,27 @@ class AsyncAggregator(AggregatorBase):
             InvalidConfig: `limit` is no number from 1.
         """
         return await self._run(inspecting.groups(self._keyspace, tasks=tasks, limit=limit, due=due))
+
+    async def read_groups(
+        self, place: GroupPlace | None = None, *, tasks: bool = False, due: bool = False
+    ) -> GroupPage:
+        """Reads a page of the groups that `get_groups` reads, in any order.
+
+        All pages together take constant memory, however many groups there are. A group may be in
+        several pages while groups come and go; one that is there all the time is in one at least.
+
+        Args:
+            place: the `next` of the page before; None for the first page.
+            tasks: whether to read the waiting tasks too.
+            due: whether to read only groups that are due.
+
+        Returns:
+            The groups, and the place of the next page.
+        """
+        operation = inspecting.group_page(
+            self._keyspace, place or GroupPlace(), tasks=tasks, due=due
+        )
+        return await self._run(operation)
 
     async def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
         """Reads all groups: an alias of `get_groups`, under its earlier name.

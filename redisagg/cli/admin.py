@@ -12,8 +12,7 @@ import click
 from redisagg.aggregator import Aggregator
 from redisagg.cli.options import argument_or_all, json_option, with_aggregator
 from redisagg.cli.output import ago, echo, print_json, print_table, task_text
-from redisagg.operations.inspecting import GroupPlace, group_page
-from redisagg.views import GroupState
+from redisagg.views import GroupPlace, GroupState
 
 
 def _limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -66,7 +65,7 @@ def _all_groups(aggregator: Aggregator, *, tasks: bool, due: bool) -> Iterator[G
     read: set[str] = set()
     place: GroupPlace | None = GroupPlace()
     while place is not None:
-        page = aggregator._run(group_page(aggregator._keyspace, place, tasks=tasks, due=due))
+        page = aggregator.read_groups(place, tasks=tasks, due=due)
         yield from (state for state in page.states if state.group_key not in read)
         read.update(state.group_key for state in page.states)
         place = page.next

@@ -14,6 +14,7 @@ from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
 from redisagg.cli.ingest import ingest
 from redisagg.cli.output import printable
+from redisagg.cli.policy import policy
 from redisagg.cli.tail import tail
 from redisagg.cli.worker import worker
 from redisagg.errors import RedisAggError
@@ -55,6 +56,6 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, tail),
-    *(groups, peek, stats, flush, postpone, cancel, pause, resume, dead),
+    *(groups, peek, stats, flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)

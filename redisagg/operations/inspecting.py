@@ -29,7 +29,17 @@ from redisagg.protocol.records import (
 )
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import Request, call, command
-from redisagg.views import BatchState, Counts, DeadLetter, GroupState, PartitionStats, Stats
+from redisagg.views import (
+    FIRST_SCAN,
+    BatchState,
+    Counts,
+    DeadLetter,
+    GroupPage,
+    GroupPlace,
+    GroupState,
+    PartitionStats,
+    Stats,
+)
 
 _log = logging.getLogger("redisagg")
 
@@ -38,7 +48,7 @@ K = TypeVar("K", bytes, int)
 R = TypeVar("R", GroupRecord, BatchRecord, DeadRecord)
 V = TypeVar("V", GroupState, BatchState, DeadLetter)
 
-_FIRST_SCAN, _MOST_SCANNED = 16, 500  # fields that one HSCAN reads, at first and at most
+_MOST_SCANNED = 500  # fields that one HSCAN reads at most
 _PAGE_TASKS = 500  # entries that one command reads
 _PAGE_BYTES = 1 << 20  # bytes that one command reads, about
 _DEAD_PAGE = 16  # entries of a dead letter that one command reads: their size is not recorded
@@ -108,24 +118,6 @@ def group(
     return _with_tasks(_group_state(group_key, record), raw)
 
 
-class GroupPlace(NamedTuple):
-    """A place between two pages of groups."""
-
-    partition: int = 0
-    cursor: int = 0
-    """Cursor of HSCAN, or number of groups to skip in the indexes."""
-    size: int = _FIRST_SCAN
-    """Number of groups that HSCAN reads, about."""
-
-
-class GroupPage(NamedTuple):
-    """A page of groups."""
-
-    states: list[GroupState]
-    next: GroupPlace | None
-    """The place of the next page, or None."""
-
-
 def group_page(
     keyspace: Keyspace, place: GroupPlace, *, tasks: bool, due: bool
 ) -> Operation[GroupPage]:
@@ -139,6 +131,7 @@ def group_page(
     """
     skipped = _Skipped("groups")
     found, following = yield from _group_records(keyspace, place, skipped, due=due)
+    found = {name: each for name, each in found.items() if _is_shown(each)}
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return GroupPage(states, following)
@@ -567,7 +560,7 @@ def _scan(key: bytes, skipped: _Skipped, limit: int | None = None) -> Operation[
         limit: number of fields after which it ends; None for all.
     """
     found: dict[bytes, bytes] = {}
-    cursor, count = 0, _FIRST_SCAN
+    cursor, count = 0, FIRST_SCAN
     while True:
         page, cursor, count = yield from _scan_page(key, skipped, cursor, count)
         found.update(page)

@@ -9,7 +9,7 @@ from typing import Any
 
 from redisagg.durations import to_ms
 from redisagg.errors import InvalidConfig, KeyConflict
-from redisagg.operations.inspecting import GroupPlace, group_records
+from redisagg.operations.inspecting import group_records
 from redisagg.policies import MAX_POLICIES, Policies, Policy, check_pattern, precedence
 from redisagg.protocol.entries import limits_of_entry
 from redisagg.protocol.keys import WITH_POLICIES, Keyspace, PartitionKeys
@@ -17,12 +17,15 @@ from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.policies import policies_of
 from redisagg.protocol.records import GroupRecord, group_record
 from redisagg.protocol.scripts import call, command
-from redisagg.views import AppliedPolicy
+from redisagg.views import AppliedPolicy, GroupPlace
 
 # What one call of `apply_limits` takes at most, so that it keeps Redis busy for a few ms.
-_CALL_GROUPS = 100
-_CALL_TASKS = 300
+_CALL_GROUPS = 50
+_CALL_TASKS = 200
 _CALL_BYTES = 512 * 1024
+
+_GROUP_TASKS = 300
+"""The largest group that the script changes; in a call of its own."""
 
 _MOST_READ = 10
 """How many times a group is read whose tasks change meanwhile."""
@@ -149,7 +152,7 @@ def _apply_call(
     small = {
         group: record
         for group, record in records.items()
-        if record.waiting <= _CALL_TASKS and record.bytes <= _CALL_BYTES
+        if record.waiting <= _GROUP_TASKS and record.bytes <= _CALL_BYTES
     }
     lists: dict[bytes, Any] = {}
     if small:

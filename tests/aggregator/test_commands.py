@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import AggregationConfig, Aggregator, Task
+from redisagg import AggregationConfig, Aggregator, Policy, Task
 from redisagg.cli import admin
 from redisagg.cli.output import print_table
 from redisagg.views import GroupState
 from tests.support.cli import Run, Spawn
 from tests.support.servers import wait_until
-from tests.support.tasks import await_dead, await_led
+from tests.support.tasks import await_dead, await_led, numbered
 
 _HOSTILE = "[red]\x1b[31m\nx\x00"
 
@@ -138,6 +138,65 @@ def test_steering(run: Run, redis_url: str) -> None:
     assert "paused" in run("stats").stdout
     run("resume")
     assert json.loads(run("stats", "--json").stdout)["paused"] is False
+
+
+def test_policies(run: Run, redis_url: str) -> None:
+    aggregator = Aggregator("default", redis_url)
+    aggregator.pause()
+    assert run("policy", "list").stdout.split() == ["pattern", "limits"]
+    run("policy", "set", "*", "--priority", "3", "--max-bytes", "0")
+    given = ("--grace", "1.5", "--max-delay", "9", "--max-size", "2", "--max-weight", "7")
+    said = run("policy", "set", "digest:*", *given, "--min-interval", "60", "--leading")
+    limits = "grace_period=1.5, max_delay=9, max_size=2, max_weight=7, min_interval=60"
+    assert said.stdout == f"set: {limits}, leading=True\n"
+    assert aggregator.policies() == {
+        "digest:*": Policy(
+            grace_period=1.5, max_delay=9, max_size=2, max_weight=7, min_interval=60, leading=True
+        ),
+        "*": Policy(priority=3, max_bytes=0),
+    }
+    first, second = run("policy", "list", "--json").stdout.splitlines()
+    assert json.loads(first)["min_interval"] == 60
+    assert json.loads(second) == {"pattern": "*", "priority": 3, "max_bytes": 0}
+    assert f"{limits}, leading=True" in run("policy", "list").stdout
+    shown = run("policy", "test", "digest:7").stdout.splitlines()
+    rows = {row[0]: row[1:] for row in map(str.split, shown)}
+    assert rows["max_size"] == ["2", "digest:*"]
+    assert rows["priority"] == ["3", "*"]
+    decided = json.loads(run("policy", "test", "g", "--json").stdout)
+    assert decided["max_bytes"] == {"value": 0, "pattern": "*"}
+    assert decided.keys() == {"max_bytes", "priority"}
+    assert "settings" in run("policy", "test", "g").stdout
+    assert json.loads(run("policy", "remove", "*", "--json").stdout) == {"removed": 1}
+    missing = run("policy", "remove", "*", "digest:*")
+    assert (missing.exit_code, missing.stdout) == (1, "1 policies removed\n")
+    assert "'*'" in missing.stderr
+    assert aggregator.policies() == {}
+
+
+def test_a_policy_for_open_groups(run: Run, redis_url: str) -> None:
+    aggregator = Aggregator("default", redis_url)
+    aggregator.add_tasks(numbered("digest:1", 2))
+    said = run("policy", "set", "digest:*", "--max-size", "2", "--apply-to-open")
+    assert said.stdout == "set: max_size=2\n1 open groups changed, 0 left as they were\n"
+    assert list(aggregator.get_groups(due=True)) == ["digest:1"]
+    again = run("policy", "set", "digest:*", "--max-size", "2", "--json")
+    assert json.loads(again.stdout) == {
+        "pattern": "digest:*",
+        "max_size": 2,
+        "changed": 0,
+        "left": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a?", "--max-size", "1"], ["a"], ["a", "--leading"], ["a", "--grace", "0"]]
+)
+def test_wrong_policies_are_one_line(run: Run, redis_url: str, arguments: list[str]) -> None:
+    Aggregator("default", redis_url).pause()
+    result = run("policy", "set", *arguments)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_dead_letters(run: Run, redis_url: str) -> None:

@@ -94,6 +94,34 @@ def test_many_groups_are_all_listed(make_both: Make) -> None:
     assert agg.stats().groups == 3_000
 
 
+@pytest.mark.parametrize("due", [False, True])
+def test_groups_are_read_in_pages(make_both: Make, due: bool) -> None:
+    agg = make_both(partitions=3)
+    keys = {f"group {n}" for n in range(2_000)}
+    agg.add_tasks(Task("test", None, key, max_size=1 if due else None) for key in keys)
+    agg.add_tasks(numbered("other", 1, max_size=2 if due else None))
+    sizes, found, place = [], set[str](), None
+    while True:
+        page = agg.read_groups(place, tasks=True, due=due)
+        sizes.append(len(page.states))
+        found.update(state.group_key for state in page.states)
+        assert all(len(state.tasks or ()) == 1 for state in page.states)
+        if (place := page.next) is None:
+            break
+    assert found == (keys if due else {*keys, "other"})
+    assert max(sizes) <= 1_000
+    assert len(sizes) > 4
+
+
+def test_a_group_that_cools_down_is_in_no_page(make: Make) -> None:
+    agg = make(partitions=1, group_min_interval=600, group_max_size=1)
+    with agg:
+        agg.add_task(Task("test", 0, "g"))
+        assert agg.wait_until_idle(10)
+    assert agg.stats().groups == 1
+    assert agg.read_groups().states == []
+
+
 def test_the_groups_that_are_due_next_come_first(make_both: Make, sync_redis: redis.Redis) -> None:
     agg = make_both(partitions=3, group_max_delay=9_000)
     keys = [f"group {n}" for n in range(700)]

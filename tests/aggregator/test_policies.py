@@ -298,7 +298,9 @@ def test_flushers_and_operators_go_on_beside_policies(make: Make) -> None:
     agg = make(group_max_size=1)
     agg.set_policy("*", Policy(priority=3))
     agg.pause()
+    agg.pause("h")
     agg.add_tasks(numbered("g", 3))
+    agg.resume("h")
     agg.resume()
     with agg:
         assert agg.wait_until_idle(10)

@@ -78,6 +78,7 @@ _add_options = st.builds(
     tasks=st.sampled_from([0, 0, 0, 3, 8]),
     bytes=st.sampled_from([0, 0, 0, 60, 150]),
     dedupe=st.booleans(),
+    reads_policies=st.sampled_from([True, True, True, False]),
 )
 _policies = st.fixed_dictionaries(
     {},
@@ -189,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         """Has most runs start with batches, since Hypothesis leaves rules out of many runs."""
         self._acquire(b"x")  # refused: the namespace is new
         self.run_on_both(
-            lambda: self.model.register_partition(1), "register_partition", [_KEYS.state], 1
+            lambda: self.model.register_partition(b"1"), "register_partition", [_KEYS.state], b"1"
         )
         self._acquire(b"x")
         if claimed:
@@ -289,11 +290,12 @@ class Machine(RuleBasedStateMachine):
         producer: bytes,
         number: int | None,
         sections: list[m.Section],
-        options: m.AddOptions = m.AddOptions(),  # noqa: B008 - a tuple
+        options: m.AddOptions = m.AddOptions(reads_policies=True),  # noqa: B008 - a tuple
     ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready, _KEYS.call(producer)]
         keys += [_KEYS.seen, _KEYS.seen_before]
-        args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL, _KEYS.label]
+        args: list[Any] = ["" if number is None else number, _REMEMBERED, _CHANNEL]
+        args.append(_KEYS.label_with_policies if options.reads_policies else _KEYS.label)
         args += [options.tasks, options.bytes, "1" if options.dedupe else ""]
         for group, limits, tasks, one_by_one in sections:
             keys += (_KEYS.tasks(group), _KEYS.ids(group))
@@ -857,6 +859,16 @@ class Machine(RuleBasedStateMachine):
             for entry, set_by_task in zip(waiting, names, strict=True):
                 args += (sha1(entry.raw).hexdigest(), " ".join(set_by_task))
         self.run_on_both(lambda: self.model.apply_limits(asked), "apply_limits", keys, *args)
+
+    @rule(policies=st.sampled_from([False, False, True]))
+    def register_again(self, policies: bool) -> None:
+        number = b"1" + (m.POLICIES if policies else b"")
+        self.run_on_both(
+            lambda: self.model.register_partition(number),
+            "register_partition",
+            [_KEYS.state],
+            number,
+        )
 
     @rule(paused=st.sampled_from([True, False, False]))
     def pause(self, paused: bool) -> None:

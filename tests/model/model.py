@@ -15,6 +15,7 @@ import msgpack
 
 from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord
 
+POLICIES = b" policies"
 PRIORITY_STEP = 2**42
 BEHIND_MS = 50
 TO_BURY = 2**31
@@ -141,6 +142,8 @@ class AddOptions(NamedTuple):
     bytes: int = 0
     """Maximum bytes of their entries; 0 for no maximum."""
     dedupe: bool = False
+    reads_policies: bool = False
+    """Whether the producer has read the policies of the namespace."""
 
 
 class Section(NamedTuple):
@@ -461,7 +464,7 @@ class Partition:
     def __init__(self, now: int, stored: Stored) -> None:
         self.now = now
         self.stored = stored
-        self.partitions = 0
+        self.partitions = b""
         self.owner: bytes | None = None
         self.token = 0
         self.expires = 0
@@ -493,8 +496,9 @@ class Partition:
         """Whether the lease of this token runs."""
         return token == self.token and self.expires > self.now
 
-    def register_partition(self, partitions: int) -> int:
-        self.partitions = partitions
+    def register_partition(self, partitions: bytes) -> int:
+        if self.partitions != partitions + POLICIES:
+            self.partitions = partitions
         return 1
 
     def _refuse_unregistered(self) -> None:
@@ -549,6 +553,8 @@ class Partition:
             if number < last:
                 raise Refused("LATE a later call was made")
         self._refuse_unregistered()
+        if self.partitions.endswith(POLICIES) and not options.reads_policies:
+            raise Refused("POLICIES the namespace has policies, which the caller has not read")
         reply: list[int | list[int] | bytes] = []
         earliest = math.inf
         full: set[bytes] = set()

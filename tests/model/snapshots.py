@@ -41,7 +41,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
     groups = _pairs(dump.pop(keys.groups, []))
     snapshot: Snapshot = {
         "state": {
-            field.decode(): value if field == b"owner" else int(value)
+            field.decode(): value if field in (b"owner", b"partitions") else int(value)
             for field, value in state.items()
             if field not in (b"seen_until", b"seen_before_until")  # the window outlasts a test
         },

@@ -32,11 +32,12 @@ def add(
     number: object = "",
     max_tasks: int = 0,
     dedupe: str = "",
+    place: str = "0/16",
 ) -> Any:
     """Calls the script for partition 0 as the producer `p`."""
     own = ("state", "groups", "due", "ready", "call:p", "seen", "seen_before")
     keys = [PREFIX + each for each in own]
-    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", "0/16", max_tasks, 0, dedupe]
+    arguments: list[Any] = [number, 600_000, "redisagg:{tests}:wake", place, max_tasks, 0, dedupe]
     for group, limits, tasks in sections:
         keys += (f"{PREFIX}tasks:{group}", f"{PREFIX}ids:{group}")
         arguments += (group, limits, len(tasks))
@@ -207,3 +208,46 @@ def test_the_documented_partitions(group: str, crc: str, partition: int) -> None
     row = f"| partition of `{group}` of 16 | {partition} (CRC-32 `{crc}`) |"
     assert row in (LUA / "README.md").read_text("utf-8")
     assert (crc32(group.encode()), int(crc, 16) % 16) == (int(crc, 16), partition)
+
+
+def test_who_does_not_read_policies_is_refused(sync_redis: redis.Redis) -> None:
+    known = "0/16 policies"
+    assert add(sync_redis, section("1"), place=known) == [1]
+    for number in ("16 policies", "16"):  # a producer registers again and takes nothing away
+        source = load("register_partition").source.decode()
+        assert sync_redis.eval(source, 1, f"{PREFIX}state", number) == 1
+        before = sync_redis.hgetall(f"{PREFIX}groups")
+        with pytest.raises(redis.ResponseError, match="POLICIES"):
+            add(sync_redis, section("2"), number=1)
+        assert sync_redis.hgetall(f"{PREFIX}groups") == before
+    assert add(sync_redis, section("2"), number=1, place=known) == [1]
+    for place, error in (
+        ("0/8 policies", "UNREGISTERED"),
+        ("0/16 x", "PARTITION"),
+        ("0/16policies", "PARTITION"),
+    ):
+        with pytest.raises(redis.ResponseError, match=error):
+            add(sync_redis, section("3"), place=place)
+
+
+def test_policies_are_read_and_set(sync_redis: redis.Redis) -> None:
+    meta, policies = "redisagg:{tests}:meta", "redisagg:{tests}:policies"
+
+    def call(name: str, *args: Any) -> Any:
+        return sync_redis.eval(load(name).source.decode(), 2, meta, policies, *args)
+
+    assert call("read_policies", "") == [b""]
+    assert call("set_policies", 2, "a", "") == 0
+    assert not sync_redis.exists(meta)
+    assert call("set_policies", 2) == 0
+    [first] = call("read_policies", "")
+    assert call("set_policies", 2, "a*", '{"max_size":1}') == 1
+    version, *pairs = call("read_policies", first)
+    assert (version, pairs) != (first, [])
+    assert int(version) > int(first) >= 10**12
+    assert pairs == [b"a*", b'{"max_size":1}']
+    assert sync_redis.hgetall(policies) == {b"a*": b'{"max_size":1}'}
+    assert call("read_policies", version) == [version]
+    assert call("set_policies", 2, "b", "{}", "c", "{}") == b"MANY"
+    assert call("set_policies", 2, "a*", "", "b", "{}", "c", "{}") == 3
+    assert call("read_policies", version)[1:].count(b"{}") == 2

@@ -47,6 +47,12 @@ _BROKEN = {
         "list[at] = read_segment(",
         "local _ = read_segment(",
     ),
+    "policies that were not read": ("includes/partitions", "stored == own .. ' policies'", "false"),
+    "policies of which a partition knows": (
+        "register_partition",
+        "stored == partitions .. ' policies'",
+        "false",
+    ),
     "the limits that a task has set": (
         "apply_limits",
         "string.find(' ' .. own .. ' ', ' ' .. name .. ' ', 1, true)",

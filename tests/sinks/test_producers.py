@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from redisagg import Aggregator, Task
+from redisagg import Aggregator, Policy, Task
 from redisagg.protocol.includes import expand_folder
 from redisagg.sinks import EnqueuedBatch
 from redisagg.testing.embedded import HOST, EmbeddedRedis
@@ -122,6 +122,31 @@ def test_a_flusher_is_woken_by_what_another_language_added(
     assert [batch.count for batch in batches] == [20] * 10
     assert by_group(batches) == expected(language, 200)
     assert agg.stats().pending == 5
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("language", ["node"])
+def test_policies_count_for_another_language(produce: Produce, agg: Aggregator) -> None:
+    agg.set_policy("g*", Policy(max_size=7, grace_period=9.5, max_bytes=10**6))
+    agg.set_policy("g*1", Policy(max_size=3))
+    agg.set_policy("g2", Policy(min_interval=60, max_weight=8))
+    agg.set_policy("*2", Policy(min_interval=70, leading=True, priority=4))
+    with agg:
+        assert produce(100) == 100
+        await_batches(agg, 8 + 3 + 1, timeout=5)
+        counts = {name: state.size for name, state in agg.get_groups().items()}
+    # The weight of each task is 2: four in a batch, and no other one within the minute.
+    assert counts == {**{f"g{n}": 3 for n in range(10)}, "g1": 1, "g2": 6}
+    assert agg.get_groups()["g2"].priority == 4
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("language", ["go"])
+def test_who_does_not_read_policies_is_refused(produce: Produce, agg: Aggregator) -> None:
+    agg.set_policy("x", Policy(max_size=7))
+    with pytest.raises(subprocess.CalledProcessError):
+        produce(1)
+    assert agg.stats().pending == 0
 
 
 @pytest.mark.parametrize("source", ["producer_go/main.go", "producer_node/producer.js"])

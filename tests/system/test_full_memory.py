@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Aggregator, Task
+from redisagg import Aggregator, Policy, Task
 from redisagg.errors import RedisOutOfMemory
+from redisagg.operations import policing
 from redisagg.protocol.scripts import load
 from redisagg.sinks import CallableSink
 from redisagg.testing.embedded import EmbeddedRedis
@@ -128,9 +129,17 @@ def test_operators_can_free_memory(server: Server) -> None:
     agg.add_task(Task("test", 1, "g1", id="known"))
     agg.pause()
     agg.pause("g1")
+    agg.set_policy("g*", Policy(max_delay=9))
     server.fill()
     with pytest.raises(RedisOutOfMemory):
         agg.pause("g2")
+    with pytest.raises(RedisOutOfMemory):
+        agg.set_policy("y", Policy(max_size=1))
+    before = agg.get_groups(tasks=True)
+    with pytest.raises(RedisOutOfMemory):
+        agg._run(policing.apply_policy(agg._keyspace, "g*"))
+    assert agg.get_groups(tasks=True) == before
+    assert agg.remove_policy("g*")
     agg.resume("g1")
     assert agg.cancel_task("g1", "known")
     assert agg.cancel_group("g2") == 1

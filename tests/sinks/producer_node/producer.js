@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { crc32 } from "node:zlib";
 import { encode } from "@msgpack/msgpack";
 import { createClient } from "redis";
+import { limitsOf, readPolicies } from "./policies.js";
 
 const [url, name, folder, count] = process.argv.slice(2);
 const client = await createClient({ url }).connect();
@@ -18,17 +19,20 @@ const registerPartition = await client.scriptLoad(source("register_partition"));
 for (let n = 0; n < Number(partitions); n++)
   await call(registerPartition, [`${prefix}:${n}}:state`], [partitions]);
 const add = await client.scriptLoad(source("add"));
-let added = 0;
+const settings = { grace_period: 120, max_delay: 600, max_size: 20 };
+let [added, policies, readAt] = [0, [], -Infinity];
 for (let n = 0; n < Number(count); n++) {
+  if (performance.now() > readAt + 500)
+    [readAt, policies] = [performance.now(), await readPolicies(client, prefix)];
   const group = `g${n % 10}`;
   const partition = crc32(group) % Number(partitions);
   const own = ["state", "groups", "due", "ready", "call:node", "seen", "seen_before"];
   const names = [...own, `tasks:${group}`, `ids:${group}`];
   const keys = names.map((each) => `${prefix}:${partition}}:${each}`);
   const body = Buffer.from(encode(["from-node", { n }, { by: "node" }]));
-  const head = ["", "600000", `${prefix}}:wake`, `${partition}/${partitions}`, "0", "0", ""];
+  const head = ["", "600000", `${prefix}}:wake`, `${partition}/${partitions} policies`, "0", "0", ""];
   const limits = "weight=2 due_at=4102444800000 not_before=1 flush=0 replace=0";
-  const section = [group, "120000 600000 20 0", "1 3", `node-${n}`, body, limits];
+  const section = [group, limitsOf(policies, group, settings), "1 3", `node-${n}`, body, limits];
   const [fresh] = await call(add, keys, [...head, ...section]);
   if (typeof fresh === "string") throw new Error(fresh);
   added += fresh;
