@@ -60,6 +60,8 @@ class Cut(NamedTuple):
     """The tasks of the batch, and those that remained."""
     cut_before: float
     """When the batch before this one was cut; -inf for the first."""
+    joined: bool
+    """Whether the limits of tasks that have left may still hold."""
 
 
 def cuts(history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch]) -> Iterator[Cut]:
@@ -70,10 +72,10 @@ def cuts(history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch
         if batch.cause and batch.group not in uncertain and set(batch.tasks) <= offers.keys():
             ended[batch.group].append(batch)
     for batches in ended.values():
-        # Ids have times of Redis' clock.
-        batches.sort(key=lambda each: each.left_at or 0.0 if history.clock else each.batch_id)
+        # Arrival times never fall along a list, not even after the clock was set back.
+        batches.sort(key=lambda each: (each.cause and each.cause.arrivals[0], each.batch_id))
         tasks = [_tasks(batch, offers) for batch in batches]
-        before = -math.inf
+        before = joined_until = -math.inf
         for at, batch in enumerate(batches):
             assert batch.cause is not None
             waiting = list(tasks[at])
@@ -82,7 +84,10 @@ def cuts(history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch
                 waiting += some
                 if len(some) < len(later):
                     break
-            yield Cut(batch, batch.cause, tasks[at], waiting, before)
+            if len(waiting) > _FEW:
+                joined_until = batch.claimed_at
+            joined = tasks[at][0].arrived_at <= joined_until
+            yield Cut(batch, batch.cause, tasks[at], waiting, before, joined)
             before = batch.claimed_at
 
 
@@ -143,7 +148,7 @@ def misstated(cut: Cut) -> str:
 def early(history: History, cut: Cut, flushes: Sequence[Operation]) -> str:
     """Why a batch was cut too early; empty if it was not."""
     batch, waiting = cut.batch, cut.waiting
-    if class_of(batch.group) == "changed" or len(waiting) > _FEW:
+    if class_of(batch.group) == "changed" or cut.joined:
         return ""
     flushed = any(each.rules.flush for each in waiting) or any(
         each.began_at <= batch.claimed_at + _MS

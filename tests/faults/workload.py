@@ -117,6 +117,8 @@ def rules_of(task: str, group: str, offered_at: float, version: int = 0) -> Rule
     )
     if class_of(group) == "changed":  # moments of the replaced task would have to be known
         return rules._replace(delay=rules.delay or 2.0, due_at=None, flush=False)
+    if class_of(group) == "cooled":  # few tasks in an interval would not do for all that come
+        return rules._replace(size=None, bytes=None)
     if class_of(group) == "mixed" and offered_at % _QUIET > _QUIET - 0.8 and rng.random() < 0.5:
         return rules._replace(not_before=offered_at - offered_at % _QUIET + _QUIET)
     return rules
