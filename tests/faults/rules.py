@@ -148,7 +148,7 @@ def misstated(cut: Cut) -> str:
 def early(history: History, cut: Cut, flushes: Sequence[Operation]) -> str:
     """Why a batch was cut too early; empty if it was not."""
     batch, waiting = cut.batch, cut.waiting
-    if class_of(batch.group) == "changed" or cut.joined:
+    if class_of(batch.group) == "changed" or cut.joined or cut.cut_before > batch.claimed_at:
         return ""
     flushed = any(each.rules.flush for each in waiting) or any(
         each.began_at <= batch.claimed_at + _MS
