@@ -17,6 +17,7 @@ from enum import Enum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from tests.faults import rules
 from tests.faults.history import (
     Batch,
     History,
@@ -34,6 +35,9 @@ _ROUNDING = 0.005
 # Seconds by which a takeover may miss the end of a lease, on a machine that is busy.
 _TAKEOVER_SLACK = 1.0
 
+# Seconds for which limits of a task may matter to the group after the task has left.
+_WAITS = 5.0
+
 _EXAMPLES = 20  # of each kind
 
 
@@ -49,11 +53,13 @@ class Kind(Enum):
     REORDERED = "reordered"
     """Enqueued after a task that was offered only when this one had been acknowledged."""
     OVERSIZED = "oversized"
-    """A batch with more tasks than its group allows."""
+    """A batch with more tasks, bytes or weight than its group allows."""
+    MISSTATED = "misstated"
+    """A batch with another weight, or other bytes, than it states."""
     MISGROUPED = "misgrouped"
     """In a batch of another group."""
     PREMATURE = "premature"
-    """A batch that neither size nor grace period nor max delay allowed yet."""
+    """A batch that none of its limits allowed yet, or whose stated reason is not true."""
     LATE = "late"
     """A due batch that left later than its bound, disturbances not counted."""
     TAKEOVER = "taken over late"
@@ -104,6 +110,8 @@ class Verdict:
     """Tasks that were cancelled or dropped, as far as the calls returned."""
     operations: Counter[str] = field(default_factory=Counter)
     """Calls of the operator that returned."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Batches of groups with limits of all kinds, by why they were due."""
     takeovers: int = 0
     """Partitions that lost their leader, and another one took them over."""
     lateness: float = 0.0
@@ -180,7 +188,11 @@ def _findings(
     yield from _buried(history)
     for batch in (*enqueued, *history.in_flight, *history.dead):
         yield from _oversized(batch, history.limits[batch.group])
-    yield from _premature(history, offers, enqueued)
+    plain = [batch for batch in enqueued if batch.cause is None]
+    ruled = {cut.batch.batch_id: cut for cut in rules.cuts(history, offers, enqueued)}
+    verdict.reasons = Counter(cut.cause.reason for cut in ruled.values())
+    yield from _against_rules(history, offers, ruled.values())
+    yield from _premature(history, offers, plain)
     requeued = {each.target for each in history.operations if each.name == "requeue_dead_letter"}
     in_order = [batch for batch in enqueued if batch.batch_id not in requeued]
     for group, batches in _by_group(in_order).items():
@@ -189,7 +201,7 @@ def _findings(
     if history.exactly_once:
         yield from _stale(enqueued, history)
     yield from _cut_in_pause(history, there)
-    yield from _late(history, offers, in_order, verdict)
+    yield from _late(history, offers, in_order, ruled, verdict)
     yield from _taken_over_late(history, verdict)
     yield from _unstopped(history)
     yield from _overfull(history)
@@ -342,6 +354,36 @@ def _oversized(batch: Batch, limits: Limits) -> Iterator[Finding]:
     if len(batch.tasks) > limits.size or batch.stated_count not in (None, len(batch.tasks)):
         what = f"batch {batch.batch_id} of {len(batch.tasks)} tasks states {batch.stated_count}"
         yield Finding(Kind.OVERSIZED, f"{what}, at most {limits.size} are allowed")
+
+
+def _against_rules(
+    history: History, offers: Mapping[str, Offer], ruled: Iterable[rules.Cut]
+) -> Iterator[Finding]:
+    """Batches of groups whose tasks have limits of all kinds."""
+    flushes: dict[str, list[Operation]] = defaultdict(list)
+    for each in history.operations:
+        if each.name in ("flush", "flush_all"):
+            flushes[each.group].append(each)
+    for cut in ruled:
+        batch = cut.batch
+        for kind, what in (
+            (Kind.OVERSIZED, rules.above_a_cap(history, cut)),
+            (Kind.MISSTATED, rules.misstated(cut)),
+        ):
+            if what:
+                yield Finding(kind, f"batch {batch.batch_id} of {batch.group}: {what}")
+        if _is_disturbed(history, offers, batch):
+            continue
+        if what := rules.early(history, cut, [*flushes[batch.group], *flushes[""]]):
+            yield Finding(Kind.PREMATURE, f"batch {batch.batch_id} of {batch.group}: {what}")
+
+
+def _is_disturbed(history: History, offers: Mapping[str, Offer], batch: Batch) -> bool:
+    """Whether the clock of Redis was off, or Redis lost tasks, while a batch waited, or shortly
+    before."""
+    since = min(offers[task].offered_at for task in batch.tasks) - _WAITS
+    left_at = math.inf if batch.left_at is None else batch.left_at
+    return _overlaps([*history.clock, *history.lossy], since, left_at)
 
 
 def _premature(
@@ -540,7 +582,11 @@ def _everywhere(history: History) -> list[tuple[float, float]]:
 
 
 def _late(
-    history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch], verdict: Verdict
+    history: History,
+    offers: Mapping[str, Offer],
+    enqueued: Iterable[Batch],
+    ruled: Mapping[str, rules.Cut],
+    verdict: Verdict,
 ) -> Iterator[Finding]:
     """A due batch leaves within its bound, while the leader of its partition is not disturbed."""
     if math.isinf(history.bound):
@@ -562,7 +608,13 @@ def _late(
                 of_partition[lease.partition].append((down.at, min(until, _end(history))))
     calm: dict[str, _Calm] = {}
     for batch in enqueued:
-        due_at = _due_by(history, batch, offers)
+        if batch.cause is None:
+            due_at = _due_by(history, batch, offers)
+        else:
+            cut = ruled.get(batch.batch_id)
+            due_at = rules.due_by(history, cut) if cut else None
+            if cut and _is_disturbed(history, offers, batch):
+                due_at = None
         if due_at is None or batch.left_at is None:
             continue
         if batch.group not in calm:

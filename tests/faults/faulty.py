@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redisagg import AggregationConfig, Task
+from redisagg import AggregationConfig, BatchInfo, Task
 from redisagg.sinks import (
     AsynqSink,
     CallableSink,
@@ -25,7 +25,7 @@ from redisagg.sinks import (
     StreamSink,
 )
 from tests.faults.history import Journal
-from tests.faults.workload import LEASE, NAME, poison_of
+from tests.faults.workload import LEASE, NAME, RULED, class_of, poison_of
 
 true_time = time.time
 """The clock of the machine, also where `time.time` is replaced by a wrong one."""
@@ -114,7 +114,7 @@ class FaultyMerge:
         self._too_large = config.max_merged_bytes + 1
         self._in_thread = config.executor == "thread"
 
-    def __call__(self, group: str, tasks: list[Task]) -> Task:
+    def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task:
         """Merges tasks."""
         padding = ""
         for task in tasks:
@@ -133,7 +133,13 @@ class FaultyMerge:
             time.sleep(self._hang)
         if self._faults.happens("merge killed its process", group):
             self._die()
-        payload = {"group": group, "payloads": [task.id for task in tasks]}
+        payload: dict[str, Any] = {"group": group, "payloads": [task.id for task in tasks]}
+        if class_of(group) in RULED:
+            payload["cause"] = [
+                *(info.reason, info.opened_at, info.due_at, info.claimed_at),
+                *(info.bytes, info.weight, list(info.arrivals)),
+                [int(task.headers.get("version", 0)) for task in tasks],
+            ]
         return Task("merged", {**payload, "padding": padding} if padding else payload)
 
     def _die(self) -> None:

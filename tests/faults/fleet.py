@@ -128,7 +128,8 @@ class Fleet:
     def revive(self, *, role: str | None = None) -> None:
         """Starts a new process in the place of each one, or each of a role, that has ended."""
         for node in self.nodes if role is None else self.of(role):
-            if not node.running:
+            # `Stopped` waits for the end of one that stops.
+            if not node.running and not node.stopping:
                 node.kill()  # keeps its log
                 node.start()
 

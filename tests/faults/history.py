@@ -44,6 +44,20 @@ class Offer(NamedTuple):
     """When the call returned or raised; None if it did neither."""
 
 
+class Cause(NamedTuple):
+    """What a merge function was told about its batch, and what its tasks said."""
+
+    reason: str
+    opened_at: float
+    due_at: float
+    claimed_at: float
+    bytes: int
+    weight: int
+    arrivals: tuple[float, ...]
+    versions: tuple[int, ...]
+    """By task: 1 if it replaced another one."""
+
+
 class Batch(NamedTuple):
     """Tasks that were read together: enqueued, in flight, dead, or waiting in a group."""
 
@@ -59,6 +73,8 @@ class Batch(NamedTuple):
     """The number of tasks that its entry states, if it states one."""
     signed_at: float | None = None
     """When a flusher made its entry, shortly before it was enqueued."""
+    cause: Cause | None = None
+    """Of a batch of a group whose tasks have limits of all kinds."""
 
     @property
     def partition(self) -> int:
@@ -171,7 +187,7 @@ class History:
     """All that is known of a run."""
 
     limits: dict[str, Limits]
-    """By group; all tasks of a group have the same."""
+    """By group; all tasks of a group have the same, or these are the most that any has."""
     offers: list[Offer] = field(default_factory=list)
     enqueued: list[Batch] = field(default_factory=list)
     """In the order in which they were enqueued, within each partition."""
@@ -209,6 +225,8 @@ class History:
     """Seconds after which a due group has left, apart from disturbances."""
     ended_at: float | None = None
     """When the run ended."""
+    with_policies: bool = False
+    """Whether the policies of `workload` held from the first task on."""
 
 
 # --- journals ------------------------------------------------------------------------------------
@@ -245,16 +263,20 @@ class ProducerLog:
         self._producer = producer
         self._clock = clock
         self._next = 0
+        self.offered_at = 0.0
+        """When the last offer was made."""
 
     def offer(self, groups: Sequence[str]) -> list[str]:
         """Writes an offer of one task for each of `groups`; returns the names of the tasks."""
         first, self._next = self._next, self._next + len(groups)
-        self._journal.write("offered", self._producer, self._clock(), first, groups)
+        self.offered_at = self._clock()
+        self._journal.write("offered", self._producer, self.offered_at, first, groups)
         return [task_name(self._producer, number) for number in range(first, self._next)]
 
     def offer_again(self, task: str, group: str) -> None:
         """Writes that a task is offered a second time."""
-        self._journal.write("again", self._producer, self._clock(), task, group)
+        self.offered_at = self._clock()
+        self._journal.write("again", self._producer, self.offered_at, task, group)
 
     def end(self, outcome: Outcome, error: str = "") -> None:
         """Writes the outcome of the last offer."""

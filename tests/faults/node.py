@@ -17,10 +17,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from redisagg import RedisAggError, Task
+from redisagg import BatchInfo, RedisAggError, Task
 from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict
 from redisagg.flusher import flusher as flusher_module
@@ -29,7 +30,16 @@ from redisagg.producer import aio, rounds
 from tests.faults import scripts
 from tests.faults.faulty import SINKS, FaultyMerge, true_time
 from tests.faults.history import Journal, Outcome, ProducerLog
-from tests.faults.workload import CONFIG, LIMITS, NAME, PRIORITIES, class_of, payload_size
+from tests.faults.workload import (
+    CONFIG,
+    LIMITS,
+    NAME,
+    PRIORITIES,
+    RULED,
+    class_of,
+    payload_size,
+    rules_of,
+)
 from tests.support import worker
 from tests.support.aggregators import making
 from tests.support.tasks import quick_config
@@ -94,7 +104,7 @@ _AGAIN = 0.1
 _AGAIN_WITHIN = 10.0
 """Seconds after the acknowledgement; the dedupe window is longer."""
 
-_REPEATED = ("quick", "large")
+_REPEATED = ("quick", "large", "changed")
 """The classes of groups whose tasks are offered again. No operator cancels these."""
 
 
@@ -128,7 +138,7 @@ def producer(url: str, settings: dict[str, Any]) -> None:
                 return
             log.offer_again(task, group)
             try:
-                agg.add_task(_task(task, group))
+                agg.add_task(_task(task, group, log.offered_at, version=1))
                 log.end("acknowledged")
             except RedisAggError as error:
                 log.end("unknown", f"{type(error).__name__}: {error}")
@@ -146,7 +156,7 @@ def producer(url: str, settings: dict[str, Any]) -> None:
                 among = rng.sample(groups, 3)
                 chosen = [rng.choice(among) for _ in range(count)]
                 tasks = [
-                    _task(task, group)
+                    _task(task, group, log.offered_at)
                     for task, group in zip(log.offer(chosen), chosen, strict=True)
                 ]
                 try:
@@ -177,7 +187,9 @@ def producer(url: str, settings: dict[str, Any]) -> None:
     worker.send_line("ended")
 
 
-def _task(name: str, group: str) -> Task:
+def _task(name: str, group: str, offered_at: float, version: int = 0) -> Task:
+    if class_of(group) in RULED:
+        return _ruled_task(name, group, offered_at, version)
     grace, delay, size = LIMITS[group]
     return Task(
         "fault",
@@ -189,6 +201,31 @@ def _task(name: str, group: str) -> Task:
         max_delay=delay,
         max_size=size,
     )
+
+
+def _ruled_task(name: str, group: str, offered_at: float, version: int) -> Task:
+    rules = rules_of(name, group, offered_at, version)
+    return Task(
+        "fault",
+        "x" * payload_size(name, group),
+        group,
+        id=name,
+        headers={"version": str(version)} if version else {},
+        priority=rules.priority,
+        grace_period=rules.grace,
+        max_delay=rules.delay,
+        max_size=rules.size,
+        max_bytes=rules.bytes,
+        weight=rules.weight,
+        due_at=_moment(rules.due_at),
+        not_before=_moment(rules.not_before),
+        flush=rules.flush,
+        on_conflict="replace" if version else "keep",
+    )
+
+
+def _moment(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at, timezone.utc)
 
 
 # --- flushers ------------------------------------------------------------------------------------
@@ -224,9 +261,9 @@ def flusher(url: str, settings: dict[str, Any]) -> None:
 def _behind_gate(url: str, merge: Any) -> GroupAggregator:
     wait: Any = worker.merge_at_gate(url)
 
-    def wait_and_merge(group: str, tasks: list[Task]) -> Task:
+    def wait_and_merge(group: str, tasks: list[Task], info: BatchInfo) -> Task:
         wait(group, tasks)
-        merged: Task = merge(group, tasks)
+        merged: Task = merge(group, tasks, info)
         return merged
 
     return wait_and_merge

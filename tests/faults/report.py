@@ -48,6 +48,7 @@ def table(results: Sequence[Result]) -> str:
     add_faults("failed merges and deliveries", [result.node_faults for result in results])
     for name, count in _COUNTS.items():
         add(name, [count(result.verdict) for result in results])
+    add_faults("batches with limits of all kinds", [result.verdict.reasons for result in results])
     for name, worst in _WORST.items():
         times = [worst(result.verdict) for result in results]
         rows.append([name, *(f"{each:.2f}" for each in (*times, max(times, default=0.0)))])

@@ -28,6 +28,7 @@ from tests.faults.fleet import Fleet, running_fleet
 from tests.faults.history import (
     AGAIN,
     Batch,
+    Cause,
     Disturbance,
     Down,
     History,
@@ -42,7 +43,7 @@ from tests.faults.nemeses import NODE_FAULTS, Nemesis, Record, all_faults
 from tests.faults.network import running_network
 from tests.faults.operator import Operator
 from tests.faults.topologies import Topology
-from tests.faults.workload import CONFIG, LEASE, LIMITS, NAME, poison_of
+from tests.faults.workload import CONFIG, LEASE, LIMITS, NAME, POLICIES, poison_of
 from tests.support.tasks import quick_config
 
 BOUND = 3 * LEASE
@@ -156,6 +157,11 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path, record: Record)
         "calls_per_second": _CALLS_PER_SECOND,
         "tasks_per_call": max(1, round(_MEAN_OF_CALLS * tasks_per_call)),
     }
+    if topology.has_disk:
+        with observing(plan, topology) as aggregator:
+            for pattern, policy in POLICIES.items():
+                aggregator.set_policy(pattern, policy)
+        time.sleep(1.1)  # the policies hold for all adds that begin a second later
     ports = [server.port for server in topology.servers]
     with (
         running_network(ports) as network,
@@ -210,7 +216,7 @@ def _history(plan: Plan, topology: Topology, folder: Path) -> History:
     """Reads the journals and the servers."""
     history = History(LIMITS, exactly_once=topology.exactly_once)
     history.lossy, history.wiped, history.clock = topology.lossy, topology.wiped, topology.clock
-    history.durable = plan.durable
+    history.durable, history.with_policies = plan.durable, topology.has_disk
     history.bound, history.lease_time = BOUND, LEASE
     history.max_pending = CONFIG["max_pending_tasks"]
     settings = {**CONFIG, **plan.settings}
@@ -336,7 +342,12 @@ def _batch(
     stated: int | None = None,
 ) -> Batch:
     tasks = tuple(payload["payloads"])
-    return Batch(batch_id, group, tasks, payload["by"], at, stated, payload["at"])
+    batch = Batch(batch_id, group, tasks, payload["by"], at, stated, payload["at"])
+    if "cause" not in payload:
+        return batch
+    *info, arrivals, versions = payload["cause"]
+    cause = Cause._make((*info, tuple(arrivals), tuple(versions)))
+    return batch._replace(cause=cause)
 
 
 def _names(tasks: Any) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 from zlib import crc32
 
+from redisagg import Policy
 from tests.faults.history import Limits
 
 NAME = "tests"
@@ -17,8 +19,23 @@ LIMITS = {
     **{f"bulky{n}": Limits(0.5, 2.0, 20) for n in range(2)},
     **{f"revoked{n}": Limits(1.0, 2.0, 100) for n in range(2)},
     **{f"poison{n}": Limits(0.2, 1.0, 10) for n in range(2)},
+    **{f"{name}{n}": Limits(3.0, 3.0, 20) for name in ("mixed", "cooled") for n in range(6)},
+    **{f"changed{n}": Limits(3.0, 3.0, 20) for n in range(3)},
 }
 """By group. Several classes, so that each limit makes some batches due."""
+
+RULED = ("mixed", "changed", "cooled")
+"""The classes of groups whose tasks have limits of all kinds; for these, `LIMITS` has the most that
+`rules_of` gives."""
+
+MAX_WEIGHT = 30
+MIN_INTERVAL = 0.7
+POLICIES = {
+    "mixed*": Policy(max_weight=MAX_WEIGHT),
+    "changed*": Policy(max_weight=MAX_WEIGHT),
+    "cooled*": Policy(min_interval=MIN_INTERVAL, leading=True),
+}
+"""By pattern, where Redis does not lose them."""
 
 PRIORITIES = {"quick": 5, "quiet": -5}
 """By the class of a group: its name without the number."""
@@ -55,9 +72,62 @@ def class_of(group: str) -> str:
     return group.rstrip("0123456789")
 
 
+class Rules(NamedTuple):
+    """The limits of a task in a group of a class in `RULED`; None: it sets none."""
+
+    grace: float | None
+    delay: float | None
+    size: int | None
+    bytes: int | None
+    weight: int
+    due_at: float | None
+    """Seconds since the epoch."""
+    not_before: float | None
+    flush: bool
+    priority: int
+
+
+_QUIET = 5.0
+"""Seconds from one quiet time to the next: quiet are the last 0.8 of them."""
+
+
+def rules_of(task: str, group: str, offered_at: float, version: int = 0) -> Rules:
+    """The limits of a task, which follow from its name and the time of its offer.
+
+    Args:
+        task: its name.
+        group: its group, of a class in `RULED`.
+        offered_at: when it was offered, seconds since the epoch.
+        version: 1 for a task that replaces another one.
+    """
+    rng = Random(f"{task}/{version}")
+    has_delay = rng.random() < 0.7
+    rules = Rules(
+        grace=round(rng.uniform(0.2, 1.0), 3) if rng.random() < 0.5 else None,
+        delay=round(rng.uniform(0.3, 3.0), 3) if has_delay else None,
+        size=rng.randint(3, 20) if rng.random() < 0.1 else None,
+        bytes=rng.randint(300, 6_000) if rng.random() < 0.1 else None,
+        weight=rng.choices((0, 1, rng.randint(2, 12), 2 * MAX_WEIGHT), (10, 60, 28, 2))[0],
+        due_at=round(offered_at + rng.uniform(0.2, 3.0), 3)
+        if not has_delay or rng.random() < 0.1
+        else None,
+        not_before=None,
+        flush=rng.random() < 0.01,
+        priority=rng.choice((0, 0, 0, 3, -3)),
+    )
+    if class_of(group) == "changed":  # moments of the replaced task would have to be known
+        return rules._replace(delay=rules.delay or 2.0, due_at=None, flush=False)
+    if class_of(group) == "cooled":  # few tasks in an interval would not do for all that come
+        return rules._replace(size=None, bytes=None)
+    if class_of(group) == "mixed" and offered_at % _QUIET > _QUIET - 0.8 and rng.random() < 0.5:
+        return rules._replace(not_before=offered_at - offered_at % _QUIET + _QUIET)
+    return rules
+
+
 def payload_size(task: str, group: str) -> int:
     """The number of bytes that fill the payload of a task."""
-    return crc32(task.encode()) % BULKY_BYTES if class_of(group) == "bulky" else 0
+    most = BULKY_BYTES if class_of(group) == "bulky" else 500 if class_of(group) in RULED else 1
+    return crc32(task.encode()) % most
 
 
 def poison_of(task: str, group: str) -> str | None:

@@ -6,7 +6,9 @@ lease. This module has the states and the scripts, `steps.py` the steps that a s
 `search.py` takes every step from every state.
 
 The model has no clock: a group may become due, a lease or a claim may run out, and a retry may
-become due at any moment. A pause of a flusher is a run in which it takes no step while others do.
+become due at any moment. So the rules that make a group due or hold it back (`due_at`,
+`not_before`, `flush`, a min interval) need no steps: with them, a group is cut at some of these
+moments. A pause of a flusher is a run in which it takes no step while others do.
 
 The reply to any script may be lost, and its sender repeats the script. A copy of a producer's call
 may also arrive later. A late copy of a flusher's request needs no step: it has the same effect as a
@@ -43,6 +45,8 @@ class Batch(NamedTuple):
     start: int
     task_count: int
     place: str
+    enqueued: int = 0
+    """Number of slices of its merge result that commits have enqueued before the last one."""
 
 
 class Group(NamedTuple):
@@ -59,6 +63,9 @@ class Group(NamedTuple):
     """The tasks of the enqueued and buried batches, in order."""
     arrived: Tasks = ()
     """All tasks that were ever added, in order; for the checks only."""
+    slices: tuple[tuple[int, int], ...] = ()
+    """The slices that were enqueued before the last one of their batch: the start of the batch and
+    the number of the slice. For the checks only."""
 
 
 class Redis(NamedTuple):
@@ -79,6 +86,8 @@ class ClaimedBatch(NamedTuple):
     group: int
     start: int
     tasks: Tasks
+    enqueued: int = 0
+    """Number of slices of its merge result that are enqueued, as far as the flusher knows."""
 
 
 class Flusher(NamedTuple):
@@ -97,6 +106,7 @@ class Request(NamedTuple):
     group: int = 0
     start: int = NEW
     tasks: Tasks = ()
+    enqueued: int = 0
     known: tuple[ClaimedBatch, ...] = ()
 
 
@@ -117,12 +127,15 @@ class Scenario(NamedTuple):
         size: The maximum number of tasks in a batch.
         flushers: The number of flushers.
         without: Checks that are removed from the scripts.
+        slices: In how many slices the merge result of each batch is enqueued. The last one removes
+            the batch.
     """
 
     calls: tuple[tuple[tuple[int, str], ...], ...]
     size: int = 2
     flushers: int = 2
     without: frozenset[str] = frozenset()
+    slices: int = 1
 
     @property
     def start(self) -> State:
@@ -214,12 +227,14 @@ def claim(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Re
         batch = batch_at(group, request.start)
         if batch is None:
             return redis, None
-        start, count, place = batch
+        start, count, place, _ = batch
         if place == RETRY:
             group = group._replace(held=group.held - 1)
     tasks = group.tasks[start - group.base : start - group.base + count]
-    group = _put(group, Batch(start, count, CLAIMED))
-    return _with(redis, request.group, group), ClaimedBatch(request.group, start, tasks)
+    done = 0 if request.start == NEW else batch_at(group, start).enqueued  # type: ignore[union-attr]
+    group = _put(group, Batch(start, count, CLAIMED, done))
+    known = done if scenario.checks("goes on") else 0
+    return _with(redis, request.group, group), ClaimedBatch(request.group, start, tasks, known)
 
 
 def commit(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
@@ -228,6 +243,15 @@ def commit(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, R
     status = _may_leave(scenario, group, request)
     if status != "OK":
         return redis, status
+    batch = batch_at(group, request.start)
+    if batch is not None and request.enqueued != batch.enqueued and scenario.checks("slice"):
+        # The flusher learns how many have been enqueued.
+        return redis, batch.enqueued
+    if request.enqueued + 1 < scenario.slices:
+        group = group._replace(slices=(*group.slices, (request.start, request.enqueued)))
+        if batch is not None:
+            group = _put(group, batch._replace(enqueued=request.enqueued + 1))
+        return _with(redis, request.group, group), request.enqueued + 1
     return _with(redis, request.group, _close(group, request, request.tasks)), status
 
 

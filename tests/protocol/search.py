@@ -77,6 +77,8 @@ def fault_of_state(scenario: Scenario, state: State) -> str:
                 return "a task was acknowledged that is not there"
         if group.left + group.tasks != group.arrived:
             return "a task is lost, enqueued twice, or enqueued out of order"
+        if len(set(group.slices)) < len(group.slices):
+            return "a slice of a merge result is enqueued twice"
         if any(batch.task_count > scenario.size for batch in group.batches):
             return "a batch holds more than the max size"
     return ""

@@ -105,6 +105,12 @@ def _after_reply(flusher: Flusher, request: Request, reply: Reply) -> Flusher:
         return Flusher(reply) if reply else flusher
     if reply is None or reply == "ORDER" or request.script in ("renew", "recall"):
         return flusher
+    if request.script == "commit" and isinstance(reply, int):
+        told = tuple(
+            batch._replace(enqueued=reply) if batch[:2] == (request.group, request.start) else batch
+            for batch in flusher.in_flight
+        )
+        return flusher._replace(in_flight=told)
     in_flight = [
         batch for batch in flusher.in_flight if batch[:2] != (request.group, request.start)
     ]

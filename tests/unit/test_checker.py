@@ -22,6 +22,7 @@ from tests.faults.checker import Kind, check
 from tests.faults.history import (
     AGAIN,
     Batch,
+    Cause,
     Disturbance,
     Down,
     History,
@@ -40,6 +41,8 @@ from tests.faults.history import (
     read_offers,
     read_operation,
 )
+from tests.faults.workload import LIMITS as WORKLOAD_LIMITS
+from tests.faults.workload import payload_size, rules_of
 
 LIMITS = {"a": Limits(0.3, 1.0, 4), "b": Limits(0.1, 5.0, 10), "c": Limits(2.0, 1.0, 3)}
 EPOCH = 1_700_000_000.0
@@ -119,6 +122,15 @@ def test_a_correct_history_passes(seed: int) -> None:
     assert verdict.acknowledged > 50
     assert verdict.enqueued >= verdict.acknowledged
     assert verdict.offered == verdict.acknowledged + verdict.refused + verdict.unknown
+
+
+def test_a_batch_that_keeps_its_rules_passes() -> None:
+    history = simulated(2)
+    history.bound = 30
+    add_ruled_batch(history)
+    verdict = check(history)
+    assert verdict.examples == []
+    assert verdict.reasons == {"max_delay": 1}
 
 
 def test_tasks_may_also_be_dead_or_on_their_way() -> None:
@@ -368,6 +380,53 @@ def take_more_than_fits(history: History) -> None:
     history.pending = [Pending(EPOCH, 100), Pending(EPOCH + 1, 101)]
 
 
+def add_ruled_batch(history: History, weight_off: int = 0) -> None:
+    """A batch of one task that leaves by its max delay, of a group with limits of all kinds."""
+    number, rules = next(
+        (number, rules)
+        for number in range(1000)
+        if (rules := rules_of(f"r/{number}", "mixed0", EPOCH)).delay
+        and not (rules.grace or rules.due_at or rules.flush)
+    )
+    assert rules.delay is not None
+    task, claimed = f"r/{number}", EPOCH + 0.1 + rules.delay
+    history.limits = {**history.limits, "mixed0": WORKLOAD_LIMITS["mixed0"]}
+    history.offers.append(Offer(task, "r", 0, "mixed0", EPOCH, "acknowledged", EPOCH + 0.2))
+    cause = Cause(
+        *("max_delay", EPOCH + 0.1, claimed, claimed),
+        *(payload_size(task, "mixed0") + 60, rules.weight + weight_off, (EPOCH + 0.1,), (0,)),
+    )
+    batch = Batch(id_of(claimed, 999), "mixed0", (task,), "", claimed, 1, None, cause)
+    history.enqueued.append(batch)
+
+
+def misstate_the_weight(history: History) -> None:
+    add_ruled_batch(history, weight_off=1)
+
+
+def plant_in_cause(history: History, **fields: object) -> None:
+    add_ruled_batch(history)
+    cause = history.enqueued[-1].cause
+    assert cause is not None
+    change(history, -1, cause=cause._replace(**fields))  # type: ignore[arg-type]
+
+
+def state_another_reason(history: History) -> None:
+    plant_in_cause(history, reason="flush")
+
+
+def cut_before_the_max_delay(history: History) -> None:
+    plant_in_cause(history, arrivals=(EPOCH + 0.11,))
+
+
+def leave_late_by_the_rules(history: History) -> None:
+    history.bound = 30
+    add_ruled_batch(history)
+    at = history.enqueued[-1].enqueued_at
+    assert at is not None
+    change(history, -1, enqueued_at=at + 31)
+
+
 PLANTED: dict[Callable[[History], None], Kind] = {
     lose_a_task: Kind.LOST,
     lose_a_batch: Kind.LOST,
@@ -384,6 +443,10 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     move_to_another_group: Kind.MISGROUPED,
     ignore_the_grace_period: Kind.PREMATURE,
     ignore_the_max_delay: Kind.PREMATURE,
+    misstate_the_weight: Kind.MISSTATED,
+    state_another_reason: Kind.PREMATURE,
+    cut_before_the_max_delay: Kind.PREMATURE,
+    leave_late_by_the_rules: Kind.LATE,
     enqueue_with_a_lost_lease: Kind.STALE,
     enqueue_without_any_lease: Kind.STALE,
     leave_late: Kind.LATE,

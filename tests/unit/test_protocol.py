@@ -54,6 +54,24 @@ def test_without_a_check_something_wrong_happens(check: str) -> None:
     assert 0 < len(found.trace) < 10
 
 
+def test_slices_of_a_merge_result_are_enqueued_once() -> None:
+    found = search(Scenario(_FEW, size=1, slices=2))
+    print(f"in slices: {found}")
+    assert not found.fault, found
+    assert found.states > 1_000
+
+
+def test_a_slice_is_enqueued_twice_if_a_commit_does_not_say_which_it_is() -> None:
+    found = search(Scenario(_FEW, size=1, slices=2, without=frozenset({"slice"})))
+    assert found.fault == "a slice of a merge result is enqueued twice"
+
+
+def test_a_next_leader_may_not_know_what_was_enqueued() -> None:
+    """A commit that begins anew is told."""
+    found = search(Scenario(_FEW, size=1, slices=2, without=frozenset({"goes on"})))
+    assert not found.fault, found
+
+
 @pytest.mark.parametrize("check", _STUCK)
 def test_without_a_check_something_is_never_enqueued(check: str) -> None:
     found = search(Scenario(_FEW, size=1, without=frozenset({check})))

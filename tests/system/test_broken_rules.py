@@ -1,0 +1,49 @@
+"""The checker finds batches above a cap, cut early and left late, of scripts with such a fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import Kind
+from tests.faults.report import findings
+from tests.faults.run import Plan, run
+from tests.faults.scripts import Changes, changed_copy
+from tests.faults.topologies import TOPOLOGIES
+
+_DUE = "  local at = math.min(g[LAST] + g[GRACE], g[DEADLINE])\n"
+
+NO_CAP_OF_BYTES_AND_WEIGHT: Changes = {
+    "includes/segments": ("or s.bytes > room.bytes or s.weight > room.weight then", "then"),
+}
+NOT_HELD_BACK: Changes = {
+    "includes/group": (
+        "  return math.max(rules[NOT_BEFORE], rules[POSTPONED], rules[COOL_UNTIL])\n",
+        "  return 0\n",
+    ),
+}
+DUE_EARLY: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") - 150\n"))}
+DUE_LATE: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") + 5000\n"))}
+
+
+@pytest.mark.slow
+@pytest.mark.serial  # it loads all cores
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED),
+        (NOT_HELD_BACK, Kind.PREMATURE),
+        (DUE_EARLY, Kind.PREMATURE),
+        (DUE_LATE, Kind.LATE),
+    ],
+    ids=["cap", "held-back", "early", "late"],
+)
+def test_the_checker_finds_broken_rules(
+    server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind
+) -> None:
+    lua = changed_copy(tmp_path, changes)
+    plan = Plan(TOPOLOGIES["redis"], 12, 5, faults=2, lua=lua, server=server_binary)
+    result = run(plan)
+    assert result.verdict.counts[kind] > 0, findings(result)
