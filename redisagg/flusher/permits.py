@@ -193,6 +193,7 @@ class Permits:
         self._lease = seconds(config.lease_time)
         self._merge_timeout = seconds(config.merge_timeout)
         self._delivers = sink_timeout != 0
+        self._in_processes = config.executor == "process"
         self.longest_delivery = _SINK_TIMEOUT if sink_timeout is None else sink_timeout
         """Seconds that a delivery takes at most, as far as is known."""
         self.group_concurrency = config.group_concurrency
@@ -308,8 +309,8 @@ class Permits:
         """Hands a batch its permit."""
         batch.permit = permit
         batch.claim = batch.claim._replace(begin_by=permit.begin_by)
-        if not self._delivers:  # the merge is its only call
-            permit.last_begun = True
+        # The merge is its only call, and begins when the batch says so.
+        permit.last_begun = not (self._delivers or self._in_processes)
         if self._noted_after:
             self._note_later(permit)
 
@@ -434,6 +435,8 @@ class Permits:
             if self._namespace.exists and takes:
                 [[granted, wait_ms, _]] = replies[0]
                 self._blocked_until = time.monotonic() + wait_ms / 1000 if wait_ms else 0.0
+            elif own:
+                self._blocked_until = 0.0  # something was given back since Redis said so
         self._grant(takes[:granted], begin_by, ends_by)
 
     def _next_takes(self, *, again: bool) -> list[tuple[_Waiter, str]]:

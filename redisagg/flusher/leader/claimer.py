@@ -175,7 +175,8 @@ class Claimer:
                 await wait_for_event(self._woken, sleep)
             return None
         asked_at = time.monotonic()
-        await self._permits.take(min(room, len(due.items) + 1), self._finishing)
+        want = len(due.items) + (due.suspect is not None)
+        await self._permits.take(min(room, want), self._finishing)
         return due if time.monotonic() - asked_at < _SHORT_WAIT else None
 
     async def _back_off(self, lost: bool) -> None:
