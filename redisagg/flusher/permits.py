@@ -326,8 +326,8 @@ class Permits:
 
     def wake(self) -> None:
         """A permit may have come back to Redis."""
+        self._blocked_until = 0.0
         if self._waiters:
-            self._blocked_until = 0.0
             self._woken.set()
 
     async def close(self) -> None:

@@ -101,6 +101,15 @@ def test_batches_of_one_group_are_merged_one_at_a_time(make: Make) -> None:
         assert payloads(of_group) == list(range(group, 30, 3))
 
 
+def test_the_batches_of_a_group_follow_at_once(make: Make) -> None:
+    merge = Calls(0.002)
+    agg = make(group_aggregator=merge, group_concurrency=1, group_max_size=1)
+    agg.add_tasks(numbered("g", 20))
+    with agg:
+        assert agg.wait_until_idle(20)
+    assert merge.calls[-1].ended - merge.calls[0].began < 2.5
+
+
 def test_failed_batches_wait_for_their_turn(make: Make) -> None:
     merge = Calls(0.01)
     failed: set[str] = set()
@@ -326,6 +335,35 @@ def test_groups_that_have_to_wait_keep_no_others_back(make: Make, sync_redis: re
         assert len(merge.calls) == 101
 
 
+def test_batches_in_retry_wait_for_their_group(make: Make, sync_redis: redis.Redis) -> None:
+    merge = Calls(0.001)
+    fails = [True]
+
+    def fail_first(group: str, tasks: list[Task]) -> Task:
+        if fails:
+            raise ValueError("no")
+        return merge(group, tasks)
+
+    settings: dict[str, Any] = {"group_max_size": 1, "max_attempts": 1, "partitions": 1}
+    agg = make(group_aggregator=fail_first, **settings)
+    with agg:
+        agg.add_tasks(numbered("g", 5))
+        letters = await_dead(agg, 5)
+    fails.clear()
+    for letter in letters:
+        agg.requeue_dead_letter(letter.batch_id)
+    limited = make(group_aggregator=merge, group_rate_limit=RateLimit(2, per=60), **settings)
+    with limited:
+        wait_until(lambda: len(merge.calls) == 2, what="two are merged")
+        limited.add_tasks(numbered("another", 1))
+        wait_until(lambda: bool(merge.of("another")), what="another group is merged")
+        before = calls_of(sync_redis, "evalsha")
+        time.sleep(0.5)
+        assert calls_of(sync_redis, "evalsha") - before < 20  # nobody asks in vain
+        assert limited.stats().batches_in_retry == 3
+    assert len(merge.of("g")) == 2
+
+
 def test_deliveries_count_with_their_merge(make: Make) -> None:
     sink = Calls(0.005)
     agg = make(sink=CallableSink(sink.deliver), rate_limit=RateLimit(5, per=0.4), group_max_size=1)
@@ -414,9 +452,12 @@ def test_a_merge_that_begins_too_late_is_no_attempt(
     from redisagg.flusher.permits import Permits
 
     late = [True]
+    uses = 0
     use: Callable[..., None] = Permits.use
 
     def use_late(self: Permits, permit: Any, batch: Any) -> None:
+        nonlocal uses
+        uses += 1
         use(self, permit, batch)
         if late:
             late.clear()
@@ -435,7 +476,7 @@ def test_a_merge_that_begins_too_late_is_no_attempt(
         agg.add_tasks(numbered("g", 1))
         assert agg.wait_until_idle(20)
     assert attempts == [1]
-    assert not late
+    assert uses == 2  # the batch was claimed again
 
 
 def test_who_has_no_limits_asks_redis_for_none(make: Make, sync_redis: redis.Redis) -> None:

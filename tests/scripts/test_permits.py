@@ -111,9 +111,11 @@ def make_limit(scripts: Scripts) -> Callable[..., Limit]:
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("take"), st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3)),
+        st.tuples(st.just("use"), st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3)),
         st.tuples(st.sampled_from(["call", "=", "-"]), st.integers(0, 30)),
         st.tuples(st.just("time"), st.sampled_from([0, 1, 7, 40, 99, 100, 101, 150, 299, 301])),
     ),
+    min_size=5,
     max_size=60,
 )
 
@@ -123,6 +125,11 @@ def perform(limit: Limit, steps: list[tuple[Any, ...]]) -> Iterator[None]:
         permits = list(limit.held.values())
         if kind == "take":
             limit.take(*given_)
+        elif kind == "use":  # take, call and end
+            limit.take(*given_)
+            for permit in [each for each in limit.held.values() if each not in permits]:
+                limit.begin(permit)
+                limit.note("-", permit)
         elif kind == "time":
             limit.pass_time(*given_)
         elif permits:
@@ -143,7 +150,7 @@ def perform(limit: Limit, steps: list[tuple[Any, ...]]) -> Iterator[None]:
     per=st.sampled_from([1, 20, 100, 350]),
     burst=st.integers(1, 5),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_no_limit_is_exceeded(
     scripts_of_module: Scripts,
     steps: list[tuple[Any, ...]],
