@@ -5,6 +5,7 @@ from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config
 from redisagg.errors import RedisAggError
 from redisagg.policies import Policy
+from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
 from redisagg.task import Task, group_key_parts, group_key_text
 from redisagg.views import (
@@ -33,6 +34,7 @@ __all__ = [
     "GroupState",
     "PartitionStats",
     "Policy",
+    "RateLimit",
     "RedisAggError",
     "Stats",
     "Task",

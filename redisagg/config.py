@@ -11,6 +11,7 @@ from redisagg.errors import InvalidConfig, InvalidTask
 from redisagg.merge_function import GroupAggregator as GroupAggregator
 from redisagg.merge_function import check_merge_function
 from redisagg.merges import collect
+from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
 from redisagg.task import MAX_BYTES, check_size
 from redisagg.texts import shorten
@@ -51,6 +52,13 @@ class AggregationConfig:
             largest number of flushers that can share the work, and is fixed when the namespace is
             first used.
         concurrency: number of batches that a flusher merges at the same time, 16 by default.
+        max_concurrency: number of batches that all flushers together merge or deliver at the same
+            time; None (default) for no limit. Of this and the next three settings see
+            docs/work-limits.md. All flushers need the same values.
+        group_concurrency: the same for the batches of one group; None (default) for no limit.
+        rate_limit: a `RateLimit` for the merges of all flushers together; None (default) for no
+            limit.
+        group_rate_limit: a `RateLimit` for the merges of each group; None (default) for no limit.
         executor: ``"thread"`` (default) or ``"process"``, for plain merge functions. Processes suit
             merges that need much CPU; the merge function and the sink must be importable
             (pickle).
@@ -111,6 +119,10 @@ class AggregationConfig:
     group_aggregator: GroupAggregator = collect
     partitions: int = 16
     concurrency: int = 16
+    max_concurrency: int | None = None
+    group_concurrency: int | None = None
+    rate_limit: RateLimit | None = None
+    group_rate_limit: RateLimit | None = None
     executor: Literal["thread", "process"] = "thread"
     merge_timeout: Duration = 60.0
     max_attempts: int = 10
@@ -167,6 +179,11 @@ class AggregationConfig:
             raise InvalidConfig(str(error)) from None
         check_range("partitions", self.partitions, 1, 4096)
         check_range("concurrency", self.concurrency, 1, 10_000)
+        for name in ("max_concurrency", "group_concurrency"):
+            if (limit := getattr(self, name)) is not None:
+                check_range(name, limit, 1, 10_000)
+        for name in ("rate_limit", "group_rate_limit"):
+            self._check_rate(name, getattr(self, name))
         check_range("max_attempts", self.max_attempts, 1, 1_000_000)
         check_range("min_replicas", self.min_replicas, 0, 1_000)
         check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
@@ -207,6 +224,33 @@ class AggregationConfig:
             # Else no group would ever wait for its schedule.
             object.__setattr__(self, "group_grace_period", None)
             object.__setattr__(self, "group_max_delay", None)
+
+    def _check_rate(self, name: str, rate: object) -> None:
+        """Raises `InvalidConfig` if a full batch alone would exceed a rate limit."""
+        if rate is None:
+            return
+        if not isinstance(rate, RateLimit):
+            raise InvalidConfig(f"{name} must be a RateLimit, not {type(rate).__name__}")
+        if rate.of == "tasks" and self.group_max_size > rate.limit:
+            raise InvalidConfig(
+                f"a batch may have {self.group_max_size:,} tasks (group_max_size), more than "
+                f"{name} allows at all ({rate.limit:,}); lower group_max_size or raise the limit"
+            )
+        if rate.of == "weight" and not 0 < (self.group_max_weight or 0) <= rate.limit:
+            raise InvalidConfig(
+                f"{name} counts weight, so group_max_weight is needed, at most {rate.limit:,}"
+            )
+
+    @property
+    def limits_work(self) -> bool:
+        """Whether batches need permits, since something limits all flushers together."""
+        return any(
+            each is not None
+            for each in (
+                *(self.max_concurrency, self.group_concurrency),
+                *(self.rate_limit, self.group_rate_limit),
+            )
+        )
 
     @property
     def waits_for_replicas(self) -> bool:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from redisagg.errors import MergedTaskTooLarge
 from redisagg.sinks.base import MergedTask, ScriptSink
@@ -131,6 +131,22 @@ class MergeOutcome:
     any, a failure is one of the sink; if there are none, it is one of the merge."""
 
 
+class Permit(Protocol):
+    """What a batch tells its permit; see `redisagg.flusher.permits`."""
+
+    begun: bool
+
+    def merge_over(self, outcome: MergeOutcome | None) -> None:
+        """The merge is over; None if nothing is delivered."""
+
+    def may_deliver(self, timeout: float, *, last: bool) -> bool:
+        """Whether a delivery may begin that takes at most so many seconds; notes that it does."""
+        ...
+
+    def end(self) -> None:
+        """No call of the batch runs any more."""
+
+
 class Claim(NamedTuple):
     """A batch as the script `claim` hands it out; all that a merge needs. Can be pickled."""
 
@@ -168,6 +184,8 @@ class Claim(NamedTuple):
     """The weight of its tasks."""
     created: int = 0
     """When it was first claimed, ms."""
+    begin_by: float = 0.0
+    """The time by `time.monotonic` until which its merge may begin, if it has a permit; else 0."""
 
     @property
     def has_result(self) -> bool:
@@ -178,6 +196,7 @@ class Claim(NamedTuple):
 # The attributes of an enumeration are slow to look up, and each batch is asked several times.
 _CLAIMED, _MERGING = State.CLAIMED, State.MERGING
 _MERGED, _ABANDONED = State.MERGED, State.ABANDONED
+_IN_USER_CODE = (State.MERGING, State.DELIVERING, State.ABANDONED)
 
 _begin_lock = threading.Lock()
 """A merge begins in a thread while the loop may abandon its batch. One lock for all batches is held
@@ -195,7 +214,7 @@ class Batch:
 
     __slots__ = (
         *("batch_id", "claim", "failure", "group", "on_merged"),
-        *("outcome", "probing", "stalled", "state"),
+        *("outcome", "permit", "probing", "stalled", "state"),
     )
 
     def __init__(
@@ -210,6 +229,8 @@ class Batch:
         self.outcome: MergeOutcome | None = None
         self.failure: Failure | None = None
         """Why it is `State.FAILED`."""
+        self.permit: Permit | None = None
+        """What allows its merge and its deliveries, if something limits all flushers together."""
         self.stalled = False
         """Whether it has been merged and waits for a sink or for older batches of its group."""
 
@@ -231,6 +252,8 @@ class Batch:
         with _begin_lock:
             if self.state is _CLAIMED:
                 self.state = _MERGING
+                if self.permit is not None and not self.claim.stored_result:
+                    self.permit.begun = True
                 return True
             return self.state is _MERGING
 
@@ -243,15 +266,21 @@ class Batch:
         with _begin_lock:
             if self.state is _CLAIMED:
                 self.state = _ABANDONED
+                if self.permit is not None:
+                    self.permit.end()
             return self.state is _ABANDONED
 
     def abandon(self) -> None:
         """Abandons the batch, whatever its state is; a merge that runs goes on unheard."""
         with _begin_lock:
+            if self.permit is not None and self.state not in _IN_USER_CODE:
+                self.permit.end()
             self.state = State.ABANDONED
 
     def end_merge(self, outcome: MergeOutcome) -> None:
         """Takes the outcome of the merge, on the event loop; ignored if the batch was abandoned."""
+        if self.permit is not None:
+            self.permit.merge_over(outcome if self.state is _MERGING else None)
         if self.state is _MERGING:
             self.outcome = outcome
             self.state = _MERGED

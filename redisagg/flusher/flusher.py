@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +19,9 @@ from redisagg.flusher.connections import Connections
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.merging import make_merger
+from redisagg.flusher.permits import MESSAGE, Permits
 from redisagg.protocol.keys import Keyspace, PartitionKeys
-from redisagg.sinks.base import Sink, SinkContext
+from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
 from redisagg.sinks.routing import Deliveries, Route, Router
 
 _log = logging.getLogger("redisagg")
@@ -32,6 +34,17 @@ _RELEASE_TIMEOUT = 0.8
 def new_flusher_id() -> str:
     """Makes a unique id that names the host and the process."""
     return f"{socket.gethostname()[:64]}:{os.getpid()}:{os.urandom(4).hex()}"
+
+
+def _sink_timeout(router: Router) -> float | None:
+    """Seconds that a delivery takes at most; 0 for a queue in Redis, None if that is not known."""
+    with suppress(Exception):  # of the sink's own code; each batch fails by it, and says so
+        sink = router.only()
+        if isinstance(sink, ScriptSink):
+            return 0.0
+        if sink is not None:
+            return timeout_of(sink)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +74,18 @@ class Flusher:
         budget, isolation = MemoryBudget(wake_all), Isolation()
         breakers = Breakers(partial(break_delay, self.config), wake_all)
 
+        flusher_id = new_flusher_id()
+        permits: Permits | None = None
+        if self.config.limits_work:
+            permits = Permits(
+                flusher_id=flusher_id,
+                keyspace=self.keyspace,
+                config=self.config,
+                transport=transport,
+                most=merger.most,
+                sink_timeout=_sink_timeout(router),
+            )
+
         def make_leader(partition: PartitionKeys, token: int) -> Leader:
             return Leader(
                 partition=partition,
@@ -73,10 +98,11 @@ class Flusher:
                 budget=budget,
                 isolation=isolation,
                 idle=seconds(self.config.lease_time),
+                permits=permits,
             )
 
         keeper = LeaseKeeper(
-            flusher_id=new_flusher_id(),
+            flusher_id=flusher_id,
             keyspace=self.keyspace,
             config=self.config,
             transport=self.connections.leases,
@@ -86,6 +112,10 @@ class Flusher:
 
         def on_message(message: bytes | None) -> None:
             """Wakes whom a message is for: the number of a partition, or a change of flushers."""
+            if permits is not None and (message is None or message == MESSAGE):
+                permits.wake()
+            if message == MESSAGE:
+                return
             if message is None or not message.isdigit():
                 keeper.wake()
             if message is None:
@@ -112,4 +142,6 @@ class Flusher:
             merger.close()
             listener.remove(channel, on_message)
             await asyncio.gather(keeping, return_exceptions=True)
+            if permits is not None:
+                await permits.close()
             await deliveries.close()

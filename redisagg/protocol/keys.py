@@ -69,6 +69,10 @@ class PartitionKeys:
         """The hash with the parts of a batch's merge result that is stored apart."""
         return self._prefix + b"result:" + batch_id
 
+    def permits(self, group: bytes) -> bytes:
+        """The hash of the permits of a group."""
+        return self._prefix + b"permits:" + group
+
     def call(self, producer: bytes) -> bytes:
         """The string with the number and reply of the last call of a call sequence."""
         return self._prefix + b"call:" + producer
@@ -96,6 +100,7 @@ class Keyspace:
         self.meta = prefix + b"meta"
         self.flushers = prefix + b"flushers"
         self.policies = prefix + b"policies"
+        self.permits = prefix + b"permits"
         self.wake_channel = prefix + b"wake"
         self.partitions = [PartitionKeys(name, number, partitions) for number in range(partitions)]
         self.place = lru_cache(maxsize=16_384)(self._place)

@@ -187,6 +187,11 @@ class DeliverySink(Sink, ABC):
     """Seconds after which `open` or `deliver` is cancelled. The delivery has
     failed then, with `SinkTimeout`. Set another value in the class or in the object."""
 
+    concurrency: int | None = None
+    """The number of deliveries that a flusher makes at the same time; None for no limit. The wait
+    of further ones is not part of `timeout`. Set another value in the class or in the object,
+    before the first delivery."""
+
     limits_itself: ClassVar[bool] = False
     """Whether `deliver` keeps to `timeout` by itself, so that a flusher does not cancel it. For a
     `deliver` that first waits for its turn, since that wait is no fault of the queue."""
@@ -196,6 +201,16 @@ class DeliverySink(Sink, ABC):
 
     async def close(self) -> None:
         """Closes them; a flusher that called `open` calls it when it ends."""
+
+    def _limit_to(self, concurrency: int | None) -> None:
+        """Sets `concurrency`; None leaves it as it is.
+
+        Raises:
+            InvalidConfig: it is out of range or of the wrong type.
+        """
+        if concurrency is not None:
+            check_range("concurrency", concurrency, 1, 1_000)
+            self.concurrency = concurrency
 
     @abstractmethod
     async def deliver(self, merged: MergedTask) -> None:
@@ -218,16 +233,17 @@ class BlockingSink(DeliverySink):
 
     limits_itself = True
 
-    concurrency: int = 16
+    concurrency: int | None = 16
     """The number of deliveries that run at the same time. Set another value in the class or in the
-    object, before the first delivery."""
+    object, before the first delivery; None is 16."""
 
     _delivery_threads: ThreadedCalls | None = None
 
     async def deliver(self, merged: MergedTask) -> None:
         if self._delivery_threads is None:
-            check_range("concurrency", self.concurrency, 1, 1_000)
-            self._delivery_threads = ThreadedCalls(type(self).__name__, self.concurrency)
+            most = 16 if self.concurrency is None else self.concurrency
+            check_range("concurrency", most, 1, 1_000)
+            self._delivery_threads = ThreadedCalls(type(self).__name__, most)
         timeout = timeout_of(self)
         ended = await self._delivery_threads.run(self.deliver_blocking, merged, timeout=timeout)
         value_of(ended, type(self).__name__, timeout)

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redisagg.config import check_range
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.sinks.base import DeliverySink, MergedTask
 from redisagg.sinks.limited_calls import AwaitedCalls, Ended, ThreadedCalls, value_of
 from redisagg.task import Task
+
+_THREADS = 16
+"""Calls of a plain function that run at the same time, unless another number is set."""
 
 
 class CallableSink(DeliverySink):
@@ -29,9 +31,9 @@ class CallableSink(DeliverySink):
         timeout: seconds (or a `timedelta`) after which a call has failed with `SinkTimeout`. A call
             of an `async` function is cancelled. A thread can't be stopped: it counts as hung until
             the call returns, so a plain function should have time limits of its own.
-        concurrency: the number of calls of a plain function that run at the same time. Further
-            ones wait, which is not part of `timeout`. If all of them hang, further ones fail at
-            once.
+        concurrency: the number of calls that run at the same time in a flusher; None (default) for
+            16 of a plain function, and no limit for an `async` one. Further ones wait, which is not
+            part of `timeout`. If all threads hang, further calls fail at once.
 
     Raises:
         InvalidConfig: `fn` can't be called, or another argument is out of range or of the wrong
@@ -41,16 +43,19 @@ class CallableSink(DeliverySink):
     limits_itself = True
 
     def __init__(
-        self, fn: Callable[[Task, str], Any], *, timeout: Duration = 30.0, concurrency: int = 16
+        self,
+        fn: Callable[[Task, str], Any],
+        *,
+        timeout: Duration = 30.0,
+        concurrency: int | None = None,
     ) -> None:
         if not callable(fn):
             raise InvalidConfig(f"CallableSink takes a function, not {type(fn).__name__}")
         self._fn = fn
         self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)
-        check_range("concurrency", concurrency, 1, 1_000)
-        self.concurrency = concurrency
+        self._limit_to(concurrency)
         self._name = f"the function of {type(self).__name__}"
-        self._threads = ThreadedCalls(self._name, self.concurrency)
+        self._threads = ThreadedCalls(self._name, self.concurrency or _THREADS)
         self._coroutines = AwaitedCalls(self._name)
 
     async def deliver(self, merged: MergedTask) -> None:

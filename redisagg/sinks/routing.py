@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
+from redisagg.config import check_range
 from redisagg.errors import InvalidConfig, SinkError
 from redisagg.sinks.base import (
     DeliverySink,
@@ -95,6 +96,8 @@ class _Target:
 
     sink: DeliverySink
     calls: AwaitedCalls
+    slots: asyncio.Semaphore | None
+    """One for each delivery that may be under way; None if there is no limit."""
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: bool = False
 
@@ -126,27 +129,47 @@ class Deliveries:
             )
         return sink
 
-    async def deliver(self, sink: DeliverySink, merged: MergedTask) -> None:
+    async def deliver(
+        self, sink: DeliverySink, merged: MergedTask, begins: Callable[[], None] | None = None
+    ) -> None:
         """Delivers one merged task.
+
+        Args:
+            begins: called when it is the turn of this delivery.
 
         Raises:
             SinkTimeout: the sink took longer than its timeout, or too many deliveries hang.
             SinkError: the sink raised something other than an `Exception`.
-            Exception: what the sink raised.
+            Exception: what the sink or `begins` raised.
         """
         target = self._targets.get(id(sink))
         if target is None:
             name = type(sink).__name__
-            target = self._targets[id(sink)] = _Target(sink, AwaitedCalls(name))
+            slots = None
+            if sink.concurrency is not None:
+                check_range("concurrency", sink.concurrency, 1)
+                slots = asyncio.Semaphore(sink.concurrency)
+            target = self._targets[id(sink)] = _Target(sink, AwaitedCalls(name), slots)
         if not target.opened:
             async with target.opening:
                 if not target.opened:  # another delivery may have opened it
                     await self._call(target, sink.open, self.context)
                     target.opened = True
-        if sink.limits_itself:
-            await sink.deliver(merged)
+        if target.slots is None:
+            await self._deliver(target, merged, begins)
         else:
-            await self._call(target, sink.deliver, merged)
+            async with target.slots:
+                await self._deliver(target, merged, begins)
+
+    async def _deliver(
+        self, target: _Target, merged: MergedTask, begins: Callable[[], None] | None
+    ) -> None:
+        if begins is not None:
+            begins()
+        if target.sink.limits_itself:
+            await target.sink.deliver(merged)
+        else:
+            await self._call(target, target.sink.deliver, merged)
 
     async def close(self) -> None:
         """Closes the sinks that were opened, within half a second; logs what they raise."""

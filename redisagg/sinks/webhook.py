@@ -86,8 +86,9 @@ class WebhookSink(DeliverySink):
             the name of the aggregator.
         headers: further headers of all requests, such as ``Authorization``.
         timeout: seconds (or a `timedelta`) within which the response has to be complete. It does
-            not include the wait for one of the `connections`.
-        connections: the number of requests that a flusher makes at the same time.
+            not include the wait for one of the `concurrency` connections.
+        concurrency: the number of requests that a flusher makes at the same time, each on a
+            connection of its own.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
@@ -105,7 +106,7 @@ class WebhookSink(DeliverySink):
         source: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: Duration = 30.0,
-        connections: int = 16,
+        concurrency: int = 16,
     ) -> None:
         require("httpx", "webhook")
         self.url = _checked_url(url)
@@ -114,16 +115,15 @@ class WebhookSink(DeliverySink):
         self.source = source
         self.headers = _checked_headers(headers or {})
         self.timeout: float = to_seconds(timeout, "timeout", InvalidConfig)
-        check_range("connections", connections, 1)
-        self.connections = connections
+        check_range("concurrency", concurrency, 1)
+        self.concurrency = concurrency
         self._keys = [_key(text) for text in ([secrets] if isinstance(secrets, str) else secrets)]
         self._source = ""
         self._client: Any = None
-        self._slots: asyncio.Semaphore | None = None
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> WebhookSink:
-        """Parses ``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=30&connections=16``.
+        """Parses ``webhook+https://HOST/PATH?secret_env=NAME&source=URI&timeout=30&concurrency=16``.
 
         Or ``webhook+http://``. ``secret_env`` is the name of the environment variable with the
         secrets, separated by blanks. The query of the receiver can't be set here.
@@ -137,28 +137,26 @@ class WebhookSink(DeliverySink):
         return cls(
             f"{parts.scheme.partition('+')[2]}://{parts.netloc}{parts.path}",
             secrets=os.environ[variable].split() if variable else (),
-            **url.given(source=str, timeout=float, connections=int),
+            **url.given(source=str, timeout=float, concurrency=int),
         )
 
     async def open(self, context: SinkContext) -> None:
         httpx = require("httpx", "webhook")
         self._source = self.source or f"/redisagg/{context.keyspace.name}"
-        self._slots = asyncio.Semaphore(self.connections)
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity", **self.headers},
             follow_redirects=False,  # a redirect would send the headers to another host
             timeout=None,  # httpx limits each read; `deliver` limits the whole request
             limits=httpx.Limits(
-                max_connections=self.connections, max_keepalive_connections=self.connections
+                max_connections=self.concurrency, max_keepalive_connections=self.concurrency
             ),
         )
 
     async def close(self) -> None:
         await self._client.aclose()
-        self._client = self._slots = None
+        self._client = None
 
     async def deliver(self, merged: MergedTask) -> None:
-        assert self._slots is not None
         event = cloud_event(merged, self._source)
         body = to_json(event).encode()
         headers = {
@@ -166,15 +164,11 @@ class WebhookSink(DeliverySink):
             "idempotency-key": merged.batch_id,
             **_trace_context(event),
         }
-        # The wait for a slot is outside the timeout: a slow receiver must not fail later tasks.
-        async with self._slots:
-            try:
-                signed = {**headers, **self._signature(merged.batch_id, body)}
-                await asyncio.wait_for(self._post(body, signed), self.timeout)
-            except asyncio.TimeoutError:
-                raise SinkTimeout(
-                    f"the receiver gave no answer within {self.timeout:g} s"
-                ) from None
+        try:
+            signed = {**headers, **self._signature(merged.batch_id, body)}
+            await asyncio.wait_for(self._post(body, signed), self.timeout)
+        except asyncio.TimeoutError:
+            raise SinkTimeout(f"the receiver gave no answer within {self.timeout:g} s") from None
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> None:
         client = self._client

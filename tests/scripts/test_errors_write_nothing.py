@@ -93,6 +93,12 @@ def commit_call(
     return Call(name, keys, args)
 
 
+def permits_call(steps: Sequence[str]) -> Call:
+    """A call of `permits` for two limits."""
+    rule = ["me", 1000, 2000, 3, 10, 1000, 5, SPACE.wake_channel]
+    return Call("permits", [SPACE.permits, P.permits(b"a")], [*rule, *steps])
+
+
 SLICE = "of a slice"
 ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
 
@@ -121,6 +127,8 @@ def prepare(client: Client) -> dict[str, Call]:
     retried = ids[b"c"][1]
     retry = Call("retry", INDEXES, [token])
     assert Call("retry", INDEXES, [token, retried, 0, 1, "e", "m"]).on(client) == [1]
+    permits_call(["+me.1:1 +me.2:2 +me.0:9", "+me.1:1"]).on(client)
+    permits_call(["-me.0:4", "+me.2:20"]).on(client)
     first = {ids[group][0]: group for group in (b"a", b"b")}
     one = next(iter(first))
     index_keys = [P.state, P.groups, P.due, P.ready]
@@ -159,6 +167,12 @@ def prepare(client: Client) -> dict[str, Call]:
         Call("join", [SPACE.flushers], ["me", 1000, SPACE.wake_channel]),
         Call("leave", [SPACE.flushers], ["me", SPACE.wake_channel]),
         Call("pause", [P.state], [1, SPACE.wake_channel, P.label]),
+        permits_call(["+me.3:1 +me.4:5 =me.1:1 -me.1 ~me.2", "~me.1 +me.5:1"]),
+        Call(
+            "put_off",
+            [P.state, P.groups, P.retry, P.due, P.ready],
+            [token, retried, b"c", 50, b"", b"d", 1000],
+        ),
         Call("pause_group", index_keys, [1, SPACE.wake_channel, P.label, b"d"]),
         Call("postpone", index_keys, [SPACE.wake_channel, 0, b"d", 10**12]),
         Call("poll", [*INDEXES, P.seen, P.seen_before], [token, 10, 1000]),

@@ -274,7 +274,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"headers": {"a": "x\ny"}}, "the value of the header a has to be printable ASCII"),
     ({"headers": {"Webhook-Id": "x"}}, "the sink itself sets the header Webhook-Id"),
     ({"timeout": 0}, "timeout must be from 0.001 to "),
-    ({"connections": 0}, "connections must be a whole number from 1, not 0"),
+    ({"concurrency": 0}, "concurrency must be a whole number from 1, not 0"),
 ]
 
 
@@ -311,7 +311,7 @@ def test_a_receiver_that_is_slow_with_some_does_not_fail_those_behind(
     trial: Trial, free_port: int
 ) -> None:
     """Three that get no answer for their time, one after the other: none has to be tried twice."""
-    slow = replace(trial.system, sink=f"{trial.system.sink}&connections=1")
+    slow = replace(trial.system, sink=f"{trial.system.sink}&concurrency=1")
     trial = Trial(slow, trial.url, trial.folder)
     with receiving(trial, free_port, "hang"), flushing(trial) as agg:
         for group in "abc":

@@ -2,6 +2,7 @@
 
 SETTINGS is a JSON object. ``kind`` is ``threads`` or ``asyncio``; ``merge`` is ``gate``, ``die``,
 ``slow`` or ``block`` for `merge_at_gate`, `merge_and_die`, `merge_slowly` or `merge_and_block`;
+``provider`` calls the recording provider at ``port``;
 ``sink`` is the URL of a queue; ``config`` changes `quick_config`.
 
 A worker ends when its standard input is closed, so that none outlives the tests.
@@ -13,6 +14,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -21,7 +23,7 @@ from typing import Any, TypeAlias
 
 import redis
 
-from redisagg import Aggregator, AsyncAggregator, RedisAggError, Task
+from redisagg import Aggregator, AsyncAggregator, RateLimit, RedisAggError, Task
 from redisagg.config import GroupAggregator
 from tests.support.tasks import quick_config
 
@@ -63,6 +65,18 @@ def merge_slowly(group: str, tasks: list[Task]) -> Task:
     return merge_and_die(group, tasks)
 
 
+def merge_by_provider(port: int) -> GroupAggregator:
+    """Makes a merge function that calls the recording provider at a port."""
+
+    def call(group: str, tasks: list[Task]) -> Task:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"{group} {len(tasks)}\n".encode())
+            connection.recv(1)
+        return merge(group, tasks)
+
+    return call
+
+
 async def merge_and_block(group: str, tasks: list[Task]) -> Task:
     """Blocks the event loop for 2 s if a payload is ``poison``."""
     if any(task.payload == "poison" for task in tasks):
@@ -81,8 +95,13 @@ MERGES: dict[str | None, GroupAggregator] = {
 def settings_of(url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of an aggregator."""
     config = dict(settings.get("config", {}))
+    for name in ("rate_limit", "group_rate_limit"):
+        if name in config:
+            config[name] = RateLimit(**config[name])
     if settings.get("merge") == "gate":
         config["group_aggregator"] = merge_at_gate(settings.get("gate_url", url))
+    elif settings.get("merge") == "provider":
+        config["group_aggregator"] = merge_by_provider(settings["port"])
     else:
         config["group_aggregator"] = MERGES[settings.get("merge")]
     return {"config": quick_config(**config), "sink": settings.get("sink")}

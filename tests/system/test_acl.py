@@ -519,6 +519,37 @@ def test_a_producer_that_waits_for_replicas_needs_the_right_to_wait(
                 producer.add_task(Task("t", 1, "g"))
 
 
+def test_a_flusher_with_limits_on_work_needs_further_rights(
+    admin: User, log_in: Callable[[str], User]
+) -> None:
+    text = DOC.read_text("utf-8").partition("A flusher with [limits on work]")[2]
+    note = text.partition("\n-")[0]
+    rules = [word for rule in re.findall(r"`([^`]*)`", note) for word in rule.split()]
+    assert len(rules) == 9
+    user = log_in("flusher")
+    steps = ["+me.1:1 +me.2:2", "=me.1 -me.1 ~me.2"]
+
+    def work() -> None:
+        for keys in ([SPACE.permits], [P.permits(b"g")]):
+            for each in steps:
+                user("permits", keys, "me", 1000, 2000, 2, 9, 1000, 9, SPACE.wake_channel, each)
+
+    with pytest.raises(AuthenticationFailed):
+        work()
+    assert not admin.client.exists(SPACE.permits)
+    allow(admin, "flusher", [*ROLES["flusher"], *rules])
+    user = log_in("flusher")
+    work()
+    if version(admin) >= (7,):
+        for place, right in enumerate(rules):
+            lacking = list(rules)
+            lacking[place] = re.sub(r"[^()]", "", right)
+            allow(admin, "flusher", [*ROLES["flusher"], *lacking])
+            user = log_in("flusher")
+            with pytest.raises(AuthenticationFailed):
+                work()
+
+
 def test_a_flusher_logs_a_missing_right_and_goes_on_when_it_has_it(
     server: EmbeddedRedis, admin: User, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ from redisagg.flusher.batch import Batch, Claim
 from redisagg.flusher.breaker import BreakerState
 from redisagg.flusher.budget import Isolation
 from redisagg.flusher.leader.inflight import InFlight
+from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, MAX_CLAIM_BYTES, Due, DueItem
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import Probe, SinkHealth
 from redisagg.flusher.waiting import wait_for_event
+from redisagg.protocol.scripts import Request
 
 _log = logging.getLogger("redisagg")
 
@@ -27,6 +30,9 @@ _FRESH_PROBES = 4
 # Seconds until the next claim after lost replies, the first time and at most.
 _FIRST_BACKOFF = 0.2
 _LONGEST_BACKOFF = 5.0
+
+# Seconds of a wait for permits after which it is asked again what is due.
+_SHORT_WAIT = 0.01
 
 _SLOT = Claim._fields.index("slot")
 
@@ -44,6 +50,7 @@ class Claimer:
         on_merged: called on the event loop with each batch whose merge has ended.
         on_failed: called when a failed batch is to be reported to Redis.
         idle: seconds between two polls at most.
+        permits: take part if something limits all flushers together.
     """
 
     def __init__(
@@ -58,7 +65,9 @@ class Claimer:
         on_merged: Callable[[Batch], None],
         on_failed: Callable[[], None],
         idle: float,
+        permits: LeaderPermits | None = None,
     ) -> None:
+        self._permits = permits
         self._session = session
         self._inflight = inflight
         self._sinks = sinks
@@ -94,6 +103,8 @@ class Claimer:
             await self._run()
         finally:
             self._end_suspect()
+            if self._permits is not None:
+                self._permits.release()
 
     async def _run(self) -> None:
         due: Due | None = None  # the poll that came with the last claim
@@ -107,12 +118,19 @@ class Claimer:
                 self._on_failed()
             room = self._inflight.room
             if not room or not self._inflight.may_claim():
+                if self._permits is not None:
+                    self._permits.release()
                 await self._woken.wait()
+                continue
+            if self._permits is not None and not self._permits.count:
+                due = await self._await_permits(due, room)
                 continue
             probe: Probe | None = None
             if states and BreakerState.CLOSED not in states:
                 probe = self._sinks.reserve()
                 if probe is None:
+                    if self._permits is not None:
+                        self._permits.release()
                     await wait_for_event(self._woken, self._sinks.pause())
                     continue
             self._inflight.claim_begun()
@@ -129,6 +147,8 @@ class Claimer:
                 requests = self._session.requests
                 await self._session.send(requests.recall(self._inflight.ids))
             finally:
+                if self._permits is not None:
+                    self._permits.release()
                 if self._inflight.claim_ended():
                     self._on_failed()
             if probe is not None:
@@ -138,6 +158,26 @@ class Claimer:
                 sleep = self._idle if due.wait_ms < 0 else due.wait_ms / 1000
                 await wait_for_event(self._woken, sleep)
                 due = None
+
+    async def _await_permits(self, due: Due | None, room: int) -> Due | None:
+        """Waits until something is due, and then for permits to claim it.
+
+        Returns:
+            What is due; None if it has to be asked for, since time has passed.
+        """
+        assert self._permits is not None
+        if due is None:
+            poll = self._session.requests.poll(min(room, MAX_CLAIM_BATCHES), self._inflight.closed)
+            due = Due.of(await self._session.send(poll))
+        if not due.items and due.suspect is None:
+            if due.wait_ms != 0:
+                sleep = self._idle if due.wait_ms < 0 else due.wait_ms / 1000
+                await wait_for_event(self._woken, sleep)
+            return None
+        asked_at = time.monotonic()
+        want = len(due.items) + (due.suspect is not None)
+        await self._permits.take(min(room, want), self._finishing)
+        return due if time.monotonic() - asked_at < _SHORT_WAIT else None
 
     async def _back_off(self, lost: bool) -> None:
         """Waits after a lost reply, longer after each; the next claim asks for less."""
@@ -155,6 +195,8 @@ class Claimer:
             RedisUnavailable: the reply to the claim was lost.
         """
         polled = limit = min(room, max(1, MAX_CLAIM_BATCHES >> self._halvings))
+        if self._permits is not None:
+            limit = min(limit, self._permits.count)
         if probe is not None:
             # Enough to find batches beyond those that are in flight.
             due, polled = None, len(self._inflight) + self._inflight.room + MAX_CLAIM_BATCHES
@@ -216,6 +258,8 @@ class Claimer:
         # merges of this one keep the interpreter busy.
         most = min(MAX_CLAIM_BYTES, self._inflight.bytes_left) >> self._halvings
         poll = requests.poll(MAX_CLAIM_BATCHES, closed)
+        if self._permits is not None and self._permits.limits_groups:
+            return await self._claim_one_each(items, max(1, most), poll, probing)
         together = [requests.claim(items, limit, max(1, most)), poll]
         claimed, due = await self._session.send_all(together, once=True)
         for reply in claimed:
@@ -224,13 +268,43 @@ class Claimer:
             self._end_suspect()  # an older batch of its group has to go first
         return None if isinstance(due, RedisAggError) else Due.of(due)
 
-    def _take(self, reply: list[Any], probing: bool) -> None:
-        """Puts a claimed batch in flight."""
+    async def _claim_one_each(
+        self, items: list[DueItem], most: int, poll: Request, probing: bool
+    ) -> Due | None:
+        """Claims one batch of each group that gets a permit of its own."""
+        assert self._permits is not None
+        requests = self._session.requests
+        allowed, put_off = await self._permits.admit(items)
+        together = [requests.claim([item], 1, most) for item in allowed]
+        if put_off:
+            together.append(requests.put_off(put_off))
+        *replies, due = await self._session.send_all([*together, poll], once=True)
+        place = 0
+        for claimed in replies[: len(allowed)]:
+            left = self._permits.count
+            if not isinstance(claimed, RedisAggError) and claimed:
+                self._take(claimed[0], probing, place)
+            if self._permits.count == left:
+                place += 1  # its permit goes back
+        if self._suspect is not None and self._suspect not in self._inflight:
+            self._end_suspect()
+        return None if isinstance(due, RedisAggError) else Due.of(due)
+
+    def _take(self, reply: list[Any], probing: bool, place: int = 0) -> None:
+        """Puts a claimed batch in flight.
+
+        Args:
+            place: that of its permit, if it needs one.
+        """
         reply.insert(_SLOT, self._slot)  # a reply may go on behind it
         claim = Claim(*reply)
         if not claim.batch_id:
             _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
             return
         batch = Batch(claim, self._on_merged, probing)
-        if self._inflight.claimed(batch):
+        if not self._inflight.claimed(batch):
+            return
+        if self._permits is not None:
+            self._permits.hand_over(batch, self._on_claimed, place=place)
+        else:
             self._on_claimed(batch)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from redisagg.errors import InvalidTask
-from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome, Permit, State
 from redisagg.flusher.leader.inflight import Deliver, InFlight
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
-from redisagg.sinks.base import MergedTask
+from redisagg.sinks.base import MergedTask, timeout_of
 from redisagg.sinks.routing import Deliveries
+
+
+class _PermitEnds(Exception):
+    """The permit of the batch may end before a delivery is over."""
+
+
+def _begin(permit: Permit, timeout: float, *, last: bool) -> None:
+    if not permit.may_deliver(timeout, last=last):
+        raise _PermitEnds
 
 
 class Deliverer:
@@ -32,6 +42,8 @@ class Deliverer:
         self._sinks = sinks
         self._on_delivered = on_delivered
         self._running: set[asyncio.Task[None]] = set()
+        self._longest = 0.0
+        """Seconds that a delivery of a batch with a permit takes at most."""
 
     def start(self, action: Deliver | None) -> None:
         """Starts the delivery that an event asked for, if it did."""
@@ -54,9 +66,19 @@ class Deliverer:
             if batch.state is not State.DELIVERING:
                 raise  # this delivery was cancelled
             outcome.failure = Failure.of(error)
+        finally:
+            if batch.permit is not None:
+                self._end_permit(batch.permit, batch)
         if batch.state is State.DELIVERING:
             self.start(self._inflight.delivered(batch))
             self._on_delivered()
+
+    def _end_permit(self, permit: Permit, batch: Batch) -> None:
+        """Gives the permit of a batch back; if its delivery was cancelled, when it is over."""
+        if batch.state is State.DELIVERING:
+            permit.end()
+        else:  # a thread may go on
+            asyncio.get_running_loop().call_later(self._longest, permit.end)
 
     async def _deliver_all(self, batch: Batch, outcome: MergeOutcome) -> None:
         # A sink may have ignored that this delivery was cancelled.
@@ -74,8 +96,16 @@ class Deliverer:
         admitted = breaker.admit(reserved=batch.probing)
         if admitted is None:
             return Failure.of_sink_down(breaker.pause())
+        begins = None
+        if (permit := batch.permit) is not None:
+            timeout = timeout_of(sink)
+            self._longest = max(self._longest, timeout)
+            last = batch.outcome is not None and len(batch.outcome.deliveries) == 1
+            begins = partial(_begin, permit, timeout, last=last)
         try:
-            await self._deliveries.deliver(sink, merged)
+            await self._deliveries.deliver(sink, merged, begins)
+        except _PermitEnds:
+            return Failure("", "", pause=0.0)  # the next claim has another permit
         except InvalidTask:  # it says nothing about the queue
             raise
         except BaseException as error:

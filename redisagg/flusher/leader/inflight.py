@@ -107,13 +107,21 @@ class InFlight:
         max_stalled: the number of stalled batches with which a group is closed.
         max_attempts: the number of attempts after which a batch is buried.
         budget: the bytes that all leaders of the flusher may have in flight.
+        max_of_group: the number of batches that a group may have in flight; None for half of
+            `limit`.
     """
 
     def __init__(
-        self, limit: int, *, max_stalled: int, max_attempts: int, budget: MemoryBudget
+        self,
+        limit: int,
+        *,
+        max_stalled: int,
+        max_attempts: int,
+        budget: MemoryBudget,
+        max_of_group: int | None = None,
     ) -> None:
         self._limit = limit
-        self._max_of_group = limit // 2
+        self._max_of_group = min(limit // 2, max_of_group or limit)
         self._max_stalled = max_stalled
         self._max_attempts = max_attempts
         self._budget = budget

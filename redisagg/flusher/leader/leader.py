@@ -15,12 +15,15 @@ from redisagg.flusher.leader.claimer import Claimer
 from redisagg.flusher.leader.committer import Committer
 from redisagg.flusher.leader.deliverer import Deliverer
 from redisagg.flusher.leader.inflight import InFlight
+from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, LeaderRequests
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth
 from redisagg.flusher.leader.task_reader import TaskReader
 from redisagg.flusher.merging import Merger
+from redisagg.flusher.permits import Permits
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
+from redisagg.merge_function import wants_info
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.sinks.routing import Deliveries
 from redisagg.transport.aio import AsyncTransport
@@ -36,6 +39,7 @@ class Leader:
         token: the fencing token of the lease.
         merger, deliveries, breakers, budget, isolation: shared by all leaders of a flusher.
         idle: seconds between two polls at most; a wake-up shortens the wait.
+        permits: of the flusher, if something limits all flushers together.
     """
 
     def __init__(
@@ -51,22 +55,34 @@ class Leader:
         budget: MemoryBudget,
         isolation: Isolation,
         idle: float,
+        permits: Permits | None = None,
     ) -> None:
         self.partition = partition
         self.token = token
         self._shutdown_timeout = seconds(config.shutdown_timeout)
         self._left = asyncio.Event()
         slot = partition.slot if transport.clustered else None
-        requests = LeaderRequests(partition, token, config, idle)
+        requests = LeaderRequests(
+            partition,
+            token,
+            config,
+            idle,
+            wants_weight=permits is not None and permits.needs_weight,
+        )
         session = LeaseSession(transport, requests, partition.number)
         sinks = SinkHealth(breakers, deliveries.router.only(), slot)
         limit = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
+        self._permits: LeaderPermits | None = None
+        if permits is not None:
+            informed = wants_info(config.group_aggregator)
+            self._permits = LeaderPermits(permits, partition, wants_info=informed)
         self._merger = merger
         self._inflight = InFlight(
             limit,
             max_stalled=limit // 4,
             max_attempts=config.max_attempts,
             budget=budget,
+            max_of_group=config.group_concurrency,
         )
         self._deliverer = Deliverer(
             deliveries, self._inflight, sinks, on_delivered=self._wake_committer
@@ -90,6 +106,7 @@ class Leader:
             on_merged=self._merged,
             on_failed=self._wake_committer,
             idle=idle,
+            permits=self._permits,
         )
 
     async def run(self) -> None:
@@ -109,6 +126,8 @@ class Leader:
             self._inflight.close()
             self._deliverer.cancel()
             self._reader.cancel()
+            if self._permits is not None:
+                self._permits.close()
             await cancel_and_wait(*filter(None, (claiming, committing, draining)))
 
     def wake(self) -> None:

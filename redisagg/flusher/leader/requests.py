@@ -80,10 +80,17 @@ class LeaderRequests:
     Args:
         token: the fencing token of its lease.
         idle: seconds between two polls at most.
+        wants_weight: whether the weight of each claimed batch is needed.
     """
 
     def __init__(
-        self, partition: PartitionKeys, token: int, config: AggregationConfig, idle: float
+        self,
+        partition: PartitionKeys,
+        token: int,
+        config: AggregationConfig,
+        idle: float,
+        *,
+        wants_weight: bool = False,
     ) -> None:
         self._partition = partition
         self._token = token
@@ -93,7 +100,7 @@ class LeaderRequests:
         # A claim outlives its merge. The batches of a dead leader are freed by the next lease.
         self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
         self._dedupe_ms = to_ms(config.dedupe_window)
-        self._wants_cause = wants_info(config.group_aggregator)
+        self._wants_cause = wants_info(config.group_aggregator) or wants_weight
         p = partition
         self._indexes = [p.state, p.groups, p.batches]
         self._indexes += [p.claims, p.retry, p.suspects, p.due, p.ready]
@@ -115,6 +122,13 @@ class LeaderRequests:
         if self._wants_cause:
             args.append("cause")
         return call("claim", keys, *args)
+
+    def put_off(self, items: Iterable[tuple[DueItem, int]]) -> Request:
+        """Has items wait for a permit, each for a number of milliseconds."""
+        p = self._partition
+        keys = [p.state, p.groups, p.retry, p.due, p.ready]
+        args = [part for (item, wait_ms) in items for part in (*item, wait_ms)]
+        return call("put_off", keys, self._token, *args)
 
     def read_tasks(self, batch_id: bytes, group: bytes, start: int, max_bytes: int) -> Request:
         """Reads tasks of a large batch, from the one at the place `start` on."""

@@ -7,7 +7,14 @@ import logging
 from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
-from redisagg.flusher.merging.steps import arguments, prepare, route_result
+from redisagg.flusher.merging.steps import (
+    TOO_LATE,
+    PermitExpired,
+    arguments,
+    check_permit,
+    prepare,
+    route_result,
+)
 from redisagg.sinks.limited_calls import AwaitedCalls
 from redisagg.sinks.routing import Router
 
@@ -46,6 +53,11 @@ class LoopMerger(TaskMerger):
         # A merge may end in CancelledError or SystemExit too: what it raises is in `ended`, so a
         # CancelledError here means that this merger is closed.
         given = arguments(claim, outcome, group, tasks)
+        try:
+            check_permit(claim)
+        except PermitExpired:
+            outcome.failure = TOO_LATE
+            return outcome
         ended = await self._calls.run(self.function, *given, timeout=self.timeout)  # type: ignore[arg-type]
         if ended is None:
             _log.warning(

@@ -30,6 +30,8 @@ class Merger(ABC):
         self.function = config.group_aggregator
         self.timeout = seconds(config.merge_timeout)
         self.concurrency = config.concurrency
+        self.most = config.concurrency
+        """The number of batches that are merged at the same time."""
         self.router = router
         self.most_hung = 2 * config.concurrency
         """The number of merges that may hang beyond their timeout before no further one begins."""
@@ -77,7 +79,7 @@ class TaskMerger(Merger):
 
     def __init__(self, config: AggregationConfig, router: Router, most: int) -> None:
         super().__init__(config, router)
-        self._most = most
+        self.most = most
         self._turns: Turns[Batch] = Turns()
         self._running: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -87,7 +89,7 @@ class TaskMerger(Merger):
         self._start_next()
 
     def _start_next(self) -> None:
-        while self._turns and len(self._running) < self._most:
+        while self._turns and len(self._running) < self.most:
             self._start(self._turns.pop())
 
     def _start(self, batch: Batch) -> None:

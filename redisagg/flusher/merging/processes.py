@@ -166,6 +166,11 @@ class ProcessMerger(TaskMerger):
             if pool is not None and not pool.has_workers:
                 self._drop(pool)
             return MergeOutcome(Failure.of(error))
+        if self._config.rate_limit or self._config.group_rate_limit:  # that would be another call
+            text = (
+                "a worker process ended during the merge; a limited merge is not repeated at once"
+            )
+            return MergeOutcome(Failure.of(MergeError(text)))
         return await self._merge_alone(claim)
 
     async def _merge_alone(self, claim: Claim) -> MergeOutcome:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -41,13 +42,34 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
     try:
         group, tasks = prepare(claim, outcome, router)
         if tasks:
+            check_permit(claim)
             returned: Any = function(*arguments(claim, outcome, group, tasks))
             if inspect.isawaitable(returned):  # a plain function that returns a coroutine
                 returned = asyncio.run(_awaited(returned))
             route_result(claim, outcome, router, tasks, returned)
+    except PermitExpired:
+        outcome.failure = TOO_LATE
     except BaseException as error:
         outcome.failure = Failure.of(error)
     return outcome
+
+
+class PermitExpired(Exception):
+    """The merge may not begin any more."""
+
+
+TOO_LATE = Failure("", "", pause=0.0)
+"""A merge did not begin, since its permit had expired; that is no attempt."""
+
+
+def check_permit(claim: Claim) -> None:
+    """Is called right before the merge function.
+
+    Raises:
+        PermitExpired: the permit of the batch has expired.
+    """
+    if claim.begin_by and time.monotonic() > claim.begin_by:
+        raise PermitExpired
 
 
 def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, list[Task]]:

@@ -41,6 +41,8 @@ class ArqSink(DeliverySink):
         arguments: how the function receives the payload, see `Arguments`.
         encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
         timeout: seconds (or a `timedelta`) after which a delivery has failed.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for no limit.
         **options: further arguments of `enqueue_job` for all jobs, see `OPTIONS`.
 
     Raises:
@@ -59,6 +61,7 @@ class ArqSink(DeliverySink):
         arguments: Arguments = "auto",
         encode: Encode = to_builtin,
         timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         kind = require("arq.connections", "arq").RedisSettings
@@ -70,6 +73,7 @@ class ArqSink(DeliverySink):
         if queue:
             options["queue_name"] = queue
         self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
         )
@@ -84,7 +88,9 @@ class ArqSink(DeliverySink):
         """
         return cls(
             url.required("redis"),
-            **url.given("queue", arguments=str, function=str, headers_as=str, timeout=float),
+            **url.given(
+                "queue", arguments=str, function=str, headers_as=str, timeout=float, concurrency=int
+            ),
         )
 
     async def open(self, context: SinkContext) -> None:

@@ -42,6 +42,8 @@ class BullMQSink(DeliverySink):
             BullMQ has no place for them; None leaves them out.
         encode: converts the payload to the types of JSON.
         timeout: seconds (or a `timedelta`) after which a delivery has failed.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for no limit.
         **options: options of all jobs, see `OPTIONS`.
 
     Raises:
@@ -59,6 +61,7 @@ class BullMQSink(DeliverySink):
         headers_as: str | None = None,
         encode: Encode = to_plain,
         timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         require("bullmq", "bullmq")
@@ -66,6 +69,7 @@ class BullMQSink(DeliverySink):
         if not _is_queue(queue):
             raise InvalidConfig(_NO_QUEUE.format(queue))
         self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        self._limit_to(concurrency)
         # A job has one value as its data, so the payload is never passed by keywords.
         self._calls = FunctionCallOptions(
             *(name, OPTIONS, options, "payload", encode), queue=queue, headers_as=headers_as
@@ -78,7 +82,7 @@ class BullMQSink(DeliverySink):
     @classmethod
     def from_url(cls, url: SinkUrl) -> BullMQSink:
         """Parses ``bullmq://QUEUE?redis=redis://HOST&name=NAME&prefix=bull&headers_as=NAME``."""
-        settings = url.given(name=str, prefix=str, headers_as=str, timeout=float)
+        settings = url.given(name=str, prefix=str, headers_as=str, timeout=float, concurrency=int)
         return cls(url.required("redis"), url.target, **settings)
 
     async def open(self, context: SinkContext) -> None:

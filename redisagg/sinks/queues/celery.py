@@ -36,6 +36,8 @@ class CelerySink(BlockingSink):
         arguments: how the Celery task receives the payload, see `Arguments`.
         encode: converts the payload for Celery's serializer; default `redisagg.payload.to_plain`.
         timeout: seconds (or a `timedelta`) after which a delivery has failed.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for 16.
         **options: further arguments of `send_task` for all tasks, see `OPTIONS`.
 
     Raises:
@@ -52,6 +54,7 @@ class CelerySink(BlockingSink):
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
         timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         kind = require("celery", "celery").Celery
@@ -59,6 +62,7 @@ class CelerySink(BlockingSink):
         if queue:
             options["queue"] = queue
         self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode
         )
@@ -74,7 +78,8 @@ class CelerySink(BlockingSink):
         An empty QUEUE leaves the choice to Celery's routes.
         """
         return cls(
-            url.required("broker"), **url.given("queue", arguments=str, task=str, timeout=float)
+            url.required("broker"),
+            **url.given("queue", arguments=str, task=str, timeout=float, concurrency=int),
         )
 
     async def open(self, context: SinkContext) -> None:

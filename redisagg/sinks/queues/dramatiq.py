@@ -37,6 +37,8 @@ class DramatiqSink(BlockingSink):
         arguments: how the actor receives the payload, see `Arguments`.
         encode: converts the payload for Dramatiq's encoder; default `redisagg.payload.to_plain`.
         timeout: seconds (or a `timedelta`) after which a delivery has failed.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for 16.
         **options: options of all messages, see `OPTIONS`.
 
     Raises:
@@ -54,6 +56,7 @@ class DramatiqSink(BlockingSink):
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
         timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         kind = require("dramatiq", "dramatiq").Broker
@@ -61,6 +64,7 @@ class DramatiqSink(BlockingSink):
         self._broker = broker
         self._namespace = namespace
         self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             actor, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
@@ -76,7 +80,9 @@ class DramatiqSink(BlockingSink):
         """
         return cls(
             url.required("redis"),
-            **url.given("queue", arguments=str, actor=str, namespace=str, timeout=float),
+            **url.given(
+                "queue", arguments=str, actor=str, namespace=str, timeout=float, concurrency=int
+            ),
         )
 
     async def open(self, context: SinkContext) -> None:

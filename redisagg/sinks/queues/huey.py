@@ -45,6 +45,8 @@ class HueySink(BlockingSink):
         encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
         delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
             `timeout` is that of the task.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for 16.
         **options: fields of all messages, see `OPTIONS`.
 
     Raises:
@@ -64,6 +66,7 @@ class HueySink(BlockingSink):
         arguments: Arguments = "auto",
         encode: Encode = to_builtin,
         delivery_timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         huey_class = require("huey", "huey").Huey
@@ -76,6 +79,7 @@ class HueySink(BlockingSink):
             raise InvalidConfig(f"kind is 'list' or 'priority', not {shorten(kind)}")
         to_seconds(remember, "remember", InvalidConfig)
         self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
         )
@@ -99,6 +103,7 @@ class HueySink(BlockingSink):
             remember=float,
             headers_as=str,
             delivery_timeout=float,
+            concurrency=int,
         )
         return cls(url.required("redis"), **settings)
 

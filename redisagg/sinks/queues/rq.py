@@ -44,6 +44,8 @@ class RQSink(BlockingSink):
             ``"json"`` and `redisagg.payload.to_builtin` for all others.
         delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
             `timeout` is that of the job.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for 16.
         **options: further arguments of `enqueue_call` for all jobs, see `OPTIONS`.
 
     Raises:
@@ -61,12 +63,14 @@ class RQSink(BlockingSink):
         arguments: Arguments = "auto",
         encode: Encode | None = None,
         delivery_timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         require("rq", "rq")
         check_url(redis, "RQSink takes the URL of a Redis")
         encode = encode or (to_plain if serializer == "json" else to_builtin)
         self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
@@ -81,7 +85,12 @@ class RQSink(BlockingSink):
         return cls(
             url.required("redis"),
             **url.given(
-                "queue", arguments=str, function=str, serializer=str, delivery_timeout=float
+                "queue",
+                arguments=str,
+                function=str,
+                serializer=str,
+                delivery_timeout=float,
+                concurrency=int,
             ),
         )
 

@@ -39,6 +39,8 @@ class SAQSink(DeliverySink):
         encode: converts the payload for `dump`; default `redisagg.payload.to_plain`.
         delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
             `timeout` is that of the job.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for no limit.
         **options: settings of all jobs, see `OPTIONS`.
 
     Raises:
@@ -56,11 +58,13 @@ class SAQSink(DeliverySink):
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
         delivery_timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         require("saq", "saq")
         check_url(redis, "SAQSink takes the URL of a Redis")
         self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             function, OPTIONS, options, arguments=arguments, encode=encode, queue=queue
         )
@@ -78,7 +82,9 @@ class SAQSink(DeliverySink):
         """
         return cls(
             url.required("redis"),
-            **url.given("queue", arguments=str, function=str, delivery_timeout=float),
+            **url.given(
+                "queue", arguments=str, function=str, delivery_timeout=float, concurrency=int
+            ),
         )
 
     async def open(self, context: SinkContext) -> None:

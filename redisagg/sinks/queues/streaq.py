@@ -36,6 +36,8 @@ class StreaqSink(DeliverySink):
         arguments: how the task receives the payload, see `Arguments`.
         encode: converts the payload for the serializer; default `redisagg.payload.to_builtin`.
         timeout: seconds (or a `timedelta`) after which a delivery has failed.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for no limit.
         **options: settings of all tasks, see `OPTIONS`.
 
     Raises:
@@ -54,11 +56,13 @@ class StreaqSink(DeliverySink):
         arguments: Arguments = "auto",
         encode: Encode = to_builtin,
         timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         kind = require("streaq", "streaq").Worker
         check_url(worker, "StreaqSink takes the URL of a Redis or a Worker", kind)
         self.timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode, headers_as=headers_as
         )
@@ -77,7 +81,9 @@ class StreaqSink(DeliverySink):
         """
         return cls(
             url.required("redis"),
-            **url.given("queue", arguments=str, task=str, headers_as=str, timeout=float),
+            **url.given(
+                "queue", arguments=str, task=str, headers_as=str, timeout=float, concurrency=int
+            ),
         )
 
     async def open(self, context: SinkContext) -> None:

@@ -41,6 +41,8 @@ class TaskiqSink(DeliverySink):
         encode: converts the payload for Taskiq's formatter; default `redisagg.payload.to_plain`.
         delivery_timeout: seconds (or a `timedelta`) after which a delivery has failed;
             `timeout` is a label.
+        concurrency: the number of deliveries that a flusher makes at the same time; None (default)
+            for no limit.
         **options: labels of all messages, see `OPTIONS`.
 
     Raises:
@@ -58,6 +60,7 @@ class TaskiqSink(DeliverySink):
         arguments: Arguments = "auto",
         encode: Encode = to_plain,
         delivery_timeout: Duration = 30.0,
+        concurrency: int | None = None,
         **options: Any,
     ) -> None:
         broker_class = require("taskiq", "taskiq").AsyncBroker
@@ -67,6 +70,7 @@ class TaskiqSink(DeliverySink):
         if kind not in _BROKERS:
             raise InvalidConfig(f"kind is 'list' or 'stream', not {shorten(kind)}")
         self.timeout = to_seconds(delivery_timeout, "delivery_timeout", InvalidConfig)
+        self._limit_to(concurrency)
         self._calls = FunctionCallOptions(
             task, OPTIONS, options, arguments=arguments, encode=encode
         )
@@ -84,7 +88,9 @@ class TaskiqSink(DeliverySink):
         """
         return cls(
             url.required("redis"),
-            **url.given("queue", arguments=str, task=str, kind=str, delivery_timeout=float),
+            **url.given(
+                "queue", arguments=str, task=str, kind=str, delivery_timeout=float, concurrency=int
+            ),
         )
 
     async def open(self, context: SinkContext) -> None:
