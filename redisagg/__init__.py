@@ -3,7 +3,7 @@
 from redisagg import merges
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config
-from redisagg.errors import RedisAggError
+from redisagg.errors import RedisAggError, RetryAfter, Unavailable, Unrecoverable
 from redisagg.policies import Policy
 from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
@@ -36,8 +36,11 @@ __all__ = [
     "Policy",
     "RateLimit",
     "RedisAggError",
+    "RetryAfter",
     "Stats",
     "Task",
+    "Unavailable",
+    "Unrecoverable",
     "default_aggregation_config",
     "group_key_parts",
     "group_key_text",

@@ -6,6 +6,9 @@ Errors about an argument are also `ValueError` or `TypeError`, errors about a ti
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Literal, get_args
+
 
 class RedisAggError(Exception):
     """The base class of all errors of redisagg."""
@@ -152,6 +155,61 @@ class MergedTaskTooLarge(MergeError):
 
     Return less from the merge function, store large data elsewhere and enqueue its address, lower
     `group_max_size`, or raise `max_merged_bytes` or the limits of Redis.
+    """
+
+
+class Unrecoverable(RedisAggError):
+    """Raise this in a merge function or a sink: no further attempt could succeed.
+
+    The batch becomes a dead letter at once.
+    """
+
+
+RetryScope = Literal["batch", "group", "aggregator"]
+"""What waits after a `RetryAfter`."""
+
+_LONGEST_WAIT = 366 * 24 * 3600.0  # seconds
+
+
+class RetryAfter(RedisAggError):
+    """Raise this in a merge function or a sink: it is to be called again after a time.
+
+    The attempt does not count.
+
+    Args:
+        seconds: seconds (or a `timedelta`) until the next attempt, up to a year.
+        scope: ``"batch"`` (default) or ``"group"``: the batch is tried again then, and its group
+            keeps its order, so its younger batches wait too. ``"aggregator"``: this flusher merges
+            nothing until then or, if a sink raised it, sends that sink nothing.
+        reason: a text for logs and listings.
+
+    Raises:
+        InvalidConfig: an argument is out of range or of the wrong type.
+    """
+
+    def __init__(
+        self, seconds: float | timedelta, scope: RetryScope = "batch", reason: str = ""
+    ) -> None:
+        wait: object = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        if not isinstance(wait, int | float) or not 0 <= wait <= _LONGEST_WAIT:
+            raise InvalidConfig(
+                f"RetryAfter takes 0 to {_LONGEST_WAIT:.0f} seconds, not {wait!r:.50}"
+            )
+        if scope not in get_args(RetryScope):
+            raise InvalidConfig(f"scope is one of {get_args(RetryScope)}, not {scope!r:.50}")
+        super().__init__(reason or f"to be tried again in {wait:g} s")
+        self.seconds = float(wait)
+        self.scope = scope
+
+    def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str, str]]:
+        return type(self), (self.seconds, self.scope, str(self))
+
+
+class Unavailable(RedisAggError):
+    """Raise this in a merge function or a sink: what it calls is away, whatever the batch holds.
+
+    The attempt does not count. After five different batches in a row, a flusher merges nothing (or
+    sends the sink nothing) for a while; then a few batches try it.
     """
 
 

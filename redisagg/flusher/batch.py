@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from redisagg.errors import MergedTaskTooLarge
+from redisagg.errors import MergedTaskTooLarge, RetryAfter, Unavailable, Unrecoverable
 from redisagg.sinks.base import MergedTask, ScriptSink
 from redisagg.texts import redact
 
@@ -52,6 +52,21 @@ def _message(error: BaseException) -> str:
         return f"<no message: __str__ raised {type(other).__name__}>"
 
 
+# Seconds; what asks to be tried again at once must not become a busy loop.
+_SHORTEST_PAUSE = 0.01
+
+
+class Blame(Enum):
+    """What is to blame for a failure, as far as the raised exception tells."""
+
+    BATCH = "batch"
+    """The batch, or it is unknown."""
+    AWAY = "away"
+    """What the function calls can't be reached: `Unavailable`."""
+    BUSY = "busy"
+    """It takes nothing for a time: `RetryAfter` with the scope of the aggregator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed."""
@@ -62,6 +77,8 @@ class Failure:
     """Seconds until the next attempt if the batch is not to blame. None: the attempt counts."""
     permanent: bool = False
     """Whether each further attempt would fail too."""
+    blames: Blame = Blame.BATCH
+    """What else has to wait."""
 
     @property
     def counts(self) -> bool:
@@ -72,8 +89,15 @@ class Failure:
     def of(cls, error: BaseException, pause: float | None = None) -> Failure:
         """The failure that an exception stands for."""
         text = redact("".join(traceback.format_exception(error)))
-        permanent = isinstance(error, MergedTaskTooLarge)
-        return cls(redact(f"{type(error).__name__}: {_message(error)}"), text, pause, permanent)
+        permanent = isinstance(error, MergedTaskTooLarge | Unrecoverable)
+        blames = Blame.BATCH
+        if isinstance(error, RetryAfter):
+            pause = max(error.seconds, _SHORTEST_PAUSE)
+            blames = Blame.BUSY if error.scope == "aggregator" else Blame.BATCH
+        elif isinstance(error, Unavailable):
+            pause, blames = pause or _SHORTEST_PAUSE, Blame.AWAY
+        summary = redact(f"{type(error).__name__}: {_message(error)}")
+        return cls(summary, text, pause, permanent, blames)
 
     @classmethod
     def of_sink_down(cls, pause: float) -> Failure:

@@ -1,5 +1,7 @@
 """Circuit breakers: a sink that is down is left alone for a while, and no batch is to blame for it.
 
+The merge function has one too: there "sink" stands for what the function calls.
+
 A breaker is closed as long as its sink works. It opens when `_FAILURES` different batches have
 failed there in a row, so one batch alone, whatever is in it, never opens it. After a wait it is
 half open: a few batches are let through, and the first result decides whether it closes or opens
@@ -68,6 +70,8 @@ class Breaker:
         self._period = 0  # grows with each change of state
         self._wait = 0.0
         self._until = 0.0  # when it is half open, or lets further batches through
+        self._held_until = 0.0  # when what was held may be sent again
+        self._away = 0  # how often in a row it was said to be away
         self._claims = 0  # how many more may be claimed for it while it is half open
         self._probes = 0  # how many more may be sent
 
@@ -118,7 +122,8 @@ class Breaker:
     def succeeded(self) -> None:
         """A batch arrived, whenever it was let through: the sink works."""
         self._failed.clear()
-        if self._state is not BreakerState.CLOSED:
+        self._away = 0
+        if self._state is not BreakerState.CLOSED and self._clock() >= self._held_until:
             self._opened = 0
             self._enter(BreakerState.CLOSED)
             _log.warning("%s works again", self.name)
@@ -134,6 +139,39 @@ class Breaker:
                 return True
         self._open()
         return False
+
+    def away(self, batch_id: bytes, admitted: int | None) -> float:
+        """A batch found that the sink can't be reached; returns seconds until its next attempt.
+
+        Args:
+            admitted: the number with which it was let through; None if it was not asked for.
+        """
+        self._away += 1
+        if admitted is not None:
+            self.failed(batch_id, admitted)
+        if self._state is BreakerState.CLOSED:
+            return max(self._delay(self._away), _SHORTEST_WAIT)
+        return self.pause()
+
+    def hold(self, wait: float) -> None:
+        """The sink has said that it takes nothing for `wait` seconds."""
+        until = self._clock() + wait
+        if self._state is BreakerState.OPEN and until <= self._until:
+            return
+        opens = self._state is not BreakerState.OPEN
+        self._failed.clear()
+        # Later attempts to find out whether it works again do not wait for that long.
+        self._wait = max(min(wait, self._delay(1)), _SHORTEST_WAIT)
+        self._until = self._held_until = until
+        if opens:
+            self._enter(BreakerState.OPEN)
+            _log.warning("%s is busy; nothing is sent to it for %.1f s", self.name, wait)
+            self._changed()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether a success would change anything; costs little while all is well."""
+        return self._away > 0 or self._state is not BreakerState.CLOSED
 
     def pause(self) -> float:
         """Seconds until it lets batches through that it does not now; with jitter."""

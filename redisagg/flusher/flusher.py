@@ -13,7 +13,7 @@ from functools import partial
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.backoff import break_delay
-from redisagg.flusher.breaker import Breakers
+from redisagg.flusher.breaker import Breaker, Breakers
 from redisagg.flusher.budget import Isolation, MemoryBudget
 from redisagg.flusher.connections import Connections
 from redisagg.flusher.leader import Leader
@@ -72,7 +72,9 @@ class Flusher:
                 leader.wake()
 
         budget, isolation = MemoryBudget(wake_all), Isolation()
-        breakers = Breakers(partial(break_delay, self.config), wake_all)
+        delay = partial(break_delay, self.config)
+        breakers = Breakers(delay, wake_all)
+        merges = Breaker("the merge function", delay, wake_all)
 
         flusher_id = new_flusher_id()
         permits: Permits | None = None
@@ -95,6 +97,7 @@ class Flusher:
                 merger=merger,
                 deliveries=deliveries,
                 breakers=breakers,
+                merges=merges,
                 budget=budget,
                 isolation=isolation,
                 idle=seconds(self.config.lease_time),

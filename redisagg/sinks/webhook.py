@@ -17,12 +17,13 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from redisagg.config import check_range
 from redisagg.durations import Duration, to_seconds
-from redisagg.errors import InvalidConfig, SinkError, SinkTimeout
+from redisagg.errors import InvalidConfig, RetryAfter, SinkError, SinkTimeout
 from redisagg.payload import to_json
 from redisagg.sinks.base import DeliverySink, MergedTask, SinkContext
 from redisagg.sinks.extras import require
@@ -58,6 +59,12 @@ _FORBIDDEN = re.compile(
 _SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = range(24, 65)
 
+_BUSY = (429, 503)
+"""The statuses with which `Retry-After` says when to come again."""
+
+_LONGEST_RETRY_AFTER = 3600.0
+"""Seconds; a receiver that asks for more is asked after this time."""
+
 _READ_BYTES = 65_536
 """The number of bytes of a response that are read, so that its connection can be reused."""
 
@@ -75,7 +82,8 @@ class WebhookSink(DeliverySink):
     A status of 200 to 299 is success. The attempt fails with any other status (redirects are not
     followed), without a complete response within `timeout`, or without a connection.
     `AggregationConfig.max_attempts` and `retry_delay` limit and delay further attempts. Each
-    attempt is signed anew, with its own time.
+    attempt is signed anew, with its own time. After 429 or 503 with a header ``Retry-After``,
+    nothing is sent for that time, an hour at most, and the attempt does not count.
 
     Args:
         url: an ``https://`` or ``http://`` URL, which may have a query.
@@ -179,9 +187,14 @@ class WebhookSink(DeliverySink):
                 body_read += part
                 if len(body_read) > _READ_BYTES:
                     break
-        if not 200 <= response.status_code <= 299:
+        status = response.status_code
+        if not 200 <= status <= 299:
             quoted = body_read[:_QUOTED_BYTES].decode(errors="replace")
-            raise SinkError(f"the receiver answered {response.status_code}: {quoted!r}")
+            text = f"the receiver answered {status}: {quoted!r}"
+            wait = _retry_after(response.headers) if status in _BUSY else None
+            if wait is not None:
+                raise RetryAfter(wait, "aggregator", text)
+            raise SinkError(text)
 
     def _signature(self, batch_id: str, body: bytes) -> dict[str, str]:
         if not self._keys:
@@ -196,6 +209,18 @@ class WebhookSink(DeliverySink):
                 f"v1,{base64.b64encode(digest).decode()}" for digest in digests
             ),
         }
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a receiver wants us to wait (RFC 9110, 10.2.3); None if it names none."""
+    given = headers.get("retry-after", "").strip()
+    if given.isascii() and given.isdecimal():
+        return min(float(given), _LONGEST_RETRY_AFTER)
+    try:
+        wait = parsedate_to_datetime(given).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
 
 
 def cloud_event(merged: MergedTask, source: str) -> dict[str, Any]:

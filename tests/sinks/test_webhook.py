@@ -124,6 +124,19 @@ def test_what_fails_is_posted_again_with_the_same_body(
     assert (stats.flushed, stats.dead) == (2, 0)
 
 
+def test_a_receiver_that_says_when_to_come_again_costs_no_attempt(
+    trial: Trial, free_port: int
+) -> None:
+    answers = ["429;1", "503;1"] * 3  # more than the attempts that a batch has
+    with receiving(trial, free_port, *answers), flushing(trial) as agg:
+        agg.add_tasks(numbered("a", 2))
+        entries = trial.await_received(len(answers) + 1, 30)
+        assert agg.wait_until_idle(10)
+        assert agg.stats().dead == 0
+    times = [int(headers_of(entry)["webhook-timestamp"]) for entry in entries]
+    assert times[-1] - times[0] >= len(answers) - 1
+
+
 def test_a_repeat_is_signed_anew_with_its_own_time(trial: Trial, free_port: int) -> None:
     with receiving(trial, free_port, "hang"), flushing(trial) as agg:  # for the timeout of 2 s
         agg.add_tasks(numbered("a", 2))

@@ -237,3 +237,39 @@ def test_waits_grow_with_jitter_up_to_half_a_minute() -> None:
         assert all(least <= break_delay(config, times) <= most for _ in range(50))
     quick = AggregationConfig(retry_delay=1, retry_max_delay=3)
     assert break_delay(quick, 9) == 3
+
+
+def test_a_sink_that_asks_for_time_gets_it_whatever_succeeds_meanwhile(s: Setting) -> None:
+    s.breaker.hold(100)
+    assert s.breaker.state is BreakerState.OPEN
+    s.breaker.succeeded()  # it was under way
+    s.clock.now += 99
+    assert s.breaker.state is BreakerState.OPEN
+    assert s.breaker.admit() is None
+    s.clock.now += 1
+    assert s.breaker.reserve(2) == 2
+    s.breaker.succeeded()
+    assert s.breaker.state is BreakerState.CLOSED
+    assert s.changes == 2
+
+
+def test_the_longest_time_that_a_sink_asks_for_counts(s: Setting) -> None:
+    s.breaker.hold(100)
+    s.breaker.hold(10)
+    s.clock.now += 50
+    assert s.breaker.state is BreakerState.OPEN
+    s.breaker.hold(100)
+    s.clock.now += 99
+    assert s.breaker.state is BreakerState.OPEN
+
+
+def test_the_delays_of_one_that_is_away_grow_until_a_success(s: Setting) -> None:
+    assert [s.breaker.away(b"a", s.breaker.admit()) for _ in range(3)] == [10, 20, 30]
+    assert s.breaker.troubled
+    s.breaker.succeeded()
+    assert not s.breaker.troubled
+    assert s.breaker.away(b"a", s.breaker.admit()) == 10
+    for batch in (b"b", b"c", b"d", b"e"):
+        s.breaker.away(batch, s.breaker.admit())
+    assert s.breaker.state is BreakerState.OPEN
+    assert s.breaker.away(b"f", None) >= 10

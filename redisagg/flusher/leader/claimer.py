@@ -11,13 +11,13 @@ from typing import Any
 
 from redisagg.errors import RedisAggError, RedisUnavailable
 from redisagg.flusher.batch import Batch, Claim
-from redisagg.flusher.breaker import BreakerState
+from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.budget import Isolation
 from redisagg.flusher.leader.inflight import InFlight
 from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, MAX_CLAIM_BYTES, Due, DueItem
 from redisagg.flusher.leader.session import LeaseSession
-from redisagg.flusher.leader.sink_health import Probe, SinkHealth
+from redisagg.flusher.leader.sink_health import Probe, SinkHealth, reserve_probe
 from redisagg.flusher.waiting import wait_for_event
 from redisagg.protocol.scripts import Request
 
@@ -44,6 +44,7 @@ class Claimer:
     """Claims batches for one leader.
 
     Args:
+        merges: the breaker of the merge function.
         isolation: permits one suspect in flight.
         slot: the hash tag of the partition on a cluster, else None.
         on_claimed: called with each batch that is to be merged.
@@ -59,6 +60,7 @@ class Claimer:
         session: LeaseSession,
         inflight: InFlight,
         sinks: SinkHealth,
+        merges: Breaker,
         isolation: Isolation,
         slot: str | None,
         on_claimed: Callable[[Batch], None],
@@ -71,6 +73,7 @@ class Claimer:
         self._session = session
         self._inflight = inflight
         self._sinks = sinks
+        self._merges = merges
         self._isolation = isolation
         self._slot = slot
         self._on_claimed = on_claimed
@@ -112,10 +115,11 @@ class Claimer:
             self._woken.clear()
             if self._suspect is not None and self._suspect not in self._inflight:
                 self._end_suspect()
-            states = self._sinks.states()
-            down = states == {BreakerState.OPEN}
-            if down and self._inflight.sinks_down(self._sinks.pause()):
-                self._on_failed()
+            states, merges = self._sinks.states(), self._merges.state
+            if merges is BreakerState.OPEN:
+                self._give_back_unmerged(self._merges.pause())
+            elif states == {BreakerState.OPEN}:
+                self._give_back_unmerged(self._sinks.pause())
             room = self._inflight.room
             if not room or not self._inflight.may_claim():
                 if self._permits is not None:
@@ -126,7 +130,14 @@ class Claimer:
                 due = await self._await_permits(due, room)
                 continue
             probe: Probe | None = None
-            if states and BreakerState.CLOSED not in states:
+            if merges is not BreakerState.CLOSED:
+                probe = reserve_probe(self._merges)
+                if probe is None:
+                    if self._permits is not None:
+                        self._permits.release()
+                    await wait_for_event(self._woken, self._merges.pause())
+                    continue
+            elif states and BreakerState.CLOSED not in states:
                 probe = self._sinks.reserve()
                 if probe is None:
                     if self._permits is not None:
@@ -178,6 +189,11 @@ class Claimer:
         want = len(due.items) + (due.suspect is not None)
         await self._permits.take(min(room, want), self._finishing)
         return due if time.monotonic() - asked_at < _SHORT_WAIT else None
+
+    def _give_back_unmerged(self, pause: float) -> None:
+        """Gives back batches whose merge has not begun; they are claimed again after `pause`."""
+        if self._inflight.sinks_down(pause):
+            self._on_failed()
 
     async def _back_off(self, lost: bool) -> None:
         """Waits after a lost reply, longer after each; the next claim asks for less."""

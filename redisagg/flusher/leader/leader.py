@@ -9,7 +9,7 @@ import time
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome
-from redisagg.flusher.breaker import Breakers
+from redisagg.flusher.breaker import Breaker, Breakers
 from redisagg.flusher.budget import Isolation, MemoryBudget
 from redisagg.flusher.leader.claimer import Claimer
 from redisagg.flusher.leader.committer import Committer
@@ -18,7 +18,7 @@ from redisagg.flusher.leader.inflight import InFlight
 from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, LeaderRequests
 from redisagg.flusher.leader.session import LeaseSession
-from redisagg.flusher.leader.sink_health import SinkHealth
+from redisagg.flusher.leader.sink_health import SinkHealth, merge_ended
 from redisagg.flusher.leader.task_reader import TaskReader
 from redisagg.flusher.merging import Merger
 from redisagg.flusher.permits import Permits
@@ -37,7 +37,8 @@ class Leader:
     Args:
         partition: the keys of the partition.
         token: the fencing token of the lease.
-        merger, deliveries, breakers, budget, isolation: shared by all leaders of a flusher.
+        merges: the breaker of the merge function.
+        merger, deliveries, breakers, merges, budget, isolation: shared by all leaders of a flusher.
         idle: seconds between two polls at most; a wake-up shortens the wait.
         permits: of the flusher, if something limits all flushers together.
     """
@@ -52,6 +53,7 @@ class Leader:
         merger: Merger,
         deliveries: Deliveries,
         breakers: Breakers,
+        merges: Breaker,
         budget: MemoryBudget,
         isolation: Isolation,
         idle: float,
@@ -77,6 +79,7 @@ class Leader:
             informed = wants_info(config.group_aggregator)
             self._permits = LeaderPermits(permits, partition, wants_info=informed)
         self._merger = merger
+        self._merges = merges
         self._inflight = InFlight(
             limit,
             max_stalled=limit // 4,
@@ -100,6 +103,7 @@ class Leader:
             session=session,
             inflight=self._inflight,
             sinks=sinks,
+            merges=merges,
             isolation=isolation,
             slot=slot,
             on_claimed=self._claimed,
@@ -146,6 +150,9 @@ class Leader:
             self._reader.start(batch)
 
     def _merged(self, batch: Batch) -> None:
+        outcome = batch.outcome
+        if outcome is not None and (outcome.failure is not None or self._merges.troubled):
+            merge_ended(self._merges, batch, outcome)
         deliver = self._inflight.merged(batch)
         if deliver is not None:
             self._deliverer.start(deliver)

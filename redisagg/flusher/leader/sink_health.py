@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from redisagg.flusher.batch import Enqueue, Failure
+from redisagg.errors import RetryAfter, Unavailable, Unrecoverable
+from redisagg.flusher.batch import Batch, Blame, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.breaker import Breaker, Breakers, BreakerState, RecentBreakers
 from redisagg.sinks.base import DeliverySink, ScriptSink
 
@@ -26,14 +27,46 @@ class Probe:
         self.breaker.unreserve(self.left)
 
 
+def reserve_probe(breaker: Breaker) -> Probe | None:
+    """Permission to claim a few batches, if the breaker is half open; None if none is free now."""
+    granted = breaker.reserve(_PROBES)
+    return Probe(breaker, granted) if granted else None
+
+
 def failure_at(breaker: Breaker, batch_id: bytes, admitted: int, error: BaseException) -> Failure:
     """Reports an error to the breaker of a sink, and returns the failure that the batch has.
 
     Args:
         admitted: the number with which the breaker let the batch through.
     """
+    if isinstance(error, Unrecoverable):  # it says nothing about the sink
+        return Failure.of(error)
+    if isinstance(error, RetryAfter):
+        if error.scope == "aggregator":
+            breaker.hold(error.seconds)
+        return Failure.of(error)
+    if isinstance(error, Unavailable):
+        return Failure.of(error, breaker.away(batch_id, admitted))
     counts = breaker.failed(batch_id, admitted)
     return Failure.of(error, None if counts else breaker.pause())
+
+
+def merge_ended(breaker: Breaker, batch: Batch, outcome: MergeOutcome) -> None:
+    """Reports the end of a merge to the breaker of the merge function.
+
+    A failure of the outcome gets the pause that the breaker wants.
+    """
+    failure = outcome.failure
+    if failure is None:
+        if breaker.troubled and not batch.claim.stored_result:
+            breaker.succeeded()
+    elif failure.blames is Blame.BUSY:
+        breaker.hold(failure.pause or 0.0)
+    elif failure.blames is Blame.AWAY:
+        # While it is half open, only the batches that try it decide.
+        asked = batch.probing or breaker.state is BreakerState.CLOSED
+        pause = breaker.away(batch.batch_id, breaker.admit() if asked else None)
+        outcome.failure = replace(failure, pause=pause)
 
 
 class SinkHealth:
@@ -78,8 +111,8 @@ class SinkHealth:
     def reserve(self) -> Probe | None:
         """Permission to claim a few batches for a sink that was down; None if none is free now."""
         for breaker in self._known:
-            if granted := breaker.reserve(_PROBES):
-                return Probe(breaker, granted)
+            if (probe := reserve_probe(breaker)) is not None:
+                return probe
         return None
 
     def _breaker(self, key: Hashable, name: str) -> Breaker:

@@ -1,7 +1,7 @@
 """A receiver of webhooks as users write one: python -m tests.sinks.workers.webhook_receiver PORT
 
 Records each request, then answers 200. Further arguments set the answers to the first requests for
-an id: a status (``307`` has a location), ``hang`` for no answer, ``drip`` for one without end,
+an id: a status (``307`` has a location; ``429;1`` asks for a wait of 1 s), ``hang`` for no answer, ``drip`` for one without end,
 ``drop`` to close the connection.
 """
 
@@ -45,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, answer: str) -> None:
         """Answers as the arguments tell."""
+        answer, _, wait = answer.partition(";")
         self.close_connection = not answer.isdecimal()
         if answer == "hang":
             time.sleep(60)
@@ -57,6 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         elif answer.isdecimal():
             self.send_response(int(answer))
             self.send_header("location", "/elsewhere")
+            if wait:
+                self.send_header("retry-after", wait)
             self.send_header("content-length", "3")
             self.end_headers()
             self.wfile.write(b"so\n")
