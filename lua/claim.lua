@@ -94,6 +94,7 @@ local function hand_out(id, batch, entries, suspect)
   deadlines[#deadlines + 1] = id
   local count, length, merged = batch[TASK_COUNT], batch[LENGTH], batch[MERGED]
   local attempt = batch[LETTER] == '' and batch[ATTEMPTS] + 1 or TO_BURY
+  if batch[PARTED] ~= '' then attempt = 1 end  -- not buried: some of its tasks are dead letters
   reply[#reply + 1] = {
     id, batch[GROUP], attempt, batch[ERROR], merged, entries, count, length, suspect,
     batch[REASON],

@@ -81,7 +81,7 @@ batch = batch or {
   [OPENED] = letter[DEAD_OPENED],
   [DUE_AT] = letter[DEAD_DUE_AT],
   [BATCH_WEIGHT] = letter[DEAD_BATCH_WEIGHT],
-  [SPARE] = '',
+  [PARTED] = '',
 }
 local length_left = math.max(0, letter[DEAD_LENGTH] - batch[LENGTH])
 

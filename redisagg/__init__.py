@@ -4,6 +4,7 @@ from redisagg import merges
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config
 from redisagg.errors import RedisAggError, RetryAfter, Unavailable, Unrecoverable
+from redisagg.merge_function import Partial
 from redisagg.policies import Policy
 from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
@@ -32,6 +33,7 @@ __all__ = [
     "DeadLetter",
     "GroupPage",
     "GroupState",
+    "Partial",
     "PartitionStats",
     "Policy",
     "RateLimit",

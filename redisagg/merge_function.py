@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import Parameter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,10 +12,26 @@ from redisagg.errors import InvalidConfig
 from redisagg.task import Task
 from redisagg.texts import shorten
 
-Merged: TypeAlias = "Task | Sequence[Task] | None"
-"""The result of a merge function: one task, several (a list or tuple), or None."""
+Merged: TypeAlias = "Task | Sequence[Task] | Partial | None"
+"""The result of a merge function: one task, several (a list or tuple), None, or a `Partial`."""
 
 _Returned: TypeAlias = "Merged | Awaitable[Merged]"
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What a merge function returns if some tasks of its batch failed: the rest is done.
+
+    Args:
+        merged: what the function would return for the other tasks alone.
+        failed: the ids of the tasks that failed, each with the reason: a text or an exception. Each
+            becomes a dead letter of its own. An id that the batch does not have fails the attempt,
+            and so does a batch of which all tasks failed.
+    """
+
+    merged: Task | Sequence[Task] | None = None
+    failed: Mapping[str, str | BaseException] = field(default_factory=dict)
+
 
 GroupAggregator: TypeAlias = (
     "Callable[[str, list[Task]], _Returned] | Callable[[str, list[Task], Any], _Returned]"

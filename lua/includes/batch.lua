@@ -25,10 +25,10 @@ local REASON     = 15  -- why it was due: 'size', 'bytes', 'weight', 'grace', 'm
 local OPENED     = 16  -- arrival of its first task, ms
 local DUE_AT     = 17  -- when it was due, ms
 local BATCH_WEIGHT = 18  -- weight of its tasks
-local SPARE      = 19  -- '': for later releases, as a text that others leave as it is
+local PARTED     = 19  -- number of its tasks that failed alone and have left, as a text; '' for 0
 
 local function decode_batch(packed)
-  local batch = unpack_record(packed, SPARE)
+  local batch = unpack_record(packed, PARTED)
   assert_whole(batch, START, CREATED)
   assert_whole(batch, LENGTH, LENGTH)
   assert_whole(batch, DEATHS, ENQUEUED)
@@ -36,7 +36,7 @@ local function decode_batch(packed)
   if type(batch[GROUP]) == 'string' and type(batch[ERROR]) == 'string'
     and type(batch[MERGED]) == 'string' and type(batch[LETTER]) == 'string'
     and type(batch[RESULT]) == 'string' and type(batch[REASON]) == 'string'
-    and type(batch[SPARE]) == 'string' then
+    and type(batch[PARTED]) == 'string' then
     return batch
   end
   error('foreign bytes')

@@ -4,6 +4,7 @@
 -- @include counts
 -- @include fence
 -- @include group
+-- @include parts
 -- @include record
 -- @include result
 -- @include server_errors
@@ -21,12 +22,18 @@ end
 local known_counts = {}  -- by their text: most batches have the same one
 
 -- The number of arguments of a batch's entries. Of a slice also the number of entries before it,
--- and of those behind it.
-local function read_extent(argument)
+-- and of those behind it, and what `read_parts` returns if tasks of the batch failed alone.
+local read_extent
+function read_extent(argument)
   local count = known_counts[argument or '']
   if count then return count end
   local n, before, left = string.match(argument or '', '^(%d+) (%d+) (%d+)$')
   if n then return whole_number(n), whole_number(before), whole_number(left) end
+  local slice, parts = string.match(argument or '', '^(%d+ %d+ %d+) (%d+ %d+ %d+)$')
+  if slice then
+    n, before, left = read_extent(slice)
+    return n, before, left, read_parts(parts)
+  end
   known_counts[argument or ''] = whole_number(argument)
   return known_counts[argument]
 end
@@ -51,6 +58,11 @@ end
 --        then for each batch: batch id, number of arguments of its entries (0: enqueue nothing),
 --        these arguments. For a slice three numbers, such as '6000 500 1000', in place of the
 --        second: that number, the number of entries before the slice, and of those behind it.
+--        If tasks of the batch failed alone, six numbers: those of the last slice, such as
+--        '0 0 0 3 0 2', and how many failed tasks this call makes dead letters of, how many there
+--        are before and behind them; and behind the arguments of the entries for each: id of its
+--        dead letter, place in the batch, error text. Then KEYS has behind the result of the batch
+--        `dead` and the tasks of each letter
 --        A batch with a result in `result:BATCH` is always committed by slices, if only by one.
 --        All but the last one need a whole result there, so that another leader can go on
 -- Reply  for each batch one of
@@ -59,6 +71,7 @@ end
 --        'ORDER'  an older batch of the group has to leave first, or its result is not stored
 --        the number of its entries that are enqueued: a slice was enqueued that is not the last
 --        one, or nothing was done because another number has been enqueued than are before it
+--        'PARTED 2' likewise, for the number of failed tasks that have left
 --        or the text of the error with which the queue refused the batch.
 --        An error that concerns the server refuses the whole call, with nothing written.
 local function commit(sink)
@@ -73,25 +86,38 @@ local function commit(sink)
   -- The keys and arguments of every batch, before any is written.
   local last_key, last_arg = FIRST_KEY - 1, FIRST_ARG - 1
   while ARGV[last_arg + 1] do
-    local n, before = read_extent(ARGV[last_arg + 2])
+    local n, before, left, parts = read_extent(ARGV[last_arg + 2])
     assert_arguments(n % arity == 0)
     last_arg = last_arg + 2 + n
-    last_key = last_key + (before and 2 or 1) + n / arity * entry_keys
+    last_key = last_key + (before and 2 or 1)
+    if parts then
+      assert_arguments(left == 0)
+      local from, key = last_arg + 1, last_key + 1
+      last_arg, last_key = last_arg + parts.count * PART_ARGS, last_key + 1 + parts.count
+      assert_arguments(last_arg <= #ARGV and last_key <= #KEYS)
+      check_parts(parts, key, from)
+    end
+    last_key = last_key + n / arity * entry_keys
   end
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
   local records = {}  -- of the groups: each is read and written once
   local flushed, tasks_flushed, bytes_flushed = 0, 0, 0
+  local tasks_parted = 0
   local written = false
 
   -- Whether a slice may be enqueued, or all of a batch if `before` is nil.
-  local function may_go_on(batch, before, left)
+  local function may_go_on(batch, before, left, parts)
     if not before then return batch[RESULT] == '' end
-    return left == 0 or has_result(batch)
+    return left == 0 and (not parts or parts.left == 0) or has_result(batch)
   end
 
-  local function commit_one(id, key, from, n, before, left)
+  local function commit_one(id, key, from, n, before, left, parts)
     local tasks, entries_key = KEYS[key], key + (before and 2 or 1)
+    if parts then
+      parts.key, parts.from = key + 2, from + n
+      entries_key = entries_key + 1 + parts.count
+    end
     local batch = read_batch(batches, id)
     if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
     local group = batch[GROUP]
@@ -100,7 +126,9 @@ local function commit(sink)
     -- A batch that is half buried has to be buried.
     if not is_head(g, batch) or batch[LETTER] ~= '' then return 'ORDER' end
     if batch[ENQUEUED] ~= (before or 0) then return batch[ENQUEUED] end
-    if not may_go_on(batch, before, left) then return 'ORDER' end
+    if not may_go_on(batch, before, left, parts) then return 'ORDER' end
+    local gone = before and parted(batch) or 0
+    if gone ~= (parts and parts.before or 0) then return 'PARTED ' .. gone end
     if n > 0 then
       -- Before every other write: a batch that its queue refuses stays as it was.
       local reply = enqueue(from, n, entries_key)
@@ -112,11 +140,21 @@ local function commit(sink)
       redis.call('HSET', batches, id, cmsgpack.pack(batch))
       return batch[ENQUEUED]
     end
+    if parts then
+      move_parts(state, tasks, batch, parts, now)
+      gone = parted(batch)
+      if parts.left > 0 then
+        batch[ENQUEUED] = before + n / arity
+        redis.call('HSET', batches, id, cmsgpack.pack(batch))
+        return 'PARTED ' .. gone
+      end
+    end
     if before then redis.call('UNLINK', KEYS[key + 1]) end
     trim_batch(tasks, batch, g)
     close_batch(batches, claims, id, batch, g)
     records[group] = g
     flushed, tasks_flushed = flushed + 1, tasks_flushed + batch[TASK_COUNT]
+    tasks_parted = tasks_parted + gone
     bytes_flushed = bytes_flushed + batch[LENGTH]
     return 'OK'
   end
@@ -125,13 +163,16 @@ local function commit(sink)
   local key, at = FIRST_KEY, FIRST_ARG
   while ARGV[at] do
     local id, from = ARGV[at], at + 2
-    local n, before, left = read_extent(ARGV[at + 1])
-    local status = commit_one(id, key, from, n, before, left)
+    local n, before, left, parts = read_extent(ARGV[at + 1])
+    local status = commit_one(id, key, from, n, before, left, parts)
     local refused = not written and server_error(status)
     if refused then return refused end
     reply[#reply + 1] = status
     at = from + n
     key = key + (before and 2 or 1) + n / arity * entry_keys
+    if parts then
+      at, key = at + parts.count * PART_ARGS, key + 1 + parts.count
+    end
   end
   for group, g in pairs(records) do
     write_group(groups, group, g)
@@ -140,7 +181,7 @@ local function commit(sink)
     add_count(state, 'claimed', -tasks_flushed)
     add_count(state, 'bytes', -bytes_flushed)
     add_count(state, 'flushed', flushed)
-    add_count(state, 'flushed_tasks', tasks_flushed)
+    add_count(state, 'flushed_tasks', tasks_flushed - tasks_parted)
   end
   return reply
 end

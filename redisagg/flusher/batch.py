@@ -148,6 +148,8 @@ class MergeOutcome:
     """What is delivered to sinks outside Redis before the commit, the last one first."""
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     """Positions of stored entries that are no tasks, each with the reason."""
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    """Positions of stored tasks that failed alone, each with the reason."""
     enqueued: int = 0
     """How many merged tasks were enqueued in slices before those in `merged`."""
     merged: dict[str, bytes] = field(default_factory=dict)

@@ -104,7 +104,7 @@ class BatchRecord(NamedTuple):
     opened: int
     due_at: int
     batch_weight: int
-    spare: bytes
+    parted: bytes
 
 
 class DeadRecord(NamedTuple):

@@ -100,6 +100,21 @@ def permits_call(steps: Sequence[str]) -> Call:
 
 
 SLICE = "of a slice"
+PARTIAL = "of a batch of which tasks failed"
+
+
+def partial_call(call: Call, batch_id: bytes) -> Call:
+    """The last slice of a batch of which two tasks failed alone."""
+    letters = [b"%b-task-%d" % (batch_id, place) for place in (0, 2)]
+    place = call.keys.index(P.result(batch_id)) + 1
+    lists = [P.dead, *map(P.dead_tasks, letters)]
+    keys = [*call.keys[:place], *lists, *call.keys[place:]]
+    extent = call.args.index(batch_id) + 1
+    args = [*call.args, letters[0], 0, "odd", letters[1], 2, "odd"]
+    args[extent] += b" 2 0 0"
+    return Call(call.name, keys, args)
+
+
 ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
 
 
@@ -217,7 +232,11 @@ def prepare(client: Client) -> dict[str, Call]:
             ("commit_stream", entry),
         )
     }
-    return {**{call.name: call for call in calls}, **slices}
+    parts = {
+        f"{name} {PARTIAL}": partial_call(slices[f"{name} {SLICE}"], one)
+        for name in ("commit_asynq", "commit_list", "commit_stream")
+    }
+    return {**{call.name: call for call in calls}, **slices, **parts}
 
 
 def dump(client: Client) -> Dump:
@@ -323,6 +342,7 @@ def spoil_data(client: Client, call: Call, draw: random.Random) -> None:
 
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
 SCRIPTS += [f"commit_{queue} {SLICE}" for queue in ("asynq", "list", "stream")]
+SCRIPTS += [f"commit_{queue} {PARTIAL}" for queue in ("asynq", "list", "stream")]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

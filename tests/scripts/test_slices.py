@@ -13,7 +13,7 @@ import redis
 from redisagg import Aggregator, Task
 from redisagg.errors import UnknownBatch
 from redisagg.flusher.batch import Enqueue, Failure
-from redisagg.flusher.leader.requests import Due, LeaderRequests
+from redisagg.flusher.leader.requests import Due, LeaderRequests, Parts
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request, call
 from tests.support.aggregators import Make
@@ -444,3 +444,104 @@ def test_a_batch_of_which_nothing_is_enqueued_is_buried_without_its_result(
     assert not slicing.client.exists(P.result(slicing.first))
     [letter] = slicing.agg.dead_letters()
     assert letter.enqueued == 0
+
+
+# --- tasks that fail alone -----------------------------------------------------------------------
+
+
+class Parting:
+    """A claimed batch of eight tasks, of which those with an even place fail alone.
+
+    Args:
+        stored: whether its merge result is stored.
+    """
+
+    def __init__(self, make: Make, client: Client, *, stored: bool) -> None:
+        self.client = client
+        self.agg = make(partitions=1, group_max_size=8)
+        self.agg.add_tasks(numbered("g", 16))
+        self.leader = lead(client, "first")
+        self.id, self.behind = (batch_id for batch_id, *_ in claim(client, self.leader))
+        if stored:
+            _, requests = self.leader.store_result(self.id, b"r")
+            assert [send(client, request) for request in requests] == [1]
+
+    def commit(self, start: int, end: int, before: int, count: int) -> Any:
+        """Commits a slice with `count` failed tasks; returns what the script says."""
+        enqueue = Enqueue("", "commit_list", [b"queue"], [], [], ENTRIES[start:end])
+        failed = [(2 * n, f"reason {n}") for n in range(before, before + count)]
+        parts = Parts(failed, before, 4 - before - count)
+        left = len(ENTRIES) - end
+        request = self.leader.commit_slice(self.id, b"g", enqueue, start, left, parts)
+        [reply] = send(self.client, request)
+        return reply
+
+    def letters(self) -> list[tuple[int, str]]:
+        letters = self.agg.dead_letters(tasks=True)
+        return [
+            (each.task.payload, each_letter.error)
+            for each_letter in letters
+            for each in each_letter.tasks or ()
+            if each.task
+        ]
+
+
+FAILED = [(0, "reason 0"), (2, "reason 1"), (4, "reason 2"), (6, "reason 3")]
+
+
+def test_the_rest_and_the_failed_tasks_leave_in_one_step(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=False)
+    assert parting.commit(0, 10, 0, 4) == b"OK"
+    assert parting.letters() == FAILED
+    client: Client = sync_redis
+    assert client.lrange("queue", 0, -1) == ENTRIES
+    assert place_counts(parting.agg) == (0, 8, 4)
+    assert parting.agg.stats().flushed == 4
+    assert parting.commit(0, 10, 0, 4) == b"GONE"  # the reply was lost
+    assert place_counts(parting.agg) == (0, 8, 4)
+
+
+def test_many_failed_tasks_leave_in_slices_that_can_be_repeated(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=True)
+    client: Client = sync_redis
+    assert parting.commit(0, 10, 0, 1) == b"PARTED 1"
+    assert parting.commit(0, 10, 0, 1) == 10
+    assert parting.commit(10, 10, 0, 1) == b"PARTED 1"
+    assert parting.letters() == FAILED[:1]
+    # An operator may requeue a letter before the batch has left; it is not made again.
+    parting.agg.drop_dead_letter(f"{parting.id.decode()}-task-0")
+    assert parting.commit(10, 10, 0, 1) == b"PARTED 1"
+    assert parting.letters() == []
+    die(client)
+    parting.leader = lead(client, "second")
+    claimed = claim(client, parting.leader)
+    assert (claimed[0][0], claimed[0][2], claimed[0][10]) == (parting.id, 1, 10)
+    assert parting.commit(10, 10, 1, 1) == b"PARTED 2"
+    assert parting.agg.stats().flushed == 0
+    assert parting.commit(10, 10, 2, 2) == b"OK"
+    assert parting.letters() == FAILED[1:]
+    assert client.lrange("queue", 0, -1) == ENTRIES
+    assert place_counts(parting.agg) == (0, 8, 3)
+    assert parting.agg.stats().flushed == 4
+    assert not client.exists(P.result(parting.id))
+
+
+def test_slices_of_failed_tasks_need_a_stored_result(make: Make, sync_redis: redis.Redis) -> None:
+    parting = Parting(make, sync_redis, stored=False)
+    assert parting.commit(0, 10, 0, 1) == b"ORDER"
+    assert parting.letters() == []
+    assert not sync_redis.exists("queue")
+
+
+def test_a_queue_that_refuses_the_rest_keeps_the_failed_tasks_too(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=False)
+    sync_redis.set("queue", "foreign")
+    assert b"WRONGTYPE" in parting.commit(0, 10, 0, 4)
+    assert parting.letters() == []
+    assert place_counts(parting.agg) == (0, 16, 0)

@@ -19,6 +19,7 @@ from redisagg.flusher.leader.requests import (
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
     MAX_COMMIT_ENTRIES,
+    Parts,
     Returned,
 )
 from redisagg.flusher.leader.session import LeaseSession
@@ -45,9 +46,16 @@ _INLINE_BYTES = 16 * 1024
 # Batches whose records get their results in one call.
 _STORED_TOGETHER = 16
 
+# Tasks that failed alone of which one call makes dead letters.
+_PARTED_TASKS = 200
+
 # Entries that one call copies into a dead letter. A constant: whoever repeats the calls after a
 # death has to put the same entries into the same dead letters.
 _SET_ASIDE_TASKS = 500
+
+
+# The reply of a commit that has moved some of the tasks that failed alone; a number follows.
+_PARTED = b"PARTED "
 
 
 @dataclass(slots=True)
@@ -76,6 +84,8 @@ class _Slices:
     admitted: int
     at_once: bool
     """Whether one call carries all that is left."""
+    parted: int = 0
+    """How many tasks that failed alone have left."""
 
 
 class Committer:
@@ -159,7 +169,7 @@ class Committer:
             outcome = _outcome(batch)
             enqueue = outcome.enqueue
             count = len(outcome.merged)
-            if count > 1 or batch.claim.result:
+            if count > 1 or batch.claim.result or outcome.failed:
                 if _needs_slices(batch, outcome):
                     call.large = call.large or batch
                     behind.add(batch.group)
@@ -233,8 +243,9 @@ class Committer:
         if enqueue is not None and not slices.at_once:
             enqueue, end = _slice_of(enqueue, count, start)
         size = sum(map(len, enqueue.arguments)) if enqueue is not None else 0
+        parts = _parts_of(batch, outcome, slices.parted) if end == count else None
         request = self._session.requests.commit_slice(
-            batch.batch_id, batch.group, enqueue, claim.enqueued, count - end
+            batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts
         )
         reply: Any
         try:
@@ -245,6 +256,10 @@ class Committer:
             batch.claim = batch.claim._replace(enqueued=reply)
             if breaker is not None:
                 breaker.succeeded()
+            return
+        if isinstance(reply, bytes) and reply.startswith(_PARTED):  # all entries are enqueued
+            slices.parted = int(reply[len(_PARTED) :])
+            batch.claim = batch.claim._replace(enqueued=outcome.enqueued + count)
             return
         self._slices = None
         action = None
@@ -277,7 +292,8 @@ class Committer:
         if undecodable := outcome.undecodable:
             await self._set_aside(batch, undecodable)
             undecodable.clear()
-        at_once = not _is_large(outcome)
+        parts = _parts_of(batch, outcome, 0)
+        at_once = not _is_large(outcome) and (parts is None or parts.left == 0)
         if not at_once:
             result = pack_result(outcome)
             if result != batch.claim.stored_result or not batch.claim.has_result:
@@ -453,7 +469,22 @@ def _is_large(outcome: MergeOutcome) -> bool:
 
 def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
     """Whether a batch is committed by slices: its result is stored apart, or has to be."""
-    return bool(batch.claim.result) or _is_large(outcome)
+    return bool(batch.claim.result or outcome.failed) or _is_large(outcome)
+
+
+def _parts_of(batch: Batch, outcome: MergeOutcome, before: int) -> Parts | None:
+    """The next tasks that failed alone, as many as one call should move; None without any."""
+    if not outcome.failed:
+        return None
+    some: list[tuple[int, str]] = []
+    claim, size = batch.claim, 0
+    for position, reason in outcome.failed[before : before + _PARTED_TASKS]:
+        entries = claim.entries
+        size += len(entries[position] if entries else b"") or claim.length // claim.task_count
+        if size > _LARGE_CALL and some:
+            break
+        some.append((position, reason))
+    return Parts(some, before, len(outcome.failed) - before - len(some))
 
 
 def _slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:

@@ -74,6 +74,17 @@ class Returned(NamedTuple):
     """Why it failed, or empty to keep what is stored."""
 
 
+class Parts(NamedTuple):
+    """Tasks of a batch that failed alone, of which one call makes dead letters."""
+
+    failed: list[tuple[int, str]]
+    """Their positions in the batch, each with the reason."""
+    before: int
+    """How many have left in earlier calls."""
+    left: int
+    """How many are left for later ones."""
+
+
 class LeaderRequests:
     """Makes the requests of one leader.
 
@@ -167,7 +178,13 @@ class LeaderRequests:
         return call(common.script, keys, *args)
 
     def commit_slice(
-        self, batch_id: bytes, group: bytes, enqueue: Enqueue | None, before: int, left: int
+        self,
+        batch_id: bytes,
+        group: bytes,
+        enqueue: Enqueue | None,
+        before: int,
+        left: int,
+        parts: Parts | None = None,
     ) -> Request:
         """Enqueues a slice of a batch; removes the batch with the last one.
 
@@ -175,14 +192,24 @@ class LeaderRequests:
             enqueue: the entries of the slice.
             before: how many entries have been enqueued.
             left: how many entries are behind the slice.
+            parts: with the last slice, the tasks that failed alone.
         """
         p = self._partition
         enqueue = enqueue or _NOTHING
         keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *enqueue.queue_keys]
-        keys += (p.tasks(group), p.result(batch_id), *enqueue.entry_keys)
+        keys += (p.tasks(group), p.result(batch_id))
         extent = b"%d %d %d" % (len(enqueue.arguments), before, left)
+        behind: list[bytes] = []
+        if parts is not None:
+            extent += b" %d %d %d" % (len(parts.failed), parts.before, parts.left)
+            keys.append(p.dead)
+            for position, reason in parts.failed:
+                letter = b"%b-task-%d" % (batch_id, position)
+                keys.append(p.dead_tasks(letter))
+                behind += (letter, b"%d" % position, _utf8(reason))
+        keys += enqueue.entry_keys
         options = map(as_bytes, enqueue.options)
-        args = (b"%d" % self._token, *options, batch_id, extent, *enqueue.arguments)
+        args = (b"%d" % self._token, *options, batch_id, extent, *enqueue.arguments, *behind)
         return call(enqueue.script, keys, *args)
 
     def store_result(self, batch_id: bytes, result: bytes) -> tuple[bytes, list[Request]]:

@@ -1,8 +1,9 @@
 """The serialized merge result, as it is kept with a batch in Redis until it has been enqueued.
 
 It is a msgpack array of the undecodable entries, each with its position and the reason, the merged
-tasks, and the number of merged tasks that were enqueued before the first of these. Each merged task
-is packed on its own, so that one that was delivered can be left out.
+tasks, the number of merged tasks that were enqueued before the first of these, and the tasks that
+failed alone, each with its position and the reason. Each merged task is packed on its own, so that
+one that was delivered can be left out.
 """
 
 from __future__ import annotations
@@ -41,30 +42,33 @@ def pack_result(outcome: MergeOutcome) -> bytes:
     """
     if outcome.failure is not None and not outcome.merged:
         return b""  # the merge failed
-    undecodable = [
-        (position, reason.encode("utf-8", "replace")) for position, reason in outcome.undecodable
-    ]
-    return pack((undecodable, tuple(outcome.merged.values()), outcome.enqueued))
+    undecodable, failed = _packable(outcome.undecodable), _packable(outcome.failed)
+    return pack((undecodable, tuple(outcome.merged.values()), outcome.enqueued, failed))
+
+
+def _packable(reasons: list[tuple[int, str]]) -> list[tuple[int, bytes]]:
+    return [(position, reason.encode("utf-8", "replace")) for position, reason in reasons]
 
 
 def unpack_result(
     packed: bytes,
-) -> tuple[list[tuple[int, str]], list[tuple[MergedTask, bytes]], int]:
+) -> tuple[list[tuple[int, str]], list[tuple[MergedTask, bytes]], int, list[tuple[int, str]]]:
     """Reads what `pack_result` returned.
 
     Returns:
         The undecodable entries; the merged tasks, each with its serialized form; how many merged
-        tasks were enqueued before the first of these.
+        tasks were enqueued before the first of these; the tasks that failed alone.
 
     Raises:
         KeyConflict: these bytes are something else.
     """
     try:
-        undecodable, merged, enqueued = unpack(packed)
+        undecodable, merged, enqueued, failed = unpack(packed)
         return (
             [(position, reason.decode()) for position, reason in undecodable],
             [(_unpack_merged_task(each), each) for each in merged],
             int(enqueued),
+            [(position, reason.decode()) for position, reason in failed],
         )
     except Exception as error:  # foreign bytes can raise anything
         raise KeyConflict(f"the stored result of a merge can't be read: {error}") from error

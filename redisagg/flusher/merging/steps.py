@@ -17,17 +17,22 @@ from redisagg.errors import MergedTaskTooLarge, MergeError, PayloadError, SinkEr
 from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
 from redisagg.flusher.merging.tracing import linked, trace_headers
+from redisagg.merge_function import Partial
 from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import arrival_ms, decode
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
 from redisagg.sinks.routing import Router
 from redisagg.task import Task
+from redisagg.texts import redact, shorten
 from redisagg.views import BatchInfo
 
 _BLAMES = "the payload of task "
 _BLAMED = f"PayloadError: {_BLAMES}".encode()
 """The start of the error of an attempt that failed because of one task. In the next attempt, this
 task and others like it go to the dead letters, and the rest is merged."""
+
+_REASON_CHARACTERS = 2000
+"""Characters that are kept of the reason why one task failed."""
 
 _Routed: TypeAlias = tuple[ScriptSink | DeliverySink, MergedTask]
 
@@ -85,7 +90,7 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
     group = claim.group.decode("utf-8", "replace")
     tasks: list[Task] = []
     if claim.stored_result:
-        outcome.undecodable, stored, first = unpack_result(claim.stored_result)
+        outcome.undecodable, stored, first, outcome.failed = unpack_result(claim.stored_result)
         outcome.enqueued = claim.enqueued
         stored = stored[claim.enqueued - first :]
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
@@ -141,7 +146,7 @@ def route_result(
 
     Args:
         tasks: the tasks that were merged.
-        returned: a task, None, or a list or tuple of tasks.
+        returned: a task, None, or a list or tuple of tasks; or a `Partial` with one of these.
 
     Raises:
         MergeError: it is something else.
@@ -149,6 +154,9 @@ def route_result(
         PayloadError: msgpack or the sink has no form for its payload.
         SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
     """
+    if isinstance(returned, Partial):
+        tasks = _take_failed(claim, outcome, tasks, returned.failed)
+        returned = returned.merged
     routed: list[_Routed] = []
     inherited: dict[Sequence[str], dict[str, Any]] = {}  # by the names; the same for all tasks
     for merged in _merged_tasks(claim, tasks, returned):
@@ -172,6 +180,48 @@ def route_result(
             outcome.merged.clear()  # the next attempt merges the others
             raise PayloadError(blame) from error
         raise
+
+
+def _take_failed(
+    claim: Claim, outcome: MergeOutcome, tasks: Sequence[Task], failed: Any
+) -> Sequence[Task]:
+    """Puts the tasks that failed alone into the outcome; returns the others.
+
+    Raises:
+        MergeError: the batch has none of these tasks, or no others.
+    """
+    if not isinstance(failed, Mapping):
+        raise MergeError(f"Partial takes a mapping of task ids, not {type(failed).__name__}")
+    if not failed:
+        return tasks
+    ids = {task.id for task in tasks}
+    if unknown := [each for each in failed if each not in ids]:
+        raise MergeError(
+            f"Partial names {len(unknown)} task ids that the batch does not have, such as "
+            f"{shorten(unknown[0])}"
+        )
+    if len(failed) == len(ids):
+        task_id, reason = next(iter(failed.items()))
+        raise MergeError(f"all tasks failed; {task_id}: {_reason(reason)}")
+    no_tasks = {position for position, _ in outcome.undecodable}
+    positions = (place for place in range(len(claim.entries)) if place not in no_tasks)
+    outcome.failed = [
+        (position, _reason(failed[task.id]))
+        for position, task in zip(positions, tasks, strict=True)
+        if task.id in failed
+    ]
+    return [task for task in tasks if task.id not in failed]
+
+
+def _reason(reason: object) -> str:
+    text = (
+        reason
+        if isinstance(reason, str)
+        else Failure.of(reason).error
+        if isinstance(reason, BaseException)
+        else shorten(reason)
+    )
+    return redact(text)[:_REASON_CHARACTERS]
 
 
 def _check_size(size: int, most: int, limit: str) -> None:

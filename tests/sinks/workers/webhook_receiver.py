@@ -1,8 +1,8 @@
 """A receiver of webhooks as users write one: python -m tests.sinks.workers.webhook_receiver PORT
 
 Records each request, then answers 200. Further arguments set the answers to the first requests for
-an id: a status (``307`` has a location; ``429;1`` asks for a wait of 1 s), ``hang`` for no answer, ``drip`` for one without end,
-``drop`` to close the connection.
+an id: a status (``307`` has a location, ``429;1`` asks for a wait of 1 s), ``hang`` for no answer,
+``drip`` for one without end, ``drop`` to close the connection.
 """
 
 from __future__ import annotations
