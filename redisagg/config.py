@@ -71,6 +71,10 @@ class AggregationConfig:
             attempt, with jitter. Also the first pause, in seconds, of a sink that fails for all
             batches.
         retry_max_delay: longest delay between two attempts in seconds, 300 by default.
+        isolate_failures: whether a batch whose merge failed is split in halves until the tasks
+            that fail are alone; False by default. For merge functions that can't tell which task is
+            bad. Each half is merged after `retry_delay`; a task that fails alone is a dead letter
+            at once.
         lease_time: seconds for which a flusher leads a partition without renewing its lease; 10 by
             default. Another flusher takes over the work of a dead one within this time.
         max_task_bytes: largest size of a packed task in bytes, 1 MiB by default.
@@ -128,6 +132,7 @@ class AggregationConfig:
     max_attempts: int = 10
     retry_delay: Duration = 1.0
     retry_max_delay: Duration = 300.0
+    isolate_failures: bool = False
     lease_time: Duration = 10.0
     max_task_bytes: int = 1024 * 1024
     max_merged_bytes: int = 64 * 1024 * 1024
@@ -208,6 +213,10 @@ class AggregationConfig:
             raise InvalidConfig(
                 f"replica_timeout must be at most add_timeout ({self.add_timeout:g} seconds), "
                 f"not {self.replica_timeout:g}"
+            )
+        if not isinstance(self.isolate_failures, bool):
+            raise InvalidConfig(
+                f"isolate_failures must be True or False, not {self.isolate_failures!r}"
             )
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")

@@ -219,6 +219,11 @@ class Claim(NamedTuple):
         return self.result not in (b"", b"-")
 
 
+def is_half(batch_id: bytes) -> bool:
+    """Whether the batch is a half of one that was split."""
+    return b"." in batch_id
+
+
 # The attributes of an enumeration are slow to look up, and each batch is asked several times.
 _CLAIMED, _MERGING = State.CLAIMED, State.MERGING
 _MERGED, _ABANDONED = State.MERGED, State.ABANDONED

@@ -214,6 +214,7 @@ def prepare(client: Client) -> dict[str, Call]:
             [P.state, P.groups, P.batches, P.dead, P.tasks(b"a"), P.dead_tasks(DEAD_ID)],
             [token, one, DEAD_ID, "e", 0, 2],
         ),
+        Call("split", [*INDEXES, P.result(one)], [token, one, 10, "e"]),
         Call("now", [SPACE.meta], []),
         Call("set_policies", [SPACE.meta, SPACE.policies], [10, b"a*", b"{}", b"i3", b""]),
         Call("stats", [P.state, P.groups, P.batches, P.retry, P.dead], []),

@@ -545,3 +545,50 @@ def test_a_queue_that_refuses_the_rest_keeps_the_failed_tasks_too(
     assert b"WRONGTYPE" in parting.commit(0, 10, 0, 4)
     assert parting.letters() == []
     assert place_counts(parting.agg) == (0, 16, 0)
+
+
+# --- halves --------------------------------------------------------------------------------------
+
+
+def test_the_halves_of_a_batch_hold_those_behind_it(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(partitions=1, group_max_size=3)
+    agg.add_tasks(numbered("g", 6))
+    leader = lead(sync_redis, "first")
+    first, behind = (batch_id for batch_id, *_ in claim(sync_redis, leader))
+    before = agg.stats()
+    assert send(sync_redis, leader.split(first, 0, "no")) == 1
+    assert send(sync_redis, leader.split(first, 0, "no")) == 0  # the reply was lost
+    after = agg.stats()
+    assert place_counts(agg) == (0, 6, 0)
+    assert (after.stored_bytes, after.batches_in_retry) == (before.stored_bytes, 2)
+    die(sync_redis)  # before it has given back the batch behind
+    leader = lead(sync_redis, "second")
+    claimed = claim(sync_redis, leader)
+    assert [each[0] for each in claimed] == [first + b".0", first + b".1"]
+    assert [len(each[5]) for each in claimed] == [2, 1]
+    assert [each[2:4] for each in claimed] == [[1, b"no"]] * 2
+    next_claim: list[list[Any]] = []
+
+    def claimed_next() -> bool:
+        next_claim[:] = claim(sync_redis, leader)
+        return bool(next_claim)
+
+    wait_until(claimed_next, what="the batch behind can be claimed")
+    assert [each[0] for each in next_claim] == [behind]
+    ids = [first + b".0", first + b".1", behind]
+    [*replies] = send(sync_redis, leader.commit([(each, b"g", None) for each in ids]))
+    assert replies == [b"OK"] * 3
+    stats = agg.stats()
+    assert (stats.flushed, stats.in_flight, stats.stored_bytes, stats.groups) == (6, 0, 0, 0)
+
+
+def test_a_batch_of_one_task_has_no_halves(make: Make, sync_redis: redis.Redis) -> None:
+    slicing = Slicing(make, sync_redis, stored=False)
+    assert send(sync_redis, slicing.leader.split(slicing.first, 0, "no")) == 0
+    assert place_counts(slicing.agg) == (0, 2, 0)
+
+
+def test_a_batch_with_a_merge_result_has_no_halves(make: Make, sync_redis: redis.Redis) -> None:
+    parting = Parting(make, sync_redis, stored=True)
+    assert send(sync_redis, parting.leader.split(parting.id, 0, "no")) == 0
+    assert place_counts(parting.agg) == (0, 16, 0)

@@ -521,3 +521,60 @@ def test_the_memory_of_a_leader_that_ends_is_given_back_once() -> None:
     assert batch.state is State.ABANDONED
     assert budget.left(2 * MIB) == 64 * MIB
     assert freed == [True]
+
+
+# --- batches that are split ----------------------------------------------------------------------
+
+
+def failing(batch_id: bytes, tasks: int, failure: Failure, **claim: Any) -> GiveBack | Bury:
+    """What is done about a batch that failed, if bad tasks are to be isolated."""
+    inflight = InFlight(
+        LIMIT, max_stalled=9, max_attempts=5, budget=MemoryBudget(ignore), isolate=True
+    )
+    given = Claim(batch_id, b"a", 1, b"", b"", (), tasks, 0, 0, None)._replace(**claim)
+    batch = Batch(given, lambda batch: None)
+    inflight.claimed(batch)
+    batch.begin()
+    batch.end_merge(MergeOutcome(failure))
+    inflight.merged(batch)
+    action = inflight.next_action()
+    assert isinstance(action, GiveBack | Bury)
+    return action
+
+
+@pytest.mark.parametrize("failure", [RAISED, HOPELESS])
+def test_a_batch_of_several_tasks_is_split(failure: Failure) -> None:
+    action = failing(b"id", 2, failure)
+    assert isinstance(action, GiveBack)
+    assert action.split
+
+
+def test_a_half_of_one_task_is_buried_at_once() -> None:
+    assert isinstance(failing(b"id.0.1", 1, RAISED), Bury)
+
+
+def test_one_task_that_was_not_split_has_its_attempts() -> None:
+    action = failing(b"id", 1, RAISED)
+    assert isinstance(action, GiveBack)
+    assert not action.split
+    assert isinstance(failing(b"id", 1, HOPELESS), Bury)
+
+
+@pytest.mark.parametrize(
+    ("failure", "claim"),
+    [
+        (PAUSED, {}),
+        (RAISED, {"stored_result": b"r"}),
+        (RAISED, {"result": b"label"}),
+    ],
+)
+def test_what_is_no_failure_of_the_merge_splits_nothing(
+    failure: Failure, claim: dict[str, Any]
+) -> None:
+    action = failing(b"id", 2, failure, **claim)
+    assert isinstance(action, GiveBack)
+    assert not action.split
+
+
+def test_a_batch_that_was_half_buried_is_not_split() -> None:
+    assert isinstance(failing(b"id.0", 2, RAISED, attempt=2**31), Bury)

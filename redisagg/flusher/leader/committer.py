@@ -401,7 +401,10 @@ class Committer:
         batch = action.batches[0]
         failure = _failure(batch)
         delay = failure.pause
-        if delay is None:
+        if action.split:
+            delay = retry_delay(self._config, 1)
+            await self._split(batch, failure, delay)
+        elif delay is None:
             delay = retry_delay(self._config, batch.attempt)
             _log.warning(
                 "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
@@ -413,6 +416,19 @@ class Committer:
                 failure.error,
             )
         await self.give_back(action, delay)
+
+    async def _split(self, batch: Batch, failure: Failure, delay: float) -> None:
+        """Replaces a failed batch by its halves, unless it has none or is gone."""
+        split = self._session.requests.split(batch.batch_id, delay, failure.error)
+        if await self._session.send(split) == 1:
+            _log.warning(
+                "batch %s of group %r with %d tasks failed and is split, next in %.1f s: %s",
+                batch.batch_id.decode(),
+                batch.group[:64],
+                batch.claim.task_count,
+                delay,
+                failure.error,
+            )
 
     async def give_back(self, action: GiveBack, delay: float) -> None:
         """Gives batches back with their merge results.

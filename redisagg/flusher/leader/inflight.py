@@ -26,7 +26,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State, is_half
 from redisagg.flusher.budget import MemoryBudget
 
 # Access to a member of an enum takes longer than most steps here.
@@ -58,6 +58,8 @@ class GiveBack:
     batches: list[Batch]
     failure: Failure | None = None
     """Why the first of them failed; None if none has failed."""
+    split: bool = False
+    """Whether the first of them is to be split in halves."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,6 +111,7 @@ class InFlight:
         budget: the bytes that all leaders of the flusher may have in flight.
         max_of_group: the number of batches that a group may have in flight; None for half of
             `limit`.
+        isolate: whether a batch whose merge failed is split, until the bad tasks are alone.
     """
 
     def __init__(
@@ -119,12 +122,14 @@ class InFlight:
         max_attempts: int,
         budget: MemoryBudget,
         max_of_group: int | None = None,
+        isolate: bool = False,
     ) -> None:
         self._limit = limit
         self._max_of_group = min(limit // 2, max_of_group or limit)
         self._max_stalled = max_stalled
         self._max_attempts = max_attempts
         self._budget = budget
+        self._isolate = isolate
         self._bytes = 0
         self._stalled = 0
         self._closed: set[bytes] = set()
@@ -417,7 +422,11 @@ class InFlight:
             batch = self._reports[0]
             failure = batch.failure
             assert failure is not None  # a batch that is FAILED has one
-            hopeless = failure.permanent or batch.attempt >= self._max_attempts
+            split = self._isolate and failure.counts and self._can_be_isolated(batch)
+            if split:
+                hopeless = batch.claim.task_count < 2
+            else:
+                hopeless = failure.permanent or batch.attempt >= self._max_attempts
             if failure.counts and hopeless:
                 self._reports.popleft()
                 return Bury(batch)
@@ -437,9 +446,18 @@ class InFlight:
             for follower in followers:
                 follower.abandon()
                 self._ready.pop(follower.batch_id, None)
-            self._reporting = GiveBack([batch, *followers], failure)
+            self._reporting = GiveBack([batch, *followers], failure, split)
             return self._reporting
         return None
+
+    def _can_be_isolated(self, batch: Batch) -> bool:
+        """Whether the merge of a batch failed that can be split, or was split before."""
+        claim, outcome = batch.claim, batch.outcome
+        if claim.attempt > self._max_attempts or claim.stored_result or claim.result:
+            return False  # nothing was merged, or not now
+        if outcome is None or outcome.merged:
+            return False  # the failure is one of the sink
+        return claim.task_count > 1 or is_half(claim.batch_id)
 
     def _remove(self, batch: Batch) -> Deliver | None:
         """Forgets a batch and moves on what is behind it."""

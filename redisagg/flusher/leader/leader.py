@@ -86,6 +86,7 @@ class Leader:
             max_attempts=config.max_attempts,
             budget=budget,
             max_of_group=config.group_concurrency,
+            isolate=config.isolate_failures,
         )
         self._deliverer = Deliverer(
             deliveries, self._inflight, sinks, on_delivered=self._wake_committer

@@ -241,6 +241,11 @@ class LeaderRequests:
             args += (batch_id, delay_ms, int(counts), _utf8(error), result)
         return call("retry", self._indexes, self._token, *args)
 
+    def split(self, batch_id: bytes, delay: float, error: str) -> Request:
+        """Replaces a batch by its halves, which can be claimed after `delay` seconds."""
+        keys = [*self._indexes, self._partition.result(batch_id)]
+        return call("split", keys, self._token, batch_id, to_ms(delay), _utf8(error))
+
     def bury(self, batch_id: bytes, group: bytes, attempts: int, failure: Failure) -> Request:
         """Moves a batch to the dead letters, after this number of attempts."""
         p = self._partition
