@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeAlias
 from redisagg.config import check_range
 from redisagg.durations import to_seconds
 from redisagg.errors import InvalidConfig
+from redisagg.merge_function import Partial
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation
 from redisagg.sinks.limited_calls import ThreadedCalls, value_of
@@ -213,10 +214,13 @@ class DeliverySink(Sink, ABC):
             self.concurrency = concurrency
 
     @abstractmethod
-    async def deliver(self, merged: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> Partial | None:
         """Enqueues a merged task.
 
         If it raises, the attempt has failed and the task is delivered again after a delay.
+
+        Returns:
+            None, or the tasks of the batch that failed alone.
 
         Raises:
             PayloadError: this queue has no form for the merged task.

@@ -8,6 +8,7 @@ from typing import Any
 
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
+from redisagg.merge_function import Partial
 from redisagg.sinks.base import DeliverySink, MergedTask
 from redisagg.sinks.limited_calls import AwaitedCalls, Ended, ThreadedCalls, value_of
 from redisagg.task import Task
@@ -22,6 +23,9 @@ class CallableSink(DeliverySink):
     The call is repeated with the same batch id if the flusher dies between the call and the removal
     of the batch, or if `fn` raises after it did its work: have `fn` ignore an id that it has seen.
     Calls for one group come one after the other, in order.
+
+    `fn` may return ``Partial(failed={task_id: reason})``: these tasks of the batch become dead
+    letters of their own, the rest is done. Anything else that it returns is ignored.
 
     After a call that raised, the payload of the next one is as `redisagg.payload.to_builtin`
     returns it: a dict for a dataclass, a list for a tuple.
@@ -58,15 +62,16 @@ class CallableSink(DeliverySink):
         self._threads = ThreadedCalls(self._name, self.concurrency or _THREADS)
         self._coroutines = AwaitedCalls(self._name)
 
-    async def deliver(self, merged: MergedTask) -> None:
+    async def deliver(self, merged: MergedTask) -> Partial | None:
         arguments = merged.task, merged.batch_id
+        run = self._threads.run
         if inspect.iscoroutinefunction(self._fn):
-            await self._value(self._coroutines.run(self._fn, *arguments, timeout=self.timeout))
-            return
-        threaded = self._threads.run(self._fn, *arguments, timeout=self.timeout)
-        returned = await self._value(threaded)
+            run = self._coroutines.run
+        returned = await self._value(run(self._fn, *arguments, timeout=self.timeout))
         if inspect.isawaitable(returned):  # a plain function that returns a coroutine
-            await self._value(self._coroutines.run(_awaited, returned, timeout=self.timeout))
+            running = self._coroutines.run(_awaited, returned, timeout=self.timeout)
+            returned = await self._value(running)
+        return returned if isinstance(returned, Partial) else None
 
     async def _value(self, running: Awaitable[Ended | None]) -> Any:
         return value_of(await running, self._name, self.timeout)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 
 from redisagg.config import check_range
 from redisagg.errors import InvalidConfig, SinkError
+from redisagg.merge_function import Partial
 from redisagg.sinks.base import (
     DeliverySink,
     MergedTask,
@@ -131,11 +132,14 @@ class Deliveries:
 
     async def deliver(
         self, sink: DeliverySink, merged: MergedTask, begins: Callable[[], None] | None = None
-    ) -> None:
+    ) -> Partial | None:
         """Delivers one merged task.
 
         Args:
             begins: called when it is the turn of this delivery.
+
+        Returns:
+            The tasks that failed alone, if there are any.
 
         Raises:
             SinkTimeout: the sink took longer than its timeout, or too many deliveries hang.
@@ -156,20 +160,20 @@ class Deliveries:
                     await self._call(target, sink.open, self.context)
                     target.opened = True
         if target.slots is None:
-            await self._deliver(target, merged, begins)
-        else:
-            async with target.slots:
-                await self._deliver(target, merged, begins)
+            return await self._deliver(target, merged, begins)
+        async with target.slots:
+            return await self._deliver(target, merged, begins)
 
     async def _deliver(
         self, target: _Target, merged: MergedTask, begins: Callable[[], None] | None
-    ) -> None:
+    ) -> Partial | None:
         if begins is not None:
             begins()
         if target.sink.limits_itself:
-            await target.sink.deliver(merged)
+            returned: object = await target.sink.deliver(merged)
         else:
-            await self._call(target, target.sink.deliver, merged)
+            returned = await self._call(target, target.sink.deliver, merged)
+        return returned if isinstance(returned, Partial) and returned.failed else None
 
     async def close(self) -> None:
         """Closes the sinks that were opened, within half a second; logs what they raise."""
@@ -186,8 +190,8 @@ class Deliveries:
             _log.warning("%s can't be closed: %r", name, error)
 
     async def _call(
-        self, target: _Target, function: Callable[..., Awaitable[None]], *args: Any
-    ) -> None:
+        self, target: _Target, function: Callable[..., Awaitable[Any]], *args: Any
+    ) -> Any:
         timeout = timeout_of(target.sink)
         ended = await target.calls.run(function, *args, timeout=timeout)
-        value_of(ended, type(target.sink).__name__, timeout)
+        return value_of(ended, type(target.sink).__name__, timeout)

@@ -154,3 +154,75 @@ def test_nothing_is_left_behind(make_both: Make, sync_redis: redis.Redis) -> Non
         assert agg.wait_until_idle(10)
     keys: Any = sync_redis.keys("redisagg:{tests:*")
     assert all(key.endswith(b":state") for key in keys)
+
+
+# --- from a sink ---------------------------------------------------------------------------------
+
+
+def merge_with_ids(group: str, tasks: list[Task]) -> Task:
+    return Task("merged", [(task.id, task.payload) for task in tasks])
+
+
+class Inserting:
+    """A sink that refuses odd payloads, after its first calls have failed."""
+
+    def __init__(self, failing: int = 0) -> None:
+        self.left = failing
+        self.rows: list[int] = []
+
+    def __call__(self, task: Task, batch_id: str) -> Partial:
+        if self.left > 0:
+            self.left -= 1
+            raise ConnectionError("away")
+        self.rows += [n for _, n in task.payload if n % 2 == 0]
+        return Partial(failed={task_id: f"{n} is odd" for task_id, n in task.payload if n % 2})
+
+    async def later(self, task: Task, batch_id: str) -> Partial:
+        return self(task, batch_id)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_sink_may_fail_tasks_alone(make_both: Make, failing: int, later: bool) -> None:
+    """Also in a later attempt, which has the merge result and not the tasks."""
+    insert = Inserting(failing)
+    sink = CallableSink(insert.later if later else insert)
+    with make_both(
+        sink=sink, group_aggregator=merge_with_ids, group_max_size=5, max_attempts=5
+    ) as agg:
+        agg.add_tasks(numbered("a", 10))
+        assert agg.wait_until_idle(20)
+        letters, stats = agg.dead_letters(tasks=True), agg.stats()
+    assert insert.rows == [0, 2, 4, 6, 8]
+    assert [letter.error for letter in letters] == [f"{n} is odd" for n in (1, 3, 5, 7, 9)]
+    assert (stats.flushed, stats.dead, stats.stored_bytes) == (5, 5, 0)
+
+
+def test_a_sink_that_fails_tasks_of_a_large_batch(make: Make) -> None:
+    insert = Inserting(1)
+    with make(
+        sink=CallableSink(insert), group_aggregator=merge_with_ids, group_max_size=3000
+    ) as agg:
+        agg.add_tasks(numbered("a", 3000))
+        assert agg.wait_until_idle(60)
+        stats = agg.stats()
+    assert insert.rows == list(range(0, 3000, 2))
+    assert (stats.flushed, stats.dead, stats.stored_bytes) == (1500, 1500, 0)
+
+
+@pytest.mark.parametrize(
+    ("failed", "error"),
+    [
+        (lambda ids: {"nobody": "x"}, "that the batch does not have"),
+        (lambda ids: dict.fromkeys(ids, "no"), "all tasks failed"),
+    ],
+)
+def test_a_wrong_partial_of_a_sink_fails_the_attempt(make: Make, failed: Any, error: str) -> None:
+    def sink(task: Task, batch_id: str) -> Partial:
+        return Partial(failed=failed([task_id for task_id, _ in task.payload]))
+
+    with make(sink=CallableSink(sink), group_aggregator=merge_with_ids, group_max_size=3) as agg:
+        agg.add_tasks(numbered("a", 3))
+        [letter] = await_dead(agg)
+    assert (letter.size, letter.attempts) == (3, 3)
+    assert error in letter.error

@@ -9,9 +9,15 @@ from functools import partial
 from redisagg.errors import InvalidTask
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, Permit, State
 from redisagg.flusher.leader.inflight import Deliver, InFlight
+from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
+from redisagg.flusher.merging.steps import positions_of
+from redisagg.merge_function import Partial
 from redisagg.sinks.base import MergedTask, timeout_of
 from redisagg.sinks.routing import Deliveries
+
+# Bytes of tasks that are read at once.
+_READ_BYTES = 512 * 1024
 
 
 class _PermitEnds(Exception):
@@ -33,11 +39,13 @@ class Deliverer:
     def __init__(
         self,
         deliveries: Deliveries,
+        session: LeaseSession,
         inflight: InFlight,
         sinks: SinkHealth,
         on_delivered: Callable[[], None],
     ) -> None:
         self._deliveries = deliveries
+        self._session = session
         self._inflight = inflight
         self._sinks = sinks
         self._on_delivered = on_delivered
@@ -103,7 +111,7 @@ class Deliverer:
             last = batch.outcome is not None and len(batch.outcome.deliveries) == 1
             begins = partial(_begin, permit, timeout, last=last)
         try:
-            await self._deliveries.deliver(sink, merged, begins)
+            returned = await self._deliveries.deliver(sink, merged, begins)
         except _PermitEnds:
             return Failure("", "", pause=0.0)  # the next claim has another permit
         except InvalidTask:  # it says nothing about the queue
@@ -113,4 +121,37 @@ class Deliverer:
                 raise
             return failure_at(breaker, batch.batch_id, admitted, error)
         breaker.succeeded()
+        if returned is not None:
+            await self._take_failed(batch, returned)
         return None
+
+    async def _take_failed(self, batch: Batch, returned: Partial) -> None:
+        """Notes the tasks that failed alone, as the sink says.
+
+        Raises:
+            MergeError: the batch has none of these tasks, or no others.
+        """
+        outcome = batch.outcome
+        assert outcome is not None  # it has been merged
+        entries = batch.claim.entries or await self._read(batch)
+        no_tasks = {position for position, _ in outcome.undecodable}
+        places = {
+            entry[7 : 7 + entry[6]].decode(): position
+            for position, entry in enumerate(entries)
+            if position not in no_tasks
+        }
+        known = dict(outcome.failed)
+        known.update(positions_of(returned.failed, places))
+        outcome.failed = sorted(known.items())
+
+    async def _read(self, batch: Batch) -> list[bytes]:
+        """Reads the tasks of a batch that was claimed with its merge result only."""
+        entries: list[bytes] = []
+        requests = self._session.requests
+        while len(entries) < batch.claim.task_count:
+            place = len(entries)
+            read = requests.read_tasks(batch.batch_id, batch.group, place, _READ_BYTES)
+            if not (some := await self._session.send(read)):
+                break
+            entries += some
+        return entries

@@ -89,7 +89,7 @@ class Leader:
             isolate=config.isolate_failures,
         )
         self._deliverer = Deliverer(
-            deliveries, self._inflight, sinks, on_delivered=self._wake_committer
+            deliveries, session, self._inflight, sinks, on_delivered=self._wake_committer
         )
         self._committer = Committer(
             config=config,

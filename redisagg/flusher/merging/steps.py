@@ -190,37 +190,42 @@ def _take_failed(
     Raises:
         MergeError: the batch has none of these tasks, or no others.
     """
+    if not failed and isinstance(failed, Mapping):
+        return tasks
+    no_tasks = {position for position, _ in outcome.undecodable}
+    positions = [place for place in range(len(claim.entries)) if place not in no_tasks]
+    ids = [task.id for task in tasks]
+    outcome.failed = positions_of(failed, dict(zip(ids, positions, strict=True)))
+    return [task for task in tasks if task.id not in failed]
+
+
+def positions_of(failed: Any, places: Mapping[str, int]) -> list[tuple[int, str]]:
+    """The positions of tasks that failed alone, each with the reason.
+
+    Args:
+        failed: the mapping of a `Partial`.
+        places: the position of each task of the batch, by its id.
+
+    Raises:
+        MergeError: the batch has none of these tasks, or no others.
+    """
     if not isinstance(failed, Mapping):
         raise MergeError(f"Partial takes a mapping of task ids, not {type(failed).__name__}")
-    if not failed:
-        return tasks
-    ids = {task.id for task in tasks}
-    if unknown := [each for each in failed if each not in ids]:
+    if unknown := [each for each in failed if each not in places]:
         raise MergeError(
             f"Partial names {len(unknown)} task ids that the batch does not have, such as "
             f"{shorten(unknown[0])}"
         )
-    if len(failed) == len(ids):
+    if len(failed) == len(places):
         task_id, reason = next(iter(failed.items()))
         raise MergeError(f"all tasks failed; {task_id}: {_reason(reason)}")
-    no_tasks = {position for position, _ in outcome.undecodable}
-    positions = (place for place in range(len(claim.entries)) if place not in no_tasks)
-    outcome.failed = [
-        (position, _reason(failed[task.id]))
-        for position, task in zip(positions, tasks, strict=True)
-        if task.id in failed
-    ]
-    return [task for task in tasks if task.id not in failed]
+    return sorted((places[task_id], _reason(reason)) for task_id, reason in failed.items())
 
 
 def _reason(reason: object) -> str:
-    text = (
-        reason
-        if isinstance(reason, str)
-        else Failure.of(reason).error
-        if isinstance(reason, BaseException)
-        else shorten(reason)
-    )
+    if isinstance(reason, BaseException):
+        return Failure.of(reason).error[:_REASON_CHARACTERS]
+    text = reason if isinstance(reason, str) else shorten(reason)
     return redact(text)[:_REASON_CHARACTERS]
 
 
