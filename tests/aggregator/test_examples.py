@@ -8,11 +8,15 @@ import runpy
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from redisagg import Task
+from tests.support.tasks import await_batches, enqueued
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -66,6 +70,71 @@ def test_search_index_gets_all_items(redis_url: str) -> None:
 def test_order_status_reports_the_last_status_of_each_order(redis_url: str) -> None:
     reported = _run("order_status.py", redis_url)
     assert reported == "ups:eu {'A3': 'packed', 'A1': 'sent', 'A2': 'sent'}\n"
+
+
+def test_the_first_alert_is_sent_at_once(redis_url: str) -> None:
+    assert _run("first_at_once.py", redis_url).splitlines() == [
+        "3 wait",
+        "disk is full",
+        "3 more alerts, first: writes fail",
+    ]
+
+
+def test_quiet_hours_are_those_of_the_night(redis_url: str) -> None:
+    assert _run("quiet_hours.py", redis_url).splitlines() == [
+        "27 March: 8 hours",
+        "28 March: 7 hours",
+        "24 October: 9 hours",
+        "1 batch",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evening", "hours"),
+    [
+        (datetime(2026, 3, 28, 22, tzinfo=timezone.utc), 7),  # 23:00; the clocks go forward
+        (datetime(2026, 10, 24, 21, tzinfo=timezone.utc), 9),  # 23:00; the clocks go back
+    ],
+)
+def test_quiet_hours_end_at_seven_after_clocks_have_changed(
+    redis_url: str,
+    redis_at: Callable[[datetime], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    evening: datetime,
+    hours: int,
+) -> None:
+    monkeypatch.setenv("REDISAGG_URL", redis_url)
+    example = runpy.run_path(str(_EXAMPLES / "quiet_hours.py"))
+    aggregator, message = example["aggregator"], example["message"]
+    morning = evening + timedelta(hours=hours)
+    with redis_at(evening):
+        for _ in range(30):  # more than the maximum of a batch: full
+            aggregator.add_task(message("ann", "hello", evening, "Europe/Berlin"))
+        [group] = aggregator.get_entries().values()
+        assert group.due_at == morning.timestamp()
+    with redis_at(morning - timedelta(seconds=0.5)), aggregator:
+        await_batches(aggregator, 1)
+    assert enqueued(aggregator)[0].count == 20
+    aggregator.close()
+
+
+def test_embeddings_have_at_most_8000_tokens_in_a_call(redis_url: str) -> None:
+    lines = _run("embeddings.py", redis_url).splitlines()
+    calls = sorted(lines, key=lambda line: int(line.split(" d")[1]))
+    assert calls == [
+        "7000 tokens of d0 d1 d2 d3",
+        "7500 tokens of d4 d5 d6",
+        "6000 tokens of d7 d8 d9",
+        "6500 tokens of d10 d11",
+    ]
+
+
+def test_bulk_requests_have_at_most_10_mb(redis_url: str) -> None:
+    lines = _run("bulk_request.py", redis_url).splitlines()
+    found = [line.split() for line in lines]
+    assert sum(int(documents) for documents, *_ in found) == 300
+    assert sorted(int(documents) for documents, *_ in found) == [3, 99, 99, 99]
+    assert all(int(size) <= 10_000_000 for _, _, size, _ in found)
 
 
 @pytest.mark.parametrize("path", sorted(_EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -189,3 +189,39 @@ def test_the_error_of_a_task_names_its_index(make: Make, collection: Any) -> Non
     tasks = [*numbered("g", 2), Task("t", object(), "g")]
     with pytest.raises(PayloadError, match=r"^tasks\[2\]: the payload holds a builtins.object"):
         make().add_tasks(collection(tasks))
+
+
+class _Model:
+    """As a model of pydantic."""
+
+    def model_dump(self) -> dict[str, Any]:
+        return {"a": [1]}
+
+
+class _Struct:
+    """As a struct of msgspec."""
+
+    __struct_fields__ = ("x",)
+    x = _Model()
+
+
+class LazyString:
+    """As that of Flask-Babel."""
+
+    def __str__(self) -> str:
+        return "lazy"
+
+
+def test_a_merge_function_gets_models_and_large_numbers_as_builtins(make_both: Make) -> None:
+    given: list[Any] = []
+
+    def merge(group: str, tasks: list[Task]) -> None:
+        given.extend(task.payload for task in tasks)
+
+    agg = make_both(group_aggregator=merge)
+    agg.add_task(Task("t", _Model(), "g"))
+    agg.add_tasks(Task("t", each, "g") for each in (_Struct(), LazyString(), 2**70, -(2**64)))
+    with agg:
+        agg.flush("g")
+        assert agg.wait_until_idle(10)
+    assert given == [{"a": [1]}, {"x": {"a": [1]}}, "lazy", 2**70, -(2**64)]

@@ -358,5 +358,37 @@ def test_an_interval_between_batches(make: Make, sync_redis: redis.Redis) -> Non
         wait_until(lambda: agg.stats().groups == 0, what="the group has cooled down")
 
 
+def test_a_group_is_not_cut_more_often_than_its_interval_says(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make(group_min_interval=0.5, group_max_size=2)
+    with agg:
+        agg.add_tasks(numbered("g", 2))
+        await_batches(agg, 1, timeout=LATE)
+        agg.add_tasks(numbered("g", 2, start=2))  # full, and held back
+        await_batches(agg, 2, timeout=0.5 + LATE)
+        first, second = (int(entry_id.split(b"-")[0]) for entry_id, _ in stream(sync_redis))
+        assert second - first >= 450
+        agg.add_tasks(numbered("g", 1, start=4))
+        agg.flush("g")
+        await_batches(agg, 3, timeout=LATE)
+        third = int(stream(sync_redis)[2][0].split(b"-")[0])
+        assert third - second < 450
+    assert batches(agg) == [[0, 1], [2, 3], [4]]
+
+
+def test_the_reason_of_a_first_task_is_leading(make: Make) -> None:
+    told: list[str] = []
+
+    def merge(group: str, tasks: list[Task], info: BatchInfo) -> None:
+        told.append(info.reason)
+
+    agg = make(group_leading=True, group_min_interval=600, group_aggregator=merge)
+    with agg:
+        agg.add_tasks(numbered("g", 1))
+        assert agg.wait_until_idle(10)
+    assert told == ["leading"]
+
+
 def stream(client: redis.Redis) -> Any:
     return client.xrange("tests-batches")

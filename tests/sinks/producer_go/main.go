@@ -1,5 +1,5 @@
-// Adds tasks to an aggregator and prints how many were new: ADDRESS NAME SCRIPTS COUNT
-// SCRIPTS is a folder with the expanded scripts.
+// Adds tasks to an aggregator and prints how many were new: ADDRESS NAME SCRIPTS COUNT LIMITS
+// SCRIPTS is a folder with the expanded scripts, LIMITS are the named limits of each task.
 package main
 
 import (
@@ -35,8 +35,15 @@ func main() {
 			own + "call:go", own + "seen", own + "seen_before", own + "tasks:" + group, own + "ids:" + group}
 		body, _ := msgpack.Marshal([]any{"from-go", map[string]int{"n": n}, map[string]string{"by": "go"}})
 		reply := add.Run(ctx, client, keys, "", 600000, prefix+"}:wake", fmt.Sprintf("%d/%d", partition, partitions),
-			0, 0, "", group, "120000 600000 20 0", "1 3", fmt.Sprint("go-", n), body, "weight=2 due_at=4102444800000 not_before=1 flush=0 replace=0")
-		added += reply.Val().([]any)[0].(int64) // panics if the task was refused
+			0, 0, "", group, "120000 600000 20 0", "1 3", fmt.Sprint("go-", n), body, os.Args[5])
+		switch answer := reply.Val().([]any)[0].(type) { // panics if the call was refused
+		case int64:
+			added += answer
+		case []any: // new tasks, and tasks that have replaced one
+			added += answer[0].(int64)
+		default:
+			panic(answer)
+		}
 	}
 	fmt.Println(added)
 }

@@ -1,12 +1,12 @@
-// Adds tasks to an aggregator and prints how many were new: URL NAME SCRIPTS COUNT
-// SCRIPTS is a folder with the expanded scripts.
+// Adds tasks to an aggregator and prints how many were new: URL NAME SCRIPTS COUNT LIMITS
+// SCRIPTS is a folder with the expanded scripts, LIMITS are the named limits of each task.
 import { readFileSync } from "node:fs";
 import { crc32 } from "node:zlib";
 import { encode } from "@msgpack/msgpack";
 import { createClient } from "redis";
 import { limitsOf, readPolicies } from "./policies.js";
 
-const [url, name, folder, count] = process.argv.slice(2);
+const [url, name, folder, count, limits] = process.argv.slice(2);
 const client = await createClient({ url }).connect();
 
 const source = (script) => readFileSync(`${folder}/${script}.lua`, "utf8");
@@ -31,11 +31,10 @@ for (let n = 0; n < Number(count); n++) {
   const keys = names.map((each) => `${prefix}:${partition}}:${each}`);
   const body = Buffer.from(encode(["from-node", { n }, { by: "node" }]));
   const head = ["", "600000", `${prefix}}:wake`, `${partition}/${partitions} policies`, "0", "0", ""];
-  const limits = "weight=2 due_at=4102444800000 not_before=1 flush=0 replace=0";
   const section = [group, limitsOf(policies, group, settings), "1 3", `node-${n}`, body, limits];
-  const [fresh] = await call(add, keys, [...head, ...section]);
-  if (typeof fresh === "string") throw new Error(fresh);
-  added += fresh;
+  const [answer] = await call(add, keys, [...head, ...section]);
+  if (typeof answer === "string") throw new Error(answer);
+  added += [answer].flat()[0]; // of an array: new tasks, and tasks that have replaced one
 }
 console.log(added);
 client.destroy();
