@@ -228,7 +228,7 @@ local function cut_first(group, tasks, ids)
   if not redis.call('ZSCORE', ready, group) then return end
   local g, foreign = read_group(groups, group)
   if foreign then return quarantine_group(group, FOREIGN) end
-  if not g or g[HELD] > 0 or g[WAITING] == 0 or is_paused(g) then
+  if not g or g[HELD] > 0 or g[WAITING] == 0 or g[RULES] ~= 0 and is_paused(g) then
     redis.call('ZREM', ready, group)
     return
   end

@@ -156,7 +156,8 @@ if next_due <= now then
   local done, later = {}, {}
   for _, group in ipairs(names) do
     local g, foreign = read_group(groups, group)
-    local group_due = g and g[WAITING] > 0 and g[HELD] == 0 and not is_paused(g) and due_at(g)
+    local group_due = g and g[WAITING] > 0 and g[HELD] == 0
+      and (g[RULES] == 0 or not is_paused(g)) and due_at(g)
     if g and g[WAITING] == 0 and is_cooling(g) then group_due = end_of_cooling(group, g) end
     if foreign then group_due = now + sleep_ms end  -- the record may be repaired by then
     if group_due and (foreign or group_due > now) then  -- later tasks have moved the time back

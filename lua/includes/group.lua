@@ -111,7 +111,10 @@ local function is_cooling(g) return g[RULES] ~= 0 and g[RULES][COOL_UNTIL] > 0 e
 local function is_paused(g) return g[RULES] ~= 0 and g[RULES][PAUSED] > 0 end
 
 -- Whether the record has to stay without tasks.
-local function stays(g) return is_cooling(g) or is_paused(g) end
+local function stays(g)
+  local rules = g[RULES]
+  return rules ~= 0 and (rules[COOL_UNTIL] > 0 or rules[PAUSED] > 0)
+end
 
 -- Ends what holds for the waiting tasks of a group, when none waits any more.
 local function no_task_waits(g)

@@ -91,12 +91,17 @@ class _Limit:
         return self.rate is not None and self.rate.of != "batches"
 
     def units_of(self, claim: Claim) -> int:
-        """The units of a batch."""
+        """The units of a batch, at most those of a whole window."""
         if self.rate is None or self.rate.of == "batches":
             return 1
-        units = max(1, claim.task_count if self.rate.of == "tasks" else claim.weight)
-        self._recent.append(min(units, self.rate.limit))
+        units = min(self.contents_of(claim), self.rate.limit)
+        self._recent.append(units)
         return units
+
+    def contents_of(self, claim: Claim) -> int:
+        """The tasks or the weight of a batch, as the limit counts them; 1 at least."""
+        by_tasks = self.rate is not None and self.rate.of == "tasks"
+        return max(1, claim.task_count if by_tasks else claim.weight)
 
     def arguments(self) -> tuple[int, ...]:
         rate = self.rate
@@ -273,11 +278,17 @@ class Permits:
 
     def excess(self, claim: Claim) -> str:
         """Says which limit a batch alone exceeds, so that it can never be merged; or nothing."""
+        if claim.stored_result or claim.result:
+            return ""  # it has been merged
         for limit, name in ((self._namespace, "rate_limit"), (self._group, "group_rate_limit")):
-            if limit.rate is not None and (units := limit.units_of(claim)) > limit.rate.limit:
+            rate = limit.rate
+            if rate is None or rate.of == "batches":
+                continue
+            if (contents := limit.contents_of(claim)) > rate.limit:
+                what = "tasks" if rate.of == "tasks" else "units of weight"
                 return (
-                    f"the batch has {units:,} units of {limit.rate.of}, more than {name} allows "
-                    f"at all ({limit.rate.limit:,}); raise the limit, and requeue the batch"
+                    f"the batch has {contents:,} {what}, more than {name} allows at all "
+                    f"({rate.limit:,}); raise the limit, and requeue the batch"
                 )
         return ""
 

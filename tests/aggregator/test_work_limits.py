@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import AggregationConfig, BatchInfo, RateLimit, Task
+from redisagg import AggregationConfig, BatchInfo, RateLimit, Task, sinks
 from redisagg.errors import InvalidConfig
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import CallableSink, DeliverySink, MergedTask
@@ -48,6 +49,13 @@ class Calls:
         """A call of a sink."""
         self(str(task.group_key), [task])
 
+    async def wait(self, group: str) -> None:
+        """A call of an `async` function."""
+        call = ProviderCall(group, 1, time.monotonic())
+        self.calls.append(call)
+        await asyncio.sleep(self.takes)
+        call.ended = time.monotonic()
+
     def of(self, group: str) -> list[ProviderCall]:
         """The calls of one group."""
         return [call for call in self.calls if call.group == group]
@@ -76,10 +84,7 @@ def test_an_async_merge_is_limited_too(make: Make) -> None:
     calls = Calls()
 
     async def merge(group: str, tasks: list[Task]) -> None:
-        call = ProviderCall(group, len(tasks), time.monotonic())
-        calls.calls.append(call)
-        await asyncio.sleep(0.01)
-        call.ended = time.monotonic()
+        await calls.wait(group)
 
     agg = make(group_aggregator=merge, max_concurrency=2, group_max_size=1)
     with agg:
@@ -208,14 +213,11 @@ class OwnSink(DeliverySink):
     """An asyncio sink that records its calls."""
 
     def __init__(self, calls: Calls, concurrency: int | None = None) -> None:
-        self.calls = calls.calls
+        self._calls = calls
         self._limit_to(concurrency)
 
     async def deliver(self, merged: MergedTask) -> None:
-        call = ProviderCall(merged.group, merged.count, time.monotonic())
-        self.calls.append(call)
-        await asyncio.sleep(0.02)
-        call.ended = time.monotonic()
+        await self._calls.wait(merged.group)
 
 
 @pytest.mark.parametrize("kind", ["own", "async function", "function"])
@@ -223,17 +225,14 @@ def test_a_sink_limits_the_deliveries_of_a_flusher(make: Make, kind: str) -> Non
     calls = Calls()
 
     async def deliver(task: Task, batch_id: str) -> None:
-        call = ProviderCall(str(task.group_key), 1, time.monotonic())
-        calls.calls.append(call)
-        await asyncio.sleep(0.02)
-        call.ended = time.monotonic()
+        await calls.wait(str(task.group_key))
 
-    sinks: dict[str, Callable[[int | None], DeliverySink]] = {
+    by_kind: dict[str, Callable[[int | None], DeliverySink]] = {
         "own": lambda most: OwnSink(calls, most),
         "async function": lambda most: CallableSink(deliver, concurrency=most, timeout=0.5),
         "function": lambda most: CallableSink(calls.deliver, concurrency=most, timeout=0.5),
     }
-    agg = make(sink=sinks[kind](2), group_max_size=1)
+    agg = make(sink=by_kind[kind](2), group_max_size=1)
     with agg:
         agg.add_tasks(spread(60, groups=30))  # the wait of the last is longer than the timeout
         assert agg.wait_until_idle(20)
@@ -241,7 +240,8 @@ def test_a_sink_limits_the_deliveries_of_a_flusher(make: Make, kind: str) -> Non
     assert len(calls.calls) == 60
     assert most_at_once(calls.calls) == 2
     calls.calls.clear()
-    free = make(sink=sinks[kind](None), group_max_size=1, name="free")
+    calls.takes = 0.3
+    free = make(sink=by_kind[kind](None), group_max_size=1, name="free")
     with free:
         free.add_tasks(spread(30, groups=30))
         assert free.wait_until_idle(20)
@@ -421,10 +421,26 @@ def test_a_batch_with_more_than_the_limit_is_a_dead_letter(make: Make) -> None:
     with agg:
         agg.add_tasks(numbered("large", 6, max_size=6))
         [letter] = await_dead(agg)
-        assert "the batch has 6 units of tasks" in letter.error
+        assert "the batch has 6 tasks, more than rate_limit allows at all (5)" in letter.error
         agg.add_tasks(numbered("small", 5))
         assert agg.wait_until_idle(20)
     assert [call.tasks for call in merge.calls] == [5]
+
+
+def test_a_large_batch_is_read_first(make: Make) -> None:
+    merge = Calls(0.001)
+    agg = make(
+        group_aggregator=merge,
+        rate_limit=RateLimit(1500, per=0.3, of="tasks"),
+        group_concurrency=1,
+        group_max_size=1500,
+    )
+    with agg:
+        agg.add_tasks(numbered("g", 3000))
+        assert agg.wait_until_idle(20)
+    assert [call.tasks for call in merge.calls] == [1500, 1500]
+    assert most_in_window(merge.calls, 0.3, tasks=True) == 1500
+    assert sorted(payloads(enqueued(agg))) == list(range(3000))
 
 
 def merge_in_process(group: str, tasks: list[Task]) -> Task:
@@ -522,3 +538,37 @@ def test_wrong_arguments_of_a_rate(arguments: dict[str, Any]) -> None:
 def test_wrong_settings(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidConfig, match=match):
         AggregationConfig(**settings)
+
+
+# --- where the permits are ------------------------------------------------------------------------
+
+
+def test_limits_hold_on_a_cluster(make: Make, cluster_url: str) -> None:
+    merge = Calls(0.01)
+    agg = make(
+        url=cluster_url.replace("redis://", "redis+cluster://").removesuffix("/0"),
+        group_aggregator=merge,
+        max_concurrency=2,
+        group_rate_limit=RateLimit(3, per=0.4),
+        group_max_size=1,
+        partitions=8,
+    )
+    with agg:
+        agg.add_tasks(spread(40, groups=10))
+        assert agg.wait_until_idle(30)
+    assert len(merge.calls) == 40
+    assert most_at_once(merge.calls) == 2
+    assert all(most_in_window(merge.of(f"g{n}"), 0.4) <= 3 for n in range(10))
+
+
+SINKS = ["Arq", "BullMQ", "Callable", "Celery", "Dramatiq", "Huey", "RQ", "SAQ", "Streaq", "Taskiq"]
+
+
+@pytest.mark.parametrize("name", [*SINKS, "Webhook"])
+def test_every_delivery_sink_takes_its_limits(name: str) -> None:
+    kind = getattr(sinks, f"{name}Sink")
+    parameters = inspect.signature(kind).parameters
+    assert "concurrency" in parameters
+    assert {"timeout", "delivery_timeout"} & parameters.keys()
+    if name != "Callable":
+        assert "concurrency=int" in inspect.getsource(kind.from_url)

@@ -55,14 +55,27 @@ def check(provider: Provider, limits: dict[str, Any]) -> None:
 
 
 def harm(
-    processes: Processes, agg: Aggregator, span: float, draw: random.Random, **settings: Any
+    processes: Processes,
+    agg: Aggregator,
+    span: float,
+    draw: random.Random,
+    *,
+    adds: int,
+    **settings: Any,
 ) -> int:
-    """Kills, freezes and starts flushers at random while tasks are added; returns their number."""
+    """Kills, freezes and starts flushers at random while tasks are added.
+
+    Args:
+        adds: the number of tasks that are added about five times a second.
+
+    Returns:
+        The number of tasks.
+    """
     flushers: list[WorkerProcess] = processes.flushers(FLUSHERS, **settings)
     frozen: list[WorkerProcess] = []
     until, added = time.monotonic() + span, 0
     while time.monotonic() < until:
-        tasks = [Task("t", added + n, f"g{(added + n) % GROUPS}") for n in range(40)]
+        tasks = [Task("t", added + n, f"g{(added + n) % GROUPS}") for n in range(adds)]
         added += len(agg.add_tasks(tasks))
         time.sleep(draw.uniform(0.05, 0.4))
         kind = draw.random()
@@ -88,7 +101,8 @@ def run(processes: Processes, agg: Aggregator, url: str, kind: str, span: float)
     draw = random.Random(kind)
     with running_provider() as provider:
         settings = {"merge": "provider", "port": provider.port, "config": {**CONFIG, **limits}}
-        added = harm(processes, agg, span, draw, url=url, **settings)
+        adds = 6 if kind == "tasks" else 20
+        added = harm(processes, agg, span, draw, adds=adds, url=url, **settings)
         wait_until(
             lambda: len({n for each in enqueued(agg) for n in each.payload["payloads"]}) == added,
             timeout=60 + span,
@@ -107,6 +121,7 @@ def test_no_limit_is_exceeded_while_flushers_die(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", LIMITS)
 def test_no_limit_is_exceeded_for_two_minutes(
     make: Make, processes: Processes, redis_url: str, kind: str, measured: Measured

@@ -99,7 +99,7 @@ class Leader:
             deliverer=self._deliverer,
             on_room=self._batches_left,
         )
-        self._reader = TaskReader(session, on_read=merger.submit, on_failed=_fail)
+        self._reader = TaskReader(session, on_read=self._read, on_failed=_fail)
         self._claimer = Claimer(
             session=session,
             inflight=self._inflight,
@@ -149,6 +149,12 @@ class Leader:
             self._merger.submit(batch)
         else:
             self._reader.start(batch)
+
+    def _read(self, batch: Batch) -> None:
+        if self._permits is not None:
+            self._permits.merge_later(batch, self._merger.submit)
+        else:
+            self._merger.submit(batch)
 
     def _merged(self, batch: Batch) -> None:
         outcome = batch.outcome

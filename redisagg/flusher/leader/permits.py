@@ -94,14 +94,21 @@ class LeaderPermits:
             permit.end()
             if batch.begin():
                 batch.end_merge(MergeOutcome(Failure(excess, "", permanent=True)))
+        elif not (claim.entries or claim.stored_result):
+            permit.end()  # it is read first, which may take longer than the permit lasts
+            merge(batch)
         elif self._permits.fits(permit, claim):
             self._permits.use(permit, batch)
             merge(batch)
         else:
             permit.end()
-            waiting = asyncio.create_task(self._wait(batch, merge))
-            self._waiting.add(waiting)
-            waiting.add_done_callback(self._waiting.discard)
+            self.merge_later(batch, merge)
+
+    def merge_later(self, batch: Batch, merge: Callable[[Batch], None]) -> None:
+        """Has a batch merged as soon as it has a permit that is enough."""
+        waiting = asyncio.create_task(self._wait(batch, merge))
+        self._waiting.add(waiting)
+        waiting.add_done_callback(self._waiting.discard)
 
     async def _wait(self, batch: Batch, merge: Callable[[Batch], None]) -> None:
         permit = await self._permits.take_exactly(self._partition, batch.claim)
