@@ -172,6 +172,22 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadReason:
+    """Dead letters with the same error, up to the numbers in it."""
+
+    error: str
+    """First line of the error of the newest one, with ``#`` in place of numbers."""
+    batches: int
+    """Number of dead letters."""
+    tasks: int
+    """Number of their tasks."""
+    first_died_at: float
+    """Time at which the first one became a dead letter."""
+    last_died_at: float
+    """Time at which the last one did."""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """The counts that each partition has and that add up over partitions."""
 

@@ -109,7 +109,8 @@ local function commit(sink)
   -- Whether a slice may be enqueued, or all of a batch if `before` is nil.
   local function may_go_on(batch, before, left, parts)
     if not before then return batch[RESULT] == '' end
-    return left == 0 and (not parts or parts.left == 0) or has_result(batch)
+    if parts and parts.left > 0 then return has_result(batch) end
+    return left == 0 or has_result(batch)
   end
 
   local function commit_one(id, key, from, n, before, left, parts)
@@ -135,19 +136,11 @@ local function commit(sink)
       if type(reply) == 'table' and reply.err then return reply.err end
     end
     written = true
-    if before and left > 0 then
+    if parts then gone = move_parts(state, tasks, batch, parts, now) end
+    if before and (left > 0 or parts and parts.left > 0) then
       batch[ENQUEUED] = before + n / arity
       redis.call('HSET', batches, id, cmsgpack.pack(batch))
-      return batch[ENQUEUED]
-    end
-    if parts then
-      move_parts(state, tasks, batch, parts, now)
-      gone = parted(batch)
-      if parts.left > 0 then
-        batch[ENQUEUED] = before + n / arity
-        redis.call('HSET', batches, id, cmsgpack.pack(batch))
-        return 'PARTED ' .. gone
-      end
+      return left > 0 and batch[ENQUEUED] or 'PARTED ' .. gone
     end
     if before then redis.call('UNLINK', KEYS[key + 1]) end
     trim_batch(tasks, batch, g)

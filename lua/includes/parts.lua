@@ -28,7 +28,8 @@ end
 local function parted(batch) return tonumber(batch[PARTED]) or 0 end
 
 -- Makes dead letters of the failed tasks of a batch at the head of its group. `parts` has also the
--- places of `dead` in KEYS and of the first failed task in ARGV: `key` and `from`.
+-- places of `dead` in KEYS and of the first failed task in ARGV: `key` and `from`. Returns how many
+-- have left.
 local function move_parts(state, tasks, batch, parts, now)
   local dead, moved = KEYS[parts.key], 0
   local source = {}
@@ -50,4 +51,5 @@ local function move_parts(state, tasks, batch, parts, now)
   end
   add_count(state, 'dead', moved)
   batch[PARTED] = string.format('%.0f', parts.before + parts.count)
+  return parted(batch)
 end

@@ -50,6 +50,7 @@ from redisagg.views import (
     AppliedPolicy,
     BatchState,
     DeadLetter,
+    DeadReason,
     GroupPage,
     GroupPlace,
     GroupState,
@@ -581,16 +582,46 @@ class Aggregator(AggregatorBase):
 
     # --- dead letters ----------------------------------------------------------------------
 
-    def dead_letters(self, *, tasks: bool = False) -> list[DeadLetter]:
-        """Reads all dead letters.
+    def dead_letters(
+        self,
+        *,
+        tasks: bool = False,
+        group_key: GroupKey | None = None,
+        type: str | None = None,
+        error: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> list[DeadLetter]:
+        """Reads dead letters.
 
         Args:
             tasks: whether to read their tasks too.
+            group_key: key of a group; None (default) for all groups.
+            type: type that one of their tasks has; None for any.
+            error: part of their error, in letters of any case; None for any.
+            after: id of the last dead letter of the previous page; None for the first page.
+            limit: number of dead letters to return at most; None for all.
 
         Returns:
             The dead letters, oldest batch first.
+
+        Raises:
+            InvalidConfig: the limit is no number from 1.
+            InvalidGroupKey: the group key is invalid.
         """
-        return self._run(inspecting.dead_letters(self._keyspace, tasks=tasks))
+        group = None if group_key is None else group_key_bytes(group_key)
+        wanted = inspecting.DeadFilter(group, type, error, after)
+        return self._run(
+            inspecting.dead_letters(self._keyspace, tasks=tasks, wanted=wanted, limit=limit)
+        )
+
+    def dead_reasons(self) -> list[DeadReason]:
+        """Counts the dead letters by their error, with ``#`` in place of numbers.
+
+        Returns:
+            The errors; the one with the most tasks comes first.
+        """
+        return self._run(inspecting.dead_reasons(self._keyspace))
 
     def get_dead_letter(self, batch_id: str) -> DeadLetter | None:
         """Reads one dead letter with its tasks.

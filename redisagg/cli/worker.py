@@ -46,7 +46,7 @@ def worker(
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs, which may hold secrets
     aggregator: Aggregator | AsyncAggregator
     if colon:
-        aggregator = _load(module, attribute)
+        aggregator = load_aggregator(module, attribute)
     else:
         aggregator = open_aggregator(target, redis_url, partitions, sink=sink)
     click.echo(f"redisagg: flushing {printable(aggregator.name)!r}", err=True)
@@ -70,7 +70,7 @@ def _refuse_settings(context: click.Context) -> None:
         )
 
 
-def _load(module: str, attribute: str) -> Aggregator | AsyncAggregator:
+def load_aggregator(module: str, attribute: str) -> Aggregator | AsyncAggregator:
     """Imports an aggregator; modules in the working directory are found too."""
     sys.path.insert(0, os.getcwd())
     try:

@@ -34,6 +34,7 @@ from redisagg.views import (
     BatchState,
     Counts,
     DeadLetter,
+    DeadReason,
     GroupPage,
     GroupPlace,
     GroupState,
@@ -54,6 +55,7 @@ _PAGE_BYTES = 1 << 20  # bytes that one command reads, about
 _DEAD_PAGE = 16  # entries of a dead letter that one command reads: their size is not recorded
 _MOST_NAMED = 10  # names in a warning
 _BATCH_ID = re.compile(rb"[^-]*-(\d{1,4})-")  # TIME-PARTITION-NUMBER, as `claim` makes them
+_NUMBER = re.compile(r"\d+")
 _ROUND_SIZE = 64  # pages of lists, or batches, that one round trip reads
 
 # The reply of the script `stats`: these counts, whether it is paused, owner, token, lease time.
@@ -265,21 +267,97 @@ def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
     return states
 
 
-def dead_letters(keyspace: Keyspace, *, tasks: bool) -> Operation[list[DeadLetter]]:
-    """Reads all dead letters, oldest batch first, with their tasks if `tasks`."""
-    found: list[tuple[PartitionKeys, bytes, DeadRecord]] = []
+class DeadFilter(NamedTuple):
+    """Which dead letters are meant: those that have all of these."""
+
+    group: bytes | None = None
+    """The key of the group."""
+    type: str | None = None
+    """The type of one of the tasks."""
+    error: str | None = None
+    """A part of the error, in letters of any case."""
+    after: str | None = None
+    """The id of a batch; those behind it are meant, in the order of their ids."""
+
+    def matches(self, batch_id: bytes, record: DeadRecord) -> bool:
+        """Whether the record of a dead letter has all but the type."""
+        return (
+            (self.group is None or record.group == self.group)
+            and (self.error is None or self.error.casefold() in _text(record.error).casefold())
+            and (self.after is None or _text(batch_id) > self.after)
+        )
+
+
+_ALL_DEAD = DeadFilter()
+
+
+def dead_letters(
+    keyspace: Keyspace,
+    *,
+    tasks: bool,
+    wanted: DeadFilter = _ALL_DEAD,
+    limit: int | None = None,
+) -> Operation[list[DeadLetter]]:
+    """Reads the first dead letters that are wanted, oldest batch first; with tasks if `tasks`."""
+    if limit is not None:
+        check_range("limit", limit, 1)
     skipped = _Skipped("dead letters")
+    found = yield from _dead_records(keyspace, skipped)
+    found = [each for each in found if wanted.matches(*each[1:])]
+    letters: list[DeadLetter] = []
+    if wanted.type is None:
+        found = found[:limit]
+    for some in _rounds(found):
+        page = [_dead_letter(batch_id, record) for _, batch_id, record in some]
+        if tasks or wanted.type is not None:
+            lists = yield from _read_parts([_dead_tasks(*each) for each in some], skipped)
+            page = list(map(_with_tasks, page, lists))
+        if wanted.type is not None:
+            page = [each for each in page if _has_type(each, wanted.type)]
+        letters += page if tasks else [replace(each, tasks=None) for each in page]
+        if limit is not None and len(letters) >= limit:
+            break
+    skipped.log()
+    return letters[:limit]
+
+
+def dead_reasons(keyspace: Keyspace) -> Operation[list[DeadReason]]:
+    """Counts the dead letters by their error; the error with the most tasks comes first."""
+    skipped = _Skipped("dead letters")
+    found = yield from _dead_records(keyspace, skipped)
+    by_error: dict[str, list[DeadRecord]] = {}
+    for _, _, record in found:
+        error = _NUMBER.sub("#", _text(record.error).partition("\n")[0])
+        by_error.setdefault(error, []).append(record)
+    skipped.log()
+    reasons = [
+        DeadReason(
+            error=error,
+            batches=len(records),
+            tasks=sum(record.task_count for record in records),
+            first_died_at=min(record.died for record in records) / 1000,
+            last_died_at=max(record.died for record in records) / 1000,
+        )
+        for error, records in by_error.items()
+    ]
+    return sorted(reasons, key=lambda reason: (-reason.tasks, reason.error))
+
+
+def _dead_records(
+    keyspace: Keyspace, skipped: _Skipped
+) -> Operation[list[tuple[PartitionKeys, bytes, DeadRecord]]]:
+    """Reads the records of all dead letters, oldest batch first."""
+    found: list[tuple[PartitionKeys, bytes, DeadRecord]] = []
     for partition in keyspace.partitions:
         raw = yield from _scan(partition.dead, skipped)
         records = _records(dead_record, raw, skipped)
         found += [(partition, *item) for item in records.items()]
     found.sort(key=lambda item: item[1])
-    letters = [_dead_letter(batch_id, record) for _, batch_id, record in found]
-    if tasks:
-        lists = yield from _read_parts([_dead_tasks(*each) for each in found], skipped)
-        letters = list(map(_with_tasks, letters, lists))
-    skipped.log()
-    return letters
+    return found
+
+
+def _has_type(letter: DeadLetter, type_: str) -> bool:
+    return any(each.task is not None and each.task.type == type_ for each in letter.tasks or ())
 
 
 def dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[DeadLetter | None]:

@@ -347,7 +347,7 @@ def test_a_leader_without_lease_enqueues_no_slice_and_the_next_one_goes_on(
     claimed = slicing.take_over()
     assert claimed[0] == slicing.first
     assert claimed[4:6] == [b"", []]
-    label, number = claimed[9:]
+    label, number = claimed[10:]
     assert number == 4
     parts = send(slicing.client, slicing.leader.read_result(slicing.first, label, 0, 3))
     assert [len(part or b"") for part in parts] == [512 * 1024, 600_000 - 512 * 1024, 0]
@@ -380,7 +380,7 @@ def test_slices_need_a_stored_result(make: Make, sync_redis: redis.Redis) -> Non
     assert send(sync_redis, requests[0]) == 1
     assert slicing.commit(0, 4) == b"ORDER"
     claimed = slicing.take_over()
-    assert claimed[9:] == [b"-", 0]  # no whole result, but a key to remove
+    assert claimed[10:] == [b"-", 0]  # no whole result, but a key to remove
     assert claimed[5], "it comes with its tasks, to be merged again"
     whole = Enqueue("", "commit_list", [b"queue"], [], [], [b"x"])
     request = slicing.leader.commit([(slicing.first, b"g", whole)])
@@ -399,7 +399,7 @@ def test_a_result_replaces_another_one_when_it_is_whole(slicing: Slicing) -> Non
     late = slicing.leader.store_result(slicing.first, b"t" * 1_200_000)[1]
     assert send(slicing.client, late[2]) == 0  # earlier parts are missing
     claimed = slicing.take_over()
-    assert claimed[9].endswith(b"-2")
+    assert claimed[10].endswith(b"-2")
 
 
 def test_a_slice_for_asynq_checks_all_of_its_entries_first(slicing: Slicing) -> None:
@@ -431,7 +431,7 @@ def test_a_half_enqueued_batch_is_buried_with_its_result(slicing: Slicing, then:
     slicing.agg.requeue_dead_letter(slicing.first.decode())
     claimed = slicing.take_over()
     assert claimed[0] == slicing.first
-    assert claimed[10] == 4
+    assert claimed[11] == 4
     assert slicing.commit(0, 4) == 4
     assert slicing.commit(4, 10) == b"OK"
     assert slicing.queue() == ENTRIES
@@ -519,7 +519,7 @@ def test_many_failed_tasks_leave_in_slices_that_can_be_repeated(
     die(client)
     parting.leader = lead(client, "second")
     claimed = claim(client, parting.leader)
-    assert (claimed[0][0], claimed[0][2], claimed[0][10]) == (parting.id, 1, 10)
+    assert (claimed[0][0], claimed[0][2], claimed[0][11]) == (parting.id, 1, 10)
     assert parting.commit(10, 10, 1, 1) == b"PARTED 2"
     assert parting.agg.stats().flushed == 0
     assert parting.commit(10, 10, 2, 2) == b"OK"
