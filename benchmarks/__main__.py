@@ -16,6 +16,7 @@ from benchmarks import (
     memory,
     replicas,
     report,
+    rules,
     scaling,
     slowest_call,
     soak,
@@ -33,6 +34,7 @@ _PARTS = {
     "memory": memory.measure,
     "scaling": scaling.measure,
     "replicas": replicas.measure,
+    "rules": rules.measure,
     "slowest_call": slowest_call.measure,
 }
 
