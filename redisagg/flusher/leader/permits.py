@@ -89,7 +89,7 @@ class LeaderPermits:
         """
         permit, claim = self._granted.pop(place), batch.claim
         if self._strips_info:
-            batch.claim = claim._replace(reason=b"")
+            batch.claim = claim._replace(created=0)  # which stands for all of the info
         if excess := self._permits.excess(claim):
             permit.end()
             if batch.begin():
