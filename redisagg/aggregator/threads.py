@@ -606,7 +606,7 @@ class Aggregator(AggregatorBase):
             The dead letters, oldest batch first.
 
         Raises:
-            InvalidConfig: the limit is no number from 1.
+            InvalidConfig: the limit is no number from 1, or another argument is no text.
             InvalidGroupKey: the group key is invalid.
         """
         group = None if group_key is None else group_key_bytes(group_key)

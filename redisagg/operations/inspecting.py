@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from redisagg.config import check_range
-from redisagg.errors import KeyConflict, UnknownBatch
+from redisagg.errors import InvalidConfig, KeyConflict, UnknownBatch
 from redisagg.protocol.entries import decode_leniently
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
@@ -29,6 +29,7 @@ from redisagg.protocol.records import (
 )
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import Request, call, command
+from redisagg.texts import shorten
 from redisagg.views import (
     FIRST_SCAN,
     BatchState,
@@ -301,6 +302,9 @@ def dead_letters(
     """Reads the first dead letters that are wanted, oldest batch first; with tasks if `tasks`."""
     if limit is not None:
         check_range("limit", limit, 1)
+    for name in ("type", "error", "after"):
+        if not isinstance(value := getattr(wanted, name), str | None):
+            raise InvalidConfig(f"{name} must be a str or None, not {shorten(value)}")
     skipped = _Skipped("dead letters")
     found = yield from _dead_records(keyspace, skipped)
     found = [each for each in found if wanted.matches(*each[1:])]

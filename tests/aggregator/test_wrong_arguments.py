@@ -24,13 +24,17 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
     "batch_id": (UnknownBatch, [*_NO_TEXT, 7, *_NO_IDS]),
     "offset": (InvalidConfig, [*_NO_TEXT, -1, -(10**5000), True, "1"]),
     "limit": (InvalidConfig, [1.5, b"bytes", ["a"], -1, -(10**5000), True, "1"]),
+    **dict.fromkeys(("type", "error", "after"), (InvalidConfig, [1.5, b"bytes", ["a"], 7])),
     "until": (
         InvalidTask,
         [*_NO_TEXT, 7, "2026-11-26", date(2026, 11, 26), datetime(2026, 11, 26)],
     ),
 }
-_NOT_IDS = {"add_task", "add_tasks", "read_sink", "run", "stop", "wait_until_idle"}
-"""Methods whose arguments are tasks, numbers, flags or a cursor."""
+_NOT_IDS = {
+    *("add_task", "add_tasks", "read_sink", "run", "stop", "wait_until_idle"),
+    *("read_groups", "set_policy", "remove_policy"),
+}
+"""Methods whose arguments are tasks, numbers, flags, policies or a cursor."""
 
 
 def _parameters() -> list[tuple[str, str]]:
@@ -49,7 +53,7 @@ def test_wrong_ids_and_keys_are_named(make_both: Make, method: str, parameter: s
     call = getattr(aggregator, method)
     names = [*inspect.signature(getattr(Aggregator, method)).parameters][1:]
     error, values = _WRONG[parameter]
-    if method in ("pause", "resume"):
+    if method in ("pause", "resume", "dead_letters"):
         values = [value for value in values if value is not None]  # that is all groups
     for value in values:
         arguments = {name: _VALID[name] for name in names if name in _VALID} | {parameter: value}

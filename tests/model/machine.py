@@ -624,7 +624,7 @@ class Machine(RuleBasedStateMachine):
             messages = [self._message(batch_id, payload if not n else b"") for n in range(count)]
             commits.append((batch_id, bodies, messages))
             keys.append(_KEYS.tasks(self.group_of(batch_id)))
-            extent = b"%d" % (12 * count)
+            extent = b"%d" % (14 * count)
             if place:
                 keys.append(_KEYS.result(batch_id))
                 extent += b" %d %d" % place
