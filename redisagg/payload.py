@@ -83,11 +83,6 @@ _MOST_SAME_HASH = 64
 """The number of keys of one map, or members of one set, that may have the same hash. Each of them
 is compared with the others, and a producer can choose keys of the same hash: only `str` and
 `bytes` have random ones."""
-
-_SCALARS = frozenset(
-    {type(None), bool, int, float, str, bytes, uuid.UUID, Decimal, dt.datetime, dt.date, dt.time}
-    | {dt.timedelta}
-)
 """Types whose values are equal after decoding if they were equal before, and have a hash."""
 
 _IN_PYTHON = msgpack.Packer.__module__ == "msgpack.fallback"
@@ -158,8 +153,8 @@ def _check_readable(packed: bytes) -> None:
     doubts = _packing()[1]
     if doubts:
         doubts.clear()
-        try:  # all keys are strings: nothing is wrong with them
-            unpackb(packed, ext_hook=_ignore_ext)
+        try:  # all keys are strings
+            unpackb(packed, ext_hook=_ignore_ext, object_pairs_hook=_dict_without_repeats)
         except Exception:
             _decode_checked(packed, repeats=False)
 
@@ -408,7 +403,7 @@ def _of_builtin(depth: int, value: Any) -> Any:
     assert reduce is not None  # else `_form_of` would not have returned this function
     builtin = reduce(value)
     # It may be a key or a member of a set, and the builtin is unhashable or equal to another one.
-    if kind.__hash__ is not None and (depth or type(builtin) not in _SCALARS):
+    if kind.__hash__ is not None:
         _packing()[1].append(kind)
     return builtin
 
@@ -563,18 +558,45 @@ def to_plain(value: Any) -> Any:
 
 def _no_json(value: Any, error: Exception) -> PayloadError:
     """The error for a value without a form in JSON, with the path to the place in it."""
+    path, error = _place_of(value, error, _plain)
+    where = f" at {path}" if path else ""
+    return PayloadError(f"the payload has no form in JSON{where}: {error}")
+
+
+def with_place(error: PayloadError, **parts: Any) -> PayloadError:
+    """Puts the place of what can't be packed into the error of `pack`, such as ``payload['a'][3]``.
+
+    Args:
+        error: the error.
+        parts: what was packed, by name.
+    """
+    for name, value in parts.items():
+        path, reason = _place_of(value, error, pack)
+        if path:
+            return PayloadError(f"{name}{path}: {reason}")
+    return error
+
+
+def _place_of(
+    value: Any, error: Exception, convert: Callable[[Any], object]
+) -> tuple[str, Exception]:
+    """Finds the smallest part of a value for which `convert` raises an error.
+
+    Returns:
+        The path to it, at most 200 characters, and the error. An empty path and the error that was
+        given if `convert` refuses no part.
+    """
     path = ""
     for _ in range(_MOST_MERGED_LEVELS):  # it may contain itself
         for step, item in _items(value):
             try:
-                _plain(item)
+                convert(item)
             except _PACK_ERRORS as reason:
                 path, value, error = path + step, item, reason
                 break
         else:
             break
-    where = f" at {path[:200]}" if path else ""
-    return PayloadError(f"the payload has no form in JSON{where}: {error}")
+    return path[:200], error
 
 
 def _items(value: Any) -> Iterable[tuple[str, Any]]:

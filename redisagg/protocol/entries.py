@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import Duration, to_ms
-from redisagg.errors import InvalidTask, TaskTooLarge, UndecodableTask
-from redisagg.payload import pack, surely_has_json, to_json, unpack
+from redisagg.errors import InvalidTask, PayloadError, TaskTooLarge, UndecodableTask
+from redisagg.payload import pack, surely_has_json, to_json, unpack, with_place
 from redisagg.protocol.policies import OwnLimits
 from redisagg.task import Task, group_key_text, moment_ms, restore_task
 
@@ -194,17 +194,20 @@ class Encoder:
             set_options = {
                 code: value for code, value in options.items() if value != _DEFAULTS[_OPTIONS[code]]
             }
-            packed = pack(
-                (task.type, task.payload, dict(task.headers) or None, set_options)[
-                    : 4 if set_options else 3 if task.headers else 2
-                ]
-            )
+            body: tuple[Any, ...] = (
+                *(task.type, task.payload, dict(task.headers) or None),
+                set_options,
+            )[: 4 if set_options else 3 if task.headers else 2]
         else:
             limits = self._limits
             if task.headers:
-                packed = pack((task.type, task.payload, dict(task.headers)))
+                body = (task.type, task.payload, dict(task.headers))
             else:
-                packed = pack((task.type, task.payload))
+                body = (task.type, task.payload)
+        try:
+            packed = pack(body)
+        except PayloadError as error:
+            raise with_place(error, payload=task.payload, options=task.options) from error
         if len(packed) > self._max_bytes:
             raise TaskTooLarge(
                 f"the packed task has {len(packed):,} bytes, more than max_task_bytes "

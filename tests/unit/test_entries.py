@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
 
 import msgpack
 import pytest
@@ -10,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redisagg import AggregationConfig, Task
-from redisagg.errors import TaskTooLarge, UndecodableTask
+from redisagg.errors import PayloadError, TaskTooLarge, UndecodableTask
 from redisagg.protocol.entries import Encoder, decode, decode_leniently
+
+
+class _Colour(Enum):
+    RED = "red"
+
 
 _MOMENT = datetime.fromtimestamp(1_900_000_000.123, timezone.utc)
 _ENCODE = Encoder(AggregationConfig(max_task_bytes=1000))
@@ -84,3 +91,24 @@ def test_foreign_bytes_are_no_task(raw: bytes) -> None:
     with pytest.raises(UndecodableTask):
         decode(raw, "g")
     assert decode_leniently(raw, "g").raw == raw
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"payload": {"items": [1, {"price": object()}]}},
+            r"^payload\['items'\]\[1\]\['price'\]: the payload holds a builtins.object, which",
+        ),
+        ({"payload": [{1, _Colour.RED, "red"}]}, r"^payload\[0\]: .*two members of a set"),
+        (
+            {"payload": {_Colour.RED: 1, "red": 2}},
+            "^the payload .* two keys of a dict have the same",
+        ),
+        ({"payload": object()}, "^the payload holds a builtins.object"),
+        ({"options": {"queue": object()}}, r"^options\['queue'\]: the payload holds a builtins"),
+    ],
+)
+def test_the_error_names_the_field(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(PayloadError, match=says):
+        _ENCODE(Task("t", group_key="g", **fields))
