@@ -13,7 +13,7 @@ import redis
 from redisagg import Aggregator, Task
 from redisagg.errors import UnknownBatch
 from redisagg.flusher.batch import Enqueue, Failure
-from redisagg.flusher.leader.requests import Due, LeaderRequests, Parts
+from redisagg.flusher.leader.requests import Due, LeaderRequests, Parts, Returned
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request, call
 from tests.support.aggregators import Make
@@ -516,6 +516,8 @@ def test_many_failed_tasks_leave_in_slices_that_can_be_repeated(
     parting.agg.drop_dead_letter(f"{parting.id.decode()}-task-0")
     assert parting.commit(10, 10, 0, 1) == b"PARTED 1"
     assert parting.letters() == []
+    # Whatever happens to it, it is not buried: that would double the tasks that have left.
+    assert send(client, parting.leader.retry([Returned(parting.id, 0, True, b"", "no")])) == [1]
     die(client)
     parting.leader = lead(client, "second")
     claimed = claim(client, parting.leader)

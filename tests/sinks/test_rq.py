@@ -64,3 +64,11 @@ def test_a_worker_may_use_json(trial: Trial) -> None:
     with trial.worker("--serializer", "rq.serializers.JSONSerializer"):
         [entry] = trial.await_received(1)
     assert entry["kwargs"] == {"a": [1, None]}
+
+
+def test_a_half_of_a_batch_has_an_id_that_rq_allows(trial: Trial) -> None:
+    sink = f"rq://digests?redis={{url}}&function={JOBS}.anything"
+    trial.deliver({"id": "B1-0-1.0.1", "type": "x", "payload": {"a": 1}}, sink=sink)
+    with trial.worker():
+        [entry] = trial.await_received(1)
+    assert entry["id"] == "B1-0-1_0_1"

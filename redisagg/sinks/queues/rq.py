@@ -114,7 +114,8 @@ class RQSink(BlockingSink):
                 call.name,
                 args=call.args,
                 kwargs=call.kwargs,
-                job_id=merged.batch_id,
+                # A half of a batch that was split has a dot, which RQ allows in no id.
+                job_id=merged.batch_id.replace(".", "_"),
                 meta=dict(merged.task.headers),
                 unique=True,  # RQ checks the id and enqueues in one script
                 **call.options,
