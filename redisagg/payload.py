@@ -83,7 +83,6 @@ _MOST_SAME_HASH = 64
 """The number of keys of one map, or members of one set, that may have the same hash. Each of them
 is compared with the others, and a producer can choose keys of the same hash: only `str` and
 `bytes` have random ones."""
-"""Types whose values are equal after decoding if they were equal before, and have a hash."""
 
 _IN_PYTHON = msgpack.Packer.__module__ == "msgpack.fallback"
 
