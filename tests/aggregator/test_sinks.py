@@ -41,7 +41,9 @@ def test_a_stream_entry_has_the_documented_fields(make: Make, sync_redis: redis.
     fill(agg)
     entries: Any = sync_redis.xrange("queue")
     [(_, fields)] = entries
-    assert list(fields) == [b"batch_id", b"type", b"group", b"count", b"payload", b"headers"]
+    names = [b"batch_id", b"type", b"group", b"count", b"payload", b"headers", b"reason"]
+    assert list(fields) == names
+    assert fields[b"reason"] == b"size"
     assert fields[b"type"] == b"merged"
     assert fields[b"group"] == GROUP.encode()
     assert fields[b"count"] == b"2"
@@ -73,7 +75,7 @@ def test_a_list_element_is_one_map(make: Make, sync_redis: redis.Redis, form: An
     elements: Any = sync_redis.lrange("queue", 0, -1)
     [raw] = elements
     element = json.loads(raw) if form == "json" else msgpack.unpackb(raw)
-    assert list(element) == ["batch_id", "type", "group", "count", "payload", "headers"]
+    assert list(element) == ["batch_id", "type", "group", "count", "payload", "headers", "reason"]
     assert (element["type"], element["group"], element["count"]) == ("merged", GROUP, 2)
     assert element["headers"] == {"trace": "äöü"}
     if form == "json":

@@ -133,13 +133,13 @@ class User:
     def commit_slice(self, token: int, batch_id: bytes, group: bytes, number: int) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready, QUEUE, P.tasks(group)]
         keys.append(P.result(batch_id))
-        extent = f"12 {number} {1 - number}"
-        reply = self("commit_stream", keys, token, "", batch_id, extent, *("x",) * 12)
+        extent = f"14 {number} {1 - number}"
+        reply = self("commit_stream", keys, token, "", batch_id, extent, *("x",) * 14)
         assert reply == [b"OK" if number else 1]
 
     def commit(self, token: int, batch_id: bytes, group: bytes) -> None:
         keys = [P.state, P.groups, P.batches, P.claims, P.due, P.ready, QUEUE, P.tasks(group)]
-        reply = self("commit_stream", keys, token, "", batch_id, 12, *("x",) * 12)
+        reply = self("commit_stream", keys, token, "", batch_id, 14, *("x",) * 14)
         assert reply == [b"OK"]
 
 
