@@ -64,7 +64,7 @@ def test_a_go_service_has_its_grouping_done_without_python_code(
     with subprocess.Popen(command, cwd=ROOT) as flusher:
         try:
             expand_folder(ROOT / "lua", tmp_path / "lua")
-            arguments = [address, "digests", str(tmp_path / "lua"), "200"]
+            arguments = [address, "digests", str(tmp_path / "lua"), "200", ""]
             added = subprocess.run([producer, *arguments], check=True, stdout=subprocess.PIPE)
             assert int(added.stdout) == 200
             received = server.await_lines(10)
