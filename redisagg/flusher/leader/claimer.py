@@ -221,7 +221,8 @@ class Claimer:
             due = Due.of(await self._session.send(poll))
         items = due.items
         if probe is not None:
-            items, limit = self._choose(items, probe)
+            items, chosen = self._choose(items, probe)
+            limit = chosen if self._permits is None else min(chosen, self._permits.count)
             probe.left -= limit
         elif due.suspect is not None and self._take_permit(due.suspect):
             items = [due.suspect, *items]
