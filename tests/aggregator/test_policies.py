@@ -26,7 +26,14 @@ from redisagg.protocol.policies import STALE, KnownPolicies
 from tests.support.aggregators import Make
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
-from tests.support.tasks import await_batches, enqueued, numbered, payloads
+from tests.support.tasks import (
+    await_batches,
+    await_server_ms,
+    enqueued,
+    numbered,
+    payloads,
+    server_ms,
+)
 
 SPACE = Keyspace("tests", 2)
 POLICIES = SPACE.policies.decode()
@@ -226,12 +233,15 @@ def test_a_stream_that_runs_learns_of_the_first_policy(make_both: Make, make: Ma
     assert list(agg.get_groups(due=True)) == ["digest:2"]
 
 
-def test_tasks_that_wait_for_room_learn_of_a_policy(make_both: Make, make: Make) -> None:
+def test_tasks_that_wait_for_room_learn_of_a_policy(
+    make_both: Make, make: Make, sync_redis: redis.Redis
+) -> None:
     agg, operator = make_both(max_pending_tasks=2, full_timeout=30), make()
     agg.add_tasks(numbered("digest:1", 1))
     thread = threading.Thread(target=agg.add_task, args=(Task("test", 1, "digest:1"),))
     thread.start()
     operator.set_policy("digest:*", Policy(grace_period=5))
+    await_server_ms(sync_redis, server_ms(sync_redis) + 1_000)  # then it counts
     operator.cancel_group("digest:1")
     thread.join()
     assert grace(operator, "digest:1") == 5
