@@ -233,7 +233,7 @@ def test_a_half_enqueued_batch_is_buried_with_what_is_left(
 def test_other_groups_are_enqueued_between_the_slices(
     make: Make, sync_redis: redis.Redis, proxy: Proxy
 ) -> None:
-    merge = FanOut(SOME)
+    merge = FanOut(10_000)  # twenty slices, so that a slow machine has time
     config = config_of(merge)
     direct = make(sink=ListSink("fan"), **config)
     with make(url=proxy.url, sink=ListSink("fan"), **config):
