@@ -180,8 +180,10 @@ def spoil_the_queue(client: redis.Redis, proxy: Proxy, agg: Aggregator) -> list[
 
 
 def put_back(client: redis.Redis, first: list[bytes]) -> None:
-    client.delete("fan")
-    client.rpush("fan", *first)
+    with client.pipeline() as pipeline:  # one transaction: a slice must not come in between
+        pipeline.delete("fan")
+        pipeline.rpush("fan", *first)
+        pipeline.execute()
 
 
 def test_a_batch_whose_queue_refuses_a_slice_goes_on_there(
