@@ -282,36 +282,23 @@ class Task:
             _check_text(id, "the id of a task", MAX_ID_BYTES)
         if not _is_plain(group_key) and group_key != "":
             group_key = group_key_text(group_key)
-        if priority != 0:
-            check_priority(priority)
-        if max_size is not None:
-            check_size(max_size, "max_size")
-        if max_bytes is not None:
-            _check_number(max_bytes, "max_bytes", 1, MAX_BYTES)
-        if weight != 1:
-            _check_number(weight, "weight", 0, MAX_WEIGHT)
-        if due_at is not None:
-            check_moment(due_at, "due_at")
-        if not_before is not None:
-            check_moment(not_before, "not_before")
-        if flush is not False and flush is not True:
-            raise InvalidTask(f"flush must be True or False, not {shorten(flush)}")
-        if on_conflict != "keep" and on_conflict != "replace":
-            raise InvalidTask(
-                f"on_conflict must be 'keep' or 'replace', not {shorten(on_conflict)}"
-            )
-        if schedule is not None and not isinstance(schedule, Cron):
-            raise InvalidTask(f"schedule must be a Cron, not {schedule.__class__.__name__}")
-        if grace_period is not None:
-            grace_period = to_seconds(grace_period, "grace_period", InvalidTask)
-        if max_delay is not None:
-            max_delay = to_seconds(max_delay, "max_delay", InvalidTask)
         headers = {} if headers is _NOTHING else _checked_headers(headers)
         options = {} if options is _NOTHING else _checked_options(options)
-        limits = (
-            *(priority, grace_period, max_delay, max_size, max_bytes),
-            *(weight, due_at, not_before, flush, on_conflict, schedule),
+        limits: _Limits = (
+            priority,
+            grace_period,
+            max_delay,
+            max_size,
+            max_bytes,
+            weight,
+            due_at,
+            not_before,
+            flush,
+            on_conflict,
+            schedule,
         )
+        if limits != _NO_LIMITS or flush is not False:  # 0 would be equal to False
+            limits = _checked_limits(*limits)
         if self.__class__ is Task:
             object.__setattr__(self, "__class__", _Open)
             _fill(self, type, payload, group_key, id, headers, options, limits)
@@ -379,6 +366,47 @@ def _fill(
         opened.schedule,
     ) = limits
     opened.__class__ = Task
+
+
+def _checked_limits(
+    priority: int,
+    grace_period: Duration | None,
+    max_delay: Duration | None,
+    max_size: int | None,
+    max_bytes: int | None,
+    weight: int,
+    due_at: datetime | None,
+    not_before: datetime | None,
+    flush: bool,
+    on_conflict: str,
+    schedule: Cron | None,
+) -> _Limits:
+    if priority != 0:
+        check_priority(priority)
+    if max_size is not None:
+        check_size(max_size, "max_size")
+    if max_bytes is not None:
+        _check_number(max_bytes, "max_bytes", 1, MAX_BYTES)
+    if weight != 1:
+        _check_number(weight, "weight", 0, MAX_WEIGHT)
+    if due_at is not None:
+        check_moment(due_at, "due_at")
+    if not_before is not None:
+        check_moment(not_before, "not_before")
+    if flush is not False and flush is not True:
+        raise InvalidTask(f"flush must be True or False, not {shorten(flush)}")
+    if on_conflict != "keep" and on_conflict != "replace":
+        raise InvalidTask(f"on_conflict must be 'keep' or 'replace', not {shorten(on_conflict)}")
+    if schedule is not None and not isinstance(schedule, Cron):
+        raise InvalidTask(f"schedule must be a Cron, not {schedule.__class__.__name__}")
+    if grace_period is not None:
+        grace_period = to_seconds(grace_period, "grace_period", InvalidTask)
+    if max_delay is not None:
+        max_delay = to_seconds(max_delay, "max_delay", InvalidTask)
+    return (
+        *(priority, grace_period, max_delay, max_size, max_bytes),
+        *(weight, due_at, not_before, flush, on_conflict, schedule),
+    )
 
 
 def _checked_options(options: object) -> Mapping[str, Any]:

@@ -43,6 +43,10 @@ class BreakerState(Enum):
     HALF_OPEN = "half open"
 
 
+# Access to a member of an enum takes longer than most steps here.
+_CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+
 class Breaker:
     """The breaker of one sink, for all leaders of a flusher; on their event loop.
 
@@ -64,7 +68,7 @@ class Breaker:
         self._delay = delay
         self._changed = changed
         self._clock = clock
-        self._state = BreakerState.CLOSED
+        self._state = _CLOSED
         self._failed: set[bytes] = set()  # while closed: batches, since the last success
         self._opened = 0  # how often in a row
         self._period = 0  # grows with each change of state
@@ -83,9 +87,9 @@ class Breaker:
     @property
     def state(self) -> BreakerState:
         """What it is now: an open one becomes half open by the clock."""
-        if self._state is not BreakerState.CLOSED and self._clock() >= self._until:
-            if self._state is BreakerState.OPEN:
-                self._enter(BreakerState.HALF_OPEN)
+        if self._state is not _CLOSED and self._clock() >= self._until:
+            if self._state is _OPEN:
+                self._enter(_HALF_OPEN)
                 _log.info("%s is tried again", self.name)
             # Again if the last ones gave no result within the wait: their leader may be gone.
             self._claims = self._probes = _PROBES
@@ -94,7 +98,7 @@ class Breaker:
 
     def reserve(self, wanted: int) -> int:
         """How many of the `wanted` batches may be claimed for this sink while it is half open."""
-        if self.state is not BreakerState.HALF_OPEN:
+        if self.state is not _HALF_OPEN:
             return 0
         granted = min(wanted, self._claims)
         self._claims -= granted
@@ -111,11 +115,10 @@ class Breaker:
             reserved: whether it was claimed by `reserve`; it is let through whatever happened
                 since. A failure then makes nothing worse, and a success closes the breaker.
         """
-        state = self.state
-        if state is BreakerState.HALF_OPEN and self._probes > 0:
-            self._probes -= 1
+        if self._state is _CLOSED:
             return self._period
-        if state is BreakerState.CLOSED:
+        if self.state is _HALF_OPEN and self._probes > 0:
+            self._probes -= 1
             return self._period
         return _EARLIER if reserved else None
 
@@ -123,17 +126,17 @@ class Breaker:
         """A batch arrived, whenever it was let through: the sink works."""
         self._failed.clear()
         self._away = 0
-        if self._state is not BreakerState.CLOSED and self._clock() >= self._held_until:
+        if self._state is not _CLOSED and self._clock() >= self._held_until:
             self._opened = 0
-            self._enter(BreakerState.CLOSED)
+            self._enter(_CLOSED)
             _log.warning("%s works again", self.name)
             self._changed()
 
     def failed(self, batch_id: bytes, admitted: int) -> bool:
         """A batch failed that was let through; returns whether the batch may be to blame."""
         if admitted != self._period:  # it was under way when the state changed
-            return self._state is BreakerState.CLOSED
-        if self._state is BreakerState.CLOSED:
+            return self._state is _CLOSED
+        if self._state is _CLOSED:
             self._failed.add(batch_id)
             if len(self._failed) < _FAILURES:
                 return True
@@ -149,33 +152,33 @@ class Breaker:
         self._away += 1
         if admitted is not None:
             self.failed(batch_id, admitted)
-        if self._state is BreakerState.CLOSED:
+        if self._state is _CLOSED:
             return max(self._delay(self._away), _SHORTEST_WAIT)
         return self.pause()
 
     def hold(self, wait: float) -> None:
         """The sink has said that it takes nothing for `wait` seconds."""
         until = self._clock() + wait
-        if self._state is BreakerState.OPEN and until <= self._until:
+        if self._state is _OPEN and until <= self._until:
             return
-        opens = self._state is not BreakerState.OPEN
+        opens = self._state is not _OPEN
         self._failed.clear()
         # Later attempts to find out whether it works again do not wait for that long.
         self._wait = max(min(wait, self._delay(1)), _SHORTEST_WAIT)
         self._until = self._held_until = until
         if opens:
-            self._enter(BreakerState.OPEN)
+            self._enter(_OPEN)
             _log.warning("%s is busy; nothing is sent to it for %.1f s", self.name, wait)
             self._changed()
 
     @property
     def troubled(self) -> bool:
         """Whether a success would change anything; costs little while all is well."""
-        return self._away > 0 or self._state is not BreakerState.CLOSED
+        return self._state is not _CLOSED or self._away > 0
 
     def pause(self) -> float:
         """Seconds until it lets batches through that it does not now; with jitter."""
-        left = max(self._until - self._clock(), 0) if self.state is not BreakerState.CLOSED else 0
+        left = max(self._until - self._clock(), 0) if self.state is not _CLOSED else 0
         return left + random.uniform(0.1, 1) * max(self._wait / 4, _SHORTEST_WAIT)
 
     def _open(self) -> None:
@@ -183,7 +186,7 @@ class Breaker:
         self._failed.clear()
         self._wait = max(self._delay(self._opened), _SHORTEST_WAIT)
         self._until = self._clock() + self._wait
-        self._enter(BreakerState.OPEN)
+        self._enter(_OPEN)
         _log.warning(
             "%s fails for all batches; nothing is sent to it for %.1f s", self.name, self._wait
         )
@@ -226,13 +229,13 @@ class RecentBreakers:
         for _ in range(2):  # more than are added, so that their number goes back after an outage
             if len(self._breakers) > self._most:
                 oldest, breaker = self._breakers.popitem(last=False)
-                if breaker.state is not BreakerState.CLOSED:
+                if breaker.state is not _CLOSED:
                     self._breakers[oldest] = breaker
 
     def any_closed(self) -> bool:
         """Whether one of them is closed, at a cost that does not grow with those that are."""
-        if self._closed is None or self._closed.state is not BreakerState.CLOSED:
-            closed = BreakerState.CLOSED
+        if self._closed is None or self._closed.state is not _CLOSED:
+            closed = _CLOSED
             self._closed = next((each for each in self if each.state is closed), None)
         return self._closed is not None
 

@@ -19,6 +19,7 @@ from redisagg.flusher.leader.requests import (
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
     MAX_COMMIT_ENTRIES,
+    CommitEntry,
     Parts,
     Returned,
 )
@@ -63,10 +64,12 @@ class _Call:
     """The batches of one commit; all go into the same queue."""
 
     batches: list[Batch] = field(default_factory=list)
+    entries: list[CommitEntry] = field(default_factory=list)
+    """What each enqueues."""
+    undecodable: list[Batch] = field(default_factory=list)
+    """Those that have entries which are no tasks."""
     size: int = 0
     """Bytes of their merged tasks."""
-    entries: int = 0
-    """The number of their merged tasks."""
     breaker: Breaker | None = None
     """The breaker of the queue; None if nothing is enqueued."""
     admitted: int = 0
@@ -159,54 +162,66 @@ class Committer:
     def _select(self, ready: list[Batch]) -> _Call:
         """The first batches that fit into one call; none if the breaker of their queue is open."""
         call = _Call()
-        common: Enqueue | None = None
+        common, breaker = None, None
+        size = count_of_all = 0
         behind: set[bytes] = set()  # groups with a batch that is enqueued in slices
+        batches = call.batches
         for batch in ready:
-            if len(call.batches) == MAX_COMMIT_BATCHES or call.size > MAX_COMMIT_BYTES:
+            if len(batches) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES:
                 break
             if behind and batch.group in behind:
                 continue
-            outcome = _outcome(batch)
-            enqueue = outcome.enqueue
-            count = len(outcome.merged)
+            outcome = batch.outcome
+            assert outcome is not None  # it has been merged
+            enqueue, count = outcome.enqueue, len(outcome.merged)
             if count > 1 or batch.claim.result or outcome.failed:
                 if _needs_slices(batch, outcome):
                     call.large = call.large or batch
                     behind.add(batch.group)
                     continue
-                if call.entries + count > MAX_COMMIT_ENTRIES:
+                if count_of_all + count > MAX_COMMIT_ENTRIES:
                     break
             if enqueue is not None:
-                if common is None or call.breaker is None:
-                    common, call.breaker = enqueue, self._sinks.breaker_for(enqueue)
+                if common is None or breaker is None:
+                    common, breaker = enqueue, self._sinks.breaker_for(enqueue)
                 elif not enqueue.goes_with(common):
                     break
-                admitted = call.breaker.admit(reserved=batch.probing)
+                admitted = breaker.admit(reserved=batch.probing)
                 if admitted is None:
                     break
                 call.admitted = admitted
-                call.size += sum(map(len, enqueue.arguments))
-                call.entries += count
-            call.batches.append(batch)
+                size += sum(map(len, enqueue.arguments))
+                count_of_all += count
+            if outcome.undecodable:
+                call.undecodable.append(batch)
+            batches.append(batch)
+            call.entries.append((batch.batch_id, batch.group, enqueue))
+        call.breaker, call.size = breaker, size
         return call
 
     async def _commit(self, call: _Call) -> None:
         batches, breaker = call.batches, call.breaker
         self._inflight.committing(batches)
-        for batch in batches:
-            if undecodable := _outcome(batch).undecodable:
-                await self._set_aside(batch, undecodable)
-                undecodable.clear()
-        replies = await self._send_commit(batches, call.size)
+        for batch in call.undecodable:
+            undecodable = _outcome(batch).undecodable
+            await self._set_aside(batch, undecodable)
+            undecodable.clear()
+        replies = await self._send_commit(batches, call.entries, call.size)
         misplaced: list[GiveBack] = []
+        succeeded = False  # the breaker knows it; several successes in a row say no more than one
         for batch, reply in zip(batches, replies, strict=True):
             if reply == b"OK" or reply == b"GONE":  # GONE: the reply to an earlier commit was lost
-                if breaker is not None and reply == b"OK" and _outcome(batch).enqueue is not None:
+                if not succeeded and reply == b"OK" and _outcome(batch).enqueue is not None:
+                    assert breaker is not None  # it let the batch through
                     breaker.succeeded()
+                    succeeded = True
                 deliver = self._inflight.committed(batch)
                 if deliver is not None:
                     self._deliverer.start(deliver)
-            elif (action := self._not_committed(batch, reply, breaker, call.admitted)) is not None:
+                continue
+            succeeded = False
+            action = self._not_committed(batch, reply, breaker, call.admitted)
+            if action is not None:
                 misplaced.append(action)
         self._on_room()
         for action in misplaced:
@@ -301,16 +316,16 @@ class Committer:
         return _Slices(batch, breaker, admitted, at_once)
 
     async def _send_commit(
-        self, batches: list[Batch], size: int
+        self, batches: list[Batch], entries: list[CommitEntry], size: int
     ) -> list[bytes | MergedTaskTooLarge]:
         """Commits batches; returns the reply for each, or why Redis can't take it.
 
         If Redis can't take all of them in one call, they are committed one by one.
 
         Args:
+            entries: what each enqueues.
             size: bytes of their merged tasks, or more.
         """
-        entries = [(each.batch_id, each.group, _outcome(each).enqueue) for each in batches]
         try:
             replies: list[bytes | MergedTaskTooLarge] = await self._send_large(
                 self._session.requests.commit(entries), batches, size
@@ -319,7 +334,12 @@ class Committer:
         except MergedTaskTooLarge as error:
             if len(batches) == 1:
                 return [error]
-        return [reply for batch in batches for reply in await self._send_commit([batch], size)]
+        one_by_one = zip(batches, entries, strict=True)
+        return [
+            reply
+            for batch, entry in one_by_one
+            for reply in await self._send_commit([batch], [entry], size)
+        ]
 
     async def _send_large(self, request: Request, batches: Sequence[Batch], size: int) -> Any:
         """Sends a call that may be larger than Redis accepts.

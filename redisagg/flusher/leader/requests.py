@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
@@ -74,6 +74,10 @@ class Returned(NamedTuple):
     """Why it failed, or empty to keep what is stored."""
 
 
+CommitEntry: TypeAlias = "tuple[bytes, bytes, Enqueue | None]"
+"""The id of a batch, its group, and what its commit enqueues, if anything."""
+
+
 class Parts(NamedTuple):
     """Tasks of a batch that failed alone, of which one call makes dead letters."""
 
@@ -104,12 +108,13 @@ class LeaderRequests:
         wants_weight: bool = False,
     ) -> None:
         self._partition = partition
-        self._token = token
+        self._token = b"%d" % token
         self._results = 0
         """The number of results that were stored apart."""
         self._idle_ms = to_ms(idle)
         # A claim outlives its merge. The batches of a dead leader are freed by the next lease.
-        self._claim_ms = to_ms(seconds(config.merge_timeout) + seconds(config.lease_time))
+        claim_time = seconds(config.merge_timeout) + seconds(config.lease_time)
+        self._claim_ms = b"%d" % to_ms(claim_time)
         self._dedupe_ms = to_ms(config.dedupe_window)
         self._wants_cause = wants_info(config.group_aggregator) or wants_weight
         p = partition
@@ -125,13 +130,14 @@ class LeaderRequests:
         """Claims at most `limit` batches of these items, up to about `max_bytes` bytes."""
         p = self._partition
         keys = [*self._indexes, p.seen, p.seen_before]
-        args: list[Any] = [self._token, self._claim_ms, p.digits]
-        args += (limit, _CLAIM_TASKS, max_bytes, _QUARANTINE_MS, self._dedupe_ms)
+        limits = (limit, _CLAIM_TASKS, max_bytes, _QUARANTINE_MS, self._dedupe_ms)
+        # Bytes only, as in `commit`, so that the transport need not look at each argument.
+        args: list[Any] = [self._token, self._claim_ms, p.digits, *map(as_bytes, limits)]
         for item in items:
             keys += (p.tasks(item.group), p.ids(item.group))
             args += item
         if self._wants_cause:
-            args.append("cause")
+            args.append(b"cause")
         return call("claim", keys, *args)
 
     def put_off(self, items: Iterable[tuple[DueItem, int]]) -> Request:
@@ -159,22 +165,24 @@ class LeaderRequests:
         p = self._partition
         return call("recall", [p.state, p.claims], self._token, self._claim_ms, *in_flight)
 
-    def commit(self, batches: Sequence[tuple[bytes, bytes, Enqueue | None]]) -> Request:
+    def commit(self, batches: Sequence[CommitEntry]) -> Request:
         """Enqueues batches and removes them.
 
         Args:
-            batches: the id, the group and the entries of each; all go into the same queue.
+            batches: what each enqueues; all go into the same queue.
         """
         p = self._partition
-        enqueues = [enqueue or _NOTHING for *_, enqueue in batches]
-        common = next((each for each in enqueues if each is not _NOTHING), _NOTHING)
+        common = next((enqueue for *_, enqueue in batches if enqueue is not None), _NOTHING)
         keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *common.queue_keys]
-        # Bytes only, so that the transport need not look at each argument.
-        args: list[Any] = [b"%d" % self._token, *map(as_bytes, common.options)]
-        for (batch_id, group, _), enqueue in zip(batches, enqueues, strict=True):
-            keys += (p.tasks(group), *enqueue.entry_keys)
-            arguments = enqueue.arguments
-            args += (batch_id, b"%d" % len(arguments), *arguments)
+        args: list[Any] = [self._token, *map(as_bytes, common.options)]
+        for batch_id, group, enqueue in batches:
+            keys.append(p.tasks(group))
+            if enqueue is None:
+                args += (batch_id, b"0")
+            else:
+                keys += enqueue.entry_keys
+                arguments = enqueue.arguments
+                args += (batch_id, b"%d" % len(arguments), *arguments)
         return call(common.script, keys, *args)
 
     def commit_slice(
@@ -209,7 +217,7 @@ class LeaderRequests:
                 behind += (letter, b"%d" % position, _utf8(reason))
         keys += enqueue.entry_keys
         options = map(as_bytes, enqueue.options)
-        args = (b"%d" % self._token, *options, batch_id, extent, *enqueue.arguments, *behind)
+        args = (self._token, *options, batch_id, extent, *enqueue.arguments, *behind)
         return call(enqueue.script, keys, *args)
 
     def store_result(self, batch_id: bytes, result: bytes) -> tuple[bytes, list[Request]]:
@@ -220,7 +228,7 @@ class LeaderRequests:
         """
         p = self._partition
         self._results += 1
-        label = b"%d-%d" % (self._token, self._results)
+        label = b"%b-%d" % (self._token, self._results)
         keys = [p.state, p.batches, p.claims, p.result(batch_id)]
         parts = [result[at : at + PART_BYTES] for at in range(0, len(result), PART_BYTES)]
         return label, [

@@ -49,7 +49,8 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
         if tasks:
             check_permit(claim)
             returned: Any = function(*arguments(claim, outcome, group, tasks))
-            if inspect.isawaitable(returned):  # a plain function that returns a coroutine
+            if type(returned) is not Task and inspect.isawaitable(returned):
+                # It is a plain function that returns a coroutine.
                 returned = asyncio.run(_awaited(returned))
             route_result(claim, outcome, router, tasks, returned)
     except PermitExpired:
@@ -265,24 +266,25 @@ def _check_fits(task: Task, sink: ScriptSink | DeliverySink | None) -> None:
 def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> int:
     """Puts merged tasks into the outcome; returns how many bytes the commit enqueues."""
     total = 0
+    last, enqueue = None, None
     for sink, merged in routed:
         if isinstance(sink, DeliverySink):
             _check_fits_sink(len(outcome.merged[merged.batch_id]), sink)
             outcome.deliveries.append(merged)
             continue
-        enqueue = Enqueue.into(sink, claim.slot)
-        if outcome.enqueue is None:
-            outcome.enqueue = enqueue
-        elif not outcome.enqueue.goes_with(enqueue):
+        if enqueue is None:
+            enqueue = outcome.enqueue = Enqueue.into(sink, claim.slot)
+        elif sink is not last and not enqueue.goes_with(Enqueue.into(sink, claim.slot)):
             raise SinkError(
                 "the merged tasks of one batch go to two queues in Redis, which is not possible in "
                 "one step: have the sink function choose one queue for all of them"
             )
-        outcome.enqueue.entry_keys += sink.entry_keys(merged)
+        last = sink
+        enqueue.entry_keys += sink.entry_keys(merged)
         arguments = sink.arguments(merged)
         size = sum(map(len, arguments))
         _check_fits_sink(size, sink)
-        outcome.enqueue.arguments += arguments
+        enqueue.arguments += arguments
         total += size
     outcome.deliveries.reverse()
     return total
