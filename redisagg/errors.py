@@ -6,8 +6,9 @@ Errors about an argument are also `ValueError` or `TypeError`, errors about a ti
 
 from __future__ import annotations
 
+import copyreg
 from datetime import timedelta
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 
 class RedisAggError(Exception):
@@ -177,32 +178,50 @@ class RetryAfter(RedisAggError):
     The attempt does not count.
 
     Args:
-        seconds: seconds (or a `timedelta`) until the next attempt, up to a year.
+        seconds: seconds (or a `timedelta`) until the next attempt, up to a year. It is made after
+            0.1 seconds at the earliest.
         scope: ``"batch"`` (default) or ``"group"``: the batch is tried again then, and its group
             keeps its order, so its younger batches wait too. ``"aggregator"``: this flusher merges
-            nothing until then or, if a sink raised it, sends that sink nothing.
+            nothing until then or, if a sink raised it, sends that sink nothing, for `retry_delay`
+            at least.
         reason: a text for logs and listings.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.
     """
 
+    # What holds for a subclass whose constructor sets nothing.
+    seconds: float = 1.0
+    scope: RetryScope = "batch"
+
     def __init__(
         self, seconds: float | timedelta, scope: RetryScope = "batch", reason: str = ""
     ) -> None:
-        wait: object = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-        if not isinstance(wait, int | float) or not 0 <= wait <= _LONGEST_WAIT:
-            raise InvalidConfig(
-                f"RetryAfter takes 0 to {_LONGEST_WAIT:.0f} seconds, not {wait!r:.50}"
-            )
+        wait = _checked_wait(seconds)
         if scope not in get_args(RetryScope):
             raise InvalidConfig(f"scope is one of {get_args(RetryScope)}, not {scope!r:.50}")
         super().__init__(reason or f"to be tried again in {wait:g} s")
-        self.seconds = float(wait)
+        self.seconds = wait
         self.scope = scope
 
-    def __reduce__(self) -> tuple[type[RetryAfter], tuple[float, str, str]]:
-        return type(self), (self.seconds, self.scope, str(self))
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the constructor: that of a subclass may take other arguments.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
+
+def _checked_wait(seconds: object) -> float:
+    wait = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+    if not isinstance(wait, int | float) or not 0 <= wait <= _LONGEST_WAIT:
+        raise InvalidConfig(f"RetryAfter takes 0 to {_LONGEST_WAIT:.0f} seconds, not {wait!r:.50}")
+    return float(wait)
+
+
+def wait_of(error: RetryAfter) -> float:
+    """The seconds of a `RetryAfter`; 1 if a subclass has set something that they can't be."""
+    try:
+        return _checked_wait(error.seconds)
+    except InvalidConfig:
+        return RetryAfter.seconds
 
 
 class Unavailable(RedisAggError):

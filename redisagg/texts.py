@@ -48,6 +48,27 @@ def redact(text: str) -> str:
     return _SECRET_OPTION.sub(r"\1…", _USERINFO.sub("//…@", text))
 
 
+def summary_of(error: BaseException) -> str:
+    """Returns the class of an exception and its message, redacted."""
+    return redact(f"{type(error).__name__}: {message_of(error)}")
+
+
+def message_of(error: BaseException) -> str:
+    """Returns the message of an exception, of user code too: its `__str__` may raise."""
+    try:
+        return str(error)
+    except BaseException as other:
+        return f"<no message: __str__ raised {type(other).__name__}>"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Returns the traceback of an exception, redacted; Python has none for some `SyntaxError`s."""
+    try:
+        return redact("".join(traceback.format_exception(error)))
+    except BaseException as other:
+        return f"{summary_of(error)}\n<no traceback: {type(other).__name__}>\n"
+
+
 class _SafeLines(logging.Filter):
     """Escapes and redacts what others put into log lines.
 
@@ -58,12 +79,16 @@ class _SafeLines(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(
-                escape_control(redact(str(each))) if isinstance(each, str | BaseException) else each
+                escape_control(
+                    redact(message_of(each) if isinstance(each, BaseException) else each)
+                )
+                if isinstance(each, str | BaseException)
+                else each
                 for each in record.args
             )
         if record.exc_info and record.exc_info[1] is not None:
-            lines = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n").split("\n")
-            record.exc_text = "\n".join(f"    {escape_control(redact(line))}" for line in lines)
+            lines = traceback_of(record.exc_info[1]).rstrip("\n").split("\n")
+            record.exc_text = "\n".join(f"    {escape_control(line)}" for line in lines)
         return True
 
 

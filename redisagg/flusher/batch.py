@@ -12,15 +12,14 @@ lost.
 from __future__ import annotations
 
 import threading
-import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from redisagg.errors import MergedTaskTooLarge, RetryAfter, Unavailable, Unrecoverable
+from redisagg.errors import MergedTaskTooLarge, RetryAfter, Unavailable, Unrecoverable, wait_of
 from redisagg.sinks.base import MergedTask, ScriptSink
-from redisagg.texts import redact
+from redisagg.texts import summary_of, traceback_of
 
 
 class State(Enum):
@@ -45,15 +44,8 @@ class State(Enum):
     """Redis has been told what became of it."""
 
 
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as other:  # an error of the user's own class may raise another one
-        return f"<no message: __str__ raised {type(other).__name__}>"
-
-
 # Seconds; what asks to be tried again at once must not become a busy loop.
-_SHORTEST_PAUSE = 0.01
+_SHORTEST_PAUSE = 0.1
 
 
 class Blame(Enum):
@@ -73,6 +65,7 @@ class Failure:
 
     error: str
     traceback: str
+    """Empty if the attempt does not count."""
     pause: float | None = None
     """Seconds until the next attempt if the batch is not to blame. None: the attempt counts."""
     permanent: bool = False
@@ -87,17 +80,25 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, pause: float | None = None) -> Failure:
-        """The failure that an exception stands for."""
-        text = redact("".join(traceback.format_exception(error)))
+        """The failure that an exception stands for; raises nothing, whatever the exception does."""
+        try:
+            return cls._of(error, pause)
+        except BaseException as other:
+            name = type(error).__name__
+            return cls(f"{name}: <can't be read: {type(other).__name__}>", "", pause)
+
+    @classmethod
+    def _of(cls, error: BaseException, pause: float | None) -> Failure:
         permanent = isinstance(error, MergedTaskTooLarge | Unrecoverable)
         blames = Blame.BATCH
         if isinstance(error, RetryAfter):
-            pause = max(error.seconds, _SHORTEST_PAUSE)
+            pause = max(wait_of(error), _SHORTEST_PAUSE)
             blames = Blame.BUSY if error.scope == "aggregator" else Blame.BATCH
         elif isinstance(error, Unavailable):
             pause, blames = pause or _SHORTEST_PAUSE, Blame.AWAY
-        summary = redact(f"{type(error).__name__}: {_message(error)}")
-        return cls(summary, text, pause, permanent, blames)
+        # Only a failure that counts can make the batch a dead letter, which shows the traceback.
+        text = traceback_of(error) if pause is None else ""
+        return cls(summary_of(error), text, pause, permanent, blames)
 
     @classmethod
     def of_sink_down(cls, pause: float) -> Failure:
@@ -287,6 +288,21 @@ class Batch:
                     self.permit.begun = True
                 return True
             return self.state is _MERGING
+
+    def fail_unless_begun(self, failure: Failure) -> bool:
+        """Gives the batch an outcome if its merge has not begun, which then never begins.
+
+        Returns:
+            Whether the batch has this outcome now.
+        """
+        with _begin_lock:
+            if self.state is not _CLAIMED:
+                return False
+            self.outcome = MergeOutcome(failure)
+            self.state = _MERGED
+            if self.permit is not None:
+                self.permit.end()
+            return True
 
     def abandon_unless_begun(self) -> bool:
         """Abandons the batch if its merge has not begun.

@@ -31,8 +31,12 @@ _MOST_KEPT = 1_000
 _EARLIER = -1
 """For a batch that was let through by a state that is over."""
 
-_SHORTEST_WAIT = 0.01
-"""Seconds; `retry_delay` may be 0, which must not become a busy loop."""
+_SHORTEST_WAIT = 0.1
+"""Seconds; `retry_delay` may be a millisecond, which must not become a busy loop."""
+
+_LONGEST_PAUSE = 30.0
+"""Seconds; a batch that is not to blame is tried again after this time, by another flusher perhaps,
+for however long the sink has asked this one to wait."""
 
 
 class BreakerState(Enum):
@@ -157,14 +161,19 @@ class Breaker:
         return self.pause()
 
     def hold(self, wait: float) -> None:
-        """The sink has said that it takes nothing for `wait` seconds."""
+        """The sink has said that it takes nothing for `wait` seconds; it gets `delay(1)` at least.
+
+        Else one that always says so, for a time of nothing, would be called without a pause.
+        """
+        shortest = max(self._delay(1), _SHORTEST_WAIT)
+        wait = max(wait, shortest)
         until = self._clock() + wait
         if self._state is _OPEN and until <= self._until:
             return
         opens = self._state is not _OPEN
         self._failed.clear()
         # Later attempts to find out whether it works again do not wait for that long.
-        self._wait = max(min(wait, self._delay(1)), _SHORTEST_WAIT)
+        self._wait = shortest
         self._until = self._held_until = until
         if opens:
             self._enter(_OPEN)
@@ -177,9 +186,14 @@ class Breaker:
         return self._state is not _CLOSED or self._away > 0
 
     def pause(self) -> float:
-        """Seconds until it lets batches through that it does not now; with jitter."""
+        """Seconds after which a batch that it keeps out is tried again; with jitter.
+
+        Until then it lets batches through, or half a minute is over.
+        """
         left = max(self._until - self._clock(), 0) if self.state is not _CLOSED else 0
-        return left + random.uniform(0.1, 1) * max(self._wait / 4, _SHORTEST_WAIT)
+        return min(left, _LONGEST_PAUSE) + random.uniform(0.1, 1) * max(
+            self._wait / 4, _SHORTEST_WAIT
+        )
 
     def _open(self) -> None:
         self._opened += 1

@@ -71,10 +71,14 @@ class Flusher:
             for leader in leaders.values():
                 leader.wake()
 
+        def breakers_changed() -> None:
+            for leader in leaders.values():
+                leader.breakers_changed()
+
         budget, isolation = MemoryBudget(wake_all), Isolation()
         delay = partial(break_delay, self.config)
-        breakers = Breakers(delay, wake_all)
-        merges = Breaker("the merge function", delay, wake_all)
+        breakers = Breakers(delay, breakers_changed)
+        merges = Breaker("the merge function", delay, breakers_changed)
 
         flusher_id = new_flusher_id()
         permits: Permits | None = None

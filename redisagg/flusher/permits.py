@@ -278,7 +278,7 @@ class Permits:
 
     def excess(self, claim: Claim) -> str:
         """Says which limit a batch alone exceeds, so that it can never be merged; or nothing."""
-        if claim.stored_result or claim.result:
+        if claim.stored_result or claim.has_result:
             return ""  # it has been merged
         for limit, name in ((self._namespace, "rate_limit"), (self._group, "group_rate_limit")):
             rate = limit.rate

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from redisagg.errors import SinkError, SinkTimeout
+from redisagg.texts import summary_of
 
 _log = logging.getLogger("redisagg")
 
@@ -59,7 +60,7 @@ def value_of(ended: Ended | None, name: str, timeout: float) -> Any:
     if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
         raise error
     # Raised as it is, it would end the event loop or look like a cancellation.
-    raise SinkError(f"{name} raised {type(error).__name__}: {error}") from error
+    raise SinkError(f"{name} raised {summary_of(error)}") from error
 
 
 class AwaitedCalls:

@@ -65,6 +65,9 @@ _BUSY = (429, 503)
 _LONGEST_RETRY_AFTER = 3600.0
 """Seconds; a receiver that asks for more is asked after this time."""
 
+_SHORTEST_RETRY_AFTER = 1.0
+"""Seconds; a shorter time is taken for none."""
+
 _READ_BYTES = 65_536
 """The number of bytes of a response that are read, so that its connection can be reused."""
 
@@ -83,7 +86,8 @@ class WebhookSink(DeliverySink):
     followed), without a complete response within `timeout`, or without a connection.
     `AggregationConfig.max_attempts` and `retry_delay` limit and delay further attempts. Each
     attempt is signed anew, with its own time. After 429 or 503 with a header ``Retry-After``,
-    nothing is sent for that time, an hour at most, and the attempt does not count.
+    nothing is sent for that time, an hour at most, and the attempt does not count. A time of less
+    than a second is ignored.
 
     Args:
         url: an ``https://`` or ``http://`` URL, which may have a query.
@@ -212,15 +216,20 @@ class WebhookSink(DeliverySink):
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a receiver wants us to wait (RFC 9110, 10.2.3); None if it names none."""
+    """The seconds that a receiver wants us to wait (RFC 9110, 10.2.3); None if it names none.
+
+    Less than a second, such as a date in the past, is none: the attempts would not count, and there
+    would be no end of them.
+    """
     given = headers.get("retry-after", "").strip()
-    if given.isascii() and given.isdecimal():
-        return min(float(given), _LONGEST_RETRY_AFTER)
     try:
-        wait = parsedate_to_datetime(given).timestamp() - time.time()
+        if given.isascii() and given.isdecimal():
+            wait = float(given)
+        else:
+            wait = parsedate_to_datetime(given).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):
         return None
-    return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
+    return min(wait, _LONGEST_RETRY_AFTER) if wait >= _SHORTEST_RETRY_AFTER else None
 
 
 def cloud_event(merged: MergedTask, source: str) -> dict[str, Any]:

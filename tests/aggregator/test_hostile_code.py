@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from redisagg import Aggregator, AsyncAggregator, Task
+from redisagg import Aggregator, AsyncAggregator, RetryAfter, Task
 from redisagg.errors import FlusherFailed, InvalidConfig, RedisUnavailable
 from redisagg.sinks import BlockingSink, CallableSink, DeliverySink, MergedTask
 from tests.support.aggregators import Make
@@ -27,7 +27,23 @@ class Mute(Exception):
         raise RuntimeError("no text")
 
 
+class NoError(RetryAfter):
+    """One of which nothing can be read, not even whether it is one."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"NoError has no {name}")
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 KINDS: dict[str, Callable[[], BaseException]] = {
+    "NoError": NoError,
+    # Python can't format its traceback.
+    "SyntaxError": lambda: SyntaxError("odd", ("file", 1, 1, 5)),  # type: ignore[arg-type]
     "SystemExit": lambda: SystemExit(3),
     "KeyboardInterrupt": KeyboardInterrupt,
     "CancelledError": asyncio.CancelledError,

@@ -9,13 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 
 from redisagg import RetryAfter, Task, Unavailable, Unrecoverable
+from redisagg.flusher.breaker import Breaker
+from redisagg.flusher.leader.claimer import Claimer
+from redisagg.flusher.leader.session import LeaseSession
+from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import CallableSink
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
-from tests.support.tasks import await_dead, enqueued, numbered
+from tests.support.tasks import await_dead, enqueued, numbered, server_ms
 
+PARTITION = Keyspace("tests", 1).partitions[0]
 EXECUTORS = ("thread", "process", "loop")
 
 
@@ -154,3 +160,162 @@ def test_one_batch_that_calls_the_provider_away_holds_back_no_other(make: Make) 
         agg.add_tasks(Task("test", n, f"group {n}") for n in range(50))
         wait_until(lambda: len(enqueued(agg)) == 50, what="the others arrived")
         assert agg.stats().batches_dead == 0
+
+
+# --- what a provider that is away or busy must not be able to do ----------------------------------
+
+
+class Throttled(RetryAfter):
+    """As users write one: its constructor does not call that of `RetryAfter`."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.seconds = 0.3
+
+
+def throttled(group: str, tasks: list[Task]) -> Task:
+    if group.startswith("bad"):
+        raise Throttled(429)
+    return Task("merged", [task.payload for task in tasks])
+
+
+async def throttled_later(group: str, tasks: list[Task]) -> Task:
+    return throttled(group, tasks)
+
+
+def deliver_throttled(task: Task, batch_id: str) -> None:
+    throttled(str(task.group_key), [task])
+
+
+@pytest.mark.parametrize("place", [*EXECUTORS, "sink"])
+def test_a_subclass_of_retry_after_without_its_constructor_is_one(make: Make, place: str) -> None:
+    config: dict[str, Any] = {"group_aggregator": throttled}
+    if place == "loop":
+        config = {"group_aggregator": throttled_later}
+    elif place == "process":
+        config["executor"] = "process"
+    elif place == "sink":
+        config = {"sink": CallableSink(deliver_throttled)}
+    with make(group_max_size=1, max_attempts=1, concurrency=2, **config) as agg:
+        agg.add_tasks(Task("test", n, f"bad {n}") for n in range(6))  # more than threads
+        wait_until(lambda: agg.stats().batches_in_retry > 0, timeout=30, what="one waits")
+        agg.add_tasks(numbered("good", 3))
+        wait_until(lambda: agg.stats().flushed == 3, timeout=30, what="the others are done")
+        errors = {(batch.error, batch.attempts) for batch in agg.get_batches() if batch.error}
+        assert agg.stats().dead == 0
+    assert errors == {("Throttled: 429", 0)}
+
+
+@pytest.mark.parametrize("where", ["merge", "sink"])
+def test_only_the_batch_of_a_retry_after_waits_for_that_time(
+    make: Make, sync_redis: redis.Redis, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """The others are for other flushers, or for this one after a restart."""
+    begun, gate, held = threading.Event(), threading.Event(), threading.Event()
+
+    def call(payload: object) -> None:
+        if payload in (0, [0]):
+            begun.set()
+            gate.wait(30)
+            raise RetryAfter(3600, "aggregator")
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        if where == "merge":
+            call(tasks[0].payload)
+        elif tasks[0].group_key != "a":
+            held.wait(30)
+        return tasks[0]
+
+    sink = CallableSink(lambda task, _: call(task.payload) if where == "sink" else None)
+    with make(
+        group_aggregator=merge, sink=sink, group_max_size=1, partitions=1, concurrency=1
+    ) as agg:
+        agg.add_tasks(numbered("a", 5))
+        assert begun.wait(10)
+        agg.add_tasks(Task("test", 99, f"group {n}") for n in range(20))
+        wait_until(lambda: agg.stats().batches_in_flight == 25, what="they are claimed")
+        gate.set()
+        wait_until(lambda: "is busy" in caplog.text, what="the breaker is open")
+        held.set()
+        wait_until(lambda: agg.stats().batches_in_retry == 25, what="they are given back")
+        now = server_ms(sync_redis)
+        retry: Any = sync_redis.zrange(PARTITION.retry, 0, -1, withscores=True)
+        waits = sorted((due - now) / 1000 for _, due in retry)
+    assert len(waits) == 25
+    assert all(wait <= 33 for wait in waits[:20])
+    assert all(3500 < wait <= 3600 for wait in waits[20:])  # with those behind it in its group
+
+
+@pytest.mark.parametrize("where", ["merge", "sink"])
+@pytest.mark.parametrize("retry_delay", [0.001, 0.4])
+def test_a_retry_after_nothing_is_no_busy_loop(make: Make, where: str, retry_delay: float) -> None:
+    raising = Raising(lambda: RetryAfter(0, "aggregator"))
+    merged = where == "merge"
+    config: dict[str, Any] = {"group_aggregator": raising} if merged else {}
+    sink = CallableSink(lambda task, batch_id: None) if merged else CallableSink(raising.sink)
+    config |= {"retry_delay": retry_delay, "retry_max_delay": 0.4}
+    with make(sink=sink, group_max_size=1, max_attempts=1, partitions=1, **config) as agg:
+        agg.add_tasks(Task("test", n, f"group {n}") for n in range(50))
+        wait_until(lambda: raising.times, what="the first call")
+        time.sleep(2)
+    # Those that are under way when it opens, and 8 each 0.1 or 0.4 s.
+    assert len(raising.times) < 60 + 8 * (20 if retry_delay < 0.1 else 5)
+
+
+def test_queued_batches_of_a_busy_group_do_not_reach_what_is_away(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+    calls: list[int] = []
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        calls.append(tasks[0].payload)
+        if tasks[0].payload == 0:  # the oldest one of the group takes long
+            gate.wait(60)
+            return tasks[0]
+        time.sleep(0.02)
+        raise Unavailable("connection refused")
+
+    with make(
+        group_aggregator=merge,
+        group_max_size=1,
+        max_attempts=1,
+        partitions=1,
+        concurrency=2,
+        retry_delay=60,
+        retry_max_delay=60,
+    ) as agg:
+        agg.add_tasks(numbered("a", 100))
+        wait_until(lambda: "fails for all batches" in caplog.text, timeout=20, what="it opens")
+        time.sleep(1)  # for 50 calls
+        gate.set()
+        wait_until(lambda: agg.stats().batches_in_retry > 50, what="others are given back")
+        stats = agg.stats()
+    assert len(calls) < 30
+    assert (stats.dead, stats.flushed) == (0, 1)
+
+
+def test_what_is_claimed_while_the_breaker_opens_is_not_merged(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breakers: list[Breaker] = []
+    run, send_all = Claimer.run, LeaseSession.send_all
+
+    async def noted_run(self: Claimer) -> None:
+        breakers.append(self._merges)
+        await run(self)
+
+    async def opening(self: LeaseSession, requests: Any, **options: Any) -> list[Any]:
+        replies = await send_all(self, requests, **options)
+        if any(each.script and each.script.name == "claim" for each in requests):
+            breakers[0].hold(60)
+        return replies
+
+    monkeypatch.setattr(Claimer, "run", noted_run)
+    monkeypatch.setattr(LeaseSession, "send_all", opening)
+    merge = Raising(lambda: None)
+    agg = make(group_aggregator=merge, group_max_size=1, partitions=1)
+    agg.add_tasks(Task("test", n, f"group {n}") for n in range(10))
+    with agg:
+        wait_until(lambda: agg.stats().batches_in_retry == 10, what="they are given back")
+    assert not merge.times

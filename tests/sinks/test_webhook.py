@@ -105,7 +105,8 @@ def test_every_task_is_received_under_one_key_a_batch(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize(
-    "answers", [["500", "429"], ["408", "425"], ["drop", "503"], ["hang"], ["drip"], ["307"]]
+    "answers",
+    [["500", "429"], ["408", "425"], ["drop", "503"], ["429;0"], ["hang"], ["drip"], ["307"]],
 )
 def test_what_fails_is_posted_again_with_the_same_body(
     trial: Trial, free_port: int, answers: list[str]
@@ -154,6 +155,16 @@ def test_what_is_refused_for_good_becomes_a_dead_letter(trial: Trial, free_port:
         assert len(trial.received()) == 4
         agg.requeue_dead_letter(letter.batch_id)
         assert trial.await_received(5)[4]["payloads"] == [0, 1]
+
+
+def test_a_receiver_that_says_come_at_once_is_not_asked_for_ever(
+    trial: Trial, free_port: int
+) -> None:
+    answers = ["429;0", "503;Thu, 01 Jan 1970 00:00:00 GMT"] * 2
+    with receiving(trial, free_port, *answers), flushing(trial) as agg:
+        agg.add_tasks(numbered("a", 2))
+        [letter] = await_dead(agg)
+    assert letter.attempts == len(answers)
 
 
 def test_what_finds_no_receiver_becomes_a_dead_letter(trial: Trial) -> None:

@@ -10,7 +10,7 @@ from redisagg import AggregationConfig
 from redisagg.flusher.backoff import break_delay
 from redisagg.flusher.batch import Enqueue
 from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
-from redisagg.flusher.leader.sink_health import SinkHealth
+from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
 
 
 class Clock:
@@ -273,3 +273,30 @@ def test_the_delays_of_one_that_is_away_grow_until_a_success(s: Setting) -> None
         s.breaker.away(batch, s.breaker.admit())
     assert s.breaker.state is BreakerState.OPEN
     assert s.breaker.away(b"f", None) >= 10
+
+
+def test_one_that_asks_for_no_time_is_no_busy_loop(s: Setting) -> None:
+    s.breaker.hold(0)
+    s.clock.now += 9.9
+    assert s.breaker.state is BreakerState.OPEN
+    s.clock.now += 0.1
+    assert s.breaker.state is BreakerState.HALF_OPEN
+    s.breaker.hold(0)  # again and again
+    assert s.breaker.state is BreakerState.OPEN
+    without_delay = Breaker("Sink", lambda times: 0.0, clock=s.clock)
+    without_delay.hold(0)
+    s.clock.now += 0.09
+    assert without_delay.state is BreakerState.OPEN
+
+
+def test_a_batch_that_is_kept_out_waits_for_half_a_minute_at_most(s: Setting) -> None:
+    under_way = [s.breaker.admit() for _ in range(2)]
+    s.breaker.hold(3600)
+    assert s.breaker.state is BreakerState.OPEN
+    assert all(30 < s.breaker.pause() <= 32.5 for _ in range(100))
+    assert s.breaker.away(b"a", under_way[0]) <= 32.5
+    failure = failure_at(s.breaker, b"b", under_way[1] or 0, ValueError("no"))
+    assert not failure.counts
+    assert (failure.pause or 99) <= 32.5
+    s.clock.now += 3599
+    assert s.breaker.admit() is None  # although batches are tried again

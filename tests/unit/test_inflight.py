@@ -123,15 +123,17 @@ class LeaderMachine(RuleBasedStateMachine):
         return any(each.claimed for each in younger) and stored is not free[0]
 
     @precondition(lambda self: self.claiming is not None)
-    @rule()
-    def end_claim(self) -> None:
+    @rule(probing=st.booleans(), down=st.booleans())
+    def end_claim(self, probing: bool, down: bool) -> None:
+        """The claimed batches arrive; with `down` after the sinks have failed."""
         assert self.claiming is not None
         for stored in self.claiming:
-            batch = Batch(claim_of(stored), self._on_merged)
+            batch = Batch(claim_of(stored), self._on_merged, probing)
             stored.claimed, stored.fresh = batch, False
             self.order[batch.group].append(batch)
-            if self.inflight.claimed(batch):
+            if self.inflight.claimed(batch, 1.0 if down else None):
                 assert batch.attempt <= MAX_ATTEMPTS
+                assert probing or not down, "merged while no sink works"
                 self.submitted.append(batch)
         self.claiming = None
         self.inflight.claim_ended()
@@ -145,7 +147,11 @@ class LeaderMachine(RuleBasedStateMachine):
 
     @rule()
     def all_sinks_fail(self) -> None:
+        """From then on no batch begins that was claimed before, but for those that test them."""
         self.inflight.sinks_down(1.0)
+        for group in GROUPS:
+            waiting = [each for each in self._in_flight(group) if each.state is State.CLAIMED]
+            assert all(batch.probing for batch in waiting), "merged while no sink works"
 
     # --- merges and deliveries -----------------------------------------------------------------
 
@@ -300,8 +306,7 @@ class LeaderMachine(RuleBasedStateMachine):
     def _stalled(self, group: bytes) -> list[Batch]:
         """Those that were merged and wait for a sink or for older batches of the group."""
         waiting = (State.MERGED, State.DELIVERING)
-        mine = [each for each in self._in_flight(group) if each.attempt <= MAX_ATTEMPTS]
-        return [each for each in mine if each.state in waiting]
+        return [each for each in self._in_flight(group) if each.state in waiting]
 
     @invariant()
     def no_group_takes_more_than_its_share(self) -> None:
@@ -333,7 +338,7 @@ class LeaderMachine(RuleBasedStateMachine):
         """Everything comes to an end when all merges, deliveries and replies succeed."""
         for _ in range(200):
             if self.claiming is not None:
-                self.end_claim()
+                self.end_claim(False, False)
             while self.submitted:
                 self.begin_merge(0)
             while self.merging:
@@ -387,6 +392,20 @@ def _mark_and_open(self: InFlight, group: Any, batch: Batch, failure: Failure) -
     self._closed.discard(batch.group)
 
 
+_claimed = InFlight.claimed
+
+
+def _claim_always(self: InFlight, batch: Batch, pause: float | None = None) -> bool:
+    return _claimed(self, batch)
+
+
+def _fail_oldest(self: InFlight, pause: float) -> bool:
+    for group in self._groups.values():
+        for batch in [each for each in group.merging[:1] if not each.probing]:
+            self._fail_unless_begun(group, batch, Failure.of_sink_down(pause))
+    return bool(self._reports)
+
+
 def _begin_always(self: Batch) -> bool:
     self.state = State.MERGING
     return True
@@ -405,6 +424,8 @@ def _abandon_always(self: Batch) -> bool:
         pytest.param(module, "_UNDER_WAY", (), id="postponing"),
         pytest.param(Batch, "begin", _begin_always, id="no merge of an abandoned batch"),
         pytest.param(Batch, "abandon_unless_begun", _abandon_always, id="no end of a merge begun"),
+        pytest.param(InFlight, "sinks_down", _fail_oldest, id="no merge while no sink works"),
+        pytest.param(InFlight, "claimed", _claim_always, id="no merge of what is claimed then"),
         pytest.param(InFlight, "may_claim", lambda _: True, id="no claim during a report"),
         pytest.param(InFlight, "claim_begun", lambda _: None, id="no report during a claim"),
         pytest.param(InFlight, "__init__", _make_without_shares, id="batches of a group"),
@@ -549,6 +570,12 @@ def test_a_batch_of_several_tasks_is_split(failure: Failure) -> None:
     assert action.split
 
 
+def test_a_batch_whose_merge_result_was_never_whole_is_split() -> None:
+    action = failing(b"id", 2, RAISED, result=b"-")
+    assert isinstance(action, GiveBack)
+    assert action.split
+
+
 def test_a_half_of_one_task_is_buried_at_once() -> None:
     assert isinstance(failing(b"id.0.1", 1, RAISED), Bury)
 
@@ -565,7 +592,7 @@ def test_one_task_that_was_not_split_has_its_attempts() -> None:
     [
         (PAUSED, {}),
         (RAISED, {"stored_result": b"r"}),
-        (RAISED, {"result": b"label"}),
+        (RAISED, {"result": b"1-1"}),
     ],
 )
 def test_what_is_no_failure_of_the_merge_splits_nothing(

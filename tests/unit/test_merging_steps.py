@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from redisagg import Task
+from redisagg import Partial, Task
 from redisagg.flusher.batch import Failure, MergeOutcome
 from redisagg.flusher.merging import steps
 from redisagg.flusher.merging.result_codec import pack_result
@@ -181,3 +181,18 @@ def test_a_result_of_which_nothing_is_left_is_not_merged_again() -> None:
 
 def test_a_merge_that_failed_has_no_result() -> None:
     assert pack_result(MergeOutcome(Failure("ValueError: no", ""))) == b""
+
+
+def test_the_reasons_of_failed_tasks_are_made_without_tracebacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which take most of the time, on the event loop with an `async` merge function."""
+    formatted: list[object] = []
+    monkeypatch.setattr("traceback.format_exception", formatted.append)
+    tasks = [Task("t", n, "g") for n in range(10)]
+    errors: dict[str, str | BaseException] = {
+        task.id: ValueError(task.payload) for task in tasks[1:]
+    }
+    outcome = _merge(lambda group, tasks: Partial(tasks[0], errors), tasks)
+    assert outcome.failed == [(n, f"ValueError: {n}") for n in range(1, 10)]
+    assert not formatted

@@ -6,8 +6,11 @@ import asyncio
 import threading
 import time
 
+import pytest
+
 from redisagg import AggregationConfig, Task
-from redisagg.flusher.batch import Batch, State
+from redisagg.flusher.batch import Batch, MergeOutcome, State
+from redisagg.flusher.merging import threads
 from redisagg.flusher.merging.threads import ThreadMerger
 from redisagg.sinks import StreamSink
 from redisagg.sinks.routing import Router
@@ -46,4 +49,25 @@ async def test_a_merge_that_has_ended_is_not_taken_for_the_next_one_of_its_threa
     gates["second"].set()
     await asyncio.wait_for(ended.wait(), 10)
     assert second.state is State.MERGED
+    merger.close()
+
+
+async def test_a_thread_lives_on_whatever_is_raised_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by an exception that another thread raises in it."""
+
+    def broken(*_: object) -> MergeOutcome:
+        raise SystemExit("from outside")
+
+    monkeypatch.setattr(threads, "merge", broken)
+    config = AggregationConfig(concurrency=1)
+    merger = ThreadMerger(config, Router(StreamSink("q"), False, 1 << 20))
+    ended: asyncio.Queue[Batch] = asyncio.Queue()
+    for _ in range(3):
+        merger.submit(Batch(claim_of([Task("test", 0, "g")]), ended.put_nowait))
+    for _ in range(3):
+        batch = await asyncio.wait_for(ended.get(), 10)
+        assert batch.outcome is not None
+        assert batch.outcome.failure is not None
+        assert batch.outcome.failure.error == "SystemExit: from outside"
+    assert merger._threads == 1
     merger.close()

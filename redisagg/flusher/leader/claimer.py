@@ -91,6 +91,11 @@ class Claimer:
         """Something may be due, or there may be room again."""
         self._woken.set()
 
+    def breakers_changed(self) -> None:
+        """A breaker has opened or closed: what must not be merged now goes back at once."""
+        self._give_back_unmerged()
+        self.wake()
+
     def finish(self) -> None:
         """Makes `run` end without another claim."""
         self._finishing.set()
@@ -115,11 +120,7 @@ class Claimer:
             self._woken.clear()
             if self._suspect is not None and self._suspect not in self._inflight:
                 self._end_suspect()
-            states, merges = self._sinks.states(), self._merges.state
-            if merges is BreakerState.OPEN:
-                self._give_back_unmerged(self._merges.pause())
-            elif states == {BreakerState.OPEN}:
-                self._give_back_unmerged(self._sinks.pause())
+            self._give_back_unmerged()
             room = self._inflight.room
             if not room or not self._inflight.may_claim():
                 if self._permits is not None:
@@ -130,19 +131,12 @@ class Claimer:
                 due = await self._await_permits(due, room)
                 continue
             probe: Probe | None = None
-            if merges is not BreakerState.CLOSED:
-                probe = reserve_probe(self._merges)
+            if (pause := self._pause()) is not None:
+                probe = self._reserve_probe()
                 if probe is None:
                     if self._permits is not None:
                         self._permits.release()
-                    await wait_for_event(self._woken, self._merges.pause())
-                    continue
-            elif states and BreakerState.CLOSED not in states:
-                probe = self._sinks.reserve()
-                if probe is None:
-                    if self._permits is not None:
-                        self._permits.release()
-                    await wait_for_event(self._woken, self._sinks.pause())
+                    await wait_for_event(self._woken, pause)
                     continue
             self._inflight.claim_begun()
             lost = False
@@ -190,9 +184,26 @@ class Claimer:
         await self._permits.take(min(room, want), self._finishing)
         return due if time.monotonic() - asked_at < _SHORT_WAIT else None
 
-    def _give_back_unmerged(self, pause: float) -> None:
-        """Gives back batches whose merge has not begun; they are claimed again after `pause`."""
-        if self._inflight.sinks_down(pause):
+    def _pause(self) -> float | None:
+        """Seconds for which only batches that test the sinks are merged; None if one works.
+
+        The breaker of the merge function counts as one of a sink of all batches.
+        """
+        if self._merges.state is not BreakerState.CLOSED:
+            return self._merges.pause()
+        states = self._sinks.states()
+        return self._sinks.pause() if states and BreakerState.CLOSED not in states else None
+
+    def _reserve_probe(self) -> Probe | None:
+        """Permission to claim a few batches for what is down; None if none is free now."""
+        if self._merges.state is not BreakerState.CLOSED:
+            return reserve_probe(self._merges)
+        return self._sinks.reserve()
+
+    def _give_back_unmerged(self) -> None:
+        """Gives back batches whose merge has not begun, if no sink works."""
+        pause = self._pause()
+        if pause is not None and self._inflight.sinks_down(pause):
             self._on_failed()
 
     async def _back_off(self, lost: bool) -> None:
@@ -279,8 +290,9 @@ class Claimer:
             return await self._claim_one_each(items, max(1, most), poll, probing)
         together = [requests.claim(items, limit, max(1, most)), poll]
         claimed, due = await self._session.send_all(together, once=True)
+        pause = self._pause()
         for reply in claimed:
-            self._take(reply, probing)
+            self._take(reply, probing, pause)
         if self._suspect is not None and self._suspect not in self._inflight:
             self._end_suspect()  # an older batch of its group has to go first
         return None if isinstance(due, RedisAggError) else Due.of(due)
@@ -296,21 +308,22 @@ class Claimer:
         if put_off:
             together.append(requests.put_off(put_off))
         *replies, due = await self._session.send_all([*together, poll], once=True)
-        place = 0
+        place, pause = 0, self._pause()
         for claimed in replies[: len(allowed)]:
             left = self._permits.count
             if not isinstance(claimed, RedisAggError) and claimed:
-                self._take(claimed[0], probing, place)
+                self._take(claimed[0], probing, pause, place)
             if self._permits.count == left:
                 place += 1  # its permit goes back
         if self._suspect is not None and self._suspect not in self._inflight:
             self._end_suspect()
         return None if isinstance(due, RedisAggError) else Due.of(due)
 
-    def _take(self, reply: list[Any], probing: bool, place: int = 0) -> None:
+    def _take(self, reply: list[Any], probing: bool, pause: float | None, place: int = 0) -> None:
         """Puts a claimed batch in flight.
 
         Args:
+            pause: as in `InFlight.claimed`: a breaker may have opened since the claim was sent.
             place: that of its permit, if it needs one.
         """
         reply.insert(_SLOT, self._slot)  # a reply may go on behind it
@@ -319,7 +332,7 @@ class Claimer:
             _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
             return
         batch = Batch(claim, self._on_merged, probing)
-        if not self._inflight.claimed(batch):
+        if not self._inflight.claimed(batch, pause):
             return
         if self._permits is not None:
             self._permits.hand_over(batch, self._on_claimed, place=place)

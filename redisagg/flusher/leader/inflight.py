@@ -11,6 +11,8 @@ events to `InFlight` and carry out the actions that it returns. The rules of ord
 - **Postponing.** A failed batch is not given back while merges or deliveries of younger batches of
   its group run: their results go back with it, so that nothing is merged twice. Merges that have
   not begun are abandoned.
+- **Sinks that are down.** While no sink works, no merge begins but those of batches that test one.
+  What has not begun counts as merged and failed, which is no attempt, and so goes back in its turn.
 - **Fair shares.** No group takes all places. A group is closed, and no further batch of it is
   claimed, while it has many batches or bytes in flight, while many of its batches are stalled
   (merged, but waiting for a slow sink), or while one has failed. Stalled batches take no place of
@@ -26,7 +28,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State, is_half
+from redisagg.flusher.batch import Batch, Failure, State, is_half
 from redisagg.flusher.budget import MemoryBudget
 
 # Access to a member of an enum takes longer than most steps here.
@@ -197,8 +199,11 @@ class InFlight:
         self._claiming = False
         return bool(self._reports)
 
-    def claimed(self, batch: Batch) -> bool:
+    def claimed(self, batch: Batch, pause: float | None = None) -> bool:
         """A batch has been claimed, after all older ones of its group.
+
+        Args:
+            pause: seconds for which no sink works, as in `sinks_down`; None if one does.
 
         Returns:
             Whether it is to be merged.
@@ -217,15 +222,15 @@ class InFlight:
             self._closed.add(batch.group)
         if group.postponed:
             batch.abandon()  # it goes back with the failed batch
-        elif claim.attempt <= self._max_attempts:
-            return True
-        else:
+        elif claim.attempt > self._max_attempts:
             # Its last attempts did not end with a report, or it would be among the dead letters.
             error = claim.error.decode(errors="replace")
             failure = Failure(error or "its flusher died in each attempt", "")
-            batch.outcome = MergeOutcome(failure)
-            batch.state = _MERGED
-            self._advance(group)
+            self._fail_unless_begun(group, batch, failure)
+        elif pause is not None and not batch.probing:
+            self._fail_unless_begun(group, batch, Failure.of_sink_down(pause))
+        else:
+            return True
         return False
 
     # --- merges and deliveries -----------------------------------------------------------------
@@ -250,17 +255,16 @@ class InFlight:
         return self.merged(batch)
 
     def sinks_down(self, pause: float) -> bool:
-        """No sink works for the next `pause` seconds: what need not be merged now is given back.
+        """No sink works for the next `pause` seconds: no merge begins, but for those of probes.
 
         Returns:
             Whether a failed batch is to be reported.
         """
+        failure = Failure.of_sink_down(pause)
         for group in self._groups.values():
-            if group.failed or not group.merging:
-                continue
-            batch = group.merging[0]
-            if not batch.probing and batch.abandon_unless_begun():
-                self._fail_next(group, Failure.of_sink_down(pause))
+            for batch in list(group.merging):
+                if not batch.probing:
+                    self._fail_unless_begun(group, batch, failure)
         return bool(self._reports)
 
     # --- what Redis is told --------------------------------------------------------------------
@@ -343,6 +347,13 @@ class InFlight:
     def _holds(self, batch: Batch) -> bool:
         """Whether the batch is in flight; a drain may give it back during its commit."""
         return self._batches.get(batch.batch_id) is batch
+
+    def _fail_unless_begun(self, group: _Group, batch: Batch, failure: Failure) -> None:
+        """Treats a batch as merged and failed, unless its merge has begun."""
+        if batch.fail_unless_begun(failure):
+            self._stall(group, batch)
+            if group.merging[0] is batch:  # else the event of an older one moves it on
+                self._advance(group)
 
     def _advance(self, group: _Group) -> Deliver | None:
         """Moves on the oldest batches of a group that have been merged."""
@@ -453,7 +464,7 @@ class InFlight:
     def _can_be_isolated(self, batch: Batch) -> bool:
         """Whether the merge of a batch failed that can be split, or was split before."""
         claim, outcome = batch.claim, batch.outcome
-        if claim.attempt > self._max_attempts or claim.stored_result or claim.result:
+        if claim.attempt > self._max_attempts or claim.stored_result or claim.has_result:
             return False  # nothing was merged, or not now
         if outcome is None or outcome.merged:
             return False  # the failure is one of the sink

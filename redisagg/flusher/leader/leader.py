@@ -139,6 +139,10 @@ class Leader:
         """Something may have become due."""
         self._claimer.wake()
 
+    def breakers_changed(self) -> None:
+        """A breaker has opened or closed."""
+        self._claimer.breakers_changed()
+
     def finish(self) -> None:
         """Makes `run` end: nothing more is claimed, and batches in flight are finished."""
         self._claimer.finish()

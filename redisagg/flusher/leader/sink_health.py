@@ -6,7 +6,6 @@ from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from redisagg.errors import RetryAfter, Unavailable, Unrecoverable
 from redisagg.flusher.batch import Batch, Blame, Enqueue, Failure, MergeOutcome
 from redisagg.flusher.breaker import Breaker, Breakers, BreakerState, RecentBreakers
 from redisagg.sinks.base import DeliverySink, ScriptSink
@@ -39,16 +38,15 @@ def failure_at(breaker: Breaker, batch_id: bytes, admitted: int, error: BaseExce
     Args:
         admitted: the number with which the breaker let the batch through.
     """
-    if isinstance(error, Unrecoverable):  # it says nothing about the sink
-        return Failure.of(error)
-    if isinstance(error, RetryAfter):
-        if error.scope == "aggregator":
-            breaker.hold(error.seconds)
-        return Failure.of(error)
-    if isinstance(error, Unavailable):
-        return Failure.of(error, breaker.away(batch_id, admitted))
+    failure = Failure.of(error)
+    if failure.blames is Blame.AWAY:
+        return replace(failure, pause=breaker.away(batch_id, admitted))
+    if failure.blames is Blame.BUSY:
+        breaker.hold(failure.pause or 0.0)
+    if not failure.counts or failure.permanent:  # it says nothing about the sink
+        return failure
     counts = breaker.failed(batch_id, admitted)
-    return Failure.of(error, None if counts else breaker.pause())
+    return failure if counts else replace(failure, pause=breaker.pause())
 
 
 def merge_ended(breaker: Breaker, batch: Batch, outcome: MergeOutcome) -> None:

@@ -21,9 +21,10 @@ from redisagg.merge_function import Partial
 from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import arrival_ms, decode
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
+from redisagg.sinks.limited_calls import Ended
 from redisagg.sinks.routing import Router
 from redisagg.task import Task
-from redisagg.texts import redact, shorten
+from redisagg.texts import redact, shorten, summary_of
 from redisagg.views import BatchInfo
 
 _BLAMES = "the payload of task "
@@ -51,7 +52,10 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
             returned: Any = function(*arguments(claim, outcome, group, tasks))
             if type(returned) is not Task and inspect.isawaitable(returned):
                 # It is a plain function that returns a coroutine.
-                returned = asyncio.run(_awaited(returned))
+                ended = asyncio.run(_awaited(returned))
+                if ended.error is not None:
+                    raise ended.error
+                returned = ended.value
             route_result(claim, outcome, router, tasks, returned)
     except PermitExpired:
         outcome.failure = TOO_LATE
@@ -224,8 +228,8 @@ def positions_of(failed: Any, places: Mapping[str, int]) -> list[tuple[int, str]
 
 
 def _reason(reason: object) -> str:
-    if isinstance(reason, BaseException):
-        return Failure.of(reason).error[:_REASON_CHARACTERS]
+    if isinstance(reason, BaseException):  # without its traceback, which takes long to format
+        return summary_of(reason)[:_REASON_CHARACTERS]
     text = reason if isinstance(reason, str) else shorten(reason)
     return redact(text)[:_REASON_CHARACTERS]
 
@@ -328,5 +332,8 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterato
         yield MergedTask(merged_id, group, len(tasks), task, reason)
 
 
-async def _awaited(merging: Awaitable[Any]) -> Any:
-    return await merging
+async def _awaited(merging: Awaitable[Any]) -> Ended:
+    try:  # an event loop reads what is raised in a task, and may fail at that
+        return Ended(await merging)
+    except BaseException as error:
+        return Ended(error=error)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from redisagg.config import AggregationConfig
-from redisagg.flusher.batch import Batch, MergeOutcome
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import Merger
 from redisagg.flusher.merging.steps import merge
 from redisagg.flusher.merging.turns import Turns
@@ -118,14 +118,20 @@ class ThreadMerger(Merger):
         while (batch := self._queue.get()) is not None:
             running = _Running(batch, time.monotonic())
             self._running.add(running)
-            if batch.begin():
-                outcome = merge(self.function, self.router, batch.claim)
-            else:
-                outcome = MergeOutcome()  # nobody reads it
+            outcome = self._merge(batch)
             if not self._remove(running):
                 self._hung.discard(running)
                 return  # it timed out, and another thread may have taken the place of this one
             self._end(batch, outcome)
+
+    def _merge(self, batch: Batch) -> MergeOutcome:
+        """Merges a batch; raises nothing: a thread that ended would be missing for ever."""
+        try:
+            if batch.begin():
+                return merge(self.function, self.router, batch.claim)
+        except BaseException as error:
+            return MergeOutcome(Failure.of(error))
+        return MergeOutcome()  # nobody reads it
 
     def _remove(self, running: _Running) -> bool:
         """Takes a merge out of those that run; returns False if it is not among them any more."""
