@@ -186,7 +186,7 @@ class AggregationConfig:
         check_range("concurrency", self.concurrency, 1, 10_000)
         for name in ("max_concurrency", "group_concurrency"):
             if (limit := getattr(self, name)) is not None:
-                check_range(name, limit, 1, 10_000)
+                check_range(name, limit, 1, 1_500)  # as lua/includes/permits.lua
         for name in ("rate_limit", "group_rate_limit"):
             rate = getattr(self, name)
             if rate is not None and not isinstance(rate, RateLimit):

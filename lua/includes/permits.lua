@@ -27,7 +27,7 @@
 local permits = {}
 local BUCKETS = 100  -- how often units leave in a window
 local TTL_SLACK_MS = 60000
-local MOST_HELD = 2000  -- permits of a limit, so that a call looks at few
+local MOST_HELD = 1500  -- permits of a limit, so that a call looks at few
 
 -- The whole numbers that a pattern finds in a text, or nil.
 local FOUR = '^(%d+) (%d+) (%d+) (%d+)$'
