@@ -33,7 +33,7 @@ local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local channel, partition = ARGV[1], ARGV[2]
 local FIRST_KEY, FIRST_ARG = 5, 3
 local SAME, CHANGED, AGAIN, LEFT = 0, 1, 2, 3
-local MOST_TASKS, MOST_BYTES = 300, 512 * 1024  -- of one group, and of all groups of a call
+local MOST_TASKS, MOST_BYTES = 200, 512 * 1024  -- of one group, and of all groups of a call
 local PLAIN_BODIES = { [0x92] = true, [0x93] = true }  -- msgpack arrays of two and three
 
 -- The limits in a text, by name; raises an error if it is malformed.

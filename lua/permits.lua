@@ -11,6 +11,7 @@
 --        =ID:UNITS  its call was made, and had so many units (:UNITS may be left out for all)
 --        -ID:UNITS  the same, and the call is over
 --        ~ID        it is over, and no call was made
+--        !          the caller waits no longer
 -- Reply  for each key { number of permits that were granted, ms until the next one may be granted
 --        (0: all were granted), 1 if it is for the number of permits that it waits, else 0 }. No
 --        permit is granted after one that was not
@@ -38,6 +39,7 @@ local function parse_steps(text)
   local steps = {}
   for word in string.gmatch(text, '%S+') do
     local kind, id, units = string.match(word, '^([+=~-])([%w.]+):?(%d*)$')
+    if word == '!' then kind, id, units = '!', '', '' end
     assert_arguments(kind and (kind ~= '+' or units ~= ''))
     steps[#steps + 1] = { kind, id, units ~= '' and whole_number(units) or nil }
   end
@@ -53,7 +55,9 @@ local function carry_out(l, steps)
   local granted, count, units, at, by_place = 0, 0, 0, nil, nil
   for _, step in ipairs(steps) do
     local kind, id = step[1], step[2]
-    if kind ~= '+' then
+    if kind == '!' then
+      permits.wait(l, 0, 0, 0)
+    elseif kind ~= '+' then
       permits.note(l, kind, id, step[3])
     elseif at then
       count, units = count + 1, units + step[3]

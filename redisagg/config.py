@@ -186,9 +186,12 @@ class AggregationConfig:
         check_range("concurrency", self.concurrency, 1, 10_000)
         for name in ("max_concurrency", "group_concurrency"):
             if (limit := getattr(self, name)) is not None:
-                check_range(name, limit, 1, 10_000)
+                check_range(name, limit, 1, 1_500)  # as lua/includes/permits.lua
         for name in ("rate_limit", "group_rate_limit"):
-            self._check_rate(name, getattr(self, name))
+            rate = getattr(self, name)
+            if rate is not None and not isinstance(rate, RateLimit):
+                raise InvalidConfig(f"{name} must be a RateLimit, not {type(rate).__name__}")
+        self.check_batches(self.group_max_size, self.group_max_weight, "group_")
         check_range("max_attempts", self.max_attempts, 1, 1_000_000)
         check_range("min_replicas", self.min_replicas, 0, 1_000)
         check_range("max_task_bytes", self.max_task_bytes, 1, 512 * 1024 * 1024)
@@ -234,21 +237,28 @@ class AggregationConfig:
             object.__setattr__(self, "group_grace_period", None)
             object.__setattr__(self, "group_max_delay", None)
 
-    def _check_rate(self, name: str, rate: object) -> None:
-        """Raises `InvalidConfig` if a full batch alone would exceed a rate limit."""
-        if rate is None:
-            return
-        if not isinstance(rate, RateLimit):
-            raise InvalidConfig(f"{name} must be a RateLimit, not {type(rate).__name__}")
-        if rate.of == "tasks" and self.group_max_size > rate.limit:
-            raise InvalidConfig(
-                f"a batch may have {self.group_max_size:,} tasks (group_max_size), more than "
-                f"{name} allows at all ({rate.limit:,}); lower group_max_size or raise the limit"
-            )
-        if rate.of == "weight" and not 0 < (self.group_max_weight or 0) <= rate.limit:
-            raise InvalidConfig(
-                f"{name} counts weight, so group_max_weight is needed, at most {rate.limit:,}"
-            )
+    def check_batches(self, max_size: int | None, max_weight: int | None, prefix: str = "") -> None:
+        """Checks whether the rate limits allow full batches.
+
+        Args:
+            max_size: the largest number of tasks; None for any.
+            max_weight: the largest weight; None or 0 for any.
+            prefix: what stands before the names of these limits.
+
+        Raises:
+            InvalidConfig: a full batch alone would exceed a rate limit.
+        """
+        for name in ("rate_limit", "group_rate_limit"):
+            rate: RateLimit | None = getattr(self, name)
+            if rate is not None and rate.of == "tasks" and (max_size or 0) > rate.limit:
+                raise InvalidConfig(
+                    f"a batch may have {max_size:,} tasks ({prefix}max_size), more than {name} "
+                    f"allows at all ({rate.limit:,}); lower {prefix}max_size or raise the limit"
+                )
+            if rate is not None and rate.of == "weight" and not 0 < (max_weight or 0) <= rate.limit:
+                raise InvalidConfig(
+                    f"{name} counts weight, so {prefix}max_weight is needed, at most {rate.limit:,}"
+                )
 
     @property
     def limits_work(self) -> bool:

@@ -69,7 +69,7 @@ class AppliedPolicy(NamedTuple):
     changed: int
     """Number of groups whose waiting tasks have other limits now."""
     left: int
-    """Number of groups that match and stay as they were: more than 300 tasks or 512 KiB wait, or
+    """Number of groups that match and stay as they were: more than 200 tasks or 512 KiB wait, or
     they changed whenever they were read."""
 
 

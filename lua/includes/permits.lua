@@ -8,7 +8,8 @@
 --             at ENDS, ms. UNITS are those of a call that may still begin; 0 after it was noted
 --   u:MS      units of calls that leave the window at MS
 --   tat       the theoretical arrival time of GCRA, ms
---   w:CALLER  SINCE UNTIL COUNT UNITS: what a caller waits for. It asks again before UNTIL
+--   w:CALLER  SINCE UNTIL COUNT UNITS: what a caller waits for. It asks again before UNTIL, so
+--             that one that is gone is not waited for
 --
 -- Three rules, each of which can be off:
 --
@@ -26,16 +27,17 @@
 local permits = {}
 local BUCKETS = 100  -- how often units leave in a window
 local TTL_SLACK_MS = 60000
+local MOST_HELD = 1500  -- permits of a limit, so that a call looks at few
 
--- The whole numbers in a text, or nil if they are not `count`.
-local function numbers_in(text, count)
-  local numbers = {}
-  for word in string.gmatch(text, '%S+') do
-    local number = string.find(word, '^%d+$') and tonumber(word)
-    if not number or number > LARGEST_ARGUMENT then return nil end
-    numbers[#numbers + 1] = number
+-- The whole numbers that a pattern finds in a text, or nil.
+local FOUR = '^(%d+) (%d+) (%d+) (%d+)$'
+local function numbers_in(text, pattern)
+  local numbers = { string.match(text, pattern) }
+  for i = 1, #numbers do
+    numbers[i] = tonumber(numbers[i])
+    if numbers[i] > LARGEST_ARGUMENT then return nil end
   end
-  return #numbers == count and numbers or nil
+  return #numbers > 0 and numbers or nil
 end
 
 local function as_text(numbers)
@@ -103,9 +105,9 @@ function permits.read(key, rule, caller, now)
   for i = 1, #stored, 2 do
     local field, value = stored[i], stored[i + 1]
     local kind, name = string.match(field, '^(%a+):?(.*)$')
-    local p = kind == 'p' and numbers_in(value, 4)
-    local wait = kind == 'w' and numbers_in(value, 4)
-    local units, leaves = kind == 'u' and numbers_in(value, 1), tonumber(name)
+    local p = kind == 'p' and numbers_in(value, FOUR)
+    local wait = kind == 'w' and numbers_in(value, FOUR)
+    local units, leaves = kind == 'u' and numbers_in(value, '^(%d+)$'), tonumber(name)
     if p then
       put_permit(l, name, p)
     elseif wait and wait[2] > now and wait[1] <= now then
@@ -116,7 +118,7 @@ function permits.read(key, rule, caller, now)
     elseif units and leaves and leaves > latest then  -- the clock was set back
       set(l, field, false)
       count_used(l, now, units[1])
-    elseif kind == 'tat' and numbers_in(string.match(value, '^[^.]*'), 1) then
+    elseif kind == 'tat' and numbers_in(value, '^(%d+)%.?%d*$') then
       l.tat = tonumber(value)
       if l.tat > now + rule.per then
         l.tat = now + rule.per
@@ -167,7 +169,8 @@ local function blocked_until(l, units)
   local rule, now = l.rule, l.now
   local ahead, units_ahead, first = waits_ahead(l)
   local at, by_place = now, 0
-  if rule.concurrency > 0 and l.held + ahead >= rule.concurrency then
+  local most = rule.concurrency > 0 and math.min(rule.concurrency, MOST_HELD) or MOST_HELD
+  if l.held + ahead >= most then
     for _, p in pairs(l.permits) do first = math.min(first, p[3]) end
     at, by_place = math.min(first, now + math.ceil(rule.begin_ms / 3)), 1
   end
@@ -219,12 +222,14 @@ function permits.wait(l, granted, count, units, at)
   local field = 'w:' .. l.caller
   local own = l.waits[l.caller]
   if count == 0 then
+    l.freed = l.freed or granted == 0 and own ~= nil
     l.waits[l.caller] = nil
     set(l, field, false)
     return
   end
   local since = granted == 0 and own and own[1] or l.now
-  l.waits[l.caller] = { since, at + math.ceil(l.rule.begin_ms / 3), count, units }
+  local asks_by = math.min(at, l.now + l.rule.begin_ms)
+  l.waits[l.caller] = { since, asks_by + math.ceil(l.rule.begin_ms / 3), count, units }
   set(l, field, as_text(l.waits[l.caller]))
 end
 

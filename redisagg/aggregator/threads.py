@@ -418,10 +418,10 @@ class Aggregator(AggregatorBase):
             How many open groups were changed: none without `apply_to_open`.
 
         Raises:
-            InvalidConfig: the pattern has another form, `policy` is no `Policy`, or there are 1,000
-                policies already. Nothing was written.
+            InvalidConfig: the pattern has another form, `policy` is no `Policy` or allows batches
+                that exceed a rate limit, or there are 1,000 policies already. Nothing was written.
         """
-        pattern = policing.check_policy(pattern, policy)
+        pattern = policing.check_policy(pattern, policy, self._config)
         self._register()
         self._run(policing.set_policy(self._keyspace, pattern, policy))
         if not apply_to_open:

@@ -72,6 +72,8 @@ class Failure:
     """Whether each further attempt would fail too."""
     blames: Blame = Blame.BATCH
     """What else has to wait."""
+    splits: bool = False
+    """Whether its halves are tried at once, since the batch is too large."""
 
     @property
     def counts(self) -> bool:
@@ -161,7 +163,8 @@ class MergeOutcome:
 class Permit(Protocol):
     """What a batch tells its permit; see `redisagg.flusher.permits`."""
 
-    begun: bool
+    def begin(self) -> None:
+        """The merge begins."""
 
     def merge_over(self, outcome: MergeOutcome | None) -> None:
         """The merge is over; None if nothing is delivered."""
@@ -285,7 +288,7 @@ class Batch:
             if self.state is _CLAIMED:
                 self.state = _MERGING
                 if self.permit is not None and not self.claim.stored_result:
-                    self.permit.begun = True
+                    self.permit.begin()
                 return True
             return self.state is _MERGING
 

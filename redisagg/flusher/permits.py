@@ -9,7 +9,8 @@ lua/includes/permits.lua explains why no limit is exceeded. What this side does 
   nothing with permits that Redis has given to others since.
 - A permit is given back when its call is over, or when it has exceeded `merge_timeout`. Redis takes
   those of a dead flusher back when such a call would be over.
-- A call is noted when it is over, or some time after it began; its provider has it by then.
+- A call is noted when it is over, or when this process has run for some time since it began; its
+  provider has it by then.
 
 A leader that gets no permit leaves the tasks in their groups, and is told when to ask again.
 """
@@ -21,13 +22,13 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
-from redisagg.errors import RedisAggError
+from redisagg.errors import KeyConflict, RedisAggError
 from redisagg.flusher.batch import Batch, Claim, MergeOutcome
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol.keys import Keyspace, PartitionKeys
@@ -44,13 +45,25 @@ MESSAGE = b"permits"
 # looks at few permits.
 _MOST_HELD = 128
 
-# The part of the lease time by which a flusher is more careful than Redis.
-_MARGIN = 0.05
+# Groups whose permits one call of the script looks at.
+_CALL_GROUPS = 64
+
+# Milliseconds for which a group has no permits whose key holds foreign data.
+_QUARANTINE_MS = 30_000
+
+# The part of the lease time within which a flusher begins a call. In the rest of it, Redis still
+# counts a call of a process that is frozen right before the call.
+_BEGIN_WITHIN = 0.5
 
 # A call that has begun and is not over is noted after this part of a window; of a short one after
 # up to a second, so that a request has reached its provider by then.
 _NOTED_AFTER = 0.02
 _NOTED_AFTER_SHORT = 0.25
+
+# How often it is looked at until then. If much more time has passed between two looks than was to
+# pass, the process was frozen or had no CPU.
+_LOOKS = 4
+_LONGEST_LOOK = 1.5
 
 # Milliseconds after which a group is looked at again that has all of its concurrent batches.
 _PLACE_WAIT_MS = 200
@@ -61,8 +74,11 @@ _REFUSED_WAIT = 0.5
 # Seconds that the last call may take when the flusher ends.
 _CLOSE_TIMEOUT = 0.3
 
-# The number of batches from which the units of the next ones are estimated.
+# The number of batches from which the units of the next ones are estimated, and the largest part
+# of a limit for which a permit is taken before a batch is known. Else a small batch would wait
+# until as much of the window is free as the largest one needs.
 _RECENT = 8
+_LARGEST_ESTIMATE = 1 / 4
 
 # Seconds of a delivery to a sink that a function chooses, before any is known.
 _SINK_TIMEOUT = 30.0
@@ -83,7 +99,10 @@ class _Limit:
     @property
     def estimate(self) -> int:
         """The units for which a permit is taken before the batch is known."""
-        return max(self._recent) if self.counts_contents else 1
+        if self.rate is None or not self.counts_contents:
+            return 1
+        usual = sorted(self._recent)[len(self._recent) // 2]
+        return min(usual, max(1, int(self.rate.limit * _LARGEST_ESTIMATE)))
 
     @property
     def counts_contents(self) -> bool:
@@ -119,8 +138,8 @@ class Permit:
     """
 
     __slots__ = (
-        *("_permits", "begin_by", "begun", "ends_by", "group_key", "group_units", "group_used"),
-        *("id", "is_over", "last_begun", "units", "used"),
+        *("_permits", "begin_by", "begun", "began", "ends_by", "group_key", "group_units"),
+        *("group_used", "id", "is_over", "merges_only", "units", "used"),
     )
 
     def __init__(
@@ -135,9 +154,17 @@ class Permit:
         self.group_units = self.group_used = 0
         self.begun = False
         """Whether a call may have begun."""
-        self.last_begun = False
-        """Whether no further call will begin."""
+        self.merges_only = False
+        """Whether its merge is its only call, and is made in this process."""
+        self.began: float | None = None
+        """When its last call began, by `time.monotonic`; None if a call may still begin."""
         self.is_over = False
+
+    def begin(self) -> None:
+        """Its merge begins; may be called in any thread."""
+        self.begun = True
+        if self.merges_only:
+            self.began = time.monotonic()
 
     def merge_over(self, outcome: MergeOutcome | None) -> None:
         """The merge is over. None if its batch is not delivered."""
@@ -151,7 +178,7 @@ class Permit:
             return False
         self.begun = True
         if last:
-            self.last_begun = True
+            self.began = time.monotonic()
         return True
 
     def end(self) -> None:
@@ -213,10 +240,14 @@ class Permits:
         self._number = 0
         self._held = 0
         """How many permits are not over."""
-        self._steps: dict[bytes, list[str]] = {}
-        """What is to be told to Redis, by the key of the limit."""
-        self._partition_of: dict[bytes, int] = {}
-        """The partition of each key of a group in `_steps`."""
+        self._steps: list[str] = []
+        """What is to be told to Redis about the permits of the namespace."""
+        self._unused: deque[str] = deque(maxlen=2 * _MOST_HELD)
+        """Gives back permits that Redis may have granted, although no reply came."""
+        self._group_steps: dict[int, dict[bytes, list[str]]] = {}
+        """What is to be told to Redis about those of groups: by partition and key."""
+        self._noting: dict[int, asyncio.Task[None]] = {}
+        """What tells it, by partition: one whose master is down delays no other."""
         self._waiters: deque[_Waiter] = deque()
         self._blocked_until = 0.0
         """The time by `time.monotonic` before which no further permit is granted, as far as is
@@ -243,6 +274,9 @@ class Permits:
                 self._waiters.remove(waiter)
             for permit in waiter.granted:
                 permit.end()
+            if not self._waiters and self._namespace.exists:
+                self._steps.append("!")
+                self._woken.set()
             raise
 
     async def admit(
@@ -262,17 +296,24 @@ class Permits:
             For each group 0, or the milliseconds after which it may get a permit.
         """
         units = units or self._group.estimate
-        steps: list[str] = []
-        for permit, group in zip(permits, groups, strict=True):
-            key = partition.permits(group)
-            steps.append(" ".join((*self._steps.pop(key, ()), f"+{permit.id}:{units}")))
         keys = [partition.permits(group) for group in groups]
-        [replies] = await self._exchange([self._call(self._group, keys, steps, channel=b"")])
+        told = self._group_steps.get(partition.number, {})
+        before = {key: told.pop(key, []) for key in keys}
+        steps: list[str] = []
+        for permit, key in zip(permits, keys, strict=True):
+            steps.append(" ".join((*before[key], f"+{permit.id}:{units}")))
+            permit.group_key = partition, key  # so it is given back, even if the reply is lost
+        try:
+            replies = await self._call_groups(keys, steps)
+        except BaseException:
+            self._tell_again(partition.number, before)
+            raise
         waits: list[int] = []
-        for permit, key, (granted, wait_ms, by_place) in zip(permits, keys, replies, strict=True):
+        for permit, (granted, wait_ms, by_place) in zip(permits, replies, strict=True):
             if granted:
-                permit.group_key = partition, key
                 permit.group_units = permit.group_used = units
+            else:
+                permit.group_key = None
             waits.append(min(wait_ms, _PLACE_WAIT_MS) if by_place else wait_ms)
         return waits
 
@@ -320,8 +361,7 @@ class Permits:
         """Hands a batch its permit."""
         batch.permit = permit
         batch.claim = batch.claim._replace(begin_by=permit.begin_by)
-        # The merge is its only call, and begins when the batch says so.
-        permit.last_begun = not (self._delivers or self._in_processes)
+        permit.merges_only = not (self._delivers or self._in_processes)
         if self._noted_after:
             self._note_later(permit)
 
@@ -343,37 +383,114 @@ class Permits:
 
     async def close(self) -> None:
         """Tells Redis what is over, within a short time."""
-        await cancel_and_wait(self._sending)
+        await cancel_and_wait(self._sending, *self._noting.values())
+        self._waiters.clear()
+        if self._namespace.exists:
+            self._steps.append("!")
+        telling = [self._send(), *map(self._tell, list(self._group_steps))]
         try:
-            await asyncio.wait_for(self._send(), _CLOSE_TIMEOUT)
-        except (asyncio.TimeoutError, RedisAggError):
-            _log.warning("the flusher ends without giving its permits back; they expire")
+            told = asyncio.gather(*telling, return_exceptions=True)
+            errors = [each for each in await asyncio.wait_for(told, _CLOSE_TIMEOUT) if each]
+        except asyncio.TimeoutError as error:
+            errors = [error]
+        if errors:
+            text = "the flusher ends without giving its permits back; they expire: %r"
+            _log.warning(text, errors[0])
 
     # --- what Redis is told ------------------------------------------------------------------
 
     def _note_later(self, permit: Permit) -> None:
-        """Notes a call that has begun and is not over after a part of the window."""
+        """Notes a call that is not over when this process has run for some time since it began."""
+        loop, step = asyncio.get_running_loop(), self._noted_after / _LOOKS
+        ran, looked = 0.0, time.monotonic()
 
-        def note() -> None:
+        def look() -> None:
+            nonlocal ran, looked
             if permit.is_over:
                 return
-            if permit.begun and permit.last_begun:
+            now = time.monotonic()
+            if permit.began is not None:
+                ran += min(now - max(looked, permit.began), _LONGEST_LOOK * step)
+            looked = now
+            if ran >= self._noted_after:
                 self._note(permit, "=")
             else:
-                self._note_later(permit)
+                loop.call_later(min(step, self._noted_after - ran), look)
 
-        asyncio.get_running_loop().call_later(self._noted_after, note)
+        loop.call_later(step, look)
 
     def _note(self, permit: Permit, kind: str) -> None:
         if self._namespace.exists:
             units = "" if kind == "~" else f":{permit.used}"
-            self._steps.setdefault(self._keyspace.permits, []).append(f"{kind}{permit.id}{units}")
+            self._steps.append(f"{kind}{permit.id}{units}")
         if permit.group_key is not None:
             partition, key = permit.group_key
             units = "" if kind == "~" else f":{permit.group_used}"
-            self._steps.setdefault(key, []).append(f"{kind}{permit.id}{units}")
-            self._partition_of[key] = partition.number
+            steps = self._group_steps.setdefault(partition.number, {})
+            steps.setdefault(key, []).append(f"{kind}{permit.id}{units}")
+            self._keep_telling(partition.number)
         self._woken.set()
+
+    def _keep_telling(self, partition: int) -> None:
+        """Has a partition told what became of permits of its groups."""
+        if partition not in self._noting and not self._sending.done():
+            telling = asyncio.create_task(self._tell_until_told(partition))
+            self._noting[partition] = telling
+
+            def told(_: asyncio.Task[None]) -> None:
+                del self._noting[partition]
+                if self._group_steps.get(partition):  # noted since it looked last
+                    self._keep_telling(partition)
+
+            telling.add_done_callback(told)
+
+    async def _tell_until_told(self, partition: int) -> None:
+        while self._group_steps.get(partition):
+            try:
+                await self._tell(partition)
+            except RedisAggError as error:
+                _log.error("no permits of groups in partition %d: %s", partition, error)
+                await asyncio.sleep(_REFUSED_WAIT)
+
+    async def _tell(self, partition: int) -> None:
+        """Tells a partition once what is known now."""
+        steps = self._group_steps.pop(partition, {})
+        while steps:
+            keys = list(steps)[:_CALL_GROUPS]
+            try:
+                await self._call_groups(keys, [" ".join(steps[key]) for key in keys])
+            except BaseException:
+                self._tell_again(partition, steps)
+                raise
+            for key in keys:
+                del steps[key]
+
+    def _tell_again(self, partition: int, steps: Mapping[bytes, list[str]]) -> None:
+        """Notes steps that may not have reached Redis; there they do nothing twice."""
+        later = self._group_steps.setdefault(partition, {})
+        for key, some in steps.items():
+            if some:
+                later[key] = [*some, *later.get(key, ())]
+        self._keep_telling(partition)
+
+    async def _call_groups(
+        self, keys: Sequence[bytes], steps: Sequence[str]
+    ) -> list[tuple[int, int, int]]:
+        """Calls `permits` for groups of one partition, and returns its replies.
+
+        A group whose key holds foreign data has no permits for some time; the others have.
+        """
+        try:
+            replies: list[tuple[int, int, int]] = await self._exchange(
+                self._call(self._group, keys, steps, channel=b"")
+            )
+        except KeyConflict as error:
+            if len(keys) == 1:
+                _log.error("no permits for the group of %r: %s", keys[0][:128], error)
+                return [(0, _QUARANTINE_MS, 0)]
+            one_by_one = zip(keys, steps, strict=True)
+            return [(await self._call_groups([key], [each]))[0] for key, each in one_by_one]
+        return replies
 
     @property
     def _calls_take(self) -> float:
@@ -387,14 +504,19 @@ class Permits:
         spans = (to_ms(self._lease), to_ms(self._lease + self._calls_take))
         return call("permits", keys, self._flusher_id, *spans, *limit.arguments(), channel, *steps)
 
-    async def _exchange(self, requests: Sequence[Request]) -> list[Any]:
-        """Sends requests until Redis accepts all of them; a repeated one does nothing twice."""
+    async def _exchange(self, request: Request) -> Any:
+        """Sends a request until Redis accepts it; a repeated one does nothing twice.
+
+        Raises:
+            KeyConflict: a key of the request holds foreign data.
+        """
         while True:
-            replies = await self._transport.exchange(requests)
-            refused = next((each for each in replies if isinstance(each, RedisAggError)), None)
-            if refused is None:
-                return replies
-            _log.error("Redis refuses permits: %s", refused)
+            [reply] = await self._transport.exchange([request])
+            if isinstance(reply, KeyConflict):
+                raise reply
+            if not isinstance(reply, RedisAggError):
+                return reply
+            _log.error("Redis refuses permits: %s", reply)
             await asyncio.sleep(_REFUSED_WAIT)
 
     async def _send_all(self) -> None:
@@ -412,42 +534,31 @@ class Permits:
                 await self._woken.wait()
 
     async def _send(self) -> None:
-        """Tells Redis what has changed, and asks for permits."""
-        steps, self._steps = self._steps, {}
-        partition_of, self._partition_of = self._partition_of, {}
-        steps_sent = dict(steps)
-        own = list(steps.pop(self._keyspace.permits, ()))
-        takes = self._next_takes(again=bool(own))
-        begin_by = time.monotonic() + self._lease * (1 - _MARGIN)
+        """Tells Redis what has changed, and asks for permits of the namespace."""
+        steps, self._steps = self._steps, []
+        unused = list(self._unused)
+        takes = self._next_takes(again=bool(steps))
+        begin_by = time.monotonic() + self._lease * _BEGIN_WITHIN
         ends_by = begin_by + self._calls_take
-        requests: list[Request] = []
-        if self._namespace.exists and (own or takes):
-            own += [f"+{permit_id}:{waiter.units}" for waiter, permit_id in takes]
-            channel = self._keyspace.wake_channel
-            requests.append(
-                self._call(self._namespace, [self._keyspace.permits], [" ".join(own)], channel)
-            )
-        by_partition: dict[int, list[bytes]] = {}
-        for key in steps:
-            by_partition.setdefault(partition_of[key], []).append(key)
-        requests += [
-            self._call(self._group, keys, [" ".join(steps[key]) for key in keys], channel=b"")
-            for keys in by_partition.values()
-        ]
         granted = len(takes)
-        if requests:
+        if self._namespace.exists and (steps or takes or unused):
+            asked = [f"+{permit_id}:{waiter.units}" for waiter, permit_id in takes]
+            request = self._call(
+                self._namespace,
+                [self._keyspace.permits],
+                [" ".join([*unused, *steps, *asked])],
+                self._keyspace.wake_channel,
+            )
             try:
-                replies = await self._exchange(requests)
-            except BaseException:  # the same steps may be sent again
-                for key, some in steps_sent.items():
-                    self._steps[key] = [*some, *self._steps.get(key, ())]
-                self._partition_of |= partition_of
+                [(granted, wait_ms, _)] = await self._exchange(request)
+            except BaseException:  # Redis may have done so, and granted permits
+                self._steps = [*steps, *self._steps]
+                self._unused += (f"~{permit_id}" for _, permit_id in takes)
                 raise
-            if self._namespace.exists and takes:
-                [[granted, wait_ms, _]] = replies[0]
-                self._blocked_until = time.monotonic() + wait_ms / 1000 if wait_ms else 0.0
-            elif own:
-                self._blocked_until = 0.0  # something was given back since Redis said so
+            self._unused.clear()
+            # A flusher that waits has to ask again now and then, or loses its turn.
+            wait = min(wait_ms / 1000, self._lease / 2) if takes else 0.0
+            self._blocked_until = time.monotonic() + wait if wait else 0.0
         self._grant(takes[:granted], begin_by, ends_by)
 
     def _next_takes(self, *, again: bool) -> list[tuple[_Waiter, str]]:
@@ -476,7 +587,8 @@ class Permits:
             waiter.granted.append(permit)
         for waiter in [each for each in self._waiters if each.granted]:
             self._waiters.remove(waiter)
-            waiter.future.set_result(waiter.granted)
+            if not waiter.future.done():
+                waiter.future.set_result(waiter.granted)
         for waiter, _ in takes:
             if waiter.future.cancelled():
                 for permit in waiter.granted:

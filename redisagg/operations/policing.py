@@ -7,6 +7,7 @@ from contextlib import suppress
 from hashlib import sha1
 from typing import Any
 
+from redisagg.config import AggregationConfig
 from redisagg.durations import to_ms
 from redisagg.errors import InvalidConfig, KeyConflict
 from redisagg.operations.inspecting import group_records
@@ -24,7 +25,7 @@ _CALL_GROUPS = 50
 _CALL_TASKS = 200
 _CALL_BYTES = 512 * 1024
 
-_GROUP_TASKS = 300
+_GROUP_TASKS = 200
 """The largest group that the script changes; in a call of its own."""
 
 _MOST_READ = 10
@@ -33,14 +34,16 @@ _MOST_READ = 10
 _CHANGED, _AGAIN, _LEFT = 1, 2, 3  # replies of `apply_limits`
 
 
-def check_policy(pattern: object, policy: object) -> str:
+def check_policy(pattern: object, policy: object, config: AggregationConfig) -> str:
     """Checks the arguments of `set_policy`; returns the pattern.
 
     Raises:
-        InvalidConfig: one of them is wrong.
+        InvalidConfig: one of them is wrong, or the policy allows batches that exceed a rate limit.
     """
     if not isinstance(policy, Policy):
         raise InvalidConfig(f"policy must be a redisagg.Policy, not {type(policy).__name__}")
+    weight = config.group_max_weight if policy.max_weight is None else policy.max_weight
+    config.check_batches(policy.max_size, weight)
     return check_pattern(pattern)
 
 

@@ -15,6 +15,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -23,6 +24,12 @@ from redisagg.errors import SinkError, SinkTimeout
 from redisagg.texts import summary_of
 
 _log = logging.getLogger("redisagg")
+
+begins_of_delivery: ContextVar[Callable[[], None] | None] = ContextVar(
+    "redisagg_begins", default=None
+)
+"""Is called when a call in a thread begins that had to wait for the thread; it may raise, and then
+the call is not made."""
 
 _IDLE_SECONDS = 2.0
 """Seconds after which a thread without a call ends."""
@@ -207,10 +214,17 @@ class ThreadedCalls:
         Raises:
             SinkTimeout: all threads hang.
             RuntimeError: the system allows no further thread.
+            Exception: what `begins_of_delivery` raised.
         """
         if self._pid != os.getpid():  # a forked child has none of its parent's threads
             self._begin()
-        await self._acquire()
+        if await self._acquire() and (begin := begins_of_delivery.get()) is not None:
+            try:
+                begin()
+            except BaseException:
+                with self._lock:
+                    self._release()
+                raise
         loop = asyncio.get_running_loop()
         call = _Call(function, args, loop, loop.create_future())
         try:
@@ -222,13 +236,14 @@ class ThreadedCalls:
 
     # --- slots: as many as calls may run -----------------------------------------------------
 
-    async def _acquire(self) -> None:
+    async def _acquire(self) -> bool:
+        """Takes a slot; returns whether it had to wait for it."""
         with self._lock:
             if self._hung >= self._limit:
                 raise self._all_hang()
             if self._running < self._limit:
                 self._running += 1
-                return
+                return False
             loop = asyncio.get_running_loop()
             waiter = _Waiter(loop, loop.create_future())
             self._waiters.append(waiter)
@@ -241,6 +256,7 @@ class ThreadedCalls:
                 elif waiter in self._waiters:
                     self._waiters.remove(waiter)
             raise
+        return True
 
     def _release(self) -> None:
         """Frees the slot of a call that is over; the lock is held."""

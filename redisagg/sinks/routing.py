@@ -19,7 +19,7 @@ from redisagg.sinks.base import (
     SinkContext,
     timeout_of,
 )
-from redisagg.sinks.limited_calls import AwaitedCalls, value_of
+from redisagg.sinks.limited_calls import AwaitedCalls, begins_of_delivery, value_of
 from redisagg.task import Task
 
 _log = logging.getLogger("redisagg")
@@ -170,6 +170,8 @@ class Deliveries:
         if begins is not None:
             begins()
         if target.sink.limits_itself:
+            if begins is not None:
+                begins_of_delivery.set(begins)  # it may wait for a thread
             returned: object = await target.sink.deliver(merged)
         else:
             returned = await self._call(target, target.sink.deliver, merged)

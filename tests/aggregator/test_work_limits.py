@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import AggregationConfig, BatchInfo, RateLimit, Task, sinks
+from redisagg import AggregationConfig, BatchInfo, Policy, RateLimit, Task, sinks
 from redisagg.errors import InvalidConfig
+from redisagg.flusher.batch import Batch, Claim, MergeOutcome, State
+from redisagg.flusher.leader.deliverer import Deliverer
+from redisagg.flusher.leader.inflight import Deliver
 from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.scripts import load
 from redisagg.sinks import CallableSink, DeliverySink, MergedTask
 from tests.support.aggregators import Make
 from tests.support.provider import ProviderCall, most_at_once, most_in_window, running_provider
@@ -413,18 +417,106 @@ def test_what_a_queue_in_redis_refuses_takes_no_permit_again(
     assert len(merge.calls) == 2
 
 
-def test_a_batch_with_more_than_the_limit_is_a_dead_letter(make: Make) -> None:
+def test_a_batch_with_more_than_the_limit_is_split(make: Make) -> None:
     merge = Calls()
-    agg = make(
-        group_aggregator=merge, rate_limit=RateLimit(5, per=0.2, of="tasks"), group_max_size=5
-    )
+    rate = RateLimit(5, per=0.2, of="tasks")
+    agg = make(group_aggregator=merge, rate_limit=rate, group_max_size=5, max_attempts=1)
     with agg:
-        agg.add_tasks(numbered("large", 6, max_size=6))
-        [letter] = await_dead(agg)
-        assert "the batch has 6 tasks, more than rate_limit allows at all (5)" in letter.error
-        agg.add_tasks(numbered("small", 5))
+        agg.add_tasks(numbered("large", 12, max_size=12))
         assert agg.wait_until_idle(20)
-    assert [call.tasks for call in merge.calls] == [5]
+        assert agg.stats().dead == 0
+    assert [call.tasks for call in merge.calls] == [3, 3, 3, 3]
+    assert payloads(enqueued(agg)) == list(range(12))
+
+
+def test_a_task_with_more_than_the_limit_is_a_dead_letter(make: Make) -> None:
+    merge = Calls()
+    rate = RateLimit(5, per=0.2, of="weight")
+    agg = make(group_aggregator=merge, rate_limit=rate, group_max_weight=5)
+    with agg:
+        agg.add_tasks([Task("test", n, "g", weight=weight) for n, weight in enumerate((1, 6, 5))])
+        [letter] = await_dead(agg)
+        assert "the batch has 6 units of weight, more than rate_limit allows" in letter.error
+        assert agg.wait_until_idle(20)
+    assert payloads(enqueued(agg)) == [0, 2]
+
+
+def test_a_policy_above_a_rate_limit_is_refused(make: Make) -> None:
+    agg = make(rate_limit=RateLimit(5, per=60, of="tasks"), group_max_size=5)
+    with pytest.raises(InvalidConfig, match=r"6 tasks \(max_size\), more than rate_limit allows"):
+        agg.set_policy("g*", Policy(max_size=6))
+    agg.set_policy("g*", Policy(max_size=5))
+    weighed = make(group_rate_limit=RateLimit(5, per=60, of="weight"), group_max_weight=5)
+    for weight in (0, 6):
+        with pytest.raises(InvalidConfig, match="group_rate_limit counts weight, so max_weight"):
+            weighed.set_policy("g*", Policy(max_weight=weight))
+    weighed.set_policy("g*", Policy(max_size=1000))
+
+
+def test_freed_batches_wait_for_their_group(make: Make, sync_redis: redis.Redis) -> None:
+    merge = Calls(0.001)
+    rate = RateLimit(1, per=60)
+    agg = make(group_aggregator=merge, group_rate_limit=rate, group_max_size=1, partitions=1)
+    agg.add_tasks(numbered("g", 3))
+    claim_and_vanish(sync_redis, b"g")
+    with agg:
+        wait_until(lambda: len(merge.calls) == 1, what="one is merged")
+        agg.add_tasks(numbered("another", 1))
+        wait_until(lambda: bool(merge.of("another")), what="another group is merged")
+        before = calls_of(sync_redis, "evalsha")
+        time.sleep(0.5)
+        assert calls_of(sync_redis, "evalsha") - before < 20  # nobody asks in vain
+        assert agg.stats().batches_in_retry == 2
+    assert len(merge.of("g")) == 1
+
+
+def claim_and_vanish(client: Any, group: bytes) -> None:
+    """Claims all batches of a group as a leader that then vanishes."""
+    p = Keyspace("tests", 1).partitions[0]
+
+    def call(name: str, keys: list[bytes], *args: Any) -> Any:
+        return client.eval(load(name).source, len(keys), *keys, *args)
+
+    token, _ = call("acquire", [p.state, p.claims, p.tasks(b"")], "gone", 100, p.label)
+    keys = [p.state, p.groups, p.batches, p.claims, p.retry, p.suspects, p.due, p.ready]
+    keys += [p.seen, p.seen_before, p.tasks(group), p.ids(group)]
+    limits = (64, 1000, 1 << 20, 1000, 0)
+    assert len(call("claim", keys, token, 60_000, 0, *limits, b"", group)) == 3
+
+
+def test_an_unusable_key_of_a_group_stops_no_other(make: Make, sync_redis: redis.Redis) -> None:
+    merge = Calls(0.001)
+    agg = make(group_aggregator=merge, group_concurrency=1, group_max_size=1, partitions=1)
+    sync_redis.set(Keyspace("tests", 1).partitions[0].permits(b"foreign"), "foreign")
+    with agg:
+        agg.add_tasks([*numbered("foreign", 2), *spread(20)])
+        wait_until(lambda: len(merge.calls) == 20, what="the other groups are merged")
+        assert not merge.of("foreign")
+        assert agg.stats().pending == 2
+
+
+def test_a_delivery_that_is_cancelled_before_it_begins_ends_its_permit() -> None:
+    class Ending:
+        ended = False
+
+        def end(self) -> None:
+            self.ended = True
+
+    async def test() -> None:
+        unused: Any = None
+        batch = Batch(Claim(b"b", b"g", 1, b"", b"", [], 1, 1, 0, None), lambda batch: None)
+        batch.outcome, batch.state = MergeOutcome(), State.DELIVERING
+        permit: Any = Ending()
+        batch.permit = permit
+        deliverer = Deliverer(unused, unused, unused, unused, on_delivered=lambda: None)
+        deliverer.start(Deliver(batch))
+        batch.abandon()
+        deliverer.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert permit.ended
+
+    asyncio.run(asyncio.wait_for(test(), 10))
 
 
 def test_a_large_batch_is_read_first(make: Make) -> None:

@@ -143,6 +143,8 @@ class Machine(RuleBasedStateMachine):
         self.cut: list[bytes] = []
         """Ids of all batches that were ever cut."""
         self.buried: set[bytes] = set()
+        self.put_off_until: dict[bytes, int] = {}
+        """Until when groups wait for a permit."""
         self.left: dict[bytes, list[int]] = {}
         """The batches of a group that have left, as places in `cut`."""
 
@@ -340,6 +342,33 @@ class Machine(RuleBasedStateMachine):
         self.tick(late)
         if items:
             self._claim(self.model.token, duration, replace(room), items)
+
+    @precondition(led)
+    @rule(
+        limit=st.integers(1, 6),
+        span=_spans,
+        pick=st.sampled_from([1, 2, 3, 3]),
+        data=st.data(),
+        late=_lates,
+    )
+    def put_off(self, limit: int, span: int, pick: int, data: st.DataObject, late: int) -> None:
+        """Some of what is due gets no permit; or what is named has been claimed meanwhile."""
+        items = self._poll(self.model.token, limit)
+        self.tick(late)
+        if pick == 1 and self.model.batches:
+            items += [(each, self.group_of(each)) for each in self.some_batches(data, 2)]
+        chosen = [(*item, span) for place, item in enumerate(items) if (place + 1) & pick]
+        if chosen:
+            self._put_off(self.model.token, chosen)
+
+    def _put_off(self, token: int, items: list[tuple[bytes, bytes, int]]) -> None:
+        args = [part for item in items for part in item]
+        self.run_on_both(
+            lambda: self.model.put_off(token, items), "put_off", _INDEXES, token, *args
+        )
+        for batch_id, name, span in items:
+            if not batch_id:
+                self.put_off_until[name] = self.model.now + span
 
     @precondition(led)
     @rule(drawn=_sections, span=_spans, room=_rooms)
@@ -746,6 +775,7 @@ class Machine(RuleBasedStateMachine):
             [
                 *("poll", "claim", "commit", "retry", "recall", "read_tasks"),
                 *("renew", "extend", "bury", "set_aside", "release", "store_result", "slice"),
+                "put_off",
             ]
         ),
     )
@@ -780,6 +810,8 @@ class Machine(RuleBasedStateMachine):
             self._bury(token, batch_ids[0], b"")
         elif what == "recall":
             self._recall(token, [])
+        elif what == "put_off":
+            self._put_off(token, [(batch_ids[0], self.group_of(batch_ids[0]), 60), (b"", b"a", 60)])
         elif what == "read_tasks":
             self._read_tasks(token, batch_ids[0], 0, 9999, dedupe=True)
         else:
@@ -886,6 +918,23 @@ class Machine(RuleBasedStateMachine):
         args = (int(paused), _CHANNEL, _KEYS.label)
         self.run_on_both(lambda: self.model.pause(paused), "pause", [_KEYS.state], *args)
 
+    @rule(name=_groups, paused=st.sampled_from([True, False, False]))
+    def pause_group(self, name: bytes, paused: bool) -> None:
+        self._pause_group(name, paused)
+
+    def paused_groups(self) -> list[bytes]:
+        return [name for name, group in self.model.groups.items() if group.paused]
+
+    @precondition(lambda self: bool(self.paused_groups()))
+    @rule(data=st.data())
+    def resume_group(self, data: st.DataObject) -> None:
+        self._pause_group(data.draw(st.sampled_from(self.paused_groups())), False)
+
+    def _pause_group(self, name: bytes, paused: bool) -> None:
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
+        args = (int(paused), _CHANNEL, _KEYS.label, name)
+        self.run_on_both(lambda: self.model.pause_group(name, paused), "pause_group", keys, *args)
+
     def some_wait(self) -> bool:
         return bool(self.waiting())
 
@@ -943,13 +992,14 @@ class Machine(RuleBasedStateMachine):
         assert not more, f"in several places: {more}"
 
     def _each_waiting_group_is_indexed(self) -> None:
-        """Asserts that each group that is not held is in an index, due within each task's delay."""
+        """Asserts that each group that is neither held nor paused is in an index, and in time."""
         for name, group in self.model.groups.items():
-            if group.waiting and not self.model.held(name):
+            if group.waiting and not self.model.held(name) and not group.paused:
                 assert name in self.model.due or name in self.model.ready
                 latest = min(entry.latest for entry in group.waiting)
                 assert group.due_at <= max(latest, group.held_back_until)
-                assert self.model.due.get(name, 0) <= max(group.due_at, self.model.now)
+                looked_at = max(group.due_at, self.model.now, self.put_off_until.get(name, 0))
+                assert self.model.due.get(name, 0) <= looked_at
 
 
 def assert_agreement(scripts: Scripts, how: settings) -> None:

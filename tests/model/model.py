@@ -18,6 +18,8 @@ from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord
 POLICIES = b" policies"
 PRIORITY_STEP = 2**42
 BEHIND_MS = 50
+PAUSED_MS = 2000
+"""When a batch in retry is looked at again whose group is paused."""
 TO_BURY = 2**31
 """The attempt of a batch that is half buried."""
 DIED, FREED = 0, 1
@@ -284,6 +286,7 @@ class Group:
     """Absolute number of the first task whose id may be in `numbers`."""
     cancelled: int = 0
     """Number of tasks that were cancelled since a task waits."""
+    paused: bool = False
 
     @property
     def claimed(self) -> int:
@@ -416,7 +419,7 @@ class Group:
         """Ends what holds for waiting tasks."""
         self.marked, self.cancelled, self.segmented, self.estimated = 0, 0, False, False
         self.postponed = 0
-        if not self.cool_until:
+        if not self.cool_until and not self.paused:
             self.interval = self.leading = 0
 
 
@@ -521,7 +524,7 @@ class Partition:
         group = self.groups[name]
         self.due.pop(name, None)
         self.ready.pop(name, None)
-        if group.waiting and not self.held(name):
+        if group.waiting and not self.held(name) and not group.paused:
             if group.due_at <= self.now:
                 self.ready[name] = group.score
             else:
@@ -534,7 +537,8 @@ class Partition:
         group = self.groups[name]
         if not group.waiting:
             group.no_task_waits()
-        if not group.waiting and not group.in_flight and not group.cool_until:
+        stays = group.cool_until or group.paused
+        if not group.waiting and not group.in_flight and not stays:
             del self.groups[name]
 
     def _wake(self, at: float) -> None:
@@ -631,7 +635,7 @@ class Partition:
         result: int | list[int] = [len(new), len(replaced)] if replaced else len(new)
         if group.due_at == 0:
             group.became_due(self.now if was_due is None else was_due, self.now)
-        if self.held(name):
+        if self.held(name) or group.paused:
             return result, math.inf
         if group.due_at > 0:
             # A group in `ready` stays there: once due, it stays due.
@@ -720,7 +724,7 @@ class Partition:
                 else:
                     self.due[name] = self.groups[name].cool_until
                 continue
-            if self.held(name):  # it was there since it cooled down
+            if self.held(name) or self.groups[name].paused:  # it was there since it cooled down
                 del self.due[name]
                 continue
             if self.groups[name].due_at > self.now:
@@ -757,6 +761,7 @@ class Partition:
     def _suspect(self) -> list[bytes]:
         """The first suspect that may be claimed; the first of all if there is none."""
         found = [self.batches[batch_id] for batch_id in in_order(self.suspects)]
+        found = [batch for batch in found if not self.groups[batch.group].paused]
         free = [batch for batch in found if not self._is_behind_held(batch)]
         return next(([batch.id, batch.group] for batch in [*free, *found]), [])
 
@@ -834,8 +839,10 @@ class Partition:
         held = index is not self.claims
         if at > self.now or (self.paused and held):
             return False
-        if self._is_behind_held(batch):
+        waits = held and group.paused
+        if waits or self._is_behind_held(batch):
             until = max(group.held_until, self.now + BEHIND_MS)
+            until = self.now + PAUSED_MS if waits else until
             last = max(self.suspects.values(), default=0)
             index[batch_id] = last + 1 if index is self.suspects else until
             return False
@@ -1068,6 +1075,23 @@ class Partition:
                     self._put_into_retry(batch, delay, counts, error)
         return reply
 
+    def put_off(self, token: int, items: Iterable[tuple[bytes, bytes, int]]) -> int:
+        self._fence(token)
+        for batch_id, name, wait in items:
+            until = self.now + wait
+            if batch_id in self.retries:
+                self.retries[batch_id] = until
+            elif batch_id in self.suspects:
+                self.suspects[batch_id] = max(self.suspects.values()) + 1
+            elif self.claims.get(batch_id, math.inf) <= self.now:
+                del self.claims[batch_id]
+                self._hold(self.batches[batch_id], until)
+                self._schedule(self.batches[batch_id].group)
+            elif not batch_id and name in self.ready:
+                del self.ready[name]
+                self.due[name] = until
+        return 1
+
     def _put_into_retry(self, batch: Batch, delay: int, counts: int, error: bytes) -> None:
         del self.claims[batch.id]
         self._hold(batch, self.now + delay)
@@ -1184,7 +1208,7 @@ class Partition:
             else:
                 reply.append(1)
                 self._schedule(each.group)
-                if not self.held(each.group):
+                if not self.held(each.group) and not group.paused:
                     earliest = min(earliest, group.due_at)
         self._wake(earliest)
         return reply
@@ -1225,6 +1249,18 @@ class Partition:
         if not paused:
             self.wake = 0
         return int(changed)
+
+    def pause_group(self, name: bytes, paused: bool) -> int:
+        self._refuse_unregistered()
+        known = self.groups.get(name)
+        if paused == bool(known and known.paused):
+            return 0
+        group = self.groups.setdefault(name, Group())
+        group.paused = paused
+        self._schedule(name)
+        if group.waiting and not self.held(name) and not paused:
+            self._wake(group.due_at)
+        return 1
 
     def cancel_task(self, name: bytes, task_id: bytes) -> int:
         group = self.groups.get(name)

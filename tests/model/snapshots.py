@@ -144,7 +144,7 @@ def _group(packed: bytes) -> dict[str, int]:
     del fields["rules"]
     rules = record.rules_in_force
     fields["interval"], fields["leading"] = rules.interval, rules.leading
-    fields["cool_until"] = rules.cool_until
+    fields["cool_until"], fields["paused"] = rules.cool_until, rules.paused
     if fields["waiting"]:
         fields["weight"] = rules.weight if rules.segments else record.waiting
         fields |= {name: getattr(rules, name) for name in ("max_bytes", "max_weight", "due")}
@@ -165,6 +165,7 @@ def _group(packed: bytes) -> dict[str, int]:
         "interval",
         "leading",
         "cool_until",
+        "paused",
     )
     return {name: fields[name] for name in places}
 
@@ -184,6 +185,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "interval": group.interval,
         "leading": group.leading,
         "cool_until": group.cool_until,
+        "paused": int(group.paused),
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival

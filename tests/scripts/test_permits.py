@@ -319,6 +319,43 @@ def test_the_clock_is_set_back(make_limit: Callable[..., Limit]) -> None:
     assert limit.take("b", 3)[0] == 2
 
 
+def test_who_is_gone_is_not_waited_for(make_limit: Callable[..., Limit]) -> None:
+    limit = make_limit(limit=4, per=60_000, burst=4)
+    limit.take("a", 3)
+    for permit in list(limit.held.values()):
+        limit.begin(permit)
+        limit.note("-", permit)
+    assert limit.take("gone", 1, 2)[0] == 0
+    limit.pass_time(1)
+    assert limit.take("b")[0] == 0  # the unit is for the other one
+    limit.pass_time(BEGIN + BEGIN // 3)
+    assert limit.take("b")[0] == 1
+
+
+def test_a_caller_ends_its_wait(make_limit: Callable[..., Limit]) -> None:
+    limit = make_limit(limit=4, per=60_000, burst=4)
+    limit.take("a", 3)
+    assert limit.take("gone", 1, 2)[0] == 0
+    assert limit.take("b")[0] == 0
+    pubsub = limit.scripts.client.pubsub()
+    pubsub.subscribe("wake")
+    assert pubsub.get_message(timeout=5)
+    assert limit.send("gone", "!") == [[0, 0, 0]]
+    message = pubsub.get_message(timeout=5)
+    assert message is not None
+    assert message["data"] == b"permits"
+    pubsub.close()
+    assert limit.take("b")[0] == 1
+
+
+def test_a_limit_has_a_bounded_number_of_permits(make_limit: Callable[..., Limit]) -> None:
+    limit = make_limit(limit=10_000, per=1000, burst=10_000)
+    for _ in range(5):
+        granted, wait, by_place = limit.take("a", 500)
+    assert (len(limit.held), granted, by_place) == (1500, 0, 1)
+    assert wait == BEGIN // 3
+
+
 def test_nothing_is_left(make_limit: Callable[..., Limit]) -> None:
     limit = make_limit(concurrency=2)
     limit.take("a", 2)
@@ -349,3 +386,91 @@ def test_foreign_bytes_are_removed(make_limit: Callable[..., Limit]) -> None:
     client.set(SPACE.permits, "foreign")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         limit.take("a")
+
+
+# --- put_off --------------------------------------------------------------------------------------
+
+P = SPACE.partitions[0]
+INDEXES = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready]
+LEASE = 600_000
+
+
+class Leader:
+    """Calls the scripts of a leader, after one that has vanished."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self.scripts = scripts
+        scripts.client.flushall()
+        scripts.set_clock(START)
+        scripts.call("register_partition", [P.state], 1)
+        self.token = self.number = 0
+
+    def lead(self) -> None:
+        keys = [P.state, P.claims, P.tasks(b"")]
+        self.scripts.set_clock(self.scripts.now + LEASE)
+        [self.token, _] = self.scripts.call("acquire", keys, "me", LEASE, P.label)
+
+    def add(self, group: bytes, count: int) -> None:
+        """Adds tasks that are batches of their own."""
+        keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
+        keys += [P.tasks(group), P.ids(group)]
+        self.number += 1
+        tasks = [part for n in range(count) for part in (f"{self.number}-{n}", b"\x92\xa1t\x01")]
+        args = [self.number, 1000, "wake", P.label, 10**6, 10**6, "1", group, "0 0 1 0", count]
+        self.scripts.call("add", keys, *args, *tasks)
+
+    def poll(self) -> tuple[int, list[tuple[bytes, bytes]], list[bytes]]:
+        keys = [*INDEXES, P.seen, P.seen_before]
+        wait, flat, suspect = self.scripts.call("poll", keys, self.token, 10, 5000)
+        return wait, list(zip(flat[::2], flat[1::2], strict=True)), suspect
+
+    def claim(self, *items: tuple[bytes, bytes]) -> list[Any]:
+        keys = [*INDEXES, P.seen, P.seen_before]
+        keys += [key for _, group in items for key in (P.tasks(group), P.ids(group))]
+        args = [self.token, LEASE, 0, 64, 1000, 1 << 20, 1000, 0, *(x for i in items for x in i)]
+        reply: list[Any] = self.scripts.call("claim", keys, *args)
+        return reply
+
+    def put_off(self, *items: tuple[bytes, bytes, int]) -> None:
+        args = [part for item in items for part in item]
+        assert self.scripts.call("put_off", INDEXES, self.token, *args) == 1
+
+
+def test_batches_that_were_freed_wait(scripts: Scripts) -> None:
+    leader = Leader(scripts)
+    leader.lead()
+    leader.add(b"g", 2)
+    ids = [reply[0] for reply in leader.claim((b"", b"g"))]
+    leader.lead()
+    assert len(ids) == 2
+    leader.poll()  # counts the death
+    assert leader.poll()[1] == [(each, b"g") for each in ids]
+    leader.put_off(*((each, b"g", 700) for each in ids))
+    leader.add(b"g", 1)  # not before the batches
+    assert leader.poll() == (700, [], [])
+    scripts.set_clock(scripts.now + 700)
+    assert leader.poll()[1] == [(each, b"g") for each in ids]
+    claimed = leader.claim((ids[0], b"g"))
+    assert [(reply[0], reply[2]) for reply in claimed] == [(ids[0], 1)]  # nothing failed
+    leader.put_off((ids[0], b"g", 900))  # it is in flight
+    assert leader.claim((ids[1], b"g"))
+    assert leader.poll()[1] == [(b"", b"g")]
+
+
+def test_a_suspect_that_waits_is_behind_the_others(scripts: Scripts) -> None:
+    leader = Leader(scripts)
+    leader.lead()
+    for group in (b"g", b"h"):
+        leader.add(group, 1)
+    claimed = leader.claim((b"", b"g"), (b"", b"h"))
+    for _ in range(2):
+        leader.lead()
+        while (due := leader.poll())[0] == 0 and not due[1]:
+            pass
+        leader.claim(*due[1])
+    first, second = (reply[0] for reply in claimed)
+    assert due[2] == [first, b"g"]
+    leader.put_off((first, b"g", 700))
+    assert leader.poll()[2] == [second, b"h"]
+    leader.put_off((second, b"h", 700))
+    assert leader.poll()[2] == [first, b"g"]

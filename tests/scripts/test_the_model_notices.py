@@ -198,6 +198,30 @@ _BROKEN = {
     "when a group became due": ("includes/group", "if due_before > 0 then", "if false then"),
     "turns of groups between claims": ("claim", "  g[SINCE] = now\n", ""),
     "turns of groups in a claim": ("claim", "for _ = 2, TURN do", "for _ = 2, 99 do"),
+    "batches of a paused group": ("claim", "if held and is_paused(g) then", "if false then"),
+    "a paused group": ("poll", "not is_paused(g)) and due_at(g)", "true) and due_at(g)"),
+    "tasks of a paused group": (
+        "includes/group",
+        "or g[RULES] ~= 0 and is_paused(g) then\n    if",
+        "then\n    if",
+    ),
+    "a pause of a group without tasks": (
+        "includes/group",
+        "rules[COOL_UNTIL] > 0 or rules[PAUSED] > 0)",
+        "rules[COOL_UNTIL] > 0)",
+    ),
+    "suspects of a paused group": ("poll", "elseif not g or not is_paused(g) then", "else"),
+    "batches that were freed and wait": ("put_off", "    hold(g, batch, until_ms)\n", ""),
+    "batches that are in flight do not wait": (
+        "put_off",
+        "if free_at and free_at <= now then",
+        "if free_at then",
+    ),
+    "suspects that wait are behind the others": (
+        "put_off",
+        "tonumber(last) + 1",
+        "tonumber(last)",
+    ),
     "groups to leave out": ("poll", "not skipped[group]", "true"),
 }
 

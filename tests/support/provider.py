@@ -6,7 +6,6 @@ import contextlib
 import socketserver
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +13,21 @@ from typing import Any
 
 @dataclass
 class ProviderCall:
-    """A call, by the monotonic clock of this process."""
+    """A call, by the monotonic clock, which is one and the same in all processes of a machine."""
 
     group: str
     tasks: int
     began: float
     ended: float = float("inf")
+    merge_began: float = 0.0
+    """When the merge function began, in which the call was made."""
 
 
 class Provider:
-    """Answers each call after `delay` seconds; a call says its group and number of tasks."""
+    """Answers each call after `delay` seconds.
+
+    A call says its group, its number of tasks and when its merge function began.
+    """
 
     def __init__(self, delay: float) -> None:
         self.calls: list[ProviderCall] = []
@@ -32,9 +36,10 @@ class Provider:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 line = self.rfile.readline().split()
-                if len(line) != 2:  # its caller was killed before it called
+                if len(line) != 3:  # its caller was killed before it called
                     return
                 call = ProviderCall(line[0].decode(), int(line[1]), time.monotonic())
+                call.merge_began = float(line[2])
                 provider.calls.append(call)
                 time.sleep(delay)
                 call.ended = time.monotonic()
@@ -59,13 +64,6 @@ class Provider:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def by_group(self) -> dict[str, list[ProviderCall]]:
-        """The calls of each group."""
-        groups: dict[str, list[ProviderCall]] = defaultdict(list)
-        for call in list(self.calls):
-            groups[call.group].append(call)
-        return groups
 
 
 @contextlib.contextmanager

@@ -69,8 +69,9 @@ def merge_by_provider(port: int) -> GroupAggregator:
     """Makes a merge function that calls the recording provider at a port."""
 
     def call(group: str, tasks: list[Task]) -> Task:
+        began = time.monotonic()
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(f"{group} {len(tasks)}\n".encode())
+            connection.sendall(f"{group} {len(tasks)} {began}\n".encode())
             connection.recv(1)
         return merge(group, tasks)
 

@@ -24,7 +24,8 @@ NOT_HELD_BACK: Changes = {
     ),
 }
 DUE_EARLY: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") - 150\n"))}
-DUE_LATE: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") + 5000\n"))}
+# More than the faults of a run and the bound of the checker together, which are no lateness.
+DUE_LATE: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") + 20000\n"))}
 
 
 @pytest.mark.slow
@@ -36,10 +37,7 @@ DUE_LATE: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") + 5000\n"))
         (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED),
         (NOT_HELD_BACK, Kind.PREMATURE),
         (DUE_EARLY, Kind.PREMATURE),
-        pytest.param(
-            *(DUE_LATE, Kind.LATE),
-            marks=pytest.mark.xfail(reason="open: one of two runs of 12 s had no finding"),
-        ),
+        (DUE_LATE, Kind.LATE),
     ],
     ids=["cap", "held-back", "early", "late"],
 )

@@ -7,12 +7,18 @@ import contextlib
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from redisagg.errors import SinkError, SinkTimeout
-from redisagg.sinks.limited_calls import AwaitedCalls, Ended, ThreadedCalls, value_of
+from redisagg.sinks.limited_calls import (
+    AwaitedCalls,
+    Ended,
+    ThreadedCalls,
+    begins_of_delivery,
+    value_of,
+)
 from tests.support.servers import wait_until
 
 
@@ -135,3 +141,31 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 def test_a_pickled_copy_starts_anew() -> None:
     for calls in (ThreadedCalls("f", 2), AwaitedCalls("f")):
         assert pickle.loads(pickle.dumps(calls)).hung == 0
+
+
+def test_a_call_that_waits_for_a_thread_begins_later(end: threading.Event) -> None:
+    """So a permit for it counts from then on, and one that ends meanwhile is not used."""
+    began: list[str] = []
+
+    def refuse() -> None:
+        raise ValueError("too late")
+
+    async def call(calls: ThreadedCalls, name: str, begins: Callable[[], None]) -> Ended | None:
+        begins_of_delivery.set(begins)
+        return await calls.run(began.append, name, timeout=5)
+
+    async def test() -> None:
+        calls = ThreadedCalls("f", 1)
+        first = asyncio.create_task(calls.run(end.wait, timeout=30))
+        await asyncio.sleep(0.01)
+        late = asyncio.create_task(call(calls, "late", refuse))
+        second = asyncio.create_task(call(calls, "second", lambda: began.append("begins")))
+        await asyncio.sleep(0.01)
+        assert began == []
+        end.set()
+        await asyncio.gather(first, second)
+        with pytest.raises(ValueError, match="too late"):
+            await late
+        assert began == ["begins", "second"]
+
+    asyncio.run(asyncio.wait_for(test(), 10))

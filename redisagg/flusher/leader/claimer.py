@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from redisagg.errors import RedisAggError, RedisUnavailable
@@ -84,6 +85,8 @@ class Claimer:
         self._finishing = asyncio.Event()
         self._suspect: bytes | None = None
         """The id of the suspect that is in flight here, with the permit for it."""
+        self._suspects_wait: dict[bytes, float] = {}
+        """By the ids of suspects whose groups wait for permits, until when by `time.monotonic`."""
         self._halvings = 0
         """How many replies were lost lately."""
 
@@ -173,7 +176,7 @@ class Claimer:
         assert self._permits is not None
         if due is None:
             poll = self._session.requests.poll(min(room, MAX_CLAIM_BATCHES), self._inflight.closed)
-            due = Due.of(await self._session.send(poll))
+            due = self._due_of(await self._session.send(poll))
         if not due.items and due.suspect is None:
             if due.wait_ms != 0:
                 sleep = self._idle if due.wait_ms < 0 else due.wait_ms / 1000
@@ -229,7 +232,7 @@ class Claimer:
             due, polled = None, len(self._inflight) + self._inflight.room + MAX_CLAIM_BATCHES
         if due is None:
             poll = self._session.requests.poll(polled, self._inflight.closed)
-            due = Due.of(await self._session.send(poll))
+            due = self._due_of(await self._session.send(poll))
         items = due.items
         if probe is not None:
             items, chosen = self._choose(items, probe)
@@ -247,6 +250,25 @@ class Claimer:
             return False
         self._suspect = suspect.batch_id
         return True
+
+    def _note_waiting_suspect(self, put_off: Iterable[tuple[DueItem, int]]) -> None:
+        now = time.monotonic()
+        for item, wait_ms in put_off:
+            if item.batch_id and item.batch_id == self._suspect:
+                self._suspects_wait[item.batch_id] = now + wait_ms / 1000
+
+    def _due_of(self, reply: Any) -> Due:
+        """What a poll says, without a suspect whose group waits for a permit."""
+        due = Due.of(reply)
+        if due.suspect is None or not self._suspects_wait:
+            return due
+        now = time.monotonic()
+        waits = {batch_id: at for batch_id, at in self._suspects_wait.items() if at > now}
+        self._suspects_wait = waits
+        if due.suspect.batch_id not in waits:
+            return due
+        left = math.ceil((waits[due.suspect.batch_id] - now) * 1000)
+        return Due(min(due.wait_ms, left), due.items, None)
 
     def _end_suspect(self) -> None:
         """Gives the permit for a suspect back, if there is one here."""
@@ -295,7 +317,7 @@ class Claimer:
             self._take(reply, probing, pause)
         if self._suspect is not None and self._suspect not in self._inflight:
             self._end_suspect()  # an older batch of its group has to go first
-        return None if isinstance(due, RedisAggError) else Due.of(due)
+        return None if isinstance(due, RedisAggError) else self._due_of(due)
 
     async def _claim_one_each(
         self, items: list[DueItem], most: int, poll: Request, probing: bool
@@ -306,6 +328,7 @@ class Claimer:
         allowed, put_off = await self._permits.admit(items)
         together = [requests.claim([item], 1, most) for item in allowed]
         if put_off:
+            self._note_waiting_suspect(put_off)
             together.append(requests.put_off(put_off))
         *replies, due = await self._session.send_all([*together, poll], once=True)
         place, pause = 0, self._pause()
@@ -317,7 +340,7 @@ class Claimer:
                 place += 1  # its permit goes back
         if self._suspect is not None and self._suspect not in self._inflight:
             self._end_suspect()
-        return None if isinstance(due, RedisAggError) else Due.of(due)
+        return None if isinstance(due, RedisAggError) else self._due_of(due)
 
     def _take(self, reply: list[Any], probing: bool, pause: float | None, place: int = 0) -> None:
         """Puts a claimed batch in flight.

@@ -422,7 +422,7 @@ class Committer:
         failure = _failure(batch)
         delay = failure.pause
         if action.split:
-            delay = retry_delay(self._config, 1)
+            delay = 0.0 if failure.splits else retry_delay(self._config, 1)
             await self._split(batch, failure, delay)
         elif delay is None:
             delay = retry_delay(self._config, batch.attempt)

@@ -58,12 +58,17 @@ class Deliverer:
         if action is not None:
             delivery = asyncio.create_task(self._deliver(action.batch))
             self._running.add(delivery)
-            delivery.add_done_callback(self._running.discard)
+            delivery.add_done_callback(partial(self._ended, action.batch))
 
     def cancel(self) -> None:
         """Cancels all deliveries; their batches have been abandoned."""
         for delivery in self._running:
             delivery.cancel()
+
+    def _ended(self, batch: Batch, delivery: asyncio.Task[None]) -> None:
+        self._running.discard(delivery)
+        if delivery.cancelled() and batch.permit is not None:  # it may not even have begun
+            self._end_permit(batch.permit, batch)
 
     async def _deliver(self, batch: Batch) -> None:
         outcome = batch.outcome

@@ -433,7 +433,8 @@ class InFlight:
             batch = self._reports[0]
             failure = batch.failure
             assert failure is not None  # a batch that is FAILED has one
-            split = self._isolate and failure.counts and self._can_be_isolated(batch)
+            isolate = self._isolate and failure.counts and self._can_be_isolated(batch)
+            split = isolate or failure.splits
             if split:
                 hopeless = batch.claim.task_count < 2
             else:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 from redisagg.flusher.leader.requests import DueItem
 from redisagg.flusher.permits import Permit, Permits
 from redisagg.protocol.keys import PartitionKeys
+
+_log = logging.getLogger("redisagg")
+
+# Seconds until a batch is claimed again for which permits could not be asked.
+_PAUSE_WITHOUT_PERMIT = 1.0
 
 
 class LeaderPermits:
@@ -92,8 +98,10 @@ class LeaderPermits:
             batch.claim = claim._replace(created=0)  # which stands for all of the info
         if excess := self._permits.excess(claim):
             permit.end()
+            splits = claim.task_count > 1
+            failure = Failure(excess, "", 0.0 if splits else None, not splits, splits=splits)
             if batch.begin():
-                batch.end_merge(MergeOutcome(Failure(excess, "", permanent=True)))
+                batch.end_merge(MergeOutcome(failure))
         elif not (claim.entries or claim.stored_result):
             permit.end()  # it is read first, which may take longer than the permit lasts
             merge(batch)
@@ -111,7 +119,13 @@ class LeaderPermits:
         waiting.add_done_callback(self._waiting.discard)
 
     async def _wait(self, batch: Batch, merge: Callable[[Batch], None]) -> None:
-        permit = await self._permits.take_exactly(self._partition, batch.claim)
+        try:
+            permit = await self._permits.take_exactly(self._partition, batch.claim)
+        except Exception as error:  # the next claim may get a permit
+            _log.error("no permit for a batch of group %r: %r", batch.group[:64], error)
+            if batch.begin():
+                batch.end_merge(MergeOutcome(Failure("", "", _PAUSE_WITHOUT_PERMIT)))
+            return
         if batch.state is State.CLAIMED:
             self._permits.use(permit, batch)
             merge(batch)

@@ -142,10 +142,8 @@ class LeaderRequests:
 
     def put_off(self, items: Iterable[tuple[DueItem, int]]) -> Request:
         """Has items wait for a permit, each for a number of milliseconds."""
-        p = self._partition
-        keys = [p.state, p.groups, p.retry, p.due, p.ready]
         args = [part for (item, wait_ms) in items for part in (*item, wait_ms)]
-        return call("put_off", keys, self._token, *args)
+        return call("put_off", self._indexes, self._token, *args)
 
     def read_tasks(self, batch_id: bytes, group: bytes, start: int, max_bytes: int) -> Request:
         """Reads tasks of a large batch, from the one at the place `start` on."""
