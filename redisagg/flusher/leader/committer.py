@@ -467,6 +467,7 @@ class Committer:
         claim = batch.claim
         attempt = claim.attempt if claim.stored_result else 1
         batch.claim = claim._replace(stored_result=result, result=label, attempt=attempt)
+        self._inflight.result_stored(batch)
 
 
 def _outcome(batch: Batch) -> MergeOutcome:
