@@ -18,9 +18,9 @@ from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
 from redisagg.flusher.leader.requests import (
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
-    MAX_COMMIT_ENTRIES,
     Parts,
     Returned,
+    max_commit_entries,
 )
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
@@ -162,7 +162,7 @@ class Committer:
         common: Enqueue | None = None
         behind: set[bytes] = set()  # groups with a batch that is enqueued in slices
         for batch in ready:
-            if len(call.batches) == MAX_COMMIT_BATCHES or call.size > MAX_COMMIT_BYTES:
+            if len(call.batches) == MAX_COMMIT_BATCHES:
                 break
             if behind and batch.group in behind:
                 continue
@@ -174,18 +174,21 @@ class Committer:
                     call.large = call.large or batch
                     behind.add(batch.group)
                     continue
-                if call.entries + count > MAX_COMMIT_ENTRIES:
+                if enqueue and call.entries + count > max_commit_entries(enqueue.script):
                     break
             if enqueue is not None:
                 if common is None or call.breaker is None:
                     common, call.breaker = enqueue, self._sinks.breaker_for(enqueue)
                 elif not enqueue.goes_with(common):
                     break
+                size = sum(map(len, enqueue.arguments))
+                if call.entries and call.size + size > MAX_COMMIT_BYTES:
+                    break
                 admitted = call.breaker.admit(reserved=batch.probing)
                 if admitted is None:
                     break
                 call.admitted = admitted
-                call.size += sum(map(len, enqueue.arguments))
+                call.size += size
                 call.entries += count
             call.batches.append(batch)
         return call
@@ -481,7 +484,8 @@ def _is_large(outcome: MergeOutcome) -> bool:
     count, enqueue = len(outcome.merged), outcome.enqueue
     if enqueue is None or count < 2:
         return False
-    return count > MAX_COMMIT_ENTRIES or sum(map(len, enqueue.arguments)) > MAX_COMMIT_BYTES
+    most = max_commit_entries(enqueue.script)
+    return count > most or sum(map(len, enqueue.arguments)) > MAX_COMMIT_BYTES
 
 
 def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
@@ -516,7 +520,8 @@ def _slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:
     """
     arity, keys = len(enqueue.arguments) // count, len(enqueue.entry_keys) // count
     end, size = start, 0
-    while end < min(start + MAX_COMMIT_ENTRIES, count):
+    last = min(start + max_commit_entries(enqueue.script), count)
+    while end < last:
         entry = sum(map(len, enqueue.arguments[end * arity : (end + 1) * arity]))
         if size + entry >= _LARGE_CALL and end > start:
             break
