@@ -15,8 +15,9 @@
 --        group changes nothing), or this number and that of tasks that were replaced, or the text
 --        of the error that refused the whole section: a key of the group holds a foreign type or
 --        record; its limits, an id or the group key are malformed or out of range; or too much
---        would be pending (FULL), also the later sections of its group then. Other errors refuse
---        the whole call, with nothing written.
+--        would be pending (FULL), also the later sections of its group then; or its tasks that
+--        replace others are more than 25 with those of earlier sections. Other errors refuse the
+--        whole call, with nothing written.
 --
 -- A section is a run of tasks for one group, in their order. A call that is repeated
 -- because its reply was lost gets its first reply again. A call that comes after a later call of
@@ -50,6 +51,8 @@ local FIRST_KEY, FIRST_ARG = 8, 8  -- of the first section
 local GROUP_KEY, LIMITS, COUNT, TASKS = 0, 1, 2, 3
 local BAD_LIMITS = 'ERR limits: GRACE_MS DELAY_MS (at most ten years) SIZE (1 to 1000000) PRIORITY'
 local LONGEST_GROUP_KEY = 512  -- bytes
+local MOST_REPLACING = 25  -- tasks in a call, since each one is searched for
+local TOO_MANY_REPLACING = 'ERR at most 25 tasks of a call may replace others'
 
 if call_number then
   local remembered = redis.call('GET', call)
@@ -97,7 +100,7 @@ assert_arguments(not call_number or whole_number(remember_ms) > 0)
 local now = clock()
 local earliest = math.huge  -- when the first of the changed groups is due
 local total, total_length = 0, 0  -- of the new tasks
-local total_replaced = 0
+local total_replaced, total_replacing = 0, 0
 
 -- Backpressure. Tasks in flight are pending too: they take memory until their queue has them.
 local limited = max_tasks > 0 or max_bytes > 0
@@ -164,15 +167,17 @@ local function too_full(group, ids, first, n, step)
   end
 end
 
--- The limits of each task of a section, by its place in ARGV; nil if one is malformed.
+-- The limits of each task of a section, by its place in ARGV, and how many of them replace others;
+-- nil if one is malformed.
 local function read_own_limits(shared, limits, first, n)
-  local own = {}
+  local own, replacing = {}, 0
   for i = first, first + 3 * (n - 1), 3 do
     local text = args[i + 2]
-    own[i] = text == '' and limits or parse_limits(shared .. ';' .. text)
-    if not own[i] then return nil end
+    local of_task = text == '' and limits or parse_limits(shared .. ';' .. text)
+    if not of_task then return nil end
+    own[i], replacing = of_task, replacing + of_task.replace
   end
-  return own
+  return own, replacing
 end
 
 -- Returns a function that makes the entry of a task. Tasks of the same limits, one after the other,
@@ -248,11 +253,17 @@ local function add_section(tasks, ids, at, n, step)
   if foreign then return FOREIGN end
   g = g or new_group()
   local number = next_number(g)
-  local limits, own = parse_limits(shared), nil
+  local limits, own, replacing = parse_limits(shared), nil, nil
   if not limits then return BAD_LIMITS end
   if step == 3 then
-    own = read_own_limits(shared, limits, first, n)
+    own, replacing = read_own_limits(shared, limits, first, n)
     if not own then return BAD_LIMITS end
+  elseif limits.replace > 0 then
+    replacing = n
+  end
+  if replacing then
+    if total_replacing + replacing > MOST_REPLACING then return TOO_MANY_REPLACING end
+    total_replacing = total_replacing + replacing
   end
   local full = limited and too_full(group, ids, first, n, step)
   if full then return full end

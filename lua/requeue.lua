@@ -5,7 +5,7 @@
 -- call comes.
 --
 -- KEYS   1 state  2 groups  3 batches  4 retry  5 due  6 ready  7 dead  8 tasks of the group
---        9 tasks of the dead letter
+--        9 tasks of the dead letter  10 result of the batch
 -- ARGV   1 batch id  2 wake channel  3 partition number
 -- Reply  number of its tasks, also if it is a batch already; 0 if there is no such dead letter;
 --        'MORE' if there is another slice; 'ORDER' if it can't go on: a leader has claimed the
@@ -26,8 +26,9 @@
 
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local result = KEYS[10]
 local id, channel, partition = ARGV[1], ARGV[2], ARGV[3]
-assert_arguments(#KEYS == 9 and #ARGV >= 3)
+assert_arguments(#KEYS == 10 and #ARGV >= 3)
 local LONGEST_PAUSE_MS = 10000  -- between two calls; then a leader buries the batch
 local MOVED_BYTES = 256 * 1024  -- most of a slice, about; one task always fits
 local now = clock()
@@ -58,6 +59,7 @@ assert_type('ZCARD', { retry, due, ready })
 
 if left == 0 and not begun then  -- somebody else removed the list: there is nothing left to merge
   redis.call('HDEL', dead, id)
+  redis.call('UNLINK', result)
   add_count(state, 'dead', -letter[DEAD_TASK_COUNT])
   return 0
 end

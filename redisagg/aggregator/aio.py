@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from concurrent.futures import Future
@@ -42,6 +43,8 @@ from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import SequencePool, forget_calls
+from redisagg.protocol.clock import ClockUnread
+from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import STALE
 from redisagg.sinks import Sink, SinkPage
@@ -61,6 +64,8 @@ from redisagg.views import (
     GroupState,
     Stats,
 )
+
+_log = logging.getLogger("redisagg")
 
 T = TypeVar("T")
 
@@ -134,12 +139,12 @@ class AsyncAggregator(AggregatorBase):
             NotReplicated: too few replicas acknowledged the task within `add_timeout` seconds. The
                 primary has stored it.
         """
-        encoded = self._namespace.encoder(task)
+        try:
+            encoded = self._namespace.encoder(task)
+        except ClockUnread:
+            encoded = await self._encode_by_clock(task)
         if not self._registered:
             await self._register()
-        if self._namespace.clock.is_wanted:
-            await self._run(self._namespace.clock.read())
-            encoded = self._namespace.encoder(task)
         # As `_here`, but without the cost of a call.
         adder = (self._on_loops.get(asyncio.get_running_loop()) or self._here()).adder
         if adder.lines.by_group and encoded.group in adder.lines.by_group:
@@ -182,13 +187,15 @@ class AsyncAggregator(AggregatorBase):
                 added, except those after an `AggregatorFull` that lasted for `full_timeout`
                 seconds. Adding all of them again is safe while they wait.
         """
-        encoder, clock = self._namespace.encoder, self._namespace.clock
+        encoder = self._namespace.encoder
         if isinstance(tasks, Collection):
             for index, task in enumerate(tasks):
                 try:
                     encoder(task)
                 except InvalidTask as error:
                     raise with_index(error, index) from None
+                except ClockUnread:
+                    await self._encode_by_clock(task)
         if not self._registered:
             await self._register()
         index = 0
@@ -200,9 +207,8 @@ class AsyncAggregator(AggregatorBase):
                     encoded = encoder(task)
                 except InvalidTask as error:
                     raise with_index(error, index) from None
-                if clock.is_wanted:
-                    await self._run(clock.read())
-                    encoded = encoder(task)
+                except ClockUnread:
+                    encoded = await self._encode_by_clock(task)
                 await stream.put(encoded)
                 index += 1
                 if ids:
@@ -211,6 +217,33 @@ class AsyncAggregator(AggregatorBase):
         finally:
             await stream.close()
         return collected
+
+    async def _encode_by_clock(self, task: Task) -> EncodedTask:
+        """Encodes a task with a schedule when Redis' clock was not read lately.
+
+        The last time is good enough if the clock can't be read now: the task may go to another node
+        of a cluster, and else its add says what is wrong.
+
+        Raises:
+            RedisAggError: the clock can't be read, and never was.
+        """
+        clock, here = self._namespace.clock, self._here()
+
+        async def read() -> None:
+            await here.transport.run(clock.read(), once=clock.is_known)
+
+        while True:
+            if here.reading is None or here.reading.done:
+                here.reading = Uncancelled(read)
+            try:  # concurrent callers share the round trip
+                await here.reading.result()
+            except RedisAggError as error:
+                if not clock.is_known:
+                    raise copy.copy(error) from error.__cause__
+                clock.keep()
+                _log.warning("Redis' clock can't be read (%s); its last time stays in use", error)
+            with suppress(ClockUnread):  # if so much time has passed since
+                return self._namespace.encoder(task)
 
     # --- flushing --------------------------------------------------------------------------
 
@@ -787,6 +820,8 @@ class _OnLoop:
     own_client: bool
     """Whether the aggregator made the client."""
     registering: Uncancelled[None] | None = None
+    reading: Uncancelled[None] | None = None
+    """The call that reads Redis' clock."""
 
 
 async def _result(future: Future[None]) -> None:

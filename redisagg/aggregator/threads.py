@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -38,6 +39,8 @@ from redisagg.policies import Policy, check_pattern
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
 from redisagg.producer.threads import ThreadAdder, ThreadStream
+from redisagg.protocol.clock import ClockUnread
+from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import STALE
 from redisagg.sinks import Sink, SinkPage
@@ -56,6 +59,8 @@ from redisagg.views import (
     GroupState,
     Stats,
 )
+
+_log = logging.getLogger("redisagg")
 
 T = TypeVar("T")
 
@@ -125,12 +130,12 @@ class Aggregator(AggregatorBase):
         What a signal handler raises meanwhile, such as a time limit, is raised as it is. The task
         may have been added then.
         """
-        encoded = self._namespace.encoder(task)
+        try:
+            encoded = self._namespace.encoder(task)
+        except ClockUnread:
+            encoded = self._encode_by_clock(task)
         if not self._registered:
             self._register()
-        if self._namespace.clock.is_wanted:
-            self._run(self._namespace.clock.read())
-            encoded = self._namespace.encoder(task)
         adder = self._adder
         if adder.lines.by_group and encoded.group in adder.lines.by_group:
             adder.add_in_turn(encoded, self._full_timeout)
@@ -174,13 +179,15 @@ class Aggregator(AggregatorBase):
                 added, except those after an `AggregatorFull` that lasted for `full_timeout`
                 seconds. Adding all of them again is safe while they wait.
         """
-        encoder, clock = self._namespace.encoder, self._namespace.clock
+        encoder = self._namespace.encoder
         if isinstance(tasks, Collection):
             for index, task in enumerate(tasks):
                 try:
                     encoder(task)
                 except InvalidTask as error:
                     raise with_index(error, index) from None
+                except ClockUnread:
+                    self._encode_by_clock(task)
         if not self._registered:
             self._register()
         index = 0
@@ -192,9 +199,8 @@ class Aggregator(AggregatorBase):
                     encoded = encoder(task)
                 except InvalidTask as error:
                     raise with_index(error, index) from None
-                if clock.is_wanted:
-                    self._run(clock.read())
-                    encoded = encoder(task)
+                except ClockUnread:
+                    encoded = self._encode_by_clock(task)
                 stream.put(encoded)
                 index += 1
                 if ids:
@@ -203,6 +209,27 @@ class Aggregator(AggregatorBase):
         finally:
             stream.close()
         return collected
+
+    def _encode_by_clock(self, task: Task) -> EncodedTask:
+        """Encodes a task with a schedule when Redis' clock was not read lately.
+
+        The last time is good enough if the clock can't be read now: the task may go to another node
+        of a cluster, and else its add says what is wrong.
+
+        Raises:
+            RedisAggError: the clock can't be read, and never was.
+        """
+        clock = self._namespace.clock
+        while True:
+            try:
+                self._transport.run(clock.read(), once=clock.is_known)
+            except RedisAggError as error:
+                if not clock.is_known:
+                    raise
+                clock.keep()
+                _log.warning("Redis' clock can't be read (%s); its last time stays in use", error)
+            with suppress(ClockUnread):  # if so much time has passed since
+                return self._namespace.encoder(task)
 
     # --- flushing --------------------------------------------------------------------------
 

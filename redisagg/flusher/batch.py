@@ -248,7 +248,7 @@ class Batch:
     """
 
     __slots__ = (
-        *("batch_id", "claim", "failure", "group", "on_merged"),
+        *("batch_id", "charged", "claim", "failure", "group", "on_merged"),
         *("outcome", "permit", "probing", "stalled", "state"),
     )
 
@@ -256,6 +256,8 @@ class Batch:
         self, claim: Claim, on_merged: Callable[[Batch], None], probing: bool = False
     ) -> None:
         self.claim = claim
+        self.charged = 0
+        """The bytes of it that count while it is in flight."""
         self.batch_id = claim.batch_id
         self.group = claim.group
         self.on_merged = on_merged

@@ -120,7 +120,7 @@ def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     keys = [p.state, p.groups, p.batches, p.retry, p.due, p.ready, p.dead]
     request = call(
         "requeue",
-        [*keys, p.tasks(group), p.dead_tasks(raw_id)],
+        [*keys, p.tasks(group), p.dead_tasks(raw_id), p.result(raw_id)],
         raw_id,
         keyspace.wake_channel,
         p.digits,

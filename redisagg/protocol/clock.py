@@ -13,47 +13,54 @@ _TRUSTED = 10.0
 """Seconds after which Redis' clock is read again: it may have been set."""
 
 
-class RedisClock:
-    """Counts on from the time that Redis has told.
+class ClockUnread(Exception):
+    """The clock of Redis has to be read first."""
 
-    Who uses the time and finds `is_wanted` afterwards, reads the clock and uses the time again.
+
+class RedisClock:
+    """Counts on from the time that Redis has told; for any number of threads.
 
     Args:
         keyspace: the keys of the namespace.
         monotonic: returns seconds of a clock that is never set.
-        own: returns seconds since the epoch by this machine's clock.
     """
 
-    def __init__(
-        self,
-        keyspace: Keyspace,
-        monotonic: Callable[[], float] = time.monotonic,
-        own: Callable[[], float] = time.time,
-    ) -> None:
-        self.is_wanted = False
-        """Whether `now_ms` was called when Redis had not told its time lately."""
+    def __init__(self, keyspace: Keyspace, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._keyspace = keyspace
         self._monotonic = monotonic
-        self._own = own
         self._ahead: float | None = None
         """Seconds by which Redis' clock is ahead of `monotonic`."""
-        self._told = 0.0
-        """When Redis told its time, by `monotonic`."""
+        self._trusted_until = 0.0
+        """Until when that is used without being read again, by `monotonic`."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the clock has been read."""
+        return self._ahead is not None
 
     def now_ms(self) -> int:
-        """Returns ms since the epoch: by this machine's clock until Redis' clock has been read."""
+        """Returns ms since the epoch.
+
+        Raises:
+            ClockUnread: the clock was not read lately. If it was read before, only one caller gets
+                this error, and is to read it; the others count on from that for another while.
+        """
         now = self._monotonic()
         if self._ahead is None:
-            self.is_wanted = True
-            return int(1000 * self._own())
-        if now - self._told > _TRUSTED:
-            self.is_wanted = True
+            raise ClockUnread
+        if now > self._trusted_until:
+            self._trusted_until = now + _TRUSTED
+            raise ClockUnread
         return int(1000 * (now + self._ahead))
+
+    def keep(self) -> None:
+        """Counts on from the last time for another while, since the clock can't be read."""
+        self._trusted_until = self._monotonic() + _TRUSTED
 
     def read(self) -> Operation[None]:
         """Reads Redis' clock; on Redis Cluster that of the node with the namespace's record."""
         asked = self._monotonic()
         redis_ms = yield from ask(call("now", [self._keyspace.meta]))
-        self._told = self._monotonic()
-        self._ahead = redis_ms / 1000 - (asked + self._told) / 2
-        self.is_wanted = False
+        told = self._monotonic()
+        self._ahead = redis_ms / 1000 - (asked + told) / 2
+        self._trusted_until = told + _TRUSTED

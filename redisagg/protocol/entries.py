@@ -139,7 +139,8 @@ class Encoder:
     Args:
         config: the configuration.
         json: whether payloads without a form in JSON are refused.
-        now_ms: returns the time of Redis, ms since the epoch, from which schedules count.
+        now_ms: returns the time of Redis, ms since the epoch, from which schedules count. What it
+            raises is raised only for tasks that are valid.
     """
 
     def __init__(
@@ -169,7 +170,8 @@ class Encoder:
         if not isinstance(task, Task):
             raise InvalidTask(f"a task must be a redisagg.Task, not {type(task).__name__}")
         group = task.group_key or group_key_text("")
-        own = override = None
+        override = None
+        is_plain = False
         if (
             task.priority
             or task.grace_period
@@ -185,7 +187,7 @@ class Encoder:
             or task.schedule
             or self._schedule
         ):
-            own, override = self._own_limits(task), _overrides(task)
+            override = _overrides(task)
             if any(override):
                 limits = self._overridden(override)
             else:
@@ -199,7 +201,7 @@ class Encoder:
                 set_options,
             )[: 4 if set_options else 3 if task.headers else 2]
         else:
-            limits = self._limits
+            is_plain, limits = True, self._limits
             if task.headers:
                 body = (task.type, task.payload, dict(task.headers))
             else:
@@ -216,6 +218,7 @@ class Encoder:
             )
         if self._json and not surely_has_json(packed):
             to_json(task.payload)
+        own = None if is_plain else self._own_limits(task)
         return EncodedTask(str(group).encode(), task.id.encode(), packed, limits, own, override)
 
     def _own_limits(self, task: Task) -> bytes | None:

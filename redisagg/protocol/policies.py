@@ -27,6 +27,13 @@ _FRESH = 0.5
 """Seconds for which a producer uses policies without asking again. With the time that the call then
 takes on its way, a change counts within `STALE`."""
 
+_KEPT = 10
+"""If the policies can't be read, they stay in use for this many times as long as the attempt took.
+So adds spend a tenth of their time at most on a node that does not answer."""
+
+_KEPT_AT_MOST = 60.0
+"""Seconds for which they stay in use then."""
+
 STALE = 1.0
 """Seconds after a change from which all producers use the new policies."""
 
@@ -42,14 +49,20 @@ LimitsText: TypeAlias = "Callable[[Mapping[str, Any], OwnLimits], bytes]"
 class _Known:
     """The policies as they were at one time; not changed any more."""
 
-    __slots__ = ("limits", "read_at", "version")
+    __slots__ = ("kept", "limits", "read_at", "version")
 
     def __init__(
-        self, version: bytes, read_at: float, limits: Callable[[bytes, OwnLimits], bytes]
+        self,
+        version: bytes,
+        read_at: float,
+        limits: Callable[[bytes, OwnLimits], bytes],
+        kept: float = 0.0,
     ) -> None:
         self.version = version
         self.read_at = read_at
         self.limits = limits
+        self.kept = kept
+        """Seconds for which they stay in use, since they can't be read; 0 if they can."""
 
 
 class KnownPolicies:
@@ -76,7 +89,7 @@ class KnownPolicies:
     def is_due(self) -> bool:
         """Whether the policies have to be read before the next call."""
         known = self._known
-        return known is None or time.monotonic() - known.read_at > _FRESH
+        return known is None or time.monotonic() - known.read_at > (known.kept or _FRESH)
 
     def limits(self, group: bytes, own: OwnLimits) -> bytes:
         """Returns the limits of a section.
@@ -111,8 +124,11 @@ class KnownPolicies:
             )
         self._known = _Known(found, began, limits)
 
-    def keep(self) -> bool:
+    def keep(self, tried: float) -> bool:
         """Uses what is known for another while, since the policies can't be read.
+
+        Args:
+            tried: seconds that the attempt to read them took.
 
         Returns:
             False if nothing is known.
@@ -120,7 +136,8 @@ class KnownPolicies:
         known = self._known
         if known is None:
             return False
-        self._known = _Known(known.version, time.monotonic(), known.limits)
+        kept = max(_FRESH, min(_KEPT * tried, _KEPT_AT_MOST))
+        self._known = _Known(known.version, time.monotonic(), known.limits, kept)
         return True
 
 

@@ -18,7 +18,7 @@ from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AsyncClient
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.nodes import Cluster, Part, route
-from redisagg.transport.round_trip import Command, pack, round_trip
+from redisagg.transport.round_trip import Command, Step, pack, round_trip
 
 T = TypeVar("T")
 
@@ -78,14 +78,17 @@ class AsyncTransport:
     ) -> list[Any]:
         steps = round_trip(requests)
         try:
-            commands = next(steps)
+            step = next(steps)
             while True:
-                commands = steps.send(await self._send(commands, durability))
+                step = steps.send(await self._send(step, durability))
         except StopIteration as stop:
             replies: list[Any] = stop.value
             return replies
 
-    async def _send(self, commands: list[Command], durability: Durability | None) -> list[Any]:
+    async def _send(self, step: Step, durability: Durability | None) -> list[Any]:
+        commands = step.commands
+        if not step.of_caller:
+            durability = None
         if not isinstance(self.client, Cluster):
             return await self._send_pipeline(self.client.connection_pool, commands, durability)
         return await self._send_to_nodes(self.client, commands, durability)

@@ -53,8 +53,8 @@ class Durability:
             redis.exceptions.RedisError: the reply to `command` is a transient error.
         """
         *written, confirmed = replies
-        if all(isinstance(reply, Exception) for reply in written):
-            return written  # nothing was written that could be confirmed
+        if all(map(_stored_nothing, written)):
+            return written  # there is nothing to confirm
         if isinstance(confirmed, Exception):
             raise self._failure(confirmed)
         local, replicas = confirmed if self.fsync else (0, confirmed)
@@ -87,3 +87,10 @@ class Durability:
         if isinstance(known, AuthenticationFailed):
             return AuthenticationFailed(f"{known} ({self.command[0]}, for min_replicas)")
         return NotReplicated(f"the server does not say whether it is replicated: {error}")
+
+
+def _stored_nothing(reply: Any) -> bool:
+    """Whether a script refused its whole call, or `add` each section of it."""
+    if isinstance(reply, list):
+        return all(isinstance(status, bytes) for status in reply)
+    return isinstance(reply, Exception)

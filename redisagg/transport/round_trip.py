@@ -1,17 +1,19 @@
 """The rules of one round trip, without sockets, so that threads and asyncio share them.
 
 A round trip sends a list of requests and returns a reply for each. `round_trip` is a generator: it
-yields the commands to send, and the transport sends their replies into it. It yields again if the
-server did not know a script: then it repeats these calls with the script's source. If a script
-replies that the namespace is not registered, it registers the namespace and repeats these calls. If
-one replies that the namespace has policies, it reads them and repeats these calls with them.
+yields steps with the commands to send, and the transport sends their replies into it. It yields
+again if the server did not know a script: then it repeats these calls with the script's source. If
+a script replies that the namespace is not registered, it registers the namespace and repeats these
+calls. If one replies that the namespace has policies, it reads them and repeats these calls with
+them.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Generator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from redis.client import NEVER_DECODE
 from redis.connection import HiredisRespSerializer
@@ -42,7 +44,16 @@ T = TypeVar("T")
 
 Command: TypeAlias = "tuple[Any, ...]"
 
-_Steps: TypeAlias = Generator[list[Command], list[Any], T]
+
+class Step(NamedTuple):
+    """Commands that are sent at once."""
+
+    commands: list[Command]
+    of_caller: bool = True
+    """Whether these are the caller's requests, and no others that precede them."""
+
+
+_Steps: TypeAlias = Generator[Step, list[Any], T]
 
 RAW: dict[str, Any] = {NEVER_DECODE: []}
 """Options for redis-py: replies stay bytes even from a client made with decode_responses=True."""
@@ -96,7 +107,7 @@ def as_bytes(argument: Any) -> bytes:
 
 
 def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
-    """Yields the commands to send and receives their replies, errors among them as exceptions.
+    """Yields what to send and receives the replies, errors among them as exceptions.
 
     Returns:
         A reply for each request; for one that Redis refused, the `RedisAggError` that says why.
@@ -110,7 +121,7 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         if policed.policies.is_due and (error := (yield from _read(policed.policies))):
             return [error] * len(requests)
         requests = _under_policies(requests)
-    replies = yield [request.command() for request in requests]
+    replies = yield Step([request.command() for request in requests])
     for reply in replies:
         if isinstance(reply, Exception):
             break
@@ -135,7 +146,7 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
 
 def _with_sources(requests: Sequence[Request]) -> _Steps[list[Any]]:
     """Sends the requests; those whose script the server does not know again, with the source."""
-    replies = yield [request.command() for request in requests]
+    replies = yield Step([request.command() for request in requests])
     yield from _send_unknown_again(requests, replies)
     return replies
 
@@ -144,7 +155,7 @@ def _send_unknown_again(requests: Sequence[Request], replies: list[Any]) -> _Ste
     """Puts other replies in place of those of a server that does not know the script."""
     unknown = [i for i, reply in enumerate(replies) if is_unknown_script(reply)]
     if unknown:
-        again = yield [requests[i].command_with_source() for i in unknown]
+        again = yield Step([requests[i].command_with_source() for i in unknown])
         for i, reply in zip(unknown, again, strict=True):
             replies[i] = reply
 
@@ -194,12 +205,13 @@ def _read(policies: KnownPolicies) -> _Steps[RedisAggError | None]:
     Returns:
         The error for which they can't be read, if it will last.
     """
+    began = time.monotonic()
     try:
         yield from _run(policies.read())
-    except RedisAggError as error:
-        return error
-    except RedisError as error:
-        if not (is_transient(error) and policies.keep()):
+    except (RedisAggError, RedisError) as error:
+        if not is_transient(error):
+            return translate_error(error)
+        if not policies.keep(time.monotonic() - began):
             raise
         _log.warning("the policies can't be read (%s); those of before stay in use", error)
     return None
@@ -210,6 +222,17 @@ def _run(operation: Operation[None]) -> _Steps[None]:
     try:
         requests = next(operation)
         while True:
-            requests = operation.send((yield from round_trip(requests)))
+            requests = operation.send((yield from _aside(round_trip(requests))))
     except StopIteration:
         return
+
+
+def _aside(steps: _Steps[T]) -> _Steps[T]:
+    """Carries out steps that are not about the caller's requests."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send((yield step._replace(of_caller=False)))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result

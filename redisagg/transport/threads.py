@@ -21,7 +21,7 @@ from redisagg.transport.endpoint import SyncClient, hand_bytes_only
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
-from redisagg.transport.round_trip import Command, pack, round_trip
+from redisagg.transport.round_trip import Command, Step, pack, round_trip
 
 T = TypeVar("T")
 
@@ -99,7 +99,8 @@ class Transport:
         Args:
             requests: the requests to send.
             once: whether to raise at the first lost connection.
-            durability: what else to wait for; only for script calls that may be repeated.
+            durability: what else to wait for behind the requests, which are script calls that may
+                be repeated.
 
         Returns:
             A reply for each request; for one that Redis refused, the `RedisAggError` that says why.
@@ -175,7 +176,10 @@ class Transport:
 
         return finish
 
-    def _send(self, commands: list[Command], durability: Durability | None) -> Replies:
+    def _send(self, step: Step, durability: Durability | None) -> Replies:
+        commands = step.commands
+        if not step.of_caller:
+            durability = None
         if not isinstance(self.client, Cluster):
             return _send_pipeline(self.client.connection_pool, commands, durability)
         return partial(self._send_to_nodes, self.client, commands, durability)

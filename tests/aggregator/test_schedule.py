@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import redis
 
-from redisagg import AggregationConfig, Aggregator, Cron, Task
-from redisagg.errors import InvalidConfig, InvalidTask
-from redisagg.protocol.clock import RedisClock
+from redisagg import AggregationConfig, Aggregator, AsyncAggregator, Cron, Task
+from redisagg.errors import InvalidConfig, InvalidTask, RedisUnavailable
+from redisagg.protocol.clock import ClockUnread, RedisClock
 from redisagg.protocol.keys import Keyspace
 from tests.support.aggregators import Make
 from tests.support.tasks import await_batches, enqueued, numbered, server_ms
@@ -98,25 +102,144 @@ def test_the_clock_of_redis_is_read_again(make: Make, redis_at: Callable[[dateti
         agg.add_task(Task("t", 1, "a"))
         assert due_at(agg, "a") == datetime(2026, 5, 1, 0, 30, tzinfo=UTC)
     with redis_at(datetime(2026, 5, 7, tzinfo=UTC)):
-        clock._told -= 60  # as if so many seconds had passed
+        clock._trusted_until = 0  # as if more than ten seconds had passed
         agg.add_task(Task("t", 1, "b"))
         assert due_at(agg, "b") == datetime(2026, 5, 7, 0, 30, tzinfo=UTC)
 
 
 def test_a_clock_counts_on_from_what_redis_told() -> None:
     now = 50.0
-    clock = RedisClock(Keyspace("tests", 1), monotonic=lambda: now, own=lambda: 7.0)
-    assert (clock.now_ms(), clock.is_wanted) == (7_000, True)
+    clock = RedisClock(Keyspace("tests", 1), monotonic=lambda: now)
+    for _ in range(2):
+        with pytest.raises(ClockUnread):
+            clock.now_ms()
     reading = clock.read()
     next(reading)
     now = 52.0
     with pytest.raises(StopIteration):
         reading.send([1_000_000])  # told between 50 and 52, as far as the producer can know
-    assert (clock.now_ms(), clock.is_wanted) == (1_001_000, False)
+    assert clock.now_ms() == 1_001_000
     now = 62.0
-    assert (clock.now_ms(), clock.is_wanted) == (1_011_000, False)
+    assert clock.now_ms() == 1_011_000
     now = 62.5
-    assert (clock.now_ms(), clock.is_wanted) == (1_011_500, True)
+    with pytest.raises(ClockUnread):
+        clock.now_ms()
+    assert clock.now_ms() == 1_011_500  # one caller reads it, the others need not wait
+    now = 72.6
+    with pytest.raises(ClockUnread):
+        clock.now_ms()
+    clock.keep()
+    now = 82.0
+    assert clock.now_ms() == 1_031_000
+
+
+def test_no_add_uses_the_clock_of_the_machine(
+    make: Make, redis_at: Callable[[datetime], Any]
+) -> None:
+    """Another thread reads the clock between the steps of an add."""
+    agg: Any = scheduled(make)
+    register = agg._register
+
+    def register_after_another_add() -> None:
+        agg._register = register
+        agg.add_task(Task("t", 1, "other"))
+        register()
+
+    with redis_at(datetime(2026, 5, 1, tzinfo=UTC)):
+        agg._register = register_after_another_add
+        agg.add_task(Task("t", 1, "g"))
+        assert agg._register is register
+        for group in ("g", "other"):
+            assert due_at(agg, group) == datetime(2026, 5, 1, 0, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """The outcomes of the attempts to read Redis' clock: they succeed until an error is put in."""
+    outcomes: list[Exception | None] = [None]
+    original = RedisClock.read
+
+    def read(self: RedisClock) -> Any:
+        outcomes.append(outcomes[-1])
+        if isinstance(outcomes[-1], Exception):
+            raise outcomes[-1]
+        return (yield from original(self))
+
+    monkeypatch.setattr(RedisClock, "read", read)
+    return outcomes
+
+
+async def test_coroutines_share_the_first_look_at_the_clock(
+    redis_url: str, redis_at: Callable[[datetime], Any], reads: list[Exception | None]
+) -> None:
+    config = AggregationConfig(group_schedule=NIGHTLY, partitions=2)
+    with redis_at(datetime(2026, 5, 1, tzinfo=UTC)):
+        async with AsyncAggregator("tests", redis_url, config=config) as agg:
+            await agg.stop()
+            await asyncio.gather(*(agg.add_task(Task("t", n, f"g{n}")) for n in range(10)))
+            entries = await agg.get_entries()
+    assert {each.due_at for each in entries.values()} == {
+        datetime(2026, 5, 1, 0, 30, tzinfo=UTC).timestamp()
+    }
+    assert len(entries) == 10
+    assert len(reads) == 2
+
+
+def test_a_clock_that_can_not_be_read_stops_no_add(
+    make_both: Make, reads: list[Exception | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    agg = scheduled(make_both)
+    agg.add_task(Task("t", 1, "g"))
+    reads[:] = [RedisUnavailable("the node is down")]
+    agg._namespace.clock._trusted_until = 0  # as if more than ten seconds had passed
+    for n in range(3):
+        agg.add_task(Task("t", n, "g"))
+        agg.add_tasks(numbered("g", 2, start=2 * n))
+    assert len(reads) == 2  # the next attempt is made ten seconds later
+    assert "the node is down" in caplog.text
+    assert due_at(agg).astimezone(ZoneInfo("Europe/Berlin")).hour in (2, 3)
+
+
+def test_an_add_without_any_time_of_redis_is_refused(
+    make_both: Make, reads: list[Exception | None]
+) -> None:
+    agg = scheduled(make_both)
+    reads[:] = [RedisUnavailable("the node is down")]
+    for _ in range(2):
+        with pytest.raises(RedisUnavailable, match="the node is down"):
+            agg.add_task(Task("t", 1, "g"))
+        with pytest.raises(RedisUnavailable, match="the node is down"):
+            agg.add_tasks([Task("t", 1, "g")])
+    with pytest.raises(InvalidTask, match="a task must be"):
+        agg.add_tasks(["no task"])  # type: ignore[list-item]
+
+
+def test_tasks_without_schedule_do_not_wait_for_the_clock(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agg = make()
+    agg.add_task(Task("t", 1, "g"))
+    reading, over = threading.Event(), threading.Event()
+
+    def read(self: RedisClock) -> Any:
+        reading.set()
+        over.wait(30)
+        raise RedisUnavailable("the node is down")
+        yield
+
+    monkeypatch.setattr(RedisClock, "read", read)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(agg.add_task, Task("t", 2, "g", schedule=NIGHTLY))
+        try:
+            assert reading.wait(30)
+            agg.add_task(Task("t", 3, "g"))
+            agg.add_tasks(numbered("g", 2))
+            assert not waiting.done()
+        finally:
+            over.set()
+        with pytest.raises(RedisUnavailable):
+            waiting.result(30)
+    assert agg.stats().pending == 4
 
 
 def test_a_schedule_switches_the_default_rules_off() -> None:

@@ -841,7 +841,7 @@ class Machine(RuleBasedStateMachine):
         found = self.model.letters().get(letter)
         group = found.record.group if found else b"a"
         keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.due, _KEYS.ready]
-        keys += [_KEYS.dead, _KEYS.tasks(group), _KEYS.dead_tasks(letter)]
+        keys += [_KEYS.dead, _KEYS.tasks(group), _KEYS.dead_tasks(letter), _KEYS.result(letter)]
         self.run_on_both(lambda: self.model.requeue(letter), "requeue", keys, letter, _CHANNEL, 0)
 
     def _drop(self, letter: bytes) -> None:

@@ -203,7 +203,7 @@ def prepare(client: Client) -> dict[str, Call]:
         Call("renew", [P.state], [token, 1000]),
         Call(
             "requeue",
-            [*requeue_keys, P.tasks(b"c"), P.dead_tasks(first_c)],
+            [*requeue_keys, P.tasks(b"c"), P.dead_tasks(first_c), P.result(first_c)],
             [first_c, SPACE.wake_channel, 0],
         ),
         retry._replace(

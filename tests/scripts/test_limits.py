@@ -234,6 +234,25 @@ def test_a_section_adds_keeps_and_replaces(group: Group) -> None:
     assert group.record.rules_in_force.weight == 1 + 1 + 2 + 3
 
 
+def test_a_call_replaces_25_tasks_at_most(group: Group) -> None:
+    """Each one is searched for, and no call may take long."""
+    group.add((USUAL, 30))
+    before, group.number = group.entries(), 0
+    replacing, plain = USUAL + ";replace=1", [*["replace=1"] * 5, ""]
+    sections: Any = [
+        (replacing, 20),
+        (USUAL, plain),
+        (USUAL, plain[:1]),
+        (replacing, 1),
+        (USUAL, 2),
+    ]
+    refused = b"ERR at most 25 tasks of a call may replace others"
+    assert group.add(*sections) == [[0, 20], [0, 5], refused, refused, 0]
+    group.number = 26
+    assert group.add((USUAL, ["replace=1"] * 26), (replacing, 1), size=1) == [refused, 1]
+    assert group.entries()[:30] == before
+
+
 def test_an_id_that_comes_twice_in_a_section_is_replaced(group: Group) -> None:
     keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
     keys += [P.tasks(b"g"), P.ids(b"g")]

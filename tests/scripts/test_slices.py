@@ -146,7 +146,7 @@ def buried(client: Client, leader: LeaderRequests) -> bytes:
 def requeue(batch_id: bytes) -> Request:
     """The call that an operator sends for each slice."""
     keys = [P.state, P.groups, P.batches, P.retry, P.due, P.ready, P.dead]
-    keys += [P.tasks(b"g"), P.dead_tasks(batch_id)]
+    keys += [P.tasks(b"g"), P.dead_tasks(batch_id), P.result(batch_id)]
     return call("requeue", keys, batch_id, b"wake", 0)
 
 
@@ -418,7 +418,7 @@ def test_a_slice_for_asynq_checks_all_of_its_entries_first(slicing: Slicing) -> 
     assert slicing.client.llen("pending") == 2
 
 
-@pytest.mark.parametrize("then", ["requeue", "drop"])
+@pytest.mark.parametrize("then", ["requeue", "requeue without tasks", "drop"])
 def test_a_half_enqueued_batch_is_buried_with_its_result(slicing: Slicing, then: str) -> None:
     assert slicing.commit(0, 4) == 4
     assert send(slicing.client, slicing.leader.bury(slicing.first, b"g", 7, FAILURE)) == b"OK"
@@ -427,6 +427,11 @@ def test_a_half_enqueued_batch_is_buried_with_its_result(slicing: Slicing, then:
     if then == "drop":
         slicing.agg.drop_dead_letter(slicing.first.decode())
         assert not slicing.client.exists(P.result(slicing.first))
+        return
+    if then == "requeue without tasks":  # somebody else removed them
+        slicing.client.delete(P.dead_tasks(slicing.first))
+        assert slicing.agg.requeue_dead_letter(slicing.first.decode()) == 0
+        assert not slicing.client.exists(P.result(slicing.first), P.dead)
         return
     slicing.agg.requeue_dead_letter(slicing.first.decode())
     claimed = slicing.take_over()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Aggregator, RedisAggError, Task
-from redisagg.errors import InvalidConfig, NotReplicated, TooFewReplicas
+from redisagg import Aggregator, Policy, RedisAggError, Task
+from redisagg.errors import AggregatorFull, InvalidConfig, NotReplicated, TooFewReplicas
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.support.aggregators import Make
@@ -257,6 +257,35 @@ def test_a_server_with_min_replicas_to_write_refuses_and_writes_nothing(
             ask(pair.replica, "REPLICAOF", HOST, pair.primary.port)
             adding.result(10)
         assert agg.stats().pending == 3
+
+
+@pytest.mark.parametrize("what", ["policies", "registration"])
+def test_what_precedes_an_add_waits_for_no_replica(
+    make_both: Make, make: Make, pair: Pair, what: str
+) -> None:
+    """`NotReplicated` says that the tasks are on the primary: so they have to get there."""
+    agg, operator = make_both(url=pair.url, **WAITING), make(url=pair.url)
+    agg.add_task(Task("test", "before", "a"))
+    if what == "policies":
+        operator.set_policy("*", Policy(max_size=7))
+    else:
+        ask(pair.primary, "FLUSHALL")
+    pair.replica.pause()
+    with pytest.raises(NotReplicated):
+        agg.add_task(Task("test", 1, "a"))
+    state = operator.get_group("a")
+    assert state is not None
+    last = list(state.tasks or ())[-1].task
+    assert last is not None
+    assert last.payload == 1
+
+
+def test_a_refused_add_waits_for_no_replica(make_both: Make, pair: Pair) -> None:
+    agg = make_both(url=pair.url, **WAITING, partitions=1, max_pending_tasks=1)
+    agg.add_task(Task("test", "before", "a"))
+    pair.replica.pause()
+    with pytest.raises(AggregatorFull):
+        agg.add_task(Task("test", 1, "a"))
 
 
 # --- on disk -------------------------------------------------------------------------------------

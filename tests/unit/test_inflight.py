@@ -544,6 +544,36 @@ def test_the_memory_of_a_leader_that_ends_is_given_back_once() -> None:
     assert freed == [True]
 
 
+def test_a_stored_result_counts_while_its_batch_is_in_flight() -> None:
+    """A batch with a result may be small, and its result as large as a merge may return."""
+    freed: list[bool] = []
+    budget = MemoryBudget(lambda: freed.append(True))
+    inflight = make_inflight(budget, max_attempts=3)
+    claim = claim_of(Stored(1, b"a", length=MIB))
+    batches = [
+        Batch(claim._replace(stored_result=b"x" * MIB), lambda batch: None),
+        Batch(claim_of(Stored(2, b"b", length=MIB)), lambda batch: None),
+    ]
+    for batch in batches:
+        inflight.claimed(batch)
+    assert budget.used == 3 * MIB
+    _, apart = batches
+    apart.claim = apart.claim._replace(stored_result=b"x" * (61 * MIB))
+    inflight.result_stored(apart)
+    assert budget.used == 64 * MIB
+    assert inflight.room == 0
+    assert set(inflight.closed) == {b"b"}
+    apart.claim = apart.claim._replace(stored_result=b"x" * MIB)  # another result takes its place
+    inflight.result_stored(apart)
+    assert budget.used == 4 * MIB
+    assert freed == [True]
+    for batch in batches:
+        inflight.given_back(inflight.give_back(batch))
+    inflight.result_stored(apart)
+    assert budget.used == 0
+    assert not inflight.closed
+
+
 # --- batches that are split ----------------------------------------------------------------------
 
 

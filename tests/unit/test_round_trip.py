@@ -11,14 +11,19 @@ import redis
 import redis.exceptions as rx
 from redis.sentinel import Sentinel
 
+from redisagg.config import AggregationConfig
 from redisagg.errors import (
     AuthenticationFailed,
     InvalidConfig,
     KeyConflict,
     NotReplicated,
     RedisUnavailable,
+    TooFewReplicas,
 )
-from redisagg.protocol.scripts import call, command
+from redisagg.protocol.entries import LimitTexts
+from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.policies import KnownPolicies
+from redisagg.protocol.scripts import Request, call, command, load
 from redisagg.transport import retrying
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import endpoint_of
@@ -31,11 +36,11 @@ REQUESTS = [call("poll", [b"key"], 1), command("GET", b"key"), call("claim", [b"
 def carry_out(*replies: list[Any]) -> tuple[list[list[Any]], list[Any]]:
     """The commands of each step, by their first words, and the final replies."""
     steps, sent = round_trip(REQUESTS), []
-    commands = next(steps)
+    step = next(steps)
     try:
         for each in replies:
-            sent.append([line[0] for line in commands])
-            commands = steps.send(each)
+            sent.append([line[0] for line in step.commands])
+            step = steps.send(each)
     except StopIteration as stop:
         return sent, stop.value
     raise AssertionError("it asks for more")
@@ -60,6 +65,92 @@ def test_a_refusal_takes_the_place_of_its_reply() -> None:
 def test_a_transient_error_fails_the_round_trip() -> None:
     with pytest.raises(rx.BusyLoadingError):
         carry_out([1, rx.BusyLoadingError("loading"), rx.ResponseError("WRONGTYPE no list")])
+
+
+class _Policed:
+    """What applies policies that have to be read, to requests that stay as they are."""
+
+    def __init__(self, version: bytes = b"") -> None:
+        self.policies = KnownPolicies(_SPACE, LimitTexts(AggregationConfig()).under_policies)
+        if version:  # it was read a while ago
+            steps = self.policies.read()
+            next(steps)
+            with pytest.raises(StopIteration):
+                steps.send([[version]])
+            known: Any = self.policies._known
+            known.read_at = 0.0
+
+    def under_policies(self, request: Request) -> Request:
+        return request
+
+
+_SPACE = Keyspace("tests", 1)
+_STATE = _SPACE.partitions[0].state
+
+
+def _add(policed: _Policed | None = None) -> Request:
+    return Request(load("add"), [_STATE], [], _SPACE, policed)
+
+
+_POLICIES = rx.ResponseError("POLICIES the namespace has policies")
+_UNREGISTERED = rx.ResponseError("UNREGISTERED the namespace is not registered")
+
+
+@pytest.mark.parametrize(
+    ("replies", "of_caller"),
+    [
+        ([[_POLICIES], [[b"1"]], [[1]]], [True, False, True]),
+        (
+            # The record, the partitions, the record again, the policies, and the partition's part.
+            [[_UNREGISTERED], [[b"1", b"1"]], [[None]], [b"OK"], [[1]]],
+            [True, False, False, False, True],
+        ),
+        ([[rx.NoScriptError("No matching script")], [[1]]], [True, True]),
+    ],
+    ids=["policies", "registration", "unknown script"],
+)
+def test_a_step_says_whether_it_carries_the_requests(
+    replies: list[Any], of_caller: list[bool]
+) -> None:
+    """Replicas confirm these steps only: nothing was stored by the others."""
+    steps, found = round_trip([_add(_Policed())]), []
+    step = next(steps)
+    for reply in replies[:-1]:
+        found.append(step.of_caller)
+        step = steps.send(reply)
+    assert [*found, step.of_caller] == of_caller
+    with pytest.raises(StopIteration) as stop:
+        steps.send(replies[-1])
+    assert stop.value.value == [[1]]
+
+
+@pytest.mark.parametrize("tried", [0.0, 2.0])
+def test_policies_stay_in_use_for_ten_times_the_failed_attempt(
+    monkeypatch: pytest.MonkeyPatch, tried: float
+) -> None:
+    policed, now = _Policed(b"1"), time.monotonic()
+    assert policed.policies.is_due
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    steps = round_trip([_add(policed)])
+    step = next(steps)
+    assert not step.of_caller
+    now += tried
+    step = steps.send([rx.ConnectionError("lost")])  # as the reply of a node of a cluster
+    assert step.of_caller
+    start = now
+    for seconds, is_due in ((0.4, False), (19.0, tried == 0), (21.0, True)):
+        now = start + seconds
+        assert policed.policies.is_due == is_due
+
+
+@pytest.mark.parametrize("error", [TooFewReplicas("few"), rx.TimeoutError("slow")])
+def test_an_error_that_may_pass_refuses_nothing(error: Exception) -> None:
+    steps = round_trip([_add(_Policed(b"1"))])
+    next(steps)
+    assert steps.send([error]).of_caller
+    with pytest.raises(StopIteration) as stop:
+        steps.send([[1]])
+    assert stop.value.value == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +203,8 @@ def test_what_counts_as_acknowledged(
         with pytest.raises(raised):
             durability.check_acknowledged([REFUSED, 1, confirmed])
     # Nothing was written, so nothing is to be acknowledged.
-    assert durability.check_acknowledged([REFUSED, confirmed]) == [REFUSED]
+    for nothing in (REFUSED, [b"FULL too much is pending", b"ERR limits"]):
+        assert durability.check_acknowledged([nothing, confirmed]) == [nothing]
 
 
 def test_hiredis_is_handed_bytes_only(monkeypatch: pytest.MonkeyPatch) -> None:

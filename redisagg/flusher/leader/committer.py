@@ -18,10 +18,10 @@ from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
 from redisagg.flusher.leader.requests import (
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
-    MAX_COMMIT_ENTRIES,
     CommitEntry,
     Parts,
     Returned,
+    max_commit_entries,
 )
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
@@ -167,7 +167,7 @@ class Committer:
         behind: set[bytes] = set()  # groups with a batch that is enqueued in slices
         batches = call.batches
         for batch in ready:
-            if len(batches) == MAX_COMMIT_BATCHES or size > MAX_COMMIT_BYTES:
+            if len(batches) == MAX_COMMIT_BATCHES:
                 break
             if behind and batch.group in behind:
                 continue
@@ -179,18 +179,21 @@ class Committer:
                     call.large = call.large or batch
                     behind.add(batch.group)
                     continue
-                if count_of_all + count > MAX_COMMIT_ENTRIES:
+                if enqueue and count_of_all + count > max_commit_entries(enqueue.script):
                     break
             if enqueue is not None:
                 if common is None or breaker is None:
                     common, breaker = enqueue, self._sinks.breaker_for(enqueue)
                 elif not enqueue.goes_with(common):
                     break
+                length = sum(map(len, enqueue.arguments))
+                if count_of_all and size + length > MAX_COMMIT_BYTES:
+                    break
                 admitted = breaker.admit(reserved=batch.probing)
                 if admitted is None:
                     break
                 call.admitted = admitted
-                size += sum(map(len, enqueue.arguments))
+                size += length
                 count_of_all += count
             if outcome.undecodable:
                 call.undecodable.append(batch)
@@ -487,6 +490,7 @@ class Committer:
         claim = batch.claim
         attempt = claim.attempt if claim.stored_result else 1
         batch.claim = claim._replace(stored_result=result, result=label, attempt=attempt)
+        self._inflight.result_stored(batch)
 
 
 def _outcome(batch: Batch) -> MergeOutcome:
@@ -500,7 +504,8 @@ def _is_large(outcome: MergeOutcome) -> bool:
     count, enqueue = len(outcome.merged), outcome.enqueue
     if enqueue is None or count < 2:
         return False
-    return count > MAX_COMMIT_ENTRIES or sum(map(len, enqueue.arguments)) > MAX_COMMIT_BYTES
+    most = max_commit_entries(enqueue.script)
+    return count > most or sum(map(len, enqueue.arguments)) > MAX_COMMIT_BYTES
 
 
 def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
@@ -535,7 +540,8 @@ def _slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:
     """
     arity, keys = len(enqueue.arguments) // count, len(enqueue.entry_keys) // count
     end, size = start, 0
-    while end < min(start + MAX_COMMIT_ENTRIES, count):
+    last = min(start + max_commit_entries(enqueue.script), count)
+    while end < last:
         entry = sum(map(len, enqueue.arguments[end * arity : (end + 1) * arity]))
         if size + entry >= _LARGE_CALL and end > start:
             break

@@ -214,7 +214,7 @@ class InFlight:
             group = self._groups[batch.group] = _Group()
         self._batches[batch.batch_id] = batch
         group.merging.append(batch)
-        length = claim.length
+        length = batch.charged = claim.length + len(claim.stored_result)
         group.bytes += length
         self._bytes += length
         self._budget.used += length
@@ -232,6 +232,22 @@ class InFlight:
         else:
             return True
         return False
+
+    def result_stored(self, batch: Batch) -> None:
+        """The merge result of a batch that has been claimed is in memory in its stored form."""
+        if not self._holds(batch):
+            return
+        claim, group = batch.claim, self._groups[batch.group]
+        more = claim.length + len(claim.stored_result) - batch.charged
+        batch.charged += more
+        group.bytes += more
+        self._bytes += more
+        if more < 0:
+            self._budget.give_back(-more)
+        else:
+            self._budget.used += more
+        if group.bytes >= _GROUP_BYTES:
+            self._closed.add(batch.group)
 
     # --- merges and deliveries -----------------------------------------------------------------
 
@@ -479,7 +495,7 @@ class InFlight:
         del self._batches[batch_id]
         self._ready.pop(batch_id, None)
         group = self._groups[batch.group]
-        length = batch.claim.length
+        length = batch.charged
         group.bytes -= length
         self._bytes -= length
         self._budget.give_back(length)

@@ -155,6 +155,7 @@ class Leader:
             self._reader.start(batch)
 
     def _read(self, batch: Batch) -> None:
+        self._inflight.result_stored(batch)
         if self._permits is not None:
             self._permits.merge_later(batch, self._merger.submit)
         else:
