@@ -1,5 +1,6 @@
 -- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks
--- of its group. It is merged anew, unless a part of its merge result has been enqueued.
+-- of its group. It is merged anew, unless its merge result is kept: a part of that has been
+-- enqueued, or tasks that failed alone have left.
 -- A large dead letter is moved a slice per call, from its end on. In between it is what a batch is
 -- that `bury` has moved in part: the group is held, and a leader buries the batch if no further
 -- call comes.
@@ -81,7 +82,7 @@ batch = batch or {
   [OPENED] = letter[DEAD_OPENED],
   [DUE_AT] = letter[DEAD_DUE_AT],
   [BATCH_WEIGHT] = letter[DEAD_BATCH_WEIGHT],
-  [PARTED] = '',
+  [PARTED] = letter[DEAD_PARTED],
 }
 local length_left = math.max(0, letter[DEAD_LENGTH] - batch[LENGTH])
 

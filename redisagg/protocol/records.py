@@ -124,6 +124,7 @@ class DeadRecord(NamedTuple):
     opened: int
     due_at: int
     batch_weight: int
+    parted: bytes
     spare: bytes
 
 

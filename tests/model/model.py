@@ -1037,6 +1037,7 @@ class Partition:
             opened=batch.opened,
             due_at=batch.due_at,
             batch_weight=batch.weight,
+            parted=b"",
             spare=b"",
         )
         return DeadLetter(record, entries)
