@@ -18,7 +18,8 @@ local DEAD_OPENED     = 12  -- OPENED of the batch
 local DEAD_DUE_AT     = 13  -- DUE_AT of the batch
 local DEAD_BATCH_WEIGHT = 14  -- BATCH_WEIGHT of the batch
 local DEAD_PARTED     = 15  -- PARTED of the batch; not '', its merge result is kept
-local DEAD_SPARE      = 16  -- '': for later releases, as a text that others leave as it is
+local DEAD_TAKEN      = 16  -- id of the batch as which some of its tasks were requeued last, or ''
+local DEAD_SPARE      = 17  -- '': for later releases, as a text that others leave as it is
 
 local function decode_dead(packed)
   local letter = unpack_record(packed, DEAD_SPARE)
@@ -27,7 +28,8 @@ local function decode_dead(packed)
   assert_whole(letter, DEAD_OPENED, DEAD_BATCH_WEIGHT)
   if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
     and type(letter[DEAD_RESULT]) == 'string' and type(letter[DEAD_REASON]) == 'string'
-    and type(letter[DEAD_PARTED]) == 'string' and type(letter[DEAD_SPARE]) == 'string' then
+    and type(letter[DEAD_PARTED]) == 'string' and type(letter[DEAD_TAKEN]) == 'string'
+    and type(letter[DEAD_SPARE]) == 'string' then
     return letter
   end
   error('foreign bytes')
@@ -56,6 +58,7 @@ local function pack_dead(letter)
     [DEAD_DUE_AT] = batch[DUE_AT],
     [DEAD_BATCH_WEIGHT] = batch[BATCH_WEIGHT],
     [DEAD_PARTED] = letter.parted or '',
+    [DEAD_TAKEN] = '',
     [DEAD_SPARE] = '',
   })
 end

@@ -125,6 +125,7 @@ class DeadRecord(NamedTuple):
     due_at: int
     batch_weight: int
     parted: bytes
+    taken: bytes
     spare: bytes
 
 

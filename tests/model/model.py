@@ -1038,6 +1038,7 @@ class Partition:
             due_at=batch.due_at,
             batch_weight=batch.weight,
             parted=b"",
+            taken=b"",
             spare=b"",
         )
         return DeadLetter(record, entries)
