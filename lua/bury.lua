@@ -1,7 +1,8 @@
 -- bury: moves a batch with all its tasks to the dead letters, a slice per call. Sent when its
 -- attempts are used up. The dead letter appears with the last slice. If the leader dies before, the
 -- next one claims the rest and goes on; then the arguments 3 to 5 are those of the first call. The
--- merge result is kept if a part of it has been enqueued, and else removed.
+-- merge result is kept if a part of it has been enqueued, or tasks that failed alone have left;
+-- else it is removed.
 --
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group
 --        7 tasks of the dead letter  8 ids of the group  9 result of the batch
@@ -44,13 +45,14 @@ local count, length = batch[TASK_COUNT], batch[LENGTH]  -- of the tasks that are
 local begun = batch[LETTER] ~= ''
 if not begun then
   batch[ATTEMPTS], batch[ERROR], batch[MERGED] = attempts, error, ''
-  if batch[ENQUEUED] == 0 and batch[RESULT] ~= '' then
+  if batch[ENQUEUED] == 0 and batch[PARTED] == '' and batch[RESULT] ~= '' then
     redis.call('UNLINK', result)
     batch[RESULT] = ''
   end
   batch[LETTER] = pack_dead{
     batch = batch, task_count = count, length = length, died = now, error = error,
     traceback = traceback, enqueued = batch[ENQUEUED], result = batch[RESULT],
+    parted = batch[PARTED],
   }
 end
 

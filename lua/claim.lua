@@ -94,7 +94,8 @@ local function hand_out(id, batch, entries, suspect)
   deadlines[#deadlines + 1] = id
   local count, length, merged = batch[TASK_COUNT], batch[LENGTH], batch[MERGED]
   local attempt = batch[LETTER] == '' and batch[ATTEMPTS] + 1 or TO_BURY
-  if batch[PARTED] ~= '' then attempt = 1 end  -- not buried: some of its tasks are dead letters
+  -- Never buried for its attempts: some of its tasks have left.
+  if batch[PARTED] ~= '' and batch[LETTER] == '' then attempt = 1 end
   reply[#reply + 1] = {
     id, batch[GROUP], attempt, batch[ERROR], merged, entries, count, length, suspect,
     batch[REASON],

@@ -1,5 +1,6 @@
 -- requeue: makes a dead letter a batch again, under the same batch id and ahead of all other tasks
--- of its group. It is merged anew, unless a part of its merge result has been enqueued.
+-- of its group. It is merged anew, unless its merge result is kept: a part of that has been
+-- enqueued, or tasks that failed alone have left.
 -- A large dead letter is moved a slice per call, from its end on. In between it is what a batch is
 -- that `bury` has moved in part: the group is held, and a leader buries the batch if no further
 -- call comes.
@@ -10,6 +11,16 @@
 -- Reply  number of its tasks, also if it is a batch already; 0 if there is no such dead letter;
 --        'MORE' if there is another slice; 'ORDER' if it can't go on: a leader has claimed the
 --        batch in order to bury it, or another dead letter of the group was requeued meanwhile
+--
+-- If only some tasks of a dead letter are requeued, under a batch id of their own, `select_tasks`
+-- has made two lists: of them and of the others. Then the first call takes these out of the letter,
+-- which keeps its id. The argument 1 and the keys 9 and 10 are those of the new batch, and there are also
+-- KEYS   11 tasks of the dead letter  12 list of the selected tasks  13 list of the others
+-- ARGV   4 id of the dead letter  5 SHA-1 of its record  6 bytes of the selected tasks
+--        7 bytes of the others
+-- Reply  as above, but 0 if the batch has left already; 'CHANGED' if the dead letter is another one
+--        by now, the lists do not have all of its tasks, or its merge result is kept, which is one
+--        for all of its tasks
 
 -- @include arguments
 -- @include assert_type
@@ -26,9 +37,14 @@
 
 local state, groups, batches, retry = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, ready, dead, tasks, dead_tasks = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local result = KEYS[10]
+local result, letter_tasks, selected, others = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local id, channel, partition = ARGV[1], ARGV[2], ARGV[3]
-assert_arguments(#KEYS == 10 and #ARGV >= 3)
+local letter_id, sha, selected_bytes, other_bytes = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local takes_some = #KEYS == 13
+assert_arguments(#KEYS == 10 and #ARGV >= 3 or takes_some and #ARGV >= 7)
+if takes_some then
+  selected_bytes, other_bytes = whole_number(selected_bytes), whole_number(other_bytes)
+end
 local LONGEST_PAUSE_MS = 10000  -- between two calls; then a leader buries the batch
 local MOVED_BYTES = 256 * 1024  -- most of a slice, about; one task always fits
 local now = clock()
@@ -38,6 +54,36 @@ if refused then return refused end
 local letter, foreign = read_dead(dead, id)
 if foreign then return redis.error_reply(FOREIGN) end
 local batch = not letter and read_batch(batches, id) or nil
+
+-- Returns the records of the dead letter without the selected tasks and of one with these only; or
+-- nil and a reply.
+local function divide()
+  local packed = redis.call('HGET', dead, letter_id)
+  local rest, is_foreign = read_dead(dead, letter_id)
+  if is_foreign then return nil, redis.error_reply(FOREIGN) end
+  if not rest then return nil, 'CHANGED' end
+  if rest[DEAD_TAKEN] == id then return nil, 0 end
+  local count, chosen = redis.call('LLEN', letter_tasks), redis.call('LLEN', selected)
+  local not_chosen = redis.call('LLEN', others)
+  if redis.sha1hex(packed) ~= sha or rest[DEAD_RESULT] ~= '' or chosen == 0 or not_chosen == 0
+    or chosen + not_chosen ~= count then
+    return nil, 'CHANGED'
+  end
+  local taken = {}
+  for place = DEAD_GROUP, DEAD_SPARE do taken[place] = rest[place] end
+  taken[DEAD_TASK_COUNT], rest[DEAD_TASK_COUNT] = chosen, rest[DEAD_TASK_COUNT] - chosen
+  taken[DEAD_LENGTH], rest[DEAD_LENGTH] = selected_bytes, other_bytes
+  taken[DEAD_BATCH_WEIGHT] = math.floor(rest[DEAD_BATCH_WEIGHT] * chosen / count)
+  rest[DEAD_BATCH_WEIGHT] = rest[DEAD_BATCH_WEIGHT] - taken[DEAD_BATCH_WEIGHT]
+  taken[DEAD_TAKEN], rest[DEAD_TAKEN] = '', id
+  return rest, taken
+end
+
+local rest
+if takes_some and not letter and not batch then
+  rest, letter = divide()
+  if not rest then return letter end
+end
 if not letter and not batch then return 0 end
 local begun = batch ~= nil
 if begun then
@@ -53,7 +99,8 @@ if begun and not (g and is_head(g, batch) and redis.call('ZSCORE', retry, id)) t
   return 'ORDER'
 end
 g = g or new_group()
-local stored, left = redis.call('LLEN', tasks), redis.call('LLEN', dead_tasks)
+local stored = redis.call('LLEN', tasks)
+local left = redis.call('LLEN', rest and selected or dead_tasks)
 assert_type('HLEN', { batches })
 assert_type('ZCARD', { retry, due, ready })
 
@@ -83,9 +130,19 @@ batch = batch or {
   [OPENED] = letter[DEAD_OPENED],
   [DUE_AT] = letter[DEAD_DUE_AT],
   [BATCH_WEIGHT] = letter[DEAD_BATCH_WEIGHT],
-  [PARTED] = '',
+  [PARTED] = letter[DEAD_PARTED],
 }
 local length_left = math.max(0, letter[DEAD_LENGTH] - batch[LENGTH])
+
+if rest then  -- first: it can be refused if the memory is full
+  redis.call('HSET', dead, letter_id, cmsgpack.pack(rest))
+  redis.call('HSET', dead, id, cmsgpack.pack(letter))
+  redis.call('PERSIST', selected)
+  redis.call('PERSIST', others)
+  redis.call('UNLINK', letter_tasks, dead_tasks)  -- RENAME would free them in the foreground
+  redis.call('RENAME', others, letter_tasks)
+  redis.call('RENAME', selected, dead_tasks)
+end
 
 -- Returns the last tasks of the dead letter, the last one first, and their bytes.
 local function read_last()

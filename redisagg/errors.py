@@ -258,6 +258,16 @@ class UnknownBatch(RedisAggError, KeyError):
         return Exception.__str__(self)
 
 
+class UnknownTask(RedisAggError, KeyError):
+    """The dead letter has no task with one of the ids. `get_dead_letter` shows them."""
+
+    __str__ = UnknownBatch.__str__
+
+
+class HalfEnqueued(RedisAggError, ValueError):
+    """A part of the dead letter has been enqueued, so only all of its tasks can be requeued."""
+
+
 # --- the embedded server ---------------------------------------------------------------------
 
 

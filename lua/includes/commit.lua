@@ -71,7 +71,8 @@ end
 --        'ORDER'  an older batch of the group has to leave first, or its result is not stored
 --        the number of its entries that are enqueued: a slice was enqueued that is not the last
 --        one, or nothing was done because another number has been enqueued than are before it
---        'PARTED 2' likewise, for the number of failed tasks that have left
+--        'PARTED 2' likewise, for the number of failed tasks that have left. They may be fewer than
+--        the call names, if these have many bytes and its result is stored
 --        or the text of the error with which the queue refused the batch.
 --        An error that concerns the server refuses the whole call, with nothing written.
 local function commit(sink)
@@ -136,8 +137,8 @@ local function commit(sink)
       if type(reply) == 'table' and reply.err then return reply.err end
     end
     written = true
-    if parts then gone = move_parts(state, tasks, batch, parts, now) end
-    if before and (left > 0 or parts and parts.left > 0) then
+    if parts then gone = move_parts(state, batches, tasks, batch, parts, now) end
+    if before and (left > 0 or parts and gone < parts.before + parts.count + parts.left) then
       batch[ENQUEUED] = before + n / arity
       redis.call('HSET', batches, id, cmsgpack.pack(batch))
       return left > 0 and batch[ENQUEUED] or 'PARTED ' .. gone

@@ -17,7 +17,9 @@ local DEAD_REASON     = 11  -- REASON of the batch
 local DEAD_OPENED     = 12  -- OPENED of the batch
 local DEAD_DUE_AT     = 13  -- DUE_AT of the batch
 local DEAD_BATCH_WEIGHT = 14  -- BATCH_WEIGHT of the batch
-local DEAD_SPARE      = 15  -- '': for later releases, as a text that others leave as it is
+local DEAD_PARTED     = 15  -- PARTED of the batch; not '', its merge result is kept
+local DEAD_TAKEN      = 16  -- id of the batch as which some of its tasks were requeued last, or ''
+local DEAD_SPARE      = 17  -- '': for later releases, as a text that others leave as it is
 
 local function decode_dead(packed)
   local letter = unpack_record(packed, DEAD_SPARE)
@@ -26,6 +28,7 @@ local function decode_dead(packed)
   assert_whole(letter, DEAD_OPENED, DEAD_BATCH_WEIGHT)
   if type(letter[DEAD_GROUP]) == 'string' and type(letter[DEAD_ERROR]) == 'string'
     and type(letter[DEAD_RESULT]) == 'string' and type(letter[DEAD_REASON]) == 'string'
+    and type(letter[DEAD_PARTED]) == 'string' and type(letter[DEAD_TAKEN]) == 'string'
     and type(letter[DEAD_SPARE]) == 'string' then
     return letter
   end
@@ -36,7 +39,7 @@ end
 local function read_dead(dead, id) return read_record(dead, id, decode_dead) end
 
 -- The packed record of tasks of a batch; `letter` has batch, task_count,
--- length, died, error, traceback; enqueued and result if the merge result is kept.
+-- length, died, error, traceback; enqueued, result and parted if the merge result is kept.
 local function pack_dead(letter)
   local batch = letter.batch
   return cmsgpack.pack({
@@ -54,6 +57,8 @@ local function pack_dead(letter)
     [DEAD_OPENED] = batch[OPENED],
     [DEAD_DUE_AT] = batch[DUE_AT],
     [DEAD_BATCH_WEIGHT] = batch[BATCH_WEIGHT],
+    [DEAD_PARTED] = letter.parted or '',
+    [DEAD_TAKEN] = '',
     [DEAD_SPARE] = '',
   })
 end

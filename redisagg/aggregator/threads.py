@@ -664,19 +664,36 @@ class Aggregator(AggregatorBase):
         """
         return self._run(inspecting.dead_letter(self._keyspace, batch_id))
 
-    def requeue_dead_letter(self, batch_id: str) -> int:
+    def requeue_dead_letter(
+        self,
+        batch_id: str,
+        *,
+        only: Iterable[str] | None = None,
+        excluding: Iterable[str] | None = None,
+    ) -> int:
         """Requeues a dead letter under the same batch id, to be merged and enqueued anew.
+
+        With `only` or `excluding` some of its tasks are requeued, as a batch with an id of its own.
+        The others stay a dead letter, with its id and its error.
 
         Args:
             batch_id: id of the batch.
+            only: ids of the tasks that are requeued; None (default) for all.
+            excluding: ids of the tasks that are not requeued; None (default) for none. Only one of
+                the two can be given.
 
         Returns:
-            The number of its tasks.
+            The number of tasks that were requeued.
 
         Raises:
+            HalfEnqueued: only some tasks are to be requeued of a dead letter of which a part has
+                been enqueued.
+            InvalidConfig: both `only` and `excluding` are given, or one is no list of texts.
             UnknownBatch: no dead letter has this id.
+            UnknownTask: the dead letter has no task with one of these ids; nothing was requeued.
         """
-        return self._run(steering.requeue_dead_letter(self._keyspace, batch_id))
+        chosen = steering.chosen_tasks(only, excluding)
+        return self._run(steering.requeue_tasks(self._keyspace, batch_id, chosen))
 
     def drop_dead_letter(self, batch_id: str) -> int:
         """Deletes a dead letter with its tasks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import click
@@ -150,13 +151,40 @@ def show(aggregator: Aggregator, batch_id: str, as_json: bool) -> None:
 @dead.command()
 @_filters
 @argument_or_all("batch_ids", "batch ids", nargs=-1)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TASK_ID",
+    help="Only this task of it; repeatable.",
+)
+@click.option(
+    "--except",
+    "excluding",
+    multiple=True,
+    metavar="TASK_ID",
+    help="Not this task; repeatable.",
+)
 @with_aggregator
 @json_option
 def requeue(
-    aggregator: Aggregator, batch_ids: tuple[str, ...], as_json: bool, filters: dict[str, Any]
+    aggregator: Aggregator,
+    batch_ids: tuple[str, ...],
+    as_json: bool,
+    filters: dict[str, Any],
+    only: tuple[str, ...],
+    excluding: tuple[str, ...],
 ) -> None:
-    """Requeue dead letters under the same batch ids, to be merged and enqueued anew."""
-    _apply(aggregator.requeue_dead_letter, "requeued", aggregator, batch_ids, as_json, filters)
+    """Requeue dead letters under the same batch ids, to be merged and enqueued anew.
+
+    With --only or --except some tasks of one dead letter are requeued, as a batch with an id of its
+    own; the others stay a dead letter.
+    """
+    if (only or excluding) and len(batch_ids) != 1:
+        raise click.UsageError("--only and --except go with one batch id")
+    if only and excluding:
+        raise click.UsageError("give either --only or --except")
+    action = partial(aggregator.requeue_dead_letter, only=only or None, excluding=excluding or None)
+    _apply(action, "requeued", aggregator, batch_ids, as_json, filters)
 
 
 @dead.command()

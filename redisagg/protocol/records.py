@@ -124,6 +124,8 @@ class DeadRecord(NamedTuple):
     opened: int
     due_at: int
     batch_weight: int
+    parted: bytes
+    taken: bytes
     spare: bytes
 
 

@@ -1044,6 +1044,8 @@ class Partition:
             opened=batch.opened,
             due_at=batch.due_at,
             batch_weight=batch.weight,
+            parted=b"",
+            taken=b"",
             spare=b"",
         )
         return DeadLetter(record, entries)

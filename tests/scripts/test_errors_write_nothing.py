@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from hashlib import sha1
 from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
@@ -237,7 +238,30 @@ def prepare(client: Client) -> dict[str, Call]:
         f"{name} {PARTIAL}": partial_call(slices[f"{name} {SLICE}"], one)
         for name in ("commit_asynq", "commit_list", "commit_stream")
     }
-    return {**{call.name: call for call in calls}, **slices, **parts}
+    selected, others = P.dead_tasks(b"selected"), P.dead_tasks(b"others")
+    select = select_call(client, first_c, selected, others)
+    requeue = next(call for call in calls if call.name == "requeue")
+    some = requeue._replace(
+        keys=[
+            *requeue.keys[:-2],
+            *(P.dead_tasks(b"new"), P.result(b"new"), P.dead_tasks(first_c), selected, others),
+        ],
+        args=[b"new", *requeue.args[1:], first_c, select.args[1], 60, 30],
+    )
+    return {**{call.name: call for call in [*calls, select]}, **slices, **parts, SOME: some}
+
+
+SOME = "requeue of some tasks"
+
+
+def select_call(client: Client, letter: bytes, selected: bytes, others: bytes) -> Call:
+    """Copies the last task of a dead letter, and then the others."""
+    sha = sha1(client.hget(P.dead, letter)).hexdigest()
+    count = client.llen(P.dead_tasks(letter))
+    assert count == 3
+    keys = [P.state, P.dead, P.dead_tasks(letter), selected, others]
+    assert Call("select_tasks", keys, [letter, sha, 0, b"1"]).on(client) == 1
+    return Call("select_tasks", keys, [letter, sha, 1, b"01"])
 
 
 def dump(client: Client) -> Dump:
@@ -344,11 +368,15 @@ def spoil_data(client: Client, call: Call, draw: random.Random) -> None:
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
 SCRIPTS += [f"commit_{queue} {SLICE}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [f"commit_{queue} {PARTIAL}" for queue in ("asynq", "list", "stream")]
+SCRIPTS += [SOME]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_error_reply_means_that_nothing_was_written(name: str, sync_redis: redis.Redis) -> None:
-    assert_errors_write_nothing(sync_redis, prepare(sync_redis)[name])
+    calls = prepare(sync_redis)
+    if name == SOME:
+        assert calls["select_tasks"].on(sync_redis) == 3
+    assert_errors_write_nothing(sync_redis, calls[name])
 
 
 def test_an_error_reply_to_a_further_slice_means_that_nothing_was_written(

@@ -459,25 +459,33 @@ class Parting:
 
     Args:
         stored: whether its merge result is stored.
+        header: a header of each task.
     """
 
-    def __init__(self, make: Make, client: Client, *, stored: bool) -> None:
+    def __init__(self, make: Make, client: Client, *, stored: bool, header: str = "") -> None:
         self.client = client
         self.agg = make(partitions=1, group_max_size=8)
-        self.agg.add_tasks(numbered("g", 16))
+        self.agg.add_tasks([Task("t", n, "g", headers={"h": header}) for n in range(16)])
         self.leader = lead(client, "first")
         self.id, self.behind = (batch_id for batch_id, *_ in claim(client, self.leader))
         if stored:
             _, requests = self.leader.store_result(self.id, b"r")
             assert [send(client, request) for request in requests] == [1]
 
-    def commit(self, start: int, end: int, before: int, count: int) -> Any:
-        """Commits a slice with `count` failed tasks; returns what the script says."""
+    def commit(
+        self, start: int, end: int, before: int, count: int, *, enqueued: int | None = None
+    ) -> Any:
+        """Commits a slice with `count` failed tasks; returns what the script says.
+
+        Args:
+            enqueued: how many entries have been enqueued; `start` by default.
+        """
         enqueue = Enqueue("", "commit_list", [b"queue"], [], [], ENTRIES[start:end])
         failed = [(2 * n, f"reason {n}") for n in range(before, before + count)]
         parts = Parts(failed, before, 4 - before - count)
         left = len(ENTRIES) - end
-        request = self.leader.commit_slice(self.id, b"g", enqueue, start, left, parts)
+        enqueued = start if enqueued is None else enqueued
+        request = self.leader.commit_slice(self.id, b"g", enqueue, enqueued, left, parts)
         [reply] = send(self.client, request)
         return reply
 
@@ -552,6 +560,73 @@ def test_a_queue_that_refuses_the_rest_keeps_the_failed_tasks_too(
     assert b"WRONGTYPE" in parting.commit(0, 10, 0, 4)
     assert parting.letters() == []
     assert place_counts(parting.agg) == (0, 16, 0)
+
+
+@pytest.mark.parametrize("entries", [0, 10])
+def test_a_batch_of_which_tasks_have_left_is_buried_with_its_result(
+    make: Make, sync_redis: redis.Redis, entries: int
+) -> None:
+    """Requeued it goes on with the others: those that have left are not doubled."""
+    parting = Parting(make, sync_redis, stored=True)
+    start = 10 - entries
+    assert parting.commit(start, 10, 0, 1, enqueued=0) == b"PARTED 1"
+    assert send(sync_redis, parting.leader.bury(parting.id, b"g", 7, FAILURE)) == b"OK"
+    assert sync_redis.exists(P.result(parting.id))
+    assert parting.agg.requeue_dead_letter(parting.id.decode()) == 8
+    die(sync_redis)
+    parting.leader = lead(sync_redis, "second")
+    [claimed, *_] = claim(sync_redis, parting.leader)
+    assert (claimed[0], claimed[2], claimed[11]) == (parting.id, 1, entries)
+    assert claimed[10]
+    assert parting.commit(10, 10, 0, 1, enqueued=entries) == b"PARTED 1"
+    assert parting.commit(10, 10, 1, 3, enqueued=entries) == b"OK"
+    assert parting.letters() == FAILED
+    client: Client = sync_redis
+    assert client.lrange("queue", 0, -1) == ENTRIES[start:]
+    assert place_counts(parting.agg) == (0, 8, 4)
+
+
+def test_a_batch_that_is_half_buried_goes_on_being_buried_if_tasks_have_left(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    filled(make, sync_redis, behind=10)
+    leader = lead(sync_redis, "first")
+    [[batch_id, *_]] = claim(sync_redis, leader)
+    _, requests = leader.store_result(batch_id, b"r")
+    assert [send(sync_redis, request) for request in requests] == [1]
+    parts = leader.commit_slice(batch_id, b"g", None, 0, 0, Parts([(0, "no")], 0, 1))
+    assert send(sync_redis, parts) == [b"PARTED 1"]
+    assert send(sync_redis, leader.bury(batch_id, b"g", 7, FAILURE)) == b"MORE"
+    die(sync_redis)
+    [[claimed_id, _, attempt, *_], *_] = claim(sync_redis, lead(sync_redis, "second"))
+    assert (claimed_id, attempt) == (batch_id, 2**31)
+
+
+def test_a_letter_that_exists_is_not_made_again(make: Make, sync_redis: redis.Redis) -> None:
+    parting = Parting(make, sync_redis, stored=False)
+    client: Client = sync_redis
+    letter = parting.id + b"-task-2"
+    keys = [P.state, P.groups, P.batches, P.dead, P.tasks(b"g"), P.dead_tasks(letter)]
+    args = [client.hget(P.state, "token"), parting.id, letter, "known", 2]
+    assert send(client, call("set_aside", keys, *args)) == b"OK"
+    assert parting.commit(0, 10, 0, 4) == b"OK"
+    assert sorted(parting.letters()) == sorted([FAILED[0], (2, "known"), *FAILED[2:]])
+    assert place_counts(parting.agg) == (0, 8, 4)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_large_failed_tasks_leave_in_several_calls(
+    make: Make, sync_redis: redis.Redis, stored: bool
+) -> None:
+    """If another call can go on: the result is stored."""
+    parting = Parting(make, sync_redis, stored=stored, header="x" * 300_000)
+    assert parting.commit(0, 10, 0, 4) == (b"PARTED 2" if stored else b"OK")
+    assert len(parting.letters()) == (2 if stored else 4)
+    if stored:
+        assert parting.commit(10, 10, 2, 2) == b"OK"
+    assert [error for _, error in parting.letters()] == [error for _, error in FAILED]
+    assert sync_redis.llen("queue") == len(ENTRIES)
+    assert place_counts(parting.agg) == (0, 8, 4)
 
 
 # --- halves --------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def furnish(admin: User) -> tuple[list[bytes], list[bytes]]:
     token = admin.acquire()
     for group in (b"dead1", b"dead2", b"retry", b"claimed"):
         admin.add(group, b"1")
-    admin.add(b"dead3", *(b"%d" % number for number in range(1_001)), size=1_001)
+    admin.add(b"dead3", *(b"%d" % number for number in range(1_002)), size=1_002)
     in_hand = {group: batch_id for batch_id, group in admin.claim(token).items()}
     letters = [in_hand[b"dead1"], in_hand[b"dead2"], in_hand[b"dead3"]]
     for letter, group in zip(letters, (b"dead1", b"dead2", b"dead3"), strict=True):
@@ -274,6 +274,8 @@ def operate(user: User, admin: User) -> None:
         user.run(steering.pause_group(SPACE, b"nobody", paused=paused))
     admin.add(b"dead3", b"next")
     assert user.run(steering.requeue_dead_letter(SPACE, letters[0].decode())) == 1
+    one = steering.ChosenTasks({b"7"}, excluded=False)
+    assert user.run(steering.requeue_tasks(SPACE, letters[2].decode(), one)) == 1
     assert user.run(steering.requeue_dead_letter(SPACE, letters[2].decode())) == 1_001
     assert user.run(steering.drop_dead_letter(SPACE, letters[1].decode())) == 1
     # A group that is due is removed from both indices.

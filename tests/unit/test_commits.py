@@ -10,8 +10,8 @@ import pytest
 from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, Claim, Enqueue, MergeOutcome
 from redisagg.flusher.breaker import Breaker
-from redisagg.flusher.leader import committer as module
 from redisagg.flusher.leader.committer import Committer
+from redisagg.flusher.leader.slices import is_large, slice_of
 
 MIB = 1024 * 1024
 SHAPES = {"commit_list": (1, 0, 300), "commit_stream": (14, 0, 300), "commit_asynq": (6, 4, 200)}
@@ -67,17 +67,17 @@ def selected(script: str, *sizes: tuple[int, int]) -> int:
 @pytest.mark.parametrize("script", SHAPES)
 def test_a_large_batch_is_cut_by_the_time_of_its_script(script: str) -> None:
     arity, keys, most = SHAPES[script]
-    for count, is_large in ((most, False), (most + 1, True)):
+    for count, too_large in ((most, False), (most + 1, True)):
         batch = batch_of(1, enqueue_of(script, count), count)
         assert batch.outcome is not None
-        assert module._is_large(batch.outcome) is is_large
-    enqueue, end = module._slice_of(enqueue_of(script, 1_000), 1_000, 0)
+        assert is_large(batch.outcome) is too_large
+    enqueue, end = slice_of(enqueue_of(script, 1_000), 1_000, 0)
     assert (end, len(enqueue.arguments), len(enqueue.entry_keys)) == (
         most,
         most * arity,
         most * keys,
     )
-    enqueue, end = module._slice_of(enqueue_of(script, 1_000), 1_000, 990)
+    enqueue, end = slice_of(enqueue_of(script, 1_000), 1_000, 990)
     assert (end, len(enqueue.arguments)) == (1_000, 10 * arity)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.config import AggregationConfig
 from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable, TaskTooLarge
 from redisagg.flusher.backoff import retry_delay
-from redisagg.flusher.batch import Batch, Enqueue, Failure, MergeOutcome, State
+from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 from redisagg.flusher.breaker import Breaker
 from redisagg.flusher.leader.deliverer import Deliverer
 from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
@@ -19,12 +19,19 @@ from redisagg.flusher.leader.requests import (
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
     CommitEntry,
-    Parts,
     Returned,
     max_commit_entries,
 )
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
+from redisagg.flusher.leader.slices import (
+    LARGE_CALL,
+    fits_one_call,
+    is_large,
+    most_set_aside,
+    parts_of,
+    slice_of,
+)
 from redisagg.flusher.merging.result_codec import pack_result
 from redisagg.protocol.scripts import Request
 from redisagg.transport.failures import error_from_reply
@@ -34,9 +41,6 @@ _log = logging.getLogger("redisagg")
 # Seconds until a batch is claimed again that was given back because of its order in the group.
 _ORDER_WAIT = 0.2
 
-# Bytes of a call for which Redis may close the connection: proto-max-bulk-len and
-# client-query-buffer-limit are 1 MiB at least.
-_LARGE_CALL = 512 * 1024
 # How often Redis may close the connection at a large call, while it answers others, before the
 # batch of the call counts as too large.
 _MAX_CLOSED = 3
@@ -46,13 +50,6 @@ _MAX_CLOSED = 3
 _INLINE_BYTES = 16 * 1024
 # Batches whose records get their results in one call.
 _STORED_TOGETHER = 16
-
-# Tasks that failed alone of which one call makes dead letters.
-_PARTED_TASKS = 200
-
-# Entries that one call copies into a dead letter. A constant: whoever repeats the calls after a
-# death has to put the same entries into the same dead letters.
-_SET_ASIDE_TASKS = 500
 
 
 # The reply of a commit that has moved some of the tasks that failed alone; a number follows.
@@ -86,7 +83,7 @@ class _Slices:
     breaker: Breaker | None
     admitted: int
     at_once: bool
-    """Whether one call carries all that is left."""
+    """Whether the first call carries all that is left."""
     parted: int = 0
     """How many tasks that failed alone have left."""
 
@@ -258,10 +255,13 @@ class Committer:
         outcome, claim, breaker = _outcome(batch), batch.claim, slices.breaker
         enqueue, count = outcome.enqueue, len(outcome.merged)
         start, end = claim.enqueued - outcome.enqueued, count
-        if enqueue is not None and not slices.at_once:
-            enqueue, end = _slice_of(enqueue, count, start)
+        if enqueue is not None and (start > 0 or not slices.at_once):
+            enqueue, end = slice_of(enqueue, count, start)
         size = sum(map(len, enqueue.arguments)) if enqueue is not None else 0
-        parts = _parts_of(batch, outcome, slices.parted) if end == count else None
+        parts = None
+        if end == count and outcome.failed:
+            parts = parts_of(batch.claim, outcome.failed, slices.parted, size)
+            size += sum(len(reason.encode()) for _, reason in parts.failed)
         request = self._session.requests.commit_slice(
             batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts
         )
@@ -310,8 +310,7 @@ class Committer:
         if undecodable := outcome.undecodable:
             await self._set_aside(batch, undecodable)
             undecodable.clear()
-        parts = _parts_of(batch, outcome, 0)
-        at_once = not _is_large(outcome) and (parts is None or parts.left == 0)
+        at_once = fits_one_call(batch.claim, outcome)
         if not at_once:
             result = pack_result(outcome)
             if result != batch.claim.stored_result or not batch.claim.has_result:
@@ -356,7 +355,7 @@ class Committer:
         Raises:
             MergedTaskTooLarge: Redis refuses the call, or closes the connection each time.
         """
-        if size < _LARGE_CALL:
+        if size < LARGE_CALL:
             return await self._session.send(request)
         refused: RedisAggError | None = None
         for _ in range(_MAX_CLOSED):
@@ -385,8 +384,9 @@ class Committer:
         error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
         _log.error("group %r: %s", batch.group[:64], error)
         requests = self._session.requests
-        for part, start in enumerate(range(0, len(positions), _SET_ASIDE_TASKS), 1):
-            some = positions[start : start + _SET_ASIDE_TASKS]
+        most = most_set_aside(batch.claim.task_count)
+        for part, start in enumerate(range(0, len(positions), most), 1):
+            some = positions[start : start + most]
             await self._session.send(
                 requests.set_aside(batch.batch_id, batch.group, some, error, part=part)
             )
@@ -499,56 +499,9 @@ def _outcome(batch: Batch) -> MergeOutcome:
     return batch.outcome
 
 
-def _is_large(outcome: MergeOutcome) -> bool:
-    """Whether what is left to be enqueued is more than one call should carry."""
-    count, enqueue = len(outcome.merged), outcome.enqueue
-    if enqueue is None or count < 2:
-        return False
-    most = max_commit_entries(enqueue.script)
-    return count > most or sum(map(len, enqueue.arguments)) > MAX_COMMIT_BYTES
-
-
 def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
     """Whether a batch is committed by slices: its result is stored apart, or has to be."""
-    return bool(batch.claim.result or outcome.failed) or _is_large(outcome)
-
-
-def _parts_of(batch: Batch, outcome: MergeOutcome, before: int) -> Parts | None:
-    """The next tasks that failed alone, as many as one call should move; None without any."""
-    if not outcome.failed:
-        return None
-    some: list[tuple[int, str]] = []
-    claim, size = batch.claim, 0
-    for position, reason in outcome.failed[before : before + _PARTED_TASKS]:
-        entries = claim.entries
-        size += len(entries[position] if entries else b"") or claim.length // claim.task_count
-        if size > _LARGE_CALL and some:
-            break
-        some.append((position, reason))
-    return Parts(some, before, len(outcome.failed) - before - len(some))
-
-
-def _slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:
-    """The next slice of a batch's entries.
-
-    Args:
-        count: the number of all entries.
-        start: the place of the first one.
-
-    Returns:
-        Its entries, and the place behind it.
-    """
-    arity, keys = len(enqueue.arguments) // count, len(enqueue.entry_keys) // count
-    end, size = start, 0
-    last = min(start + max_commit_entries(enqueue.script), count)
-    while end < last:
-        entry = sum(map(len, enqueue.arguments[end * arity : (end + 1) * arity]))
-        if size + entry >= _LARGE_CALL and end > start:
-            break
-        end, size = end + 1, size + entry
-    entry_keys = enqueue.entry_keys[start * keys : end * keys]
-    arguments = enqueue.arguments[start * arity : end * arity]
-    return replace(enqueue, entry_keys=entry_keys, arguments=arguments), end
+    return bool(batch.claim.result or outcome.failed) or is_large(outcome)
 
 
 def _failure(batch: Batch) -> Failure:
