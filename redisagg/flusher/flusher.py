@@ -20,6 +20,7 @@ from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.merging import make_merger
 from redisagg.flusher.permits import MESSAGE, Permits
+from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
 from redisagg.sinks.routing import Deliveries, Route, Router
@@ -132,8 +133,15 @@ class Flusher:
 
         listener, channel = self.connections.listener, self.keyspace.wake_channel
         listener.add(channel, on_message)
-        keeping = asyncio.create_task(keeper.run(stop))
+
+        async def keep() -> None:
+            preparing = asyncio.create_task(merger.prepare())
+            await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await cancel_and_wait(preparing)
+            await keeper.run(stop)
+
         stopping = asyncio.create_task(stop.wait())
+        keeping = asyncio.create_task(keep())
         try:
             await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
             # If Redis can't be reached now, the leases run out by themselves.

@@ -78,6 +78,33 @@ def test_merges_run_in_other_processes(make: Make) -> None:
     assert os.getpid() not in {batch.payload["by"] for batch in batches}
 
 
+def test_a_flusher_leads_when_its_worker_processes_have_started(make: Make) -> None:
+    """Else the first batches of each of its partitions would wait for them."""
+    with make(group_aggregator=merge, executor="process", concurrency=1) as agg:
+        await_led(agg)
+        assert len(multiprocessing.active_children()) == 1
+    what = "the worker process has ended"
+    wait_until(lambda: not multiprocessing.active_children(), timeout=10, what=what)
+
+
+def test_a_flusher_stops_while_its_worker_processes_start(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+
+    async def hang(*_: Any, **__: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(_Pool, "start", hang)
+    agg = make(group_aggregator=merge, executor="process", shutdown_timeout=20)
+    agg.start()
+    assert began.wait(10)
+    start = time.monotonic()
+    agg.stop()
+    assert time.monotonic() - start < 5
+
+
 def test_ready_made_functions_merge_in_other_processes(make: Make) -> None:
     function = merges.by_type({"test": merges.latest(by="n", then=merge)}, otherwise=merges.count())
     with make(group_aggregator=function, executor="process", group_max_size=10) as agg:

@@ -36,6 +36,9 @@ class Merger(ABC):
         self.most_hung = 2 * config.concurrency
         """The number of merges that may hang beyond their timeout before no further one begins."""
 
+    async def prepare(self) -> None:  # noqa: B027 - most have nothing to start
+        """Starts what merges need, before the flusher claims anything; raises nothing."""
+
     @abstractmethod
     def submit(self, batch: Batch) -> None:
         """Merges the batch soon and calls its `end_merge`; to be called on the event loop."""

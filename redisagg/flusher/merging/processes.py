@@ -81,7 +81,7 @@ class _PoolKilled(Exception):
 
 
 class _Pool:
-    """Worker processes, which start when they are needed.
+    """Worker processes, which start when they are needed, or by `start`.
 
     Raises:
         OSError: the system allows no further pipe or lock.
@@ -115,6 +115,11 @@ class _Pool:
         except BrokenProcessPool as error:
             raise _PoolKilled from error
 
+    async def start(self, workers: int, timeout: float) -> None:
+        """Starts worker processes; raises what `run` raises."""
+        calls = (self.run(_check_worker, timeout=timeout) for _ in range(workers))
+        await asyncio.gather(*calls)
+
     @property
     def has_workers(self) -> bool:
         """Whether at least one worker process has been started."""
@@ -144,6 +149,18 @@ class ProcessMerger(TaskMerger):
         self._pickled = pickle.dumps((self.function, router))
         self._alone = asyncio.Lock()
         self._pool: _Pool | None = None
+
+    async def prepare(self) -> None:
+        """Starts the worker processes, which takes seconds on a busy machine.
+
+        So the batches of a partition do not wait for them when it changes hands. Whatever fails
+        here fails again with the first batch, which then says so.
+        """
+        try:
+            self._pool = _Pool(self._workers, self._pickled)
+            await self._pool.start(self._workers, self.timeout)
+        except Exception:
+            self._drop(self._pool)
 
     def close(self) -> None:
         super().close()
