@@ -16,7 +16,8 @@ new request with the same token whose reply is lost.
 
 A flusher in the model may do more than a real one: it commits in any order, and puts into retry or
 buries any batch, after any number of attempts. So the order is kept by the scripts alone. A merge
-has no step: other parts do not see when it happens, and it may fail at any time.
+has a step only where its result is stored apart: results of the same batch differ. Elsewhere other
+parts do not see when it happens, and it may fail at any time.
 
 `extend`, `set_aside`, `join`, `leave`, the wake-ups and the operations of operators are left out,
 since they change nothing that is checked here.
@@ -46,7 +47,13 @@ class Batch(NamedTuple):
     task_count: int
     place: str
     enqueued: int = 0
-    """Number of slices of its merge result that commits have enqueued before the last one."""
+    """Number of slices of its merge result that commits have enqueued."""
+    parted: int = 0
+    """Number of its tasks that failed alone and have left."""
+    result: int = 0
+    """The label of the merge result that is stored apart as a whole; 0 for none."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """The stored parts of merge results: the label and the place of each."""
 
 
 class Group(NamedTuple):
@@ -63,9 +70,13 @@ class Group(NamedTuple):
     """The tasks of the enqueued and buried batches, in order."""
     arrived: Tasks = ()
     """All tasks that were ever added, in order; for the checks only."""
-    slices: tuple[tuple[int, int], ...] = ()
-    """The slices that were enqueued before the last one of their batch: the start of the batch and
-    the number of the slice. For the checks only."""
+    slices: tuple[tuple[int, int, int], ...] = ()
+    """The slices that were enqueued before the last one of their batch: the start of the batch, the
+    number of the slice and the label of its merge result. For the checks only."""
+    letters: tuple[tuple[int, int, int], ...] = ()
+    """The dead letters of tasks that failed alone: the start of the batch, the place of the task
+    among them and the label of the merge result that says so. For the checks only."""
+    paused: bool = False
 
 
 class Redis(NamedTuple):
@@ -88,6 +99,10 @@ class ClaimedBatch(NamedTuple):
     tasks: Tasks
     enqueued: int = 0
     """Number of slices of its merge result that are enqueued, as far as the flusher knows."""
+    parted: int = 0
+    """Number of its tasks that failed alone and have left, as far as the flusher knows."""
+    label: int = 0
+    """That of the merge result which the flusher has; 0 for none, or if none is stored apart."""
 
 
 class Flusher(NamedTuple):
@@ -107,6 +122,10 @@ class Request(NamedTuple):
     start: int = NEW
     tasks: Tasks = ()
     enqueued: int = 0
+    parted: int = 0
+    label: int = 0
+    place: int = 0
+    """The place of a part of a merge result that is to be stored."""
     known: tuple[ClaimedBatch, ...] = ()
 
 
@@ -129,6 +148,11 @@ class Scenario(NamedTuple):
         without: Checks that are removed from the scripts.
         slices: In how many slices the merge result of each batch is enqueued. The last one removes
             the batch.
+        failed: How many tasks of each batch fail alone. Each becomes a dead letter in a call of its
+            own, the first one in that of the last slice; the last of these calls removes the batch.
+        parts: In how many parts a merge result is stored apart, 0 if none is.
+        splits: Whether flushers split batches in halves.
+        pauses: Whether operators pause groups, and resume them.
     """
 
     calls: tuple[tuple[tuple[int, str], ...], ...]
@@ -136,6 +160,10 @@ class Scenario(NamedTuple):
     flushers: int = 2
     without: frozenset[str] = frozenset()
     slices: int = 1
+    failed: int = 0
+    parts: int = 0
+    splits: bool = False
+    pauses: bool = False
 
     @property
     def start(self) -> State:
@@ -213,13 +241,14 @@ def claim(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Re
     """`poll.lua` and `claim.lua`: cuts a batch, or takes over one that came back.
 
     A batch comes back when its claim is free or has run out, or its retry is due. A batch in retry
-    holds its group: none is cut from it.
+    holds its group: none is cut from it. Nor is one cut from a paused group, whose batches in retry
+    wait.
     """
     group = redis.groups[request.group]
     if request.start == NEW:
         start = group.base + claimed(group)
         count = group.base + len(group.tasks) - start
-        if not count or group.held:
+        if not count or group.held or (group.paused and scenario.checks("pause")):
             return redis, None
         if scenario.checks("size"):
             count = min(count, scenario.size)
@@ -227,14 +256,17 @@ def claim(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Re
         batch = batch_at(group, request.start)
         if batch is None:
             return redis, None
-        start, count, place, _ = batch
+        start, count, place = batch[:3]
         if place == RETRY:
+            if group.paused and scenario.checks("pause of retries"):
+                return redis, None
             group = group._replace(held=group.held - 1)
     tasks = group.tasks[start - group.base : start - group.base + count]
-    done = 0 if request.start == NEW else batch_at(group, start).enqueued  # type: ignore[union-attr]
-    group = _put(group, Batch(start, count, CLAIMED, done))
-    known = done if scenario.checks("goes on") else 0
-    return _with(redis, request.group, group), ClaimedBatch(request.group, start, tasks, known)
+    batch = batch_at(group, start) or Batch(start, count, CLAIMED)
+    group = _put(group, batch._replace(place=CLAIMED))
+    known = batch.enqueued if scenario.checks("goes on") else 0
+    claimed_batch = ClaimedBatch(request.group, start, tasks, known, label=batch.result)
+    return _with(redis, request.group, group), claimed_batch
 
 
 def commit(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
@@ -243,16 +275,82 @@ def commit(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, R
     status = _may_leave(scenario, group, request)
     if status != "OK":
         return redis, status
-    batch = batch_at(group, request.start)
+    batch = _of_request(group, request)
     if batch is not None and request.enqueued != batch.enqueued and scenario.checks("slice"):
         # The flusher learns how many have been enqueued.
         return redis, batch.enqueued
-    if request.enqueued + 1 < scenario.slices:
-        group = group._replace(slices=(*group.slices, (request.start, request.enqueued)))
-        if batch is not None:
-            group = _put(group, batch._replace(enqueued=request.enqueued + 1))
-        return _with(redis, request.group, group), request.enqueued + 1
-    return _with(redis, request.group, _close(group, request, request.tasks)), status
+    is_last = request.enqueued + 1 >= scenario.slices
+    parts_left = max(0, scenario.failed - request.parted - 1)
+    goes_on = not is_last or parts_left > 0
+    if goes_on and scenario.parts and not (batch and batch.result) and scenario.checks("stored"):
+        return redis, "ORDER"
+    if is_last and batch and request.parted != batch.parted and scenario.checks("parted"):
+        return redis, Parted(batch.parted)
+    if request.enqueued < scenario.slices and (goes_on or scenario.parts):
+        enqueued = (request.start, request.enqueued, request.label)
+        group = group._replace(slices=(*group.slices, enqueued))
+    reply: Reply = request.enqueued + 1
+    if is_last and scenario.failed:
+        letter = (request.start, request.parted, request.label)
+        group = group._replace(letters=(*group.letters, letter))
+        reply = Parted(request.parted + 1)
+    if not goes_on:
+        return _with(redis, request.group, _close(group, request, request.tasks)), status
+    if batch is not None:
+        enqueued_now = min(request.enqueued + 1, scenario.slices)
+        parted_now = request.parted + 1 if is_last else batch.parted
+        group = _put(group, batch._replace(enqueued=enqueued_now, parted=parted_now))
+    return _with(redis, request.group, group), reply
+
+
+class Parted(NamedTuple):
+    """The reply of a commit that has made dead letters of some tasks."""
+
+    letters: int
+
+
+def store_result(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`store_result.lua`: stores a part of a merge result; with the last part it is whole."""
+    group = redis.groups[request.group]
+    batch = _of_request(group, request)
+    if batch is None or batch.place != CLAIMED:
+        return redis, 0
+    part = (request.label, request.place)
+    kept = batch.parts
+    if not scenario.checks("labels"):  # the parts of all results have the same names
+        kept = tuple(each for each in kept if each[1] != request.place)
+    batch = batch._replace(parts=tuple(sorted({*kept, part})))
+    if request.place + 1 < scenario.parts:
+        return _with(redis, request.group, _put(group, batch)), 1
+    places = {
+        place
+        for label, place in batch.parts
+        if label == request.label or not scenario.checks("labels")
+    }
+    if len(places) < scenario.parts and scenario.checks("parts"):
+        return _with(redis, request.group, _put(group, batch)), 0
+    if scenario.checks("labels"):
+        own = tuple(each for each in batch.parts if each[0] == request.label)
+        batch = batch._replace(parts=own)
+    group = _put(group, batch._replace(result=request.label))
+    return _with(redis, request.group, group), 1
+
+
+def split(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
+    """`split.lua`: puts the halves of a batch into retry in its place."""
+    group = redis.groups[request.group]
+    batch = _of_request(group, request)
+    if batch is None or batch.task_count < 2:
+        return redis, 0
+    if batch.place != CLAIMED and scenario.checks("claimed"):
+        return redis, 0
+    if batch.result and scenario.checks("unsplit result"):
+        return redis, 0
+    count = (batch.task_count + 1) // 2
+    first = batch._replace(task_count=count, place=RETRY, result=0, parts=())
+    second = first._replace(start=batch.start + count, task_count=batch.task_count - count)
+    group = _put(_put(group, first), second)._replace(held=group.held + 2)
+    return _with(redis, request.group, group), 1
 
 
 def bury(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
@@ -268,7 +366,7 @@ def bury(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Rep
 def retry(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Reply]:
     """`retry.lua`: puts the batch into retry."""
     group = redis.groups[request.group]
-    batch = batch_at(group, request.start)
+    batch = _of_request(group, request)
     if batch is None or batch.place == RETRY:
         return redis, 0
     group = _put(group, batch._replace(place=RETRY))._replace(held=group.held + 1)
@@ -277,7 +375,7 @@ def retry(scenario: Scenario, redis: Redis, request: Request) -> tuple[Redis, Re
 
 def _may_leave(scenario: Scenario, group: Group, request: Request) -> str:
     """The first checks of `includes/commit.lua` and `bury.lua`."""
-    batch = batch_at(group, request.start)
+    batch = _of_request(group, request)
     if (batch is None or batch.place == RETRY) and scenario.checks("gone"):
         return "GONE"
     return "ORDER" if request.start != group.base and scenario.checks("order") else "OK"
@@ -310,6 +408,12 @@ def batch_at(group: Group, start: int) -> Batch | None:
     return next((batch for batch in group.batches if batch.start == start), None)
 
 
+def _of_request(group: Group, request: Request) -> Batch | None:
+    """The batch of a request, or None. The halves of a batch have ids of their own."""
+    batch = batch_at(group, request.start)
+    return batch if batch and batch.task_count == len(request.tasks) else None
+
+
 def claimed(group: Group) -> int:
     """Number of tasks in batches."""
     return sum(batch.task_count for batch in group.batches)
@@ -330,7 +434,11 @@ def replaced(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]
 
 
 _SCRIPTS: dict[str, Callable[[Scenario, Redis, Request], tuple[Redis, Reply]]] = {
-    each.__name__: each for each in (acquire, renew, release, recall, claim, commit, bury, retry)
+    each.__name__: each
+    for each in (
+        *(acquire, renew, release, recall, claim, commit, bury, retry),
+        *(store_result, split),
+    )
 }
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import NamedTuple
 
-from tests.protocol.model import NEW, NOBODY, ClaimedBatch, Flusher, Redis, Request, Scenario, State
+from tests.protocol.model import (
+    NEW,
+    NOBODY,
+    RETRY,
+    ClaimedBatch,
+    Flusher,
+    Redis,
+    Request,
+    Scenario,
+    State,
+    batch_at,
+    replaced,
+)
 from tests.protocol.steps import Step, steps
 
 
@@ -44,7 +56,7 @@ def search(scenario: Scenario) -> SearchResult:
         for step in steps(scenario, state):
             taken += 1
             fault = fault_of_step(state, step)
-            then, order = _canonical(step.then)
+            then, order = _canonical(scenario, step.then)
             place = places.get(then)
             if place is None:
                 fault = fault or fault_of_state(scenario, then)
@@ -79,6 +91,16 @@ def fault_of_state(scenario: Scenario, state: State) -> str:
             return "a task is lost, enqueued twice, or enqueued out of order"
         if len(set(group.slices)) < len(group.slices):
             return "a slice of a merge result is enqueued twice"
+        labels = {(start, label) for start, _, label in (*group.slices, *group.letters)}
+        if len(labels) > len({start for start, _ in labels}):
+            return "parts of two merge results of a batch are done"
+        if len(set(group.letters)) < len(group.letters):
+            return "a task that failed alone is in two dead letters"
+        for batch in group.batches:
+            if batch.result and {batch.result} != {label for label, _ in batch.parts}:
+                return "a stored merge result has parts of another one"
+            if batch.result and len(batch.parts) < scenario.parts:
+                return "a stored merge result has not all parts"
         if any(batch.task_count > scenario.size for batch in group.batches):
             return "a batch holds more than the max size"
     return ""
@@ -91,6 +113,10 @@ def fault_of_step(state: State, step: Step) -> str:
         return "a call that had been answered was carried out later"
     if new is old or isinstance(request, str):
         return ""
+    if request.script == "claim" and old.groups[request.group].paused:
+        batch = batch_at(old.groups[request.group], request.start)
+        if batch is None or batch.place == RETRY:
+            return "a batch of a paused group is claimed"
     if request.script == "acquire":
         return "" if new.token > old.token else "a lease was given away without a larger token"
     over = not old.running and request.script != "release"
@@ -108,7 +134,26 @@ def _stuck(states: list[State], before: list[list[int]]) -> int | None:
     return next((at for at in range(len(states)) if at not in well), None)
 
 
-def _canonical(state: State) -> tuple[State, tuple[int, ...]]:
+def _without_garbage(scenario: Scenario, state: State) -> Redis:
+    """Redis without the parts of merge results that no flusher has: they never become whole."""
+    redis = state.redis
+    if not scenario.parts or not scenario.checks("labels"):
+        return redis
+    known = {each.label for flusher in state.flushers for each in flusher.in_flight}
+    for index, group in enumerate(redis.groups):
+        batches = tuple(
+            batch._replace(
+                parts=tuple(each for each in batch.parts if each[0] in {*known, batch.result})
+            )
+            for batch in group.batches
+        )
+        if batches != group.batches:
+            group = group._replace(batches=batches)
+            redis = redis._replace(groups=replaced(redis.groups, index, group))
+    return redis
+
+
+def _canonical(scenario: Scenario, state: State) -> tuple[State, tuple[int, ...]]:
     """The canonical form of a state, and the earlier position of each of its flushers.
 
     The newest token becomes 2 and all older ones 1: a script only checks whether a token is the
@@ -116,7 +161,8 @@ def _canonical(state: State) -> tuple[State, tuple[int, ...]]:
     states infinite, since a lease may change hands for ever. Flushers are alike, so they are
     sorted.
     """
-    redis, acknowledged, flushers = state
+    _, acknowledged, flushers = state
+    redis = _without_garbage(scenario, state)
     newest, owner = redis.token, redis.owner
     known = [
         (token and (2 if token == newest else 1), in_flight, number == owner, number)
@@ -162,4 +208,4 @@ def _batch_name(of: ClaimedBatch | Request) -> str:
     return "a new batch" if of.start == NEW else f"batch {'gh'[of.group]}{of.start}"
 
 
-_ABOUT_A_BATCH = ("claim", "commit", "retry", "bury")
+_ABOUT_A_BATCH = ("claim", "merge", "store_result", "commit", "split", "retry", "bury")

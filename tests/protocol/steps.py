@@ -8,7 +8,9 @@ from typing import NamedTuple
 from tests.protocol.model import (
     CLAIMED,
     NOBODY,
+    ClaimedBatch,
     Flusher,
+    Parted,
     Redis,
     Reply,
     Request,
@@ -58,12 +60,24 @@ def steps(scenario: Scenario, state: State) -> Iterator[Step]:
         over = redis._replace(running=False, owner=NOBODY)
         then = State(over, acknowledged, flushers)
         yield Step("time: the lease runs out", "", then, progress=True)
+    if scenario.pauses:
+        for number, group in enumerate(redis.groups):
+            turned = group._replace(paused=not group.paused)
+            groups = replaced(redis.groups, number, turned)
+            then = State(redis._replace(groups=groups), acknowledged, flushers)
+            what = "resume" if group.paused else "pause"
+            yield Step(f"operator: {what}", "", then, progress=group.paused)
     for index, flusher in enumerate(flushers):
-        for request in _requests(redis, flusher, index):
+        for at, label in _merges(scenario, state, flusher):
+            merged = flusher.in_flight[at]._replace(label=label)
+            remembers = flusher._replace(in_flight=replaced(flusher.in_flight, at, merged))
+            then = State(redis, acknowledged, replaced(flushers, index, remembers))
+            yield Step(_request("merge", index, flusher.token, merged), "", then, progress=True)
+        for request in _requests(scenario, redis, flusher, index):
             written, reply = carry_out(scenario, redis, request)
             if reply == "STALE" and request.script != "renew":
                 continue  # every refusal has the same effect; that of `renew` stands for all
-            remembers = _after_reply(flusher, request, reply)
+            remembers = _after_reply(scenario, flusher, request, reply)
             if written is not redis or remembers is not flusher:
                 then = State(written, acknowledged, replaced(flushers, index, remembers))
                 yield Step(request, reply, then, progress=_is_progress(redis, request))
@@ -75,7 +89,30 @@ def steps(scenario: Scenario, state: State) -> Iterator[Step]:
             yield Step(Request("crash", index), "it starts again", then)
 
 
-def _requests(redis: Redis, flusher: Flusher, index: int) -> Iterator[Request]:
+def _merges(scenario: Scenario, state: State, flusher: Flusher) -> Iterator[tuple[int, int]]:
+    """The batches that a flusher may merge, by their places, and the labels of the results.
+
+    A label is one that no other merge result has that still matters.
+    """
+    if not scenario.parts:
+        return
+    for at, batch in enumerate(flusher.in_flight):
+        if batch.label:
+            continue
+        group = state.redis.groups[batch.group]
+        stored = batch_at(group, batch.start)
+        used = {each.label for other in state.flushers for each in other.in_flight}
+        used |= {label for _, _, label in group.slices}
+        used |= {label for label, _ in stored.parts} if stored else set()
+        yield at, min(set(range(1, len(used) + 2)) - used)
+
+
+def _request(script: str, index: int, token: int, batch: ClaimedBatch, place: int = 0) -> Request:
+    group, start, tasks, enqueued, parted, label = batch
+    return Request(script, index, token, group, start, tasks, enqueued, parted, label, place)
+
+
+def _requests(scenario: Scenario, redis: Redis, flusher: Flusher, index: int) -> Iterator[Request]:
     """The scripts that a flusher may send."""
     token, in_flight = flusher
     if not token:
@@ -92,22 +129,33 @@ def _requests(redis: Redis, flusher: Flusher, index: int) -> Iterator[Request]:
         for batch in group.batches:
             if (number, batch.start) not in held:
                 yield Request("claim", index, token, number, batch.start)
-    for claimed_batch in in_flight:
-        for script in ("commit", "retry", "bury"):
-            yield Request(script, index, token, *claimed_batch)
+    for batch_in_hand in in_flight:
+        is_merged = batch_in_hand.label or not scenario.parts
+        for script in ("commit", "retry", "bury") if is_merged else ("retry", "bury"):
+            yield _request(script, index, token, batch_in_hand)
+        if scenario.splits:
+            yield _request("split", index, token, batch_in_hand)
+        for place in range(scenario.parts if batch_in_hand.label else 0):
+            yield _request("store_result", index, token, batch_in_hand, place)
 
 
-def _after_reply(flusher: Flusher, request: Request, reply: Reply) -> Flusher:
+def _after_reply(scenario: Scenario, flusher: Flusher, request: Request, reply: Reply) -> Flusher:
     """The memory of a flusher after a reply."""
     if reply == "STALE" or request.script == "release":
         return Flusher()
     if request.script == "acquire":
         return Flusher(reply) if reply else flusher
-    if reply is None or reply == "ORDER" or request.script in ("renew", "recall"):
+    if reply is None or reply == "ORDER" or request.script in ("renew", "recall", "store_result"):
         return flusher
-    if request.script == "commit" and isinstance(reply, int):
+    if request.script == "commit" and isinstance(reply, int | Parted):
+        if isinstance(reply, Parted):  # all slices are enqueued
+            enqueued, parted = scenario.slices, reply.letters
+        else:
+            enqueued, parted = reply, request.parted
         told = tuple(
-            batch._replace(enqueued=reply) if batch[:2] == (request.group, request.start) else batch
+            batch._replace(enqueued=enqueued, parted=parted)
+            if batch[:2] == (request.group, request.start)
+            else batch
             for batch in flusher.in_flight
         )
         return flusher._replace(in_flight=told)
@@ -124,4 +172,4 @@ def _is_progress(redis: Redis, request: Request) -> bool:
     if request.script == "claim":
         batch = batch_at(redis.groups[request.group], request.start)
         return batch is None or batch.place != CLAIMED
-    return request.script not in ("bury", "recall", "release")
+    return request.script not in ("bury", "recall", "release", "split")

@@ -72,6 +72,64 @@ def test_a_next_leader_may_not_know_what_was_enqueued() -> None:
     assert not found.fault, found
 
 
+_WHOLE = (((0, "a1"),),)
+_PAIR = (((0, "a1"), (0, "a2")),)
+_STORED = Scenario(_WHOLE, size=1, slices=2, failed=2, parts=2)
+
+_MORE = {
+    "tasks that fail alone": Scenario(_FEW, size=1, failed=2),
+    "stored merge results": _STORED,
+    "halves": Scenario(_PAIR, size=2, splits=True),
+    "halves of batches with stored results": Scenario(
+        _PAIR, size=2, splits=True, slices=2, parts=1, flushers=1
+    ),
+    "pauses of a group": Scenario(_PAIR, size=1, pauses=True),
+}
+
+
+@pytest.mark.parametrize("name", _MORE)
+def test_no_state_of_a_further_feature_has_a_fault(name: str) -> None:
+    found = search(_MORE[name])
+    print(f"{name}: {found}")
+    assert not found.fault, found
+    assert found.states > 1_000
+
+
+_MORE_UNSAFE = {
+    "parted": (
+        Scenario(_WHOLE, size=1, failed=2),
+        "a task that failed alone is in two dead letters",
+    ),
+    "stored": (_STORED, "parts of two merge results of a batch are done"),
+    "labels": (_STORED, "a stored merge result has parts of another one"),
+    "parts": (_STORED, "a stored merge result has not all parts"),
+    "unsplit result": (
+        _MORE["halves of batches with stored results"],
+        "parts of two merge results of a batch are done",
+    ),
+    "pause": (_MORE["pauses of a group"], "a batch of a paused group is claimed"),
+    "pause of retries": (_MORE["pauses of a group"], "a batch of a paused group is claimed"),
+    # A batch in retry is split, and counts as in retry for ever.
+    "claimed": (
+        Scenario((((0, "a1"), (0, "a2"), (0, "a3")),), size=2, splits=True, flushers=1),
+        "the tasks will never be enqueued, even without further failures",
+    ),
+}
+
+
+@pytest.mark.parametrize("check", _MORE_UNSAFE)
+def test_without_a_check_of_a_further_feature_something_is_wrong(check: str) -> None:
+    scenario, fault = _MORE_UNSAFE[check]
+    found = search(scenario._replace(without=frozenset({check})))
+    print(f"without {check}: {found}")
+    assert found.fault == fault
+
+
+def test_tasks_that_fail_alone_need_a_stored_result_too() -> None:
+    scenario = Scenario(_WHOLE, size=1, failed=2, parts=1, without=frozenset({"stored"}))
+    assert search(scenario).fault == "parts of two merge results of a batch are done"
+
+
 @pytest.mark.parametrize("check", _STUCK)
 def test_without_a_check_something_is_never_enqueued(check: str) -> None:
     found = search(Scenario(_FEW, size=1, without=frozenset({check})))
