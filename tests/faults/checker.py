@@ -25,6 +25,7 @@ from tests.faults.history import (
     Limits,
     Offer,
     Operation,
+    Reply,
     Window,
     place_of,
 )
@@ -37,6 +38,9 @@ _TAKEOVER_SLACK = 1.0
 
 # Seconds for which limits of a task may matter to the group after the task has left.
 _WAITS = 5.0
+
+# Seconds after which batches in retry follow when their group is resumed.
+_RETRIED_WITHIN = 2.0
 
 _EXAMPLES = 20  # of each kind
 
@@ -69,9 +73,14 @@ class Kind(Enum):
     CANCELLED = "cancelled"
     """In a batch although it was cancelled, or dropped as a dead letter."""
     PAUSED = "paused"
-    """A batch that was cut while the namespace was paused."""
+    """A batch that was cut while the namespace or its group was paused."""
     BURIED = "buried"
     """A dead letter without a task that can't be merged."""
+    PARTED = "parted wrongly"
+    """A task that failed alone without a dead letter of its own, or in one with others, or a task
+    that can't be merged in a batch that was enqueued."""
+    TOO_SOON = "tried too soon"
+    """A batch that was merged again earlier than its merge function asked for."""
     OVERFULL = "overfull"
     """More pending tasks than `max_pending_tasks` allows."""
     PHANTOM = "phantom"
@@ -108,6 +117,12 @@ class Verdict:
     """Tasks offered a second time, within the dedupe window."""
     cancelled: int = 0
     """Tasks that were cancelled or dropped, as far as the calls returned."""
+    parted: int = 0
+    """Tasks that failed alone, each in a dead letter of its own."""
+    halves: int = 0
+    """Batches that are parts of one that was split."""
+    put_off: int = 0
+    """Merges that asked for time, or gave up."""
     operations: Counter[str] = field(default_factory=Counter)
     """Calls of the operator that returned."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -154,7 +169,14 @@ def check(history: History) -> Verdict:
             for each in history.operations
             if each.returned and each.name in _REMOVING
         ),
-        operations=Counter(each.name for each in history.operations if each.returned),
+        parted=sum(len(batch.failed) for batch in enqueued),
+        halves=sum("." in batch.batch_id for batch in enqueued),
+        put_off=len(history.replies),
+        operations=Counter(
+            f"{each.name} of a group" if each.group and each.name in _OF_ALL else each.name
+            for each in history.operations
+            if each.returned
+        ),
     )
     for finding in _findings(history, offers, enqueued, there, dropped, verdict):
         verdict.counts[finding.kind] += 1
@@ -162,6 +184,9 @@ def check(history: History) -> Verdict:
             verdict.examples.append(finding)
     return verdict
 
+
+_OF_ALL = ("pause", "resume")
+"""The calls that are about all groups unless they name one."""
 
 _REMOVING = ("cancel_task", "cancel_group", "drop_dead_letter")
 
@@ -186,10 +211,14 @@ def _findings(
 ) -> Iterator[Finding]:
     yield from _misplaced(history, offers, there, dropped)
     yield from _buried(history)
+    yield from _parted(history, enqueued)
+    yield from _tried_too_soon(history, enqueued)
     for batch in (*enqueued, *history.in_flight, *history.dead):
         yield from _oversized(batch, history.limits[batch.group])
-    plain = [batch for batch in enqueued if batch.cause is None]
-    ruled = {cut.batch.batch_id: cut for cut in rules.cuts(history, offers, enqueued)}
+    cut_as = _as_cut(history, enqueued)
+    whole = {batch.batch_id: batch for batch in cut_as.values()}.values()
+    plain = [batch for batch in whole if batch.cause is None]
+    ruled = {cut.batch.batch_id: cut for cut in rules.cuts(history, offers, whole)}
     verdict.reasons = Counter(cut.cause.reason for cut in ruled.values())
     yield from _against_rules(history, offers, ruled.values())
     yield from _premature(history, offers, plain)
@@ -201,7 +230,7 @@ def _findings(
     if history.exactly_once:
         yield from _stale(enqueued, history)
     yield from _cut_in_pause(history, there)
-    yield from _late(history, offers, in_order, ruled, verdict)
+    yield from _late(history, offers, in_order, cut_as, ruled, verdict)
     yield from _taken_over_late(history, verdict)
     yield from _unstopped(history)
     yield from _overfull(history)
@@ -338,16 +367,136 @@ def _wiped_during(history: History, offer: Offer, last: Offer) -> bool:
 
 def _buried(history: History) -> Iterator[Finding]:
     """Each dead letter holds a task that no flusher can merge."""
-    letters = {batch.batch_id: batch.tasks for batch in history.dead}
-    for each in history.operations:
-        if each.name in ("requeue_dead_letter", "drop_dead_letter"):
-            letters.setdefault(each.target, each.tasks)
-    for batch_id, tasks in letters.items():
+    for batch_id, tasks in _letters(history).items():
         if not history.poison.intersection(tasks):
             yield Finding(Kind.BURIED, f"batch {batch_id} of {', '.join(tasks[:3])}")
 
 
+def _letters(history: History) -> dict[str, tuple[str, ...]]:
+    """The tasks of all dead letters that are known, also of those that are gone, by batch id."""
+    letters = {batch.batch_id: batch.tasks for batch in history.dead}
+    for each in history.operations:
+        if each.name in ("requeue_dead_letter", "drop_dead_letter"):
+            letters.setdefault(each.target, each.tasks)
+    return letters
+
+
+def _parted(history: History, enqueued: Sequence[Batch]) -> Iterator[Finding]:
+    """A task that fails alone is in a dead letter of its own, and the rest is done without it."""
+    letters = _letters(history)
+    for batch_id, tasks in letters.items():
+        bad = history.poison.intersection(tasks)
+        innocent = [task for task in tasks if task not in bad]
+        if innocent and bad and bad <= history.alone:
+            what = f"{innocent[0]} in dead letter {batch_id} with {min(bad)}, which fails alone"
+            yield Finding(Kind.PARTED, what)
+    cured = {
+        task
+        for each in history.operations
+        if each.name == "requeue_dead_letter"
+        for task in each.tasks
+    }
+    for batch in enqueued:
+        for task in history.poison.intersection(batch.tasks) - cured:
+            yield Finding(Kind.PARTED, f"{task}, which can't be merged, in batch {batch.batch_id}")
+        # Its letters are written with its last slice; a sink outside Redis gets it before.
+        known_until = math.inf if history.exactly_once else _end(history)
+        since = (batch.left_at or 0.0) - _ROUNDING
+        if _may_be_lost(history, since, known_until):
+            continue
+        for place, task in batch.failed:
+            letter = f"{batch.batch_id}-task-{place}"
+            if letters.get(letter) != (task,):
+                what = f"{task} failed alone in batch {batch.batch_id}, not in {letter}"
+                yield Finding(Kind.PARTED, what)
+
+
+def _tried_too_soon(history: History, enqueued: Sequence[Batch]) -> Iterator[Finding]:
+    """After its merge asked for time or gave up, a batch is merged again then, or never.
+
+    A leader that ends before Redis has the reply leaves the batch to the next one.
+    """
+    said: dict[str, list[Reply]] = defaultdict(list)
+    for reply in sorted(history.replies, key=lambda reply: reply.at):
+        said[reply.batch_id].append(reply)
+    left = {batch.batch_id: batch.left_at for batch in enqueued}
+    for batch_id, replies in said.items():
+        ends = [reply.at for reply in replies[1:]]
+        if (left_at := left.get(batch_id)) is not None:
+            ends.append(left_at)
+        for reply, again in zip(replies, ends, strict=False):
+            is_kept = again >= reply.again_at - _ROUNDING
+            if not is_kept and not _may_be_unknown(history, reply, again):
+                what = f"batch {batch_id} of {reply.group} at {again:.3f}"
+                yield Finding(Kind.TOO_SOON, f"{what}, not before {reply.again_at:.3f}")
+
+
+def _may_be_unknown(history: History, reply: Reply, until: float) -> bool:
+    """Whether Redis need not have known by then what a merge function said, or knows better."""
+    since, partition = reply.at - history.lease_time, int(reply.batch_id.split("-")[1])
+    place = place_of(reply.flusher)
+    return (
+        _overlaps(history.clock, since, until)
+        or any(
+            each.start <= until and since <= each.end
+            for each in history.disturbances
+            if not each.group and each.place in ("", place)
+        )
+        or any(each.partition == partition and since <= each.at <= until for each in history.leases)
+        or any(
+            each.began_at <= until and since <= _span(each)[1]
+            for each in history.operations
+            if each.name == "requeue_dead_letter"
+        )
+    )
+
+
 # --- batches -------------------------------------------------------------------------------------
+
+
+def _as_cut(history: History, enqueued: Iterable[Batch]) -> dict[str, Batch]:
+    """The batches as they were cut, by the ids of those that were enqueued.
+
+    A batch that was split has all tasks of its halves; it is left out if one of them is not known.
+    So is the dead letter of a task that failed alone.
+    """
+    found: dict[str, Batch] = {}
+    halves: dict[str, dict[str, Batch]] = defaultdict(dict)
+    for batch in enqueued:
+        if "-task-" in batch.batch_id:
+            continue
+        if "." in batch.batch_id:
+            halves[batch.batch_id.split(".")[0]].setdefault(batch.batch_id, batch.as_cut)
+        else:
+            found[batch.batch_id] = batch.as_cut
+    letters = {batch_id: tasks for batch_id, tasks in _letters(history).items() if "." in batch_id}
+    for batch_id, tasks in letters.items():
+        root = batch_id.split(".")[0]
+        if "-task-" not in batch_id and root in halves:
+            group = next(iter(halves[root].values())).group
+            halves[root].setdefault(batch_id, Batch(batch_id, group, tasks))
+    for root, parts in halves.items():
+        if sum(0.5 ** each.count(".") for each in parts) == 1.0:
+            joined = _joined(root, [parts[each] for each in sorted(parts)])
+            found |= dict.fromkeys(parts, joined)
+    return found
+
+
+def _joined(root: str, parts: Sequence[Batch]) -> Batch:
+    causes = [each.cause for each in parts if each.cause is not None]
+    cause = None
+    if len(causes) == len(parts):
+        cause = causes[0]._replace(
+            bytes=sum(each.bytes for each in causes),
+            weight=sum(each.weight for each in causes),
+            arrivals=tuple(at for each in causes for at in each.arrivals),
+            versions=tuple(version for each in causes for version in each.versions),
+        )
+    return Batch(
+        *(root, parts[0].group, tuple(task for each in parts for task in each.tasks)),
+        enqueued_at=max((each.left_at or math.inf) for each in parts),
+        cause=cause,
+    )
 
 
 def _oversized(batch: Batch, limits: Limits) -> Iterator[Finding]:
@@ -497,19 +646,20 @@ def _stale(enqueued: Sequence[Batch], history: History) -> Iterator[Finding]:
 
 def _cut_in_pause(history: History, there: Sequence[Batch]) -> Iterator[Finding]:
     """No batch is cut between the end of a pause call and the next call to resume."""
-    pauses: list[Window] = []
-    paused: Operation | None = None
+    pauses: dict[str, list[Window]] = defaultdict(list)
+    paused: dict[str, Operation] = {}
     for each in history.operations:
         if each.name == "pause" and each.returned:
-            paused = paused or each
-        elif each.name == "resume" and paused is not None:
-            window = Window(_span(paused)[1] + _ROUNDING, each.began_at - _ROUNDING)
-            lost = _may_be_lost(history, paused.began_at, window.end)
-            if not lost and not _overlaps(history.clock, paused.began_at, window.end):
-                pauses.append(window)
-            paused = None
+            paused.setdefault(each.group, each)
+        elif each.name == "resume" and each.group in paused:
+            since = paused.pop(each.group)
+            window = Window(_span(since)[1] + _ROUNDING, each.began_at - _ROUNDING)
+            lost = _may_be_lost(history, since.began_at, window.end)
+            if not lost and not _overlaps(history.clock, since.began_at, window.end):
+                pauses[each.group].append(window)
     for batch in there:
-        if batch.batch_id and (pause := _covering(pauses, batch.claimed_at)):
+        windows = [*pauses[""], *pauses[batch.group]]
+        if batch.batch_id and (pause := _covering(windows, batch.claimed_at)):
             what = f"batch {batch.batch_id} of {batch.group}, cut at {batch.claimed_at:.3f}"
             yield Finding(Kind.PAUSED, f"{what}, paused since {pause.start:.3f}")
 
@@ -558,6 +708,10 @@ class _Leaders:
         for lease in sorted(leases, key=lambda each: (each.token, each.at)):
             self._leases[lease.partition].append(lease)
 
+    def first(self, partition: int) -> float:
+        """When the partition first had a leader."""
+        return min((lease.at for lease in self._leases[partition]), default=-math.inf)
+
     def terms(self, *, flusher: str = "", place: str = "") -> Iterator[tuple[Lease, float]]:
         """The leases of a flusher or place, and when the next lease of that partition began."""
         for leases in self._leases.values():
@@ -571,13 +725,19 @@ def _everywhere(history: History) -> list[tuple[float, float]]:
     windows = [
         (each.start, each.end) for each in history.disturbances if not each.place and not each.group
     ]
-    since = None
-    for operation in history.operations:
-        if operation.name == "pause" and since is None:
-            since = operation.began_at
-        elif operation.name == "resume" and operation.returned and since is not None:
-            windows.append((since, _span(operation)[1]))
-            since = None
+    return [*windows, *_pauses(history)[""]]
+
+
+def _pauses(history: History) -> dict[str, list[tuple[float, float]]]:
+    """The times in which batches may be late since all groups or one was paused, by group."""
+    windows: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    since: dict[str, float] = {}
+    for each in history.operations:
+        if each.name == "pause":
+            since.setdefault(each.group, each.began_at)
+        elif each.name == "resume" and each.returned and each.group in since:
+            resumed = _span(each)[1] + (_RETRIED_WITHIN if each.group else 0.0)
+            windows[each.group].append((since.pop(each.group), resumed))
     return windows
 
 
@@ -585,6 +745,7 @@ def _late(
     history: History,
     offers: Mapping[str, Offer],
     enqueued: Iterable[Batch],
+    cut_as: Mapping[str, Batch],
     ruled: Mapping[str, rules.Cut],
     verdict: Verdict,
 ) -> Iterator[Finding]:
@@ -593,6 +754,7 @@ def _late(
         return
     leaders = _Leaders(history.leases)
     everywhere = _everywhere(history)
+    pauses = _pauses(history)
     of_partition: dict[int, list[tuple[float, float]]] = defaultdict(list)
     of_group: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for each in history.disturbances:
@@ -608,10 +770,13 @@ def _late(
                 of_partition[lease.partition].append((down.at, min(until, _end(history))))
     calm: dict[str, _Calm] = {}
     for batch in enqueued:
-        if batch.cause is None:
-            due_at = _due_by(history, batch, offers)
+        whole = cut_as.get(batch.batch_id)
+        if whole is None:
+            continue
+        if whole.cause is None:
+            due_at = _due_by(history, whole, offers)
         else:
-            cut = ruled.get(batch.batch_id)
+            cut = ruled.get(whole.batch_id)
             due_at = rules.due_by(history, cut) if cut else None
             if cut and _is_disturbed(history, offers, batch):
                 due_at = None
@@ -619,7 +784,9 @@ def _late(
             continue
         if batch.group not in calm:
             windows = [*everywhere, *of_partition[batch.partition], *of_group[batch.group]]
+            windows += pauses[batch.group]
             calm[batch.group] = _Calm(windows)
+        due_at = max(due_at, leaders.first(batch.partition))
         late = calm[batch.group].between(due_at, batch.left_at)
         verdict.lateness = max(verdict.lateness, late)
         if late > history.bound:

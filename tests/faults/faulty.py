@@ -5,16 +5,17 @@ All can be pickled, for the worker processes of ``executor="process"``.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redisagg import AggregationConfig, BatchInfo, Task
+from redisagg import AggregationConfig, BatchInfo, Partial, RetryAfter, Task, Unrecoverable
 from redisagg.sinks import (
     AsynqSink,
     CallableSink,
@@ -25,7 +26,16 @@ from redisagg.sinks import (
     StreamSink,
 )
 from tests.faults.history import Journal
-from tests.faults.workload import LEASE, NAME, RULED, class_of, poison_of
+from tests.faults.workload import (
+    FAILS_ALONE,
+    LEASE,
+    NAME,
+    RULED,
+    TIMES_ASKED,
+    asks_for_time,
+    class_of,
+    poison_of,
+)
 
 true_time = time.time
 """The clock of the machine, also where `time.time` is replaced by a wrong one."""
@@ -36,8 +46,12 @@ QUEUE = f"{NAME}-batches"
 DELIVERY_TIMEOUT = LEASE
 """Seconds that the sink outside Redis may take for a delivery."""
 
+_AGAIN_AFTER = 0.1
+"""Seconds for which a merge or a sink asks."""
+
 _FAULTS_ENDED = "faults-ended"
 _CURED = "cured"
+_ASKED = "asked"
 
 
 def end_node_faults(folder: Path) -> None:
@@ -47,12 +61,22 @@ def end_node_faults(folder: Path) -> None:
 
 def cure(folder: Path, task: str) -> None:
     """Lets a task be merged from now on."""
-    (folder / _CURED).mkdir(exist_ok=True)
-    _cured(folder, task).touch()
+    path = _path_of(folder, _CURED, task)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
 
 
-def _cured(folder: Path, task: str) -> Path:
-    return folder / _CURED / task.replace("/", "_")
+def _path_of(folder: Path, what: str, task: str) -> Path:
+    return folder / what / task.replace("/", "_")
+
+
+def _was_asked(folder: Path, task: str) -> int:
+    """Counts how often the merge of a task has asked for time; returns the number so far."""
+    path = _path_of(folder, _ASKED, task)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b".")
+        return file.tell()
 
 
 class NodeFaults:
@@ -113,27 +137,74 @@ class FaultyMerge:
         self._hang = float(config.merge_timeout) * 1.5  # type: ignore[arg-type]
         self._too_large = config.max_merged_bytes + 1
         self._in_thread = config.executor == "thread"
+        self._isolates = config.isolate_failures
 
-    def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task:
+    def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task | Partial:
         """Merges tasks."""
+        self._ask_for_time(group, tasks, info)
         padding = ""
+        failed: dict[str, str] = {}
         for task in tasks:
             kind = poison_of(task.id, group)
-            if kind is None or _cured(self._faults.path.parent, task.id).exists():
+            if kind is None or _path_of(self._folder, _CURED, task.id).exists():
+                continue
+            if kind == FAILS_ALONE:
+                failed[task.id] = f"{task.id} {FAILS_ALONE}"
                 continue
             self._faults.write(f"poison {kind}", group)
             if kind == "kills":
                 self._die()
             if kind == "raises":
                 raise ValueError("a task that can't be merged")
+            if kind == "gives up":
+                self._note_reply(info, math.inf)
+                raise Unrecoverable("a task that can never be merged")
             padding = "x" * self._too_large
+        # A task that fails alone after a split is a dead letter at once.
+        if not (self._isolates and len(tasks) == 1 and "." in info.batch_id):
+            self._fail_at_random(group)
+        if len(failed) == len(tasks):
+            self._faults.write("all tasks failed", group)
+        elif failed:
+            self._faults.write("some tasks failed", group)
+        merged = self._merged(group, tasks, info, failed, padding)
+        return Partial(merged, failed) if failed else merged
+
+    @property
+    def _folder(self) -> Path:
+        return self._faults.path.parent
+
+    def _note_reply(self, info: BatchInfo, again_at: float) -> None:
+        at = true_time()
+        self._faults.journal.write("said", info.batch_id, info.group_key, self._name, at, again_at)
+
+    def _ask_for_time(self, group: str, tasks: Sequence[Task], info: BatchInfo) -> None:
+        for task in tasks:
+            if not asks_for_time(task.id, group):
+                continue
+            if _was_asked(self._folder, task.id) <= TIMES_ASKED:
+                self._faults.write("merge asked for time", group)
+                self._note_reply(info, true_time() + _AGAIN_AFTER)
+                raise RetryAfter(_AGAIN_AFTER)
+
+    def _fail_at_random(self, group: str) -> None:
         if self._faults.happens("merge raised", group):
             raise RuntimeError("a merge that raises")
         if self._faults.happens("merge hung", group):
             time.sleep(self._hang)
         if self._faults.happens("merge killed its process", group):
             self._die()
-        payload: dict[str, Any] = {"group": group, "payloads": [task.id for task in tasks]}
+
+    @staticmethod
+    def _merged(
+        group: str, tasks: Sequence[Task], info: BatchInfo, failed: Collection[str], padding: str
+    ) -> Task:
+        names = [task.id for task in tasks if task.id not in failed]
+        payload: dict[str, Any] = {"group": group, "payloads": names}
+        if failed:
+            payload["failed"] = [
+                [place, task.id] for place, task in enumerate(tasks) if task.id in failed
+            ]
         if class_of(group) in RULED:
             payload["cause"] = [
                 *(info.reason, info.opened_at, info.due_at, info.claimed_at),
@@ -187,6 +258,8 @@ def _delivering(settings: dict[str, Any]) -> Sink:
         group = str(task.group_key)
         if faults.happens("sink failed", group):
             raise ConnectionError("a sink that fails")
+        if faults.happens("sink asked for time", group):
+            raise RetryAfter(_AGAIN_AFTER)
         if faults.happens("sink hung", group):
             time.sleep(DELIVERY_TIMEOUT * 2)
         signed = _signed(task, settings["name"])

@@ -75,6 +75,9 @@ class Batch(NamedTuple):
     """When a flusher made its entry, shortly before it was enqueued."""
     cause: Cause | None = None
     """Of a batch of a group whose tasks have limits of all kinds."""
+    failed: tuple[tuple[int, str], ...] = ()
+    """The tasks that failed alone, with their places in the batch as it was cut; `tasks` are the
+    others."""
 
     @property
     def partition(self) -> int:
@@ -85,6 +88,14 @@ class Batch(NamedTuple):
     def claimed_at(self) -> float:
         """When it was cut, by the clock of Redis: the time in its id."""
         return int(self.batch_id.split("-")[0], 16) / 1000
+
+    @property
+    def as_cut(self) -> Batch:
+        """The batch with the tasks that failed alone."""
+        tasks = list(self.tasks)
+        for place, task in self.failed:  # in order
+            tasks.insert(place, task)
+        return self._replace(tasks=tuple(tasks))
 
     @property
     def left_at(self) -> float | None:
@@ -126,6 +137,17 @@ def place_of(flusher: str) -> str:
     return flusher.partition(".")[0]
 
 
+class Reply(NamedTuple):
+    """What a merge function said of its batch, beside a merged task."""
+
+    batch_id: str
+    group: str
+    flusher: str
+    at: float
+    again_at: float
+    """When the batch may be tried again; infinity if never, until it is requeued."""
+
+
 class Down(NamedTuple):
     """A flusher that ended or was stopped by a signal, without giving up its leases."""
 
@@ -149,7 +171,7 @@ OPERATIONS = (
     "cancel_group",
     "flush",
     "flush_all",
-    "pause",
+    "pause",  # of all groups, or of one
     "resume",
     "requeue_dead_letter",
     "drop_dead_letter",
@@ -209,6 +231,10 @@ class History:
     """Tasks that were offered a second time, with the same id, within the dedupe window."""
     poison: frozenset[str] = frozenset()
     """Tasks that no flusher can merge."""
+    alone: frozenset[str] = frozenset()
+    """Those of them that become dead letters without others, while the rest of their batch is
+    done."""
+    replies: list[Reply] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     """The calls of the operator, in order."""
     clock: list[Window] = field(default_factory=list)

@@ -37,6 +37,7 @@ NODE_FAULTS = {
     "merge hung": 0.002,
     "merge killed its process": 0.0005,
     "sink failed": 0.02,
+    "sink asked for time": 0.02,
     "sink hung": 0.003,
     "sink dropped the reply": 0.02,
 }

@@ -6,6 +6,7 @@ Its calls go to Redis directly, so only faults of the servers disturb them.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ _PAUSE = (0.5, 2.0)
 """Shortest and longest pause, seconds."""
 
 _PAUSE_EVERY = 20.0
-"""Seconds from one pause to the next; while it lasts nothing can be late."""
+"""Seconds from one pause of all groups to the next; while it lasts nothing can be late."""
 
 _CANCELLED = ("quiet", "bulky", "single")
 """The classes of groups whose tasks are cancelled one by one; no producer offers these again."""
@@ -50,12 +51,14 @@ class Operator:
         self._log = OperatorLog(self._journal)
         self._stopping = threading.Event()
         self._paused_at = time.monotonic()
+        self._paused: dict[str, float] = {}
+        """The groups that are paused alone, and until when."""
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="operator")
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends its work, resumes the namespace if it is paused, and returns."""
+        """Ends its work, resumes what is paused, and returns."""
         self._stopping.set()
         self._thread.join()
         if self._error is not None:
@@ -68,6 +71,7 @@ class Operator:
             self._flush: 3,
             self._flush_all: 1,
             self._pause: 1,
+            self._pause_group: 3,
             self._look_after_the_dead: 3,
             self._count: 6,
         }
@@ -76,6 +80,8 @@ class Operator:
                 [action] = self._rng.choices(list(actions), list(actions.values()))
                 with contextlib.suppress(RedisAggError):  # the journal has it
                     action()
+                self._resume_groups(time.monotonic())
+            self._resume_groups(math.inf)
         except BaseException as error:  # is raised by `stop`
             self._error = error
 
@@ -106,13 +112,24 @@ class Operator:
             self._resume()
             self._paused_at = time.monotonic()
 
-    def _resume(self) -> None:
+    def _resume(self, group: str = "") -> None:
         while True:
             try:
-                self._log.call(self._aggregator.resume)
+                self._log.call(self._aggregator.resume, group=group)
                 return
             except RedisAggError:
                 time.sleep(0.1)
+
+    def _pause_group(self) -> None:
+        group = self._rng.choice([each for each in LIMITS if each not in self._paused])
+        # Also if the call raises, since it may have been carried out.
+        self._paused[group] = time.monotonic() + self._rng.uniform(*_PAUSE)
+        self._log.call(self._aggregator.pause, group=group)
+
+    def _resume_groups(self, now: float) -> None:
+        for group in [each for each, until in self._paused.items() if until <= now]:
+            del self._paused[group]
+            self._resume(group)
 
     def _look_after_the_dead(self) -> None:
         letters = self._aggregator.dead_letters(tasks=True)

@@ -21,7 +21,9 @@ _COUNTS: dict[str, Callable[[Verdict], int]] = {
     "batches redelivered": lambda verdict: verdict.redelivered,
     "offered again": lambda verdict: verdict.repeated,
     "cancelled or dropped": lambda verdict: verdict.cancelled,
-    "calls of the operator": lambda verdict: verdict.operations.total(),
+    "failed alone": lambda verdict: verdict.parted,
+    "parts of split batches": lambda verdict: verdict.halves,
+    "merges that asked for time or gave up": lambda verdict: verdict.put_off,
     "takeovers": lambda verdict: verdict.takeovers,
 }
 
@@ -48,6 +50,7 @@ def table(results: Sequence[Result]) -> str:
     add_faults("failed merges and deliveries", [result.node_faults for result in results])
     for name, count in _COUNTS.items():
         add(name, [count(result.verdict) for result in results])
+    add_faults("calls of the operator", [result.verdict.operations for result in results])
     add_faults("batches with limits of all kinds", [result.verdict.reasons for result in results])
     for name, worst in _WORST.items():
         times = [worst(result.verdict) for result in results]

@@ -2,8 +2,10 @@
 
 The limits follow from the offers (`workload.rules_of`), the arrival times are those that Redis gave
 the tasks. A rule is checked for the tasks that waited when the batch was cut: those of this batch
-and of later ones of its group that had arrived. It is not known when a task was replaced, so
-only the size, bytes and weight of batches with such tasks are checked.
+and of later ones of its group that had arrived. Redis has whole milliseconds: of tasks that came in
+the millisecond of the cut it is not known whether they waited, so they only excuse a batch. Nor is
+it known when a task was replaced, so only the size, bytes and weight of batches with such
+tasks are checked.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ class Cut(NamedTuple):
     cause: Cause
     own: Sequence[Waiting]
     waiting: Sequence[Waiting]
-    """The tasks of the batch, and those that remained."""
+    """The tasks of the batch, those that remained, and those that arrived in the millisecond of the
+    cut."""
+    certain: int
+    """How many of these, from the first on, certainly waited."""
     cut_before: float
     """When the batch before this one was cut; -inf for the first."""
     joined: bool
@@ -87,7 +92,9 @@ def cuts(history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch
             if len(waiting) > _FEW:
                 joined_until = batch.claimed_at
             joined = tasks[at][0].arrived_at <= joined_until
-            yield Cut(batch, batch.cause, tasks[at], waiting, before, joined)
+            earlier = sum(each.arrived_at < batch.claimed_at - _MS / 4 for each in waiting)
+            certain = max(len(tasks[at]), earlier)
+            yield Cut(batch, batch.cause, tasks[at], waiting, certain, before, joined)
             before = batch.claimed_at
 
 
@@ -159,7 +166,7 @@ def early(history: History, cut: Cut, flushes: Sequence[Operation]) -> str:
     if reason == "flush":
         return "" if flushed else "no flush"
     if not flushed:
-        held = max(each.rules.not_before or 0.0 for each in waiting)
+        held = max(each.rules.not_before or 0.0 for each in waiting[: cut.certain])
         if batch.claimed_at < held - _MS:
             return f"{held - batch.claimed_at:.3f} s before not_before"
         since = batch.claimed_at - cut.cut_before

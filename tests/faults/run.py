@@ -34,6 +34,7 @@ from tests.faults.history import (
     History,
     Lease,
     Pending,
+    Reply,
     place_of,
     read_journal,
     read_offers,
@@ -43,7 +44,15 @@ from tests.faults.nemeses import NODE_FAULTS, Nemesis, Record, all_faults
 from tests.faults.network import running_network
 from tests.faults.operator import Operator
 from tests.faults.topologies import Topology
-from tests.faults.workload import CONFIG, LEASE, LIMITS, NAME, POLICIES, poison_of
+from tests.faults.workload import (
+    CONFIG,
+    FAILS_ALONE,
+    LEASE,
+    LIMITS,
+    NAME,
+    POLICIES,
+    poison_of,
+)
 from tests.support.tasks import quick_config
 
 BOUND = 3 * LEASE
@@ -223,8 +232,11 @@ def _history(plan: Plan, topology: Topology, folder: Path) -> History:
     for path in sorted(folder.glob("*.journal")):
         _read_journal(history, path, settings)
     history.enqueued.sort(key=lambda batch: batch.enqueued_at or 0.0)
-    history.poison = frozenset(
-        offer.task for offer in history.offers if poison_of(offer.task, offer.group)
+    kinds = {offer.task: poison_of(offer.task, offer.group) for offer in history.offers}
+    history.poison = frozenset(task for task, kind in kinds.items() if kind)
+    isolated = {*kinds.values()} - {None, "kills"} if settings.get("isolate_failures") else ()
+    history.alone = frozenset(
+        task for task, kind in kinds.items() if kind == FAILS_ALONE or kind in isolated
     )
     with observing(plan, topology) as aggregator:
         if topology.sink != "delivery":
@@ -259,6 +271,8 @@ def _read_journal(history: History, path: Path, settings: dict[str, Any]) -> Non
             history.operations.append(read_operation(event))
         elif kind == "pending":
             history.pending.append(Pending(*event))
+        elif kind == "said":
+            history.replies.append(Reply(*event))
         elif kind == "died":
             flusher, at = event
             history.downs.append(Down(flusher, at))
@@ -342,7 +356,10 @@ def _batch(
     stated: int | None = None,
 ) -> Batch:
     tasks = tuple(payload["payloads"])
-    batch = Batch(batch_id, group, tasks, payload["by"], at, stated, payload["at"])
+    failed = tuple((place, task) for place, task in payload.get("failed", ()))
+    batch = Batch(
+        *(batch_id, group, tasks, payload["by"], at, stated, payload["at"]), failed=failed
+    )
     if "cause" not in payload:
         return batch
     *info, arrivals, versions = payload["cause"]

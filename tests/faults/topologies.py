@@ -183,7 +183,7 @@ class EverySecond(SingleRedis):
         "most (and on a crash of the machine, not tried here, the last second)"
     )
     appendfsync = "everysec"
-    config: ClassVar[Mapping[str, Any]] = {}
+    config: ClassVar[Mapping[str, Any]] = {"isolate_failures": True}
 
     def note_kill(self) -> None:
         self.lossy.append(Window(time.time() - _HELD_BACK, time.time()))
@@ -229,6 +229,7 @@ class WithAsynq(SingleRedis):
     name = "asynq"
     promise = "one Redis, appendfsync always, with Asynq: nothing"
     sink = "asynq"
+    config: ClassVar[Mapping[str, Any]] = {**SingleRedis.config, "isolate_failures": True}
 
 
 class InMemory(SingleRedis):

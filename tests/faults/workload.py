@@ -19,6 +19,7 @@ LIMITS = {
     **{f"bulky{n}": Limits(0.5, 2.0, 20) for n in range(2)},
     **{f"revoked{n}": Limits(1.0, 2.0, 100) for n in range(2)},
     **{f"poison{n}": Limits(0.2, 1.0, 10) for n in range(2)},
+    **{f"partly{n}": Limits(0.3, 1.0, 20) for n in range(3)},
     **{f"{name}{n}": Limits(3.0, 3.0, 20) for name in ("mixed", "cooled") for n in range(6)},
     **{f"changed{n}": Limits(3.0, 3.0, 20) for n in range(3)},
 }
@@ -43,11 +44,23 @@ PRIORITIES = {"quick": 5, "quiet": -5}
 BULKY_BYTES = 8_000
 """Size of the largest payload in a bulky group, whose batches have up to 160 kB."""
 
+FAILS_ALONE = "fails alone"
+"""What the merge of a task does that becomes a dead letter of its own, while the rest is done."""
+
 REVOKED = [group for group in LIMITS if group.startswith("revoked")]
 """The groups that `cancel_group` empties now and then."""
 
-_POISON = {"kills": 4_000, "too large": 400, "raises": 200}
-"""What the merge of a task in a poison group does, and of how many tasks one does it."""
+_POISON = {
+    "poison": {"kills": 4_000, "too large": 400, "gives up": 200, "raises": 200},
+    "partly": {FAILS_ALONE: 12},
+}
+"""What the merge of a task does, by the class of its group, and of how many tasks one does it."""
+
+_ASKS_FOR_TIME = 40
+"""Of how many tasks of a partly group one has its batch tried again later, `TIMES_ASKED` times."""
+
+TIMES_ASKED = 8
+"""More often than `max_attempts`."""
 
 LEASE = 1.0
 
@@ -131,13 +144,18 @@ def payload_size(task: str, group: str) -> int:
 
 
 def poison_of(task: str, group: str) -> str | None:
-    """What the merge of a task does: it raises, is too large or kills its process; None: none.
+    """What the merge of a task does: it raises, gives up, is too large, kills its process, or the
+    task fails alone; None: none of these.
 
     It does so until somebody has cured the task.
     """
-    if class_of(group) == "poison":
-        chance = crc32(b"poison" + task.encode())
-        for kind, one_of in _POISON.items():
-            if chance % one_of == 0:
-                return kind
+    chance = crc32(b"poison" + task.encode())
+    for kind, one_of in _POISON.get(class_of(group), {}).items():
+        if chance % one_of == 0:
+            return kind
     return None
+
+
+def asks_for_time(task: str, group: str) -> bool:
+    """Whether the merge of a task first asks for time."""
+    return class_of(group) == "partly" and crc32(b"time" + task.encode()) % _ASKS_FOR_TIME == 0

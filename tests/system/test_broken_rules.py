@@ -28,6 +28,14 @@ DUE_EARLY: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") - 150\n"))
 DUE_LATE: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") + 20000\n"))}
 
 
+NO_DEAD_LETTERS: Changes = {
+    "includes/parts": ("      redis.call('RPUSH', KEYS[parts.key + i], entry)\n", ""),
+}
+NO_PAUSE_OF_A_GROUP: Changes = {
+    "includes/group": ("return g[RULES] ~= 0 and g[RULES][PAUSED] > 0 end", "return false end"),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.serial  # it loads all cores
 @pytest.mark.timeout(180)
@@ -37,9 +45,11 @@ DUE_LATE: Changes = {"includes/group": (_DUE, _DUE.replace(")\n", ") + 20000\n")
         (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED),
         (NOT_HELD_BACK, Kind.PREMATURE),
         (DUE_EARLY, Kind.PREMATURE),
+        (NO_DEAD_LETTERS, Kind.PARTED),
+        (NO_PAUSE_OF_A_GROUP, Kind.PAUSED),
         (DUE_LATE, Kind.LATE),
     ],
-    ids=["cap", "held-back", "early", "late"],
+    ids=["cap", "held-back", "early", "dead-letters", "pause", "late"],
 )
 def test_the_checker_finds_broken_rules(
     server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind

@@ -6,6 +6,7 @@ at random; a fault is planted by changing one thing in such a history.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -35,6 +36,7 @@ from tests.faults.history import (
     Outcome,
     Pending,
     ProducerLog,
+    Reply,
     Stop,
     Window,
     read_journal,
@@ -375,6 +377,68 @@ def bury_innocents_that_are_requeued(history: History) -> None:
     operate(history, "requeue_dead_letter", target=batch.batch_id, tasks=batch.tasks)
 
 
+def cut_from_a_paused_group(history: History) -> None:
+    batch = history.enqueued[len(history.enqueued) // 2]
+    at = batch.claimed_at
+    operate(history, "pause", group="z", began_at=at - 0.5, ended_at=at - 0.1)
+    operate(history, "pause", group=batch.group, began_at=at - 0.5, ended_at=at - 0.1)
+    operate(history, "resume", group="z", began_at=at - 0.05, ended_at=at + 0.5)
+    operate(history, "resume", group=batch.group, began_at=at + 0.1, ended_at=at + 0.5)
+
+
+def part(history: History, letter: str = "") -> Batch:
+    """Has the first task of a batch of two fail alone; returns the batch.
+
+    Args:
+        letter: the id of its dead letter, if not the right one.
+    """
+    place = first_of(history, 2)
+    batch = history.enqueued[place]
+    task, other = batch.tasks
+    change(history, place, tasks=(other,), failed=((0, task),), stated_count=1)
+    history.poison = history.alone = frozenset([task])
+    history.dead.append(Batch(letter or f"{batch.batch_id}-task-0", batch.group, (task,)))
+    return history.enqueued[place]
+
+
+def part_under_another_id(history: History) -> None:
+    part(history, "0-0-x-task-0")
+
+
+def take_others_to_the_dead_letters(history: History) -> None:
+    batch = history.enqueued.pop(first_of(history, 2))
+    history.dead.append(batch._replace(enqueued_at=None))
+    history.poison = history.alone = frozenset(batch.tasks[:1])
+
+
+def enqueue_what_can_not_be_merged(history: History) -> None:
+    history.poison = frozenset(history.enqueued[0].tasks)
+
+
+def say(history: History, *after: float, again: float) -> None:
+    """Has the merge of a batch reply so many seconds before it left, no leader in between."""
+    history.leases = []
+    history.enqueued = [each._replace(by="") for each in history.enqueued]
+    batch = history.enqueued[5]
+    left = batch.left_at or 0.0
+    history.lease_time = 0.9
+    history.replies = [
+        Reply(batch.batch_id, batch.group, "f0", left - each, left - each + again) for each in after
+    ]
+
+
+def merge_before_the_time(history: History) -> None:
+    say(history, 0.4, again=0.5)
+
+
+def merge_again_before_the_time(history: History) -> None:
+    say(history, 0.9, 0.8, again=0.5)
+
+
+def merge_what_gave_up(history: History) -> None:
+    say(history, 9.0, again=math.inf)
+
+
 def take_more_than_fits(history: History) -> None:
     history.max_pending = 100
     history.pending = [Pending(EPOCH, 100), Pending(EPOCH + 1, 101)]
@@ -398,6 +462,34 @@ def add_ruled_batch(history: History, weight_off: int = 0) -> None:
     )
     batch = Batch(id_of(claimed, 999), "mixed0", (task,), "", claimed, 1, None, cause)
     history.enqueued.append(batch)
+
+
+def add_task_with_not_before(history: History, arrived_before: float) -> None:
+    """A task that holds its group back, and arrived so many seconds before the batch of
+    `add_ruled_batch` was cut, without it."""
+    add_ruled_batch(history)
+    cut = history.enqueued[-1]
+    assert cut.cause is not None
+    offered, arrived = EPOCH + 4.5, cut.claimed_at - arrived_before
+    number, rules = next(
+        (number, rules)
+        for number in range(1000)
+        if (rules := rules_of(f"h/{number}", "mixed0", offered)).not_before
+        and not (rules.grace or rules.due_at or rules.flush or rules.size or rules.bytes)
+        and rules.weight == 1
+    )
+    assert rules.delay is not None
+    assert rules.not_before is not None
+    task, left = f"h/{number}", max(arrived + rules.delay, rules.not_before)
+    history.offers.append(Offer(task, "h", 0, "mixed0", offered, "acknowledged", offered))
+    size = payload_size(task, "mixed0") + 60
+    cause = Cause("max_delay", arrived, left, left, size, 1, (arrived,), (0,))
+    batch = Batch(id_of(left, 1000), "mixed0", (task,), "", left, 1, None, cause)
+    history.enqueued.append(batch)
+
+
+def cut_before_a_not_before(history: History) -> None:
+    add_task_with_not_before(history, 0.001)
 
 
 def misstate_the_weight(history: History) -> None:
@@ -446,6 +538,7 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     misstate_the_weight: Kind.MISSTATED,
     state_another_reason: Kind.PREMATURE,
     cut_before_the_max_delay: Kind.PREMATURE,
+    cut_before_a_not_before: Kind.PREMATURE,
     leave_late_by_the_rules: Kind.LATE,
     enqueue_with_a_lost_lease: Kind.STALE,
     enqueue_without_any_lease: Kind.STALE,
@@ -459,6 +552,13 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     cancel_fewer_than_counted: Kind.CANCELLED,
     enqueue_what_was_dropped: Kind.CANCELLED,
     cut_in_a_pause: Kind.PAUSED,
+    cut_from_a_paused_group: Kind.PAUSED,
+    part_under_another_id: Kind.PARTED,
+    take_others_to_the_dead_letters: Kind.PARTED,
+    enqueue_what_can_not_be_merged: Kind.PARTED,
+    merge_before_the_time: Kind.TOO_SOON,
+    merge_again_before_the_time: Kind.TOO_SOON,
+    merge_what_gave_up: Kind.TOO_SOON,
     bury_innocents: Kind.BURIED,
     bury_innocents_that_are_requeued: Kind.BURIED,
     take_more_than_fits: Kind.OVERFULL,
@@ -482,6 +582,8 @@ def test_a_planted_fault_is_caught(plant: Callable[[History], None], seed: int) 
         Kind.PHANTOM: {Kind.BURIED},
         # And what is in another group's batch is not in the order of that group.
         Kind.MISGROUPED: {Kind.REORDERED},
+        # What was dropped was a dead letter of what can't be merged.
+        Kind.CANCELLED: {Kind.PARTED},
     }.get(PLANTED[plant], set())
     found = {finding.kind for finding in verdict.examples}
     assert PLANTED[plant] in found
@@ -538,6 +640,7 @@ def test_a_sink_that_delivers_at_least_once_may_get_a_batch_again() -> None:
     history.enqueued.append(again)
     history.dead.append(again)
     history.poison = frozenset(again.tasks)
+    operate(history, "requeue_dead_letter", 1, target=again.batch_id, tasks=again.tasks)
     verdict = check(history)
     assert verdict.violations == 0
     assert verdict.redelivered == 1
@@ -609,6 +712,16 @@ def test_a_fault_excuses_what_it_may_delay(disturbance: Disturbance, excuses: bo
     assert check(history).counts == ({} if excuses else {Kind.LATE: 1})
 
 
+def test_nothing_is_late_before_there_is_a_leader() -> None:
+    for since, excused in ((1, True), (40, False)):
+        history = simulated(2)
+        leave_late(history)
+        ended = max(batch.enqueued_at or 0 for batch in history.enqueued)
+        history.leases = [Lease(0, 1, "f0", ended - since)]
+        history.enqueued = [each._replace(by="") for each in history.enqueued]
+        assert check(history).counts == ({} if excused else {Kind.LATE: 1})
+
+
 def test_a_pause_excuses_what_leaves_late() -> None:
     history = simulated(2)
     leave_late(history)
@@ -616,6 +729,79 @@ def test_a_pause_excuses_what_leaves_late() -> None:
     operate(history, "pause", began_at=ended - 40, ended_at=ended - 39.5)
     operate(history, "resume", began_at=ended - 1, ended_at=ended)
     assert check(history).counts == {}
+
+
+def test_a_pause_of_a_group_excuses_what_leaves_late_of_it() -> None:
+    for itself in (True, False):
+        history = simulated(2)
+        leave_late(history)
+        late = next(finding for finding in check(history).examples if finding.kind is Kind.LATE)
+        batch = next(each for each in history.enqueued if each.batch_id in late.text)
+        ended, group = batch.enqueued_at or 0, batch.group if itself else "another"
+        operate(history, "pause", group=group, began_at=ended - 40, ended_at=ended - 39.5)
+        operate(history, "resume", group=group, began_at=ended - 1, ended_at=ended)
+        assert check(history).counts == ({} if itself else {Kind.LATE: 1})
+
+
+def test_a_task_that_fails_alone_leaves_the_rest_of_its_batch() -> None:
+    history = simulated(2)
+    batch = part(history)
+    assert batch.as_cut.tasks == (history.dead[0].tasks[0], *batch.tasks)
+    verdict = check(history)
+    assert verdict.examples == []
+    assert (verdict.parted, verdict.dead) == (1, 1)
+    # It may be requeued, and is a batch of its own then.
+    letter = history.dead.pop()
+    operate(history, "requeue_dead_letter", 1, target=letter.batch_id, tasks=letter.tasks)
+    history.enqueued.append(letter._replace(enqueued_at=EPOCH + 60, stated_count=1))
+    assert check(history).examples == []
+
+
+def test_halves_of_a_batch_are_judged_as_one() -> None:
+    history = simulated(3)
+    place = next(n for n, each in enumerate(history.enqueued) if len(each.tasks) == 4)
+    batch = history.enqueued[place]
+    assert batch.group == "a"  # whose max size it has
+
+    def half(name: str, *tasks: str) -> Batch:
+        return batch._replace(batch_id=batch.batch_id + name, tasks=tasks, stated_count=len(tasks))
+
+    one, two, three, four = batch.tasks
+    history.enqueued[place : place + 1] = [half(".0", one, two), half(".1.0", three)]
+    history.enqueued.insert(place + 2, half(".1.1", four))
+    verdict = check(history)
+    assert verdict.examples == []
+    assert verdict.halves == 3
+    # The last one may be dead.
+    history.dead.append(history.enqueued.pop(place + 2)._replace(enqueued_at=None))
+    history.poison = history.alone = frozenset([four])
+    assert check(history).examples == []
+
+
+@pytest.mark.parametrize(
+    "excuse",
+    [
+        Disturbance("Redis killed", -60, 60),
+        Disturbance("flusher frozen", -60, 60, "f0"),
+        Lease(0, 7, "f1", -0.5),
+        Window(-0.6, 0.1),
+    ],
+    ids=["server", "flusher", "lease", "clock"],
+)
+def test_a_reply_of_a_merge_may_not_have_reached_redis(excuse: object) -> None:
+    history = simulated(2)
+    merge_before_the_time(history)
+    at = history.replies[0].at
+    if isinstance(excuse, Disturbance):
+        history.disturbances = [excuse._replace(start=at + excuse.start, end=at + excuse.end)]
+    elif isinstance(excuse, Lease):
+        history.leases = [excuse._replace(at=at + excuse.at)]
+    elif isinstance(excuse, Window):
+        history.clock = [Window(at + excuse.start, at + excuse.end)]
+    assert check(history).examples == []
+    history.disturbances = [Disturbance("flusher frozen", at - 60, at + 60, "elsewhere")]
+    history.leases, history.clock = [], []
+    assert check(history).counts == {Kind.TOO_SOON: 1}
 
 
 def test_a_step_of_the_clock_makes_a_group_wait_for_its_limits_once_more() -> None:
@@ -687,6 +873,12 @@ def test_a_requeued_batch_is_out_of_order_and_late_with_reason() -> None:
     for batch in history.enqueued:
         operate(history, "requeue_dead_letter", 1, target=batch.batch_id, tasks=batch.tasks)
     history.poison = frozenset(task for batch in history.enqueued for task in batch.tasks)
+    assert check(history).examples == []
+
+
+def test_a_task_of_the_millisecond_of_a_cut_may_have_come_behind_it() -> None:
+    history = simulated(2)
+    add_task_with_not_before(history, 0.0)
     assert check(history).examples == []
 
 
