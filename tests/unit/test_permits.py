@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from redisagg import AggregationConfig, RateLimit
+from redisagg import AggregationConfig, RateLimit, Task
 from redisagg.errors import KeyConflict, RedisReadOnly, RedisUnavailable
 from redisagg.flusher.batch import Batch, Claim, State
 from redisagg.flusher.leader.permits import LeaderPermits
@@ -18,6 +18,7 @@ from redisagg.flusher.permits import Permits
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request
 from redisagg.transport.aio import AsyncTransport
+from tests.support.claims import claim_of
 
 SPACE = Keyspace("tests", 1)
 
@@ -107,6 +108,19 @@ def test_what_is_given_back_ends_the_wait() -> None:
         permit.end()
         await permits.close()
         assert transport.steps[-1].startswith("-")
+
+    run(test)
+
+
+@pytest.mark.parametrize(("label", "merged"), [(b"", False), (b"-", False), (b"1-1", True)])
+def test_a_batch_above_a_limit_may_not_be_merged(label: bytes, merged: bool) -> None:
+    """A stored merge result that was never whole is none."""
+
+    async def test() -> None:
+        permits = make(FakeTransport(), group_max_size=2, rate_limit=RateLimit(2, 60, of="tasks"))
+        claim = claim_of([Task("t", n, "g") for n in range(3)])._replace(result=label)
+        assert bool(permits.excess(claim)) is not merged
+        await permits.close()
 
     run(test)
 

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from redisagg import AggregationConfig, Aggregator, Task
 from redisagg.cli.app import cli
-from redisagg.errors import InvalidConfig, InvalidTask, RedisAggError
+from redisagg.errors import InvalidConfig, InvalidTask, RedisAggError, SinkError
 from redisagg.flusher.batch import Failure
 from redisagg.sinks import CallableSink, ListSink, StreamSink
+from redisagg.sinks.limited_calls import Ended, value_of
 from redisagg.texts import escape_control, redact, redact_url
 from redisagg.transport.endpoint import endpoint_of
 
@@ -195,3 +196,28 @@ def test_settings_of_thousands_of_digits_are_refused_in_a_short_text() -> None:
 def test_the_name_of_a_queue_is_checked_when_the_sink_is_made() -> None:
     with pytest.raises(InvalidConfig):
         ListSink("\ud800")
+
+
+class Mute(Exception):
+    """As users write one: its text can't be read."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_that_cant_be_read_can_be_logged(caplog: pytest.LogCaptureFixture) -> None:
+    odd = SyntaxError("odd")
+    odd.lineno, odd.text = 1, 5  # type: ignore[assignment] # Python can't format its traceback
+    log = logging.getLogger("redisagg")
+    log.error("it can't be closed: %r", Mute())
+    log.error("it ended: %s", "at once", exc_info=odd)
+    assert "no message: __str__ raised RuntimeError" in caplog.text
+    assert "    SyntaxError: odd" in caplog.text
+
+
+def test_what_a_sink_raises_is_named_whether_it_can_be_read_or_not() -> None:
+    class Exit(SystemExit):
+        __str__ = Mute.__str__
+
+    with pytest.raises(SinkError, match="f raised Exit: <no message"):
+        value_of(Ended(error=Exit()), "f", 1)
