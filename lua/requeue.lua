@@ -14,8 +14,8 @@
 --
 -- If only some tasks of a dead letter are requeued, under a batch id of their own, `select_tasks`
 -- has made two lists: of them and of the others. Then the first call takes these out of the letter,
--- which keeps its id. The argument 1 and the keys 9 and 10 are those of the new batch, and there are
--- also
+-- which keeps its id. The argument 1 and the keys 9 and 10 are those of the new batch, and there
+-- are also
 -- KEYS   11 tasks of the dead letter  12 list of the selected tasks  13 list of the others
 -- ARGV   4 id of the dead letter  5 SHA-1 of its record  6 bytes of the selected tasks
 --        7 bytes of the others
