@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -249,6 +250,39 @@ def large_adds(url: str, scale: float) -> Iterator[None]:
     aggregator.add_tasks((Task("t", payload, f"g{n % 100}") for n in range(count)), ids=False)
 
 
+def _random_limits(draw: random.Random) -> dict[str, Any]:
+    """Some of the limits that a task can have; none by which a group is due soon."""
+    soon = datetime.now(timezone.utc) + timedelta(hours=draw.randint(1, 1_000))
+    limits: dict[str, Any] = {
+        "max_delay": draw.randint(1_000, 3_600),
+        "grace_period": draw.randint(1_000, 3_600),
+        "max_size": draw.randint(200_000, 1_000_000),
+        "max_bytes": draw.randint(10**8, 10**9),
+        "priority": draw.randint(-9, 9),
+        "weight": draw.randint(0, 100),
+        "due_at": soon,
+        "not_before": soon,
+    }
+    return {name: value for name, value in limits.items() if draw.random() < 0.4}
+
+
+def _add_with_limits(url: str, scale: float, groups: int, waiting: int) -> Iterator[None]:
+    aggregator = _aggregator(url)
+    _add(aggregator, waiting)
+    draw, count = random.Random(1), _count(12_000, scale)
+    tasks = [Task("t", PAYLOAD, f"g{n % groups}", **_random_limits(draw)) for n in range(count)]
+    yield
+    aggregator.add_tasks(tasks, ids=False)
+
+
+def add_with_limits_to_a_large_group(url: str, scale: float) -> Iterator[None]:
+    return _add_with_limits(url, scale, 1, _count(100_000, scale))
+
+
+def add_with_limits_to_many_groups(url: str, scale: float) -> Iterator[None]:
+    return _add_with_limits(url, scale, _count(2_000, scale), 0)
+
+
 def poll_many_due_groups(url: str, scale: float) -> Iterator[None]:
     aggregator = _with_groups(url, _count(100_000, scale), max_delay=0.001)
     yield
@@ -289,6 +323,8 @@ _CASES: dict[str, Case] = {
     "get_groups of 100,000 groups": list_many_groups,
     "get_group of 100,000 tasks in pages": pages_of_a_group,
     "add 500 tasks of 2,000 bytes in a call": large_adds,
+    "add tasks with random limits to 100,000": add_with_limits_to_a_large_group,
+    "add tasks with random limits to 2,000 groups": add_with_limits_to_many_groups,
     "100,000 groups are due at once": poll_many_due_groups,
     "apply a policy to 100,000 open groups": apply_a_policy,
     "stats of 200,000 open groups": stats_of_many_groups,

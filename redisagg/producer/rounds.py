@@ -26,8 +26,16 @@ COMMIT_ROUND_TASKS = 500
 STREAM_ROUND_TASKS = 4_000
 MAX_ROUND_BYTES = 4 * 1024 * 1024
 
+# The number of plain tasks that take Redis as much time, so that no call takes long:
 _REPLACING = 15
-"""How many plain tasks take as much time as the search for a task that is to be replaced."""
+"""The search for a task that is to be replaced."""
+_OWN_LIMITS = 1
+"""The limits that a task has of its own."""
+_SECTION = 1
+"""A further section of a group."""
+_DISTINCTION = 5
+"""The first section of a group with more than the four usual limits, or with tasks that set limits:
+the script reads and writes what distinguishes its tasks."""
 
 _OWN = b" 3"
 """Behind the number of tasks of a section: each of them has 3 arguments."""
@@ -49,13 +57,14 @@ class _Call(Generic[W]):
     """
 
     __slots__ = (
-        *("bytes", "group_keys", "open", "overrides", "partition", "places", "policies"),
-        *("sections", "surcharge", "waiters"),
+        *("bytes", "group_keys", "open", "overrides", "partition", "places", "policed"),
+        *("policies", "sections", "surcharge", "waiters"),
     )
 
     def __init__(self, partition: PartitionKeys, policies: KnownPolicies) -> None:
         self.partition = partition
         self.policies = policies
+        self.policed = policies.in_use
         self.sections: list[list[bytes]] = []
         """Each as in ARGV: group, limits, count (see `request`), and for each task id, body and,
         if the count ends with `_OWN`, the limits that are its own."""
@@ -81,21 +90,43 @@ class _Call(Generic[W]):
             or (own is not None and section[2] == b"")
             or ((override is not None or self.overrides) and self.overrides.get(place) != override)
         ):
-            self.surcharge += place >= 0
-            place = self.open[group] = len(self.sections)
+            before, place = place, len(self.sections)
+            self.open[group] = place
             section = [group, limits, b"" if own is None else _OWN]
             self.sections.append(section)
             if override is not None:
                 self.overrides[place] = override
+            if before >= 0:
+                self.surcharge += _SECTION
+            if own is not None or override is not None or self.policed or b"=" in limits:
+                self._count_distinction(before, place)
             self.group_keys += (tasks_key, ids_key)
         if section[2] == b"":
             section += (task_id, body)
         else:
             section += (task_id, body, own or b"")
-            self.surcharge += _REPLACING if own and b"replace" in own else 0
+            if own is not None:
+                self.surcharge += _REPLACING if b"replace" in own else _OWN_LIMITS
         self.waiters.append(waiter)
         self.places.append(place)
         self.bytes += len(body)
+
+    def _count_distinction(self, before: int, place: int) -> None:
+        """Counts what a section costs by its limits.
+
+        Args:
+            before: the index of the last section of its group; negative if there is none.
+            place: its own index.
+        """
+        if self._is_distinguished(place) and (before < 0 or not self._is_distinguished(before)):
+            self.surcharge += _DISTINCTION
+
+    def _is_distinguished(self, place: int) -> bool:
+        group, limits, own = self.sections[place][:3]
+        override = self.overrides.get(place)
+        if own == _OWN or override is not None:
+            return True
+        return b"=" in (self.policies.limits(group, override) if self.policed else limits)
 
     def request(self, sequence: CallSequence, options: AddOptions) -> Request:
         """Returns the request, as the next call of `sequence`."""

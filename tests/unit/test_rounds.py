@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
+from redisagg import Policy
 from redisagg.errors import AggregatorFull, RedisUnavailable
 from redisagg.producer import rounds
 from redisagg.producer.options import MAX_CALL_BYTES, MAX_CALL_TASKS, AddOptions
@@ -58,6 +60,60 @@ def test_a_call_has_few_tasks_that_replace_others() -> None:
     while not round_.full:
         round_.put(tasks[len(round_)], tasks[len(round_)])
     assert len(round_) == 25
+
+
+@pytest.mark.parametrize(
+    ("groups", "attributes", "count"),
+    [
+        (1, {}, 400),
+        (400, {}, 400),
+        (1, {"own": b"weight=3"}, 198),
+        (400, {"own": b"weight=3"}, 58),
+        (1, {"limits": b"1 1 1 0 max_bytes=9"}, 395),
+        (400, {"limits": b"1 1 1 0 max_bytes=9"}, 67),
+        (400, {"limits": b"1 1 1 0", "override": (0, 0, 0, 7, 0)}, 67),
+        (400, {"own": b"replace=1"}, 20),
+    ],
+)
+def test_limits_leave_room_for_fewer_tasks_in_a_call(
+    groups: int, attributes: dict[str, Any], count: int
+) -> None:
+    """The script takes longer for them; with 400 tasks it could take 15 ms."""
+    assert taken(groups, options_for(), **attributes) == count
+
+
+def taken(groups: int, options: AddOptions, **attributes: Any) -> int:
+    """How many tasks one call takes that go to so many groups in turn."""
+    round_: Round[EncodedTask] = Round(options, MAX_CALL_TASKS)
+    while not round_.full:
+        n = len(round_)
+        task = encoded(f"g{n % groups}", n)._replace(**attributes)
+        round_.put(task, task)
+    return len(round_)
+
+
+def test_tasks_whose_limits_differ_leave_room_for_fewer() -> None:
+    round_: Round[EncodedTask] = Round(options_for(), MAX_CALL_TASKS)
+    while not round_.full:
+        n = len(round_)
+        limits: Any = {
+            "limits": b"1 1 %d 0" % n,
+            "override": (0, 0, 0, n + 1, 0),
+            "own": b"weight=3",
+        }
+        task = encoded("a", n)._replace(**limits)
+        round_.put(task, task)
+    assert len(round_) == 132
+
+
+def test_the_limits_of_policies_leave_room_for_fewer() -> None:
+    options = options_for()
+    for policy, count in ((Policy(max_size=7), 400), (Policy(max_bytes=7), 67)):
+        steps = options.policies.read()
+        next(steps)
+        with pytest.raises(StopIteration):
+            steps.send([[b"%d" % count, b"g*", policy.stored()]])
+        assert taken(400, options, limits=b"1 1 1 0") == count
 
 
 def test_tasks_with_limits_of_their_own_have_three_arguments() -> None:
