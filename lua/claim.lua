@@ -268,6 +268,14 @@ local function cut_in_turns()
   end
 end
 
+-- Whether an operator has paused the group of a batch. A batch of tasks that failed alone is in a
+-- group of its own, whose key ends with that of the tasks: redisagg/protocol/failed_tasks.py.
+local function is_stopped(g, group)
+  local of_tasks = string.match(group, '^\255[^\255]*\255(.*)$')
+  local named = of_tasks and read_group(groups, of_tasks)
+  return is_paused(g) or named and is_paused(named)
+end
+
 -- Claims a batch that was freed, whose claim ran out, whose retry is due, or that is a suspect.
 local function take_over(id, group, tasks)
   if not has_room() then return end
@@ -298,7 +306,7 @@ local function take_over(id, group, tasks)
   end
   local entries = { err = FOREIGN }
   if g then
-    if held and is_paused(g) then return postpone(now + PAUSED_MS) end
+    if held and is_stopped(g, group) then return postpone(now + PAUSED_MS) end
     -- An earlier batch of the group may have failed again and be due later than this one. The order
     -- of the group has to be kept.
     if is_behind_held(g, batch) then

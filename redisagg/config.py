@@ -75,6 +75,10 @@ class AggregationConfig:
             that fail are alone; False by default. For merge functions that can't tell which task is
             bad. Each half is merged after `retry_delay`; a task that fails alone is a dead letter
             at once.
+        on_task_failure: what becomes of tasks that a merge function or a sink returns in
+            `Partial(failed=...)`: ``"dead"`` (default): each is a dead letter of its own.
+            ``"retry"``: they form a batch of their own, which is tried again outside the order of
+            their group, and are dead letters when they have failed `max_attempts` times.
         lease_time: seconds for which a flusher leads a partition without renewing its lease; 10 by
             default. Another flusher takes over the work of a dead one within this time.
         max_task_bytes: largest size of a packed task in bytes, 1 MiB by default.
@@ -133,6 +137,7 @@ class AggregationConfig:
     retry_delay: Duration = 1.0
     retry_max_delay: Duration = 300.0
     isolate_failures: bool = False
+    on_task_failure: Literal["dead", "retry"] = "dead"
     lease_time: Duration = 10.0
     max_task_bytes: int = 1024 * 1024
     max_merged_bytes: int = 64 * 1024 * 1024
@@ -220,6 +225,10 @@ class AggregationConfig:
         if not isinstance(self.isolate_failures, bool):
             raise InvalidConfig(
                 f"isolate_failures must be True or False, not {self.isolate_failures!r}"
+            )
+        if self.on_task_failure not in ("dead", "retry"):
+            raise InvalidConfig(
+                f"on_task_failure must be 'dead' or 'retry', not {self.on_task_failure!r}"
             )
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")

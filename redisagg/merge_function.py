@@ -25,8 +25,9 @@ class Partial:
     Args:
         merged: what the function would return for the other tasks alone.
         failed: the ids of the tasks that failed, each with the reason: a text or an exception. Each
-            becomes a dead letter of its own. An id that the batch does not have fails the attempt,
-            and so does a batch of which all tasks failed.
+            becomes a dead letter of its own, or is tried again if `on_task_failure` says so. An id
+            that the batch does not have fails the attempt, and so does a batch of which all tasks
+            failed.
     """
 
     merged: Task | Sequence[Task] | None = None

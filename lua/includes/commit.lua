@@ -29,7 +29,7 @@ function read_extent(argument)
   if count then return count end
   local n, before, left = string.match(argument or '', '^(%d+) (%d+) (%d+)$')
   if n then return whole_number(n), whole_number(before), whole_number(left) end
-  local slice, parts = string.match(argument or '', '^(%d+ %d+ %d+) (%d+ %d+ %d+)$')
+  local slice, parts = string.match(argument or '', '^(%d+ %d+ %d+) (%d+ %d+ %d+.*)$')
   if slice then
     n, before, left = read_extent(slice)
     return n, before, left, read_parts(parts)
@@ -62,7 +62,11 @@ end
 --        '0 0 0 3 0 2', and how many failed tasks this call makes dead letters of, how many there
 --        are before and behind them; and behind the arguments of the entries for each: id of its
 --        dead letter, place in the batch, error text. Then KEYS has behind the result of the batch
---        `dead` and the tasks of each letter
+--        `dead` and the tasks of each letter.
+--        Eight numbers if a batch is made of them that is tried again: also a delay in ms, and the
+--        number of attempts that count as failed. Then behind the arguments of the entries are: id,
+--        group key and error text of the new batch, and the place of each task; and KEYS has behind
+--        the result `retry` and the tasks of the group of the new batch, which is its own
 --        A batch with a result in `result:BATCH` is always committed by slices, if only by one.
 --        All but the last one need a whole result there, so that another leader can go on
 -- Reply  for each batch one of
@@ -94,7 +98,7 @@ local function commit(sink)
     if parts then
       assert_arguments(left == 0)
       local from, key = last_arg + 1, last_key + 1
-      last_arg, last_key = last_arg + parts.count * PART_ARGS, last_key + 1 + parts.count
+      last_arg, last_key = last_arg + parts.arguments, last_key + parts.keys
       assert_arguments(last_arg <= #ARGV and last_key <= #KEYS)
       check_parts(parts, key, from)
     end
@@ -118,7 +122,7 @@ local function commit(sink)
     local tasks, entries_key = KEYS[key], key + (before and 2 or 1)
     if parts then
       parts.key, parts.from = key + 2, from + n
-      entries_key = entries_key + 1 + parts.count
+      entries_key = entries_key + parts.keys
     end
     local batch = read_batch(batches, id)
     if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
@@ -137,7 +141,7 @@ local function commit(sink)
       if type(reply) == 'table' and reply.err then return reply.err end
     end
     written = true
-    if parts then gone = move_parts(state, batches, tasks, batch, parts, now) end
+    if parts then gone = move_parts(state, groups, batches, tasks, batch, parts, now) end
     if before and (left > 0 or parts and gone < parts.before + parts.count + parts.left) then
       batch[ENQUEUED] = before + n / arity
       redis.call('HSET', batches, id, cmsgpack.pack(batch))
@@ -165,7 +169,7 @@ local function commit(sink)
     at = from + n
     key = key + (before and 2 or 1) + n / arity * entry_keys
     if parts then
-      at, key = at + parts.count * PART_ARGS, key + 1 + parts.count
+      at, key = at + parts.arguments, key + parts.keys
     end
   end
   for group, g in pairs(records) do

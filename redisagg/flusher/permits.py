@@ -31,6 +31,7 @@ from redisagg.durations import seconds, to_ms
 from redisagg.errors import KeyConflict, RedisAggError
 from redisagg.flusher.batch import Batch, Claim, MergeOutcome
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
 from redisagg.rate_limit import RateLimit
@@ -348,7 +349,7 @@ class Permits:
             if not self._group.exists:
                 return permit
             try:
-                [wait_ms] = await self.admit(partition, [permit], [claim.group], group)
+                [wait_ms] = await self.admit(partition, [permit], [group_of(claim.group)], group)
             except BaseException:
                 permit.end()
                 raise

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from redisagg.config import check_range
 from redisagg.errors import InvalidConfig, KeyConflict, UnknownBatch
 from redisagg.protocol.entries import decode_leniently
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import (
@@ -87,7 +88,7 @@ def groups(
     else:
         found = yield from _next_groups(keyspace, skipped, limit, due=due)
     # A group without tasks is there until its min interval is over.
-    found = {name: each for name, each in found.items() if _is_shown(each)}
+    found = {name: each for name, each in found.items() if _is_shown(name, each)}
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return {state.group_key: state for state in states}
@@ -113,7 +114,7 @@ def group(
     if packed is None:
         return None
     record = group_record(packed, group_key)
-    if not _is_shown(record):
+    if not _is_shown(group_key, record):
         return None
     part = _waiting_tasks(keyspace, group_key, record)
     length = max(0, min(limit, record.waiting - offset))
@@ -134,7 +135,7 @@ def group_page(
     """
     skipped = _Skipped("groups")
     found, following = yield from _group_records(keyspace, place, skipped, due=due)
-    found = {name: each for name, each in found.items() if _is_shown(each)}
+    found = {name: each for name, each in found.items() if _is_shown(name, each)}
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return GroupPage(states, following)
@@ -283,7 +284,7 @@ class DeadFilter(NamedTuple):
     def matches(self, batch_id: bytes, record: DeadRecord) -> bool:
         """Whether the record of a dead letter has all but the type."""
         return (
-            (self.group is None or record.group == self.group)
+            (self.group is None or group_of(record.group) == self.group)
             and (self.error is None or self.error.casefold() in _text(record.error).casefold())
             and (self.after is None or _text(batch_id) > self.after)
         )
@@ -495,7 +496,7 @@ def _batch_state(
     claimed = claimed_until is not None  # else it is in retry, or a suspect that waits for its turn
     return BatchState(
         batch_id=_text(batch.id),
-        group_key=_text(record.group),
+        group_key=_text(group_of(record.group)),
         size=record.task_count,
         attempts=record.attempts + claimed,
         claimed_at=record.created / 1000,
@@ -522,7 +523,9 @@ def _is_paused(record: GroupRecord) -> bool:
     return isinstance(record.rules, list) and record.rules_in_force.paused > 0
 
 
-def _is_shown(record: GroupRecord) -> bool:
+def _is_shown(group: bytes, record: GroupRecord) -> bool:
+    if group_of(group) != group:  # of a batch of tasks that failed alone
+        return False
     return record.waiting > 0 or record.claimed > 0 or _is_paused(record)
 
 
@@ -555,7 +558,7 @@ def _dead_tasks(partition: PartitionKeys, batch_id: bytes, record: DeadRecord) -
 def _dead_letter(batch_id: bytes, record: DeadRecord) -> DeadLetter:
     return DeadLetter(
         batch_id=_text(batch_id),
-        group_key=_text(record.group),
+        group_key=_text(group_of(record.group)),
         size=record.task_count,
         attempts=record.attempts,
         claimed_at=record.created / 1000,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Aggregator, Task
+from redisagg import Aggregator, Partial, Task
 from redisagg.sinks import AsynqSink, ListSink, StreamSink
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.support.aggregators import Make
@@ -221,3 +221,70 @@ def test_a_batch_whose_stored_result_is_spoilt_fails_alone(
         assert queued(sync_redis, "list")[-1] == [1, 0]  # the next batch of the group
         agg.drop_dead_letter(letter.batch_id)
     assert list(sync_redis.scan_iter("*result:*")) == []
+
+
+# --- tasks that fail alone and are tried again ---------------------------------------------------
+
+TASKS = 2_000
+FAILS = {"group_max_size": TASKS, "on_task_failure": "retry", "retry_delay": 0.2}
+
+
+class FailingOnce:
+    """Fails each odd payload once, and merges each other one into a task of its own."""
+
+    def __init__(self) -> None:
+        self.failed: set[int] = set()
+        self.whole = 0
+        """The number of merges of the whole batch."""
+
+    def __call__(self, group: str, tasks: list[Task]) -> Partial:
+        new = {t.id: t.payload for t in tasks if t.payload % 2 and t.payload not in self.failed}
+        self.whole += len(tasks) == TASKS
+        self.failed.update(new.values())
+        rest = [Task("out", task.payload) for task in tasks if task.id not in new]
+        return Partial(rest, dict.fromkeys(new, "odd"))
+
+
+def add_all(agg: Aggregator) -> None:
+    for start in range(0, TASKS, 500):
+        agg.add_tasks(numbered("g", 500, start=start))
+
+
+def assert_each_once(agg: Aggregator, client: redis.Redis) -> None:
+    assert sorted(queued(client, "list")) == list(range(TASKS))
+    stats = agg.stats()
+    assert (stats.flushed, stats.dead, stats.stored_bytes, stats.groups) == (TASKS, 0, 0, 0)
+    assert list(client.scan_iter("*result:*")) == list(client.scan_iter("*tasks:*")) == []
+
+
+def test_lost_replies_make_no_second_batch_of_failed_tasks(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis
+) -> None:
+    merge, config = FailingOnce(), {**CONFIG, **FAILS}
+    with make(url=proxy.url, sink=SINKS["list"](), group_aggregator=merge, **config) as agg:
+        add_all(make(sink=SINKS["list"](), group_aggregator=merge, **config))
+        for _ in range(5):  # two slices of the rest, and then of the failed tasks
+            proxy.lose_reply("commit_list").wait(20)
+        assert agg.wait_until_idle(30)
+        assert_each_once(agg, sync_redis)
+    assert merge.whole == 1
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_another_flusher_goes_on_with_the_failed_tasks(
+    make: Make, proxy: Proxy, sync_redis: redis.Redis, batches: int
+) -> None:
+    """One flusher is cut off between the calls that make batches of them."""
+    merge, config = FailingOnce(), {**CONFIG, **FAILS}
+    with make(url=proxy.url, sink=SINKS["list"](), group_aggregator=merge, **config):
+        agg = make(sink=SINKS["list"](), group_aggregator=merge, **config)
+        add_all(agg)
+        for _ in range(2 + batches - 1):
+            proxy.lose_reply("commit_list").wait(20)
+        proxy.lose_reply("commit_list", then_cut=True).wait(20)
+        assert merge.whole == 1
+        with agg:
+            assert agg.wait_until_idle(40)
+            assert_each_once(agg, sync_redis)
+        proxy.restore()
+    assert merge.whole == 1

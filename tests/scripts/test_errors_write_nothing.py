@@ -116,6 +116,19 @@ def partial_call(call: Call, batch_id: bytes) -> Call:
     return Call(call.name, keys, args)
 
 
+RETRIED = "of a batch of which tasks are tried again"
+
+
+def retried_call(call: Call, batch_id: bytes) -> Call:
+    """The last slice of a batch of which two tasks failed alone and are tried again."""
+    place = call.keys.index(P.result(batch_id)) + 1
+    keys = [*call.keys[:place], P.retry, P.tasks(b"new"), *call.keys[place:]]
+    extent = call.args.index(batch_id) + 1
+    args = [*call.args, b"new id", b"new", "odd", 0, 2]
+    args[extent] += b" 2 0 0 50 1"
+    return Call(call.name, keys, args)
+
+
 ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
 
 
@@ -235,8 +248,9 @@ def prepare(client: Client) -> dict[str, Call]:
         )
     }
     parts = {
-        f"{name} {PARTIAL}": partial_call(slices[f"{name} {SLICE}"], one)
+        f"{name} {kind}": change(slices[f"{name} {SLICE}"], one)
         for name in ("commit_asynq", "commit_list", "commit_stream")
+        for kind, change in ((PARTIAL, partial_call), (RETRIED, retried_call))
     }
     selected, others = P.dead_tasks(b"selected"), P.dead_tasks(b"others")
     select = select_call(client, first_c, selected, others)
@@ -368,6 +382,7 @@ def spoil_data(client: Client, call: Call, draw: random.Random) -> None:
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
 SCRIPTS += [f"commit_{queue} {SLICE}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [f"commit_{queue} {PARTIAL}" for queue in ("asynq", "list", "stream")]
+SCRIPTS += [f"commit_{queue} {RETRIED}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [SOME]
 
 

@@ -13,7 +13,9 @@ import redis
 from redisagg import Aggregator, Task
 from redisagg.errors import UnknownBatch
 from redisagg.flusher.batch import Enqueue, Failure
-from redisagg.flusher.leader.requests import Due, LeaderRequests, Parts, Returned
+from redisagg.flusher.leader.requests import Due, LeaderRequests, Parts, Retried, Returned
+from redisagg.protocol.entries import decode
+from redisagg.protocol.failed_tasks import failed_batch
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request, call
 from tests.support.aggregators import Make
@@ -473,16 +475,28 @@ class Parting:
             assert [send(client, request) for request in requests] == [1]
 
     def commit(
-        self, start: int, end: int, before: int, count: int, *, enqueued: int | None = None
+        self,
+        start: int,
+        end: int,
+        before: int,
+        count: int,
+        *,
+        enqueued: int | None = None,
+        delay: float | None = None,
     ) -> Any:
         """Commits a slice with `count` failed tasks; returns what the script says.
 
         Args:
             enqueued: how many entries have been enqueued; `start` by default.
+            delay: seconds until a batch of the failed tasks is tried again; None for dead letters.
         """
         enqueue = Enqueue("", "commit_list", [b"queue"], [], [], ENTRIES[start:end])
         failed = [(2 * n, f"reason {n}") for n in range(before, before + count)]
-        parts = Parts(failed, before, 4 - before - count)
+        retried = None
+        if delay is not None:
+            new = failed_batch(self.id, b"g", failed[0][0])
+            retried = Retried(new, delay, failed[0][1])
+        parts = Parts(failed, before, 4 - before - count, retried)
         left = len(ENTRIES) - end
         enqueued = start if enqueued is None else enqueued
         request = self.leader.commit_slice(self.id, b"g", enqueue, enqueued, left, parts)
@@ -627,6 +641,77 @@ def test_large_failed_tasks_leave_in_several_calls(
     assert [error for _, error in parting.letters()] == [error for _, error in FAILED]
     assert sync_redis.llen("queue") == len(ENTRIES)
     assert place_counts(parting.agg) == (0, 8, 4)
+
+
+def test_failed_tasks_that_are_tried_again_leave_in_one_step(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=False)
+    before = parting.agg.stats().stored_bytes
+    assert parting.commit(0, 10, 0, 4, delay=0) == b"OK"
+    assert parting.commit(0, 10, 0, 4, delay=0) == b"GONE"  # the reply was lost
+    client: Client = sync_redis
+    assert client.lrange("queue", 0, -1) == ENTRIES
+    assert place_counts(parting.agg) == (0, 12, 0)
+    stats = parting.agg.stats()
+    assert (stats.flushed, stats.stored_bytes) == (4, before * 3 // 4)
+    new = failed_batch(parting.id, b"g", 0)
+    [claimed] = claim(sync_redis, parting.leader)
+    assert claimed[:4] == [new.batch_id, new.group, 2, b"reason 0"]
+    assert [decode(entry, "g").payload for entry in claimed[5]] == [0, 2, 4, 6]
+    # It does not hold back its group, nor that it.
+    behind = parting.leader.commit([(parting.behind, b"g", None)])
+    assert send(sync_redis, behind) == [b"OK"]
+    assert send(sync_redis, parting.leader.commit([(new.batch_id, new.group, None)])) == [b"OK"]
+    stats = parting.agg.stats()
+    assert (stats.flushed, stats.in_flight, stats.stored_bytes, stats.groups) == (16, 0, 0, 0)
+    assert not client.keys("*:tasks:*")
+
+
+def test_many_failed_tasks_are_tried_again_in_batches_that_are_made_once(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=True)
+    client: Client = sync_redis
+    assert parting.commit(0, 10, 0, 2, delay=0) == b"PARTED 2"
+    assert parting.commit(0, 10, 0, 2, delay=0) == 10
+    assert parting.commit(10, 10, 0, 2, delay=0) == b"PARTED 2"
+    # The first of the new batches may have left before the old one has.
+    [first] = claim(client, parting.leader)
+    assert send(client, parting.leader.commit([(first[0], first[1], None)])) == [b"OK"]
+    assert parting.commit(10, 10, 0, 2, delay=0) == b"PARTED 2"
+    die(client)
+    parting.leader = lead(client, "second")
+    claimed = claim(client, parting.leader)
+    assert [each[0] for each in claimed] == [parting.id, parting.behind]
+    assert parting.commit(10, 10, 2, 2, delay=0) == b"OK"
+    [second] = claim(client, parting.leader)
+    assert [decode(entry, "g").payload for entry in first[5] + second[5]] == [0, 2, 4, 6]
+    assert second[0] == parting.id + b"-failed-1-4"
+    assert send(client, parting.leader.commit([(second[0], second[1], None)])) == [b"OK"]
+    assert client.lrange("queue", 0, -1) == ENTRIES
+    assert place_counts(parting.agg) == (0, 8, 0)
+    assert parting.agg.stats().flushed == 8
+
+
+def test_large_failed_tasks_are_tried_again_in_several_batches(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=True, header="x" * 300_000)
+    assert parting.commit(0, 10, 0, 4, delay=60) == b"PARTED 2"
+    assert parting.commit(10, 10, 2, 2, delay=60) == b"OK"
+    sizes = [batch.size for batch in parting.agg.get_batches() if batch.state == "retry"]
+    assert sizes == [2, 2]
+
+
+def test_a_queue_that_refuses_the_rest_keeps_the_failed_tasks_that_are_tried_again(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    parting = Parting(make, sync_redis, stored=False)
+    sync_redis.set("queue", "foreign")
+    assert b"WRONGTYPE" in parting.commit(0, 10, 0, 4, delay=0)
+    assert place_counts(parting.agg) == (0, 16, 0)
+    assert parting.agg.stats().batches_in_flight == 2
 
 
 # --- halves --------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_durations_are_kept_as_seconds() -> None:
         {"lease_time": 0.05},
         {"linger": -1},
         {"executor": "fork"},
+        {"on_task_failure": "drop"},
         {"min_replicas": -1},
         {"min_replicas": True},
         {"wait_for_fsync": 1},

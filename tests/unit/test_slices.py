@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from redisagg.flusher.batch import Claim, Enqueue, MergeOutcome
+from redisagg.flusher.leader.requests import Parts
 from redisagg.flusher.leader.slices import fits_one_call, most_set_aside, parts_of
 
 
@@ -43,7 +44,7 @@ def test_a_call_with_entries_moves_fewer_failed_tasks() -> None:
     claim, every = claimed(100, 10_000_000), failed(99)
     assert len(parts_of(claim, every, 0).failed) == 5
     assert len(parts_of(claim, every, 0, 300_000).failed) == 2
-    assert parts_of(claim, every, 0, 2_000_000) == (every[:1], 0, 98)
+    assert parts_of(claim, every, 0, 2_000_000) == Parts(every[:1], 0, 98)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from redisagg.flusher.leader.requests import (
     MAX_COMMIT_BATCHES,
     MAX_COMMIT_BYTES,
     CommitEntry,
+    Parts,
+    Retried,
     Returned,
     max_commit_entries,
 )
@@ -33,6 +35,7 @@ from redisagg.flusher.leader.slices import (
     slice_of,
 )
 from redisagg.flusher.merging.result_codec import pack_result
+from redisagg.protocol.failed_tasks import failed_batch, group_of
 from redisagg.protocol.scripts import Request
 from redisagg.transport.failures import error_from_reply
 
@@ -260,7 +263,7 @@ class Committer:
         size = sum(map(len, enqueue.arguments)) if enqueue is not None else 0
         parts = None
         if end == count and outcome.failed:
-            parts = parts_of(batch.claim, outcome.failed, slices.parted, size)
+            parts = self._retried(batch, parts_of(batch.claim, outcome.failed, slices.parted, size))
             size += sum(len(reason.encode()) for _, reason in parts.failed)
         request = self._session.requests.commit_slice(
             batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts
@@ -291,6 +294,26 @@ class Committer:
         self._on_room()
         if action is not None:
             await self.give_back(action, _ORDER_WAIT)
+
+    def _retried(self, batch: Batch, parts: Parts) -> Parts:
+        """Notes if a batch is to be made of the tasks that failed alone.
+
+        That depends on the batch and the settings only, so a flusher that goes on after a death
+        does the same.
+        """
+        if self._config.on_task_failure == "dead":
+            return parts
+        position, reason = parts.failed[0]
+        new = failed_batch(batch.batch_id, batch.group, position)
+        if new.attempts >= self._config.max_attempts:
+            return parts
+        delay = retry_delay(self._config, new.attempts)
+        _log.warning(
+            "%d tasks of batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
+            *(len(parts.failed), batch.batch_id.decode(), group_of(batch.group)[:64]),
+            *(new.attempts, self._config.max_attempts, delay, reason),
+        )
+        return parts._replace(retried=Retried(new, delay, reason))
 
     async def _begin_slices(self, batch: Batch) -> _Slices | None:
         """Stores the merge result of a batch, so that another leader can go on behind a slice.

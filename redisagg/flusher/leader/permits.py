@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 from redisagg.flusher.leader.requests import DueItem
 from redisagg.flusher.permits import Permit, Permits
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import PartitionKeys
 
 _log = logging.getLogger("redisagg")
@@ -74,7 +75,9 @@ class LeaderPermits:
             granted are in this order. And those that have to wait, with the milliseconds.
         """
         first: dict[bytes, DueItem] = {}
-        others = [item for item in items if first.setdefault(item.group, item) is not item]
+        others = [
+            item for item in items if first.setdefault(group_of(item.group), item) is not item
+        ]
         groups = list(first)[: self.count]
         permits = self._granted[: len(groups)]
         waits = await self._permits.admit(self._partition, permits, groups)
@@ -83,7 +86,8 @@ class LeaderPermits:
         admitted = [permit for permit, wait in zip(permits, waits, strict=True) if not wait]
         self._granted = admitted + [each for each in self._granted if each not in admitted]
         put_off = [(first[group], wait) for group, wait in wait_of.items()]
-        put_off += [(item, wait_of[item.group]) for item in others if item.group in wait_of]
+        of_others = ((item, wait_of.get(group_of(item.group))) for item in others)
+        put_off += [(item, wait) for item, wait in of_others if wait]
         return allowed, put_off
 
     def hand_over(self, batch: Batch, merge: Callable[[Batch], None], *, place: int = 0) -> None:

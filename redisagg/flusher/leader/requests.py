@@ -9,6 +9,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.flusher.batch import Enqueue, Failure
 from redisagg.merge_function import wants_info
+from redisagg.protocol.failed_tasks import FailedBatch
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.scripts import Request, call, command
 from redisagg.transport.round_trip import as_bytes
@@ -83,8 +84,17 @@ CommitEntry: TypeAlias = "tuple[bytes, bytes, Enqueue | None]"
 """The id of a batch, its group, and what its commit enqueues, if anything."""
 
 
+class Retried(NamedTuple):
+    """A batch that is made of tasks that failed alone."""
+
+    batch: FailedBatch
+    delay: float
+    """Seconds until it can be claimed."""
+    error: str
+
+
 class Parts(NamedTuple):
-    """Tasks of a batch that failed alone, of which one call makes dead letters."""
+    """Tasks of a batch that failed alone, of which one call makes dead letters, or a batch."""
 
     failed: list[tuple[int, str]]
     """Their positions in the batch, each with the reason."""
@@ -92,6 +102,8 @@ class Parts(NamedTuple):
     """How many have left in earlier calls."""
     left: int
     """How many are left for later ones."""
+    retried: Retried | None = None
+    """The batch that is made of them; None for dead letters."""
 
 
 class LeaderRequests:
@@ -213,11 +225,18 @@ class LeaderRequests:
         behind: list[bytes] = []
         if parts is not None:
             extent += b" %d %d %d" % (len(parts.failed), parts.before, parts.left)
-            keys.append(p.dead)
-            for position, reason in parts.failed:
-                letter = b"%b-task-%d" % (batch_id, position)
-                keys.append(p.dead_tasks(letter))
-                behind += (letter, b"%d" % position, _utf8(reason))
+            if parts.retried is not None:
+                new, delay, error = parts.retried
+                extent += b" %d %d" % (to_ms(delay), new.attempts)
+                keys += (p.retry, p.tasks(new.group))
+                behind += (new.batch_id, new.group, _utf8(error))
+                behind += (b"%d" % position for position, _ in parts.failed)
+            else:
+                keys.append(p.dead)
+                for position, reason in parts.failed:
+                    letter = b"%b-task-%d" % (batch_id, position)
+                    keys.append(p.dead_tasks(letter))
+                    behind += (letter, b"%d" % position, _utf8(reason))
         keys += enqueue.entry_keys
         options = map(as_bytes, enqueue.options)
         args = (self._token, *options, batch_id, extent, *enqueue.arguments, *behind)

@@ -20,6 +20,7 @@ from redisagg.flusher.merging.tracing import linked, trace_headers
 from redisagg.merge_function import Partial
 from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import arrival_ms, decode
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink
 from redisagg.sinks.limited_calls import Ended
 from redisagg.sinks.routing import Router
@@ -92,7 +93,7 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
     Raises:
         KeyConflict: the stored result is not one that redisagg wrote.
     """
-    group = claim.group.decode("utf-8", "replace")
+    group = group_of(claim.group).decode("utf-8", "replace")
     tasks: list[Task] = []
     if claim.stored_result:
         outcome.undecodable, stored, first, outcome.failed = unpack_result(claim.stored_result)
@@ -316,7 +317,7 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterato
     if returned is None:
         return
     several = returned if isinstance(returned, list | tuple) else [returned]
-    group = claim.group.decode("utf-8", "replace")
+    group = group_of(claim.group).decode("utf-8", "replace")
     batch_id, reason = claim.batch_id.decode(), claim.reason.decode("utf-8", "replace")
     trace = trace_headers(tasks, len(several))
     for number, task in enumerate(several, 1):
