@@ -19,6 +19,7 @@ from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, MAX_CLAIM_BYTES, Due, DueItem
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import Probe, SinkHealth, reserve_probe
+from redisagg.flusher.reporter import BatchReports
 from redisagg.flusher.waiting import wait_for_event
 from redisagg.protocol.scripts import Request
 
@@ -53,6 +54,7 @@ class Claimer:
         on_failed: called when a failed batch is to be reported to Redis.
         idle: seconds between two polls at most.
         permits: take part if something limits all flushers together.
+        reports: report each batch, if somebody listens.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Claimer:
         on_failed: Callable[[], None],
         idle: float,
         permits: LeaderPermits | None = None,
+        reports: BatchReports | None = None,
     ) -> None:
         self._permits = permits
+        self._reports = reports
         self._session = session
         self._inflight = inflight
         self._sinks = sinks
@@ -355,6 +359,8 @@ class Claimer:
             _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
             return
         batch = Batch(claim, self._on_merged, probing)
+        if self._reports is not None:
+            self._reports.trace(batch)
         if not self._inflight.claimed(batch, pause):
             return
         if self._permits is not None:

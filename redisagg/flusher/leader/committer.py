@@ -206,6 +206,10 @@ class Committer:
             undecodable = _outcome(batch).undecodable
             await self._set_aside(batch, undecodable)
             undecodable.clear()
+        if batches[0].trace is not None:
+            for batch in batches:
+                if batch.trace is not None:
+                    batch.trace.begin()
         replies = await self._send_commit(batches, call.entries, call.size)
         misplaced: list[GiveBack] = []
         succeeded = False  # the breaker knows it; several successes in a row say no more than one
@@ -215,6 +219,8 @@ class Committer:
                     assert breaker is not None  # it let the batch through
                     breaker.succeeded()
                     succeeded = True
+                if batch.trace is not None:
+                    batch.trace.enqueued(batch.claim, _outcome(batch))
                 deliver = self._inflight.committed(batch)
                 if deliver is not None:
                     self._deliverer.start(deliver)
@@ -242,6 +248,8 @@ class Committer:
             return None
         assert breaker is not None  # else there was nothing to refuse
         error = error_from_reply(reply.decode(errors="replace"))
+        if batch.trace is not None:
+            batch.trace.delivered(breaker.name, error)
         self._inflight.failed(batch, failure_at(breaker, batch.batch_id, admitted, error))
         return None
 
@@ -266,6 +274,8 @@ class Committer:
             batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts
         )
         reply: Any
+        if batch.trace is not None:
+            batch.trace.begin()
         try:
             [reply] = await self._send_large(request, [batch], size)
         except MergedTaskTooLarge as error:
@@ -284,6 +294,8 @@ class Committer:
         if reply == b"OK" or reply == b"GONE":
             if breaker is not None and reply == b"OK":
                 breaker.succeeded()
+            if batch.trace is not None:
+                batch.trace.enqueued(batch.claim, outcome)
             if (deliver := self._inflight.committed(batch)) is not None:
                 self._deliverer.start(deliver)
         else:
@@ -417,6 +429,8 @@ class Committer:
             attempts,
             failure.error,
         )
+        if batch.trace is not None:
+            batch.trace.buried(attempts, failure)
         return True
 
     async def _retry(self, action: GiveBack) -> None:
@@ -444,6 +458,8 @@ class Committer:
         """Replaces a failed batch by its halves, unless it has none or is gone."""
         split = self._session.requests.split(batch.batch_id, delay, failure.error)
         if await self._session.send(split) == 1:
+            if batch.trace is not None:
+                batch.trace.split(delay, failure)
             _log.warning(
                 "batch %s of group %r with %d tasks failed and is split, next in %.1f s: %s",
                 batch.batch_id.decode(),
@@ -477,6 +493,9 @@ class Committer:
         if failure := action.failure:
             returned[0] = returned[0]._replace(counts=failure.counts, error=failure.error)
         await self._session.send(requests.retry(returned))
+        for each in action.batches:
+            if each.trace is not None:
+                each.trace.given_back(delay, action.failure if each is action.batches[0] else None)
         for deliver in self._inflight.given_back(action):
             self._deliverer.start(deliver)
         self._on_room()
