@@ -97,7 +97,7 @@ logging.getLogger("redisagg").addFilter(_safe_lines)
 
 
 def logger(name: str) -> logging.Logger:
-    """Returns the logger of this name below ``redisagg``.
+    """Returns the logger of this name below ``redisagg``; docs/logging.md lists the names.
 
     What is logged by it is safe: a filter of a logger does not see what those below it log.
     """

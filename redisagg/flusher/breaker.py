@@ -10,7 +10,6 @@ again, for longer.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections import OrderedDict
@@ -18,7 +17,9 @@ from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
 from typing import TypeAlias
 
-_log = logging.getLogger("redisagg")
+from redisagg.texts import escape_control, logger
+
+_log = logger("sinks")
 
 _FAILURES = 5
 """So many different batches have to fail in a row."""
@@ -107,7 +108,7 @@ class Breaker:
         if self._state is not _CLOSED and self._clock() >= self._until:
             if self._state is _OPEN:
                 self._enter(_HALF_OPEN)
-                _log.info("%s is tried again", self.name)
+                _log.info("%s is tried again", self.name, extra=self._fields("BreakerHalfOpened"))
                 self._tell()
             # Again if the last ones gave no result within the wait: their leader may be gone.
             self._claims = self._probes = _PROBES
@@ -147,7 +148,7 @@ class Breaker:
         if self._state is not _CLOSED and self._clock() >= self._held_until:
             self._opened = 0
             self._enter(_CLOSED)
-            _log.warning("%s works again", self.name)
+            _log.warning("%s works again", self.name, extra=self._fields("BreakerClosed"))
             self._tell(self._clock() - self._opened_at)
             self._changed()
 
@@ -192,7 +193,11 @@ class Breaker:
         self._until = self._held_until = until
         if opens:
             self._enter(_OPEN)
-            _log.warning("%s is busy; nothing is sent to it for %.1f s", self.name, wait)
+            _log.warning(
+                "%s is busy; nothing is sent to it for %.1f s",
+                *(self.name, wait),
+                extra=self._fields("BreakerOpened", wait),
+            )
             self._tell(wait, "busy")
             self._changed()
 
@@ -218,10 +223,17 @@ class Breaker:
         self._until = self._clock() + self._wait
         self._enter(_OPEN)
         _log.warning(
-            "%s fails for all batches; nothing is sent to it for %.1f s", self.name, self._wait
+            "%s fails for all batches; nothing is sent to it for %.1f s",
+            *(self.name, self._wait),
+            extra=self._fields("BreakerOpened", self._wait),
         )
         self._tell(self._wait, "failures")
         self._changed()
+
+    def _fields(self, event: str, seconds: float = 0.0) -> dict[str, object]:
+        """The fields of a log line, for a JSON logger."""
+        queue = escape_control(self.queue)
+        return {"event": event, "sink": self.name, "queue": queue, "seconds": seconds}
 
     def _tell(self, seconds: float = 0.0, reason: str = "") -> None:
         """Reports the state that was just entered."""

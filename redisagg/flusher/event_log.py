@@ -13,7 +13,8 @@ from typing import Any
 
 from redisagg import events
 from redisagg.events import BatchEvent, Event, EventBatch
-from redisagg.texts import escape_control, logger, redact, span_text
+from redisagg.flusher.batch import Batch
+from redisagg.texts import escape_control, group_text, logger, redact, span_text
 
 _flusher, _leases, _batches = logger("flusher"), logger("leases"), logger("batches")
 
@@ -88,7 +89,7 @@ class EventLog:
     def _log_batch(self, event: BatchEvent) -> None:
         batch, error = event.batch, getattr(event, "error", "")
         _batches.debug(
-            "batch %s of group %r with %d tasks is %s%s",
+            "batch %s of group '%s' with %d tasks is %s%s",
             *(batch.batch_id, batch.group_key[:100], batch.size, _TEXTS[type(event)]),
             f": {error}" if error else "",
             extra=extra_of(event),
@@ -144,6 +145,44 @@ def extra_of(event: Event) -> dict[str, Any]:
         elif field.name not in ("at", "traceback"):
             extra[field.name] = _safe(value)
     return extra
+
+
+def fields_of(batch: Batch, event: str, **more: Any) -> dict[str, Any]:
+    """The fields of a log line about a batch, for a JSON logger.
+
+    Args:
+        event: the name of the event that the line is about.
+        more: further fields.
+    """
+    found = {
+        "event": event,
+        "batch_id": batch.batch_id.decode("utf-8", "replace"),
+        "group_key": group_text(batch.group),
+        "attempt": batch.attempt,
+        "size": batch.claim.task_count,
+    }
+    return {name: _safe(value) for name, value in (found | more).items()}
+
+
+class BatchDied(Exception):
+    """Stands in a log record for the error of a dead letter, of which the traceback is a text.
+
+    The error itself may have been raised in another process.
+    """
+
+    @classmethod
+    def of(cls, error: str, traceback: str) -> BatchDied:
+        """Makes one whose traceback ends with that of the error."""
+        died = cls(error)
+        died.__cause__ = _Traceback(traceback) if traceback else None
+        return died
+
+
+class _Traceback(Exception):
+    """Shows the text of a traceback where Python shows the cause of an error."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 def _safe(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from contextlib import suppress
@@ -26,8 +25,9 @@ from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
 from redisagg.sinks.routing import Deliveries, Route, Router
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("flusher")
 
 # Seconds that giving back leases may take after merges have ended. `stop` ends 2 s after
 # `shutdown_timeout`, and clients and sinks have to be closed before that.

@@ -12,7 +12,6 @@ not answer stops only its own partitions.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +25,10 @@ from redisagg.flusher.reporter import Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
-from redisagg.texts import redact
+from redisagg.texts import logger, redact
 from redisagg.transport.aio import AsyncTransport
 
-_log = logging.getLogger("redisagg")
+_log = logger("leases")
 
 # Seconds by which timers aim behind the moment when a lease runs out.
 _MARGIN = 0.005
@@ -211,7 +210,11 @@ class LeaseKeeper:
             self._report(events.LeaseReleased, **lease)
         except StaleLease as error:
             self._report(events.LeaseLost, **lease, error=str(error))
-            _log.warning("the lease of partition %d is lost: %s", number, error)
+            _log.warning(
+                "the lease of partition %d is lost: %s",
+                *(number, error),
+                extra={"event": "LeaseLost", **lease},
+            )
         except BaseException as error:
             self._report(
                 events.LeaseLost, **lease, error=redact(f"{type(error).__name__}: {error}")

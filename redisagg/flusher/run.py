@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -20,8 +19,9 @@ from redisagg.flusher.flusher import Flusher
 from redisagg.flusher.merging import is_async
 from redisagg.namespace import Namespace
 from redisagg.sinks.base import ScriptSink, Sink
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("flusher")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -22,8 +21,9 @@ from redisagg.flusher.leader.sink_health import Probe, SinkHealth, reserve_probe
 from redisagg.flusher.reporter import BatchReports
 from redisagg.flusher.waiting import wait_for_event
 from redisagg.protocol.scripts import Request
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 # One of the first so many probes of a sink is a batch that was never tried. Later ones are rarer,
 # since each of them is merged and stored in vain if the sink is still down.
@@ -356,7 +356,11 @@ class Claimer:
         reply.insert(_SLOT, self._slot)  # a reply may go on behind it
         claim = Claim(*reply)
         if not claim.batch_id:
-            _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
+            _log.error(
+                "group '%s' can't be claimed: %r",
+                *(group_text(claim.group), claim.error),
+                extra={"event": "GroupRefused", "group_key": group_text(claim.group)},
+            )
             return
         batch = Batch(claim, self._on_merged, probing)
         if self._reports is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable,
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 from redisagg.flusher.breaker import Breaker
+from redisagg.flusher.event_log import BatchDied, fields_of
 from redisagg.flusher.leader.deliverer import Deliverer
 from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
 from redisagg.flusher.leader.requests import (
@@ -34,9 +34,10 @@ from redisagg.flusher.leader.slices import (
 )
 from redisagg.flusher.merging.result_codec import pack_result
 from redisagg.protocol.scripts import Request
+from redisagg.texts import group_text, logger
 from redisagg.transport.failures import error_from_reply
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 # Seconds until a batch is claimed again that was given back because of its order in the group.
 _ORDER_WAIT = 0.2
@@ -394,7 +395,11 @@ class Committer:
         """
         positions = [position for position, _ in undecodable]
         error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
-        _log.error("group %r: %s", batch.group[:64], error)
+        _log.error(
+            "group '%s': %s",
+            *(group_text(batch.group), error),
+            extra=fields_of(batch, "TasksSetAside", error=error, tasks=len(positions)),
+        )
         requests = self._session.requests
         most = most_set_aside(batch.claim.task_count)
         for part, start in enumerate(range(0, len(positions), most), 1):
@@ -423,11 +428,13 @@ class Committer:
         if reply == b"ORDER":
             return False
         _log.error(
-            "batch %s of group %r is among the dead letters after %d attempts: %s",
+            "batch %s of group '%s' is among the dead letters after %d attempts: %s",
             batch.batch_id.decode(),
-            batch.group[:64],
+            group_text(batch.group),
             attempts,
             failure.error,
+            exc_info=BatchDied.of(failure.error, failure.traceback),
+            extra=fields_of(batch, "BatchBuried", attempt=attempts, error=failure.error),
         )
         if batch.trace is not None:
             batch.trace.buried(attempts, failure)
@@ -444,13 +451,14 @@ class Committer:
         elif delay is None:
             delay = retry_delay(self._config, batch.attempt)
             _log.warning(
-                "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
+                "batch %s of group '%s' failed (attempt %d of %d), next in %.1f s: %s",
                 batch.batch_id.decode(),
-                batch.group[:64],
+                group_text(batch.group),
                 batch.attempt,
                 self._config.max_attempts,
                 delay,
                 failure.error,
+                extra=fields_of(batch, "BatchRetried", delay=delay, error=failure.error),
             )
         await self.give_back(action, delay)
 
@@ -461,12 +469,13 @@ class Committer:
             if batch.trace is not None:
                 batch.trace.split(delay, failure)
             _log.warning(
-                "batch %s of group %r with %d tasks failed and is split, next in %.1f s: %s",
+                "batch %s of group '%s' with %d tasks failed and is split, next in %.1f s: %s",
                 batch.batch_id.decode(),
-                batch.group[:64],
+                group_text(batch.group),
                 batch.claim.task_count,
                 delay,
                 failure.error,
+                extra=fields_of(batch, "BatchSplit", delay=delay, error=failure.error),
             )
 
     async def give_back(self, action: GiveBack, delay: float) -> None:

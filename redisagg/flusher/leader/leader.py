@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from redisagg.config import AggregationConfig
@@ -27,9 +26,10 @@ from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.merge_function import wants_info
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.sinks.routing import Deliveries
+from redisagg.texts import logger
 from redisagg.transport.aio import AsyncTransport
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 
 class Leader:
