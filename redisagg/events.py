@@ -177,7 +177,8 @@ class BatchEnqueued(BatchEvent):
     merge_seconds: float
     """How long its merge took; 0 if an earlier attempt merged it."""
     sink_seconds: float
-    """How long the call of Redis took that enqueued it, together with others, and removed it."""
+    """How long the call of Redis took that enqueued it, together with others; 0 if its sinks are
+    outside Redis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,11 @@ class AggregatorBase:
         """
         return self._namespace.observers
 
+    def _count_refused(self, error: Exception) -> None:
+        """Counts a task that was not added, if somebody counts."""
+        if (counter := self.observers.counter) is not None:
+            counter.count_refused(error, 1)
+
     def sink_keys(self) -> list[bytes]:
         """Returns the keys of the queue of merged tasks, without asking Redis.
 

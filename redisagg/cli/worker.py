@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from redisagg.aggregator import Aggregator
 from redisagg.aggregator.aio import AsyncAggregator
+from redisagg.cli.exporter import metrics_options, serve_metrics_of
 from redisagg.cli.logs import log_options, set_up_logs
 from redisagg.cli.options import open_aggregator, partitions_option, redis_option
 from redisagg.cli.output import printable
@@ -23,6 +24,7 @@ from redisagg.flusher.event_loop import run_in_new_loop
 @click.option("--sink", metavar="URL", help="URL of the sink, such as stream://email-batches.")
 @partitions_option
 @click.option("--concurrency", type=click.IntRange(1), help="Number of concurrent merges.")
+@metrics_options
 @log_options
 @click.pass_context
 def worker(
@@ -32,6 +34,8 @@ def worker(
     sink: str | None,
     partitions: int | None,
     concurrency: int | None,
+    metrics_port: int | None,
+    metrics_address: str,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -50,6 +54,8 @@ def worker(
         aggregator = load_aggregator(module, attribute)
     else:
         aggregator = open_aggregator(target, redis_url, partitions, sink=sink)
+    if metrics_port is not None:
+        serve_metrics_of(aggregator, metrics_address, metrics_port)
     click.echo(f"redisagg: flushing {printable(aggregator.name)!r}", err=True)
     running = aggregator.run(concurrency=concurrency)
     if running is not None:

@@ -243,7 +243,7 @@ class BatchTrace:
             failed=len(outcome.failed),
             lag=max(0.0, self._reports.redis_time() - due_at),
             merge_seconds=self._merge_seconds,
-            sink_seconds=time.monotonic() - self._begun,
+            sink_seconds=0.0 if outcome.enqueue is None else time.monotonic() - self._begun,
         )
 
     def given_back(self, delay: float, failure: Failure | None) -> None:
