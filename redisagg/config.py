@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import InvalidConfig, InvalidTask
+from redisagg.events import OnEvent
 from redisagg.merge_function import GroupAggregator as GroupAggregator
 from redisagg.merge_function import check_merge_function
 from redisagg.merges import collect
@@ -111,6 +112,9 @@ class AggregationConfig:
         replica_timeout: seconds that one attempt waits for replicas or disk, 1 by default. An add
             repeats it until `add_timeout`, and then raises `NotReplicated`.
         shutdown_timeout: seconds that `stop` waits for merges that are running, 30 by default.
+        on_event: function that is called with each event of the flusher, plain or ``async``; None
+            (default) for none. See docs/events.md. It neither slows nor ends the flusher, whatever
+            it does.
 
     Raises:
         InvalidConfig: a setting is out of range or of the wrong type.
@@ -151,6 +155,7 @@ class AggregationConfig:
     wait_for_fsync: bool = False
     replica_timeout: Duration = 1.0
     shutdown_timeout: Duration = 30.0
+    on_event: OnEvent | None = None
 
     def __post_init__(self) -> None:
         self._check_schedule()
@@ -233,6 +238,10 @@ class AggregationConfig:
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")
         check_merge_function(self.group_aggregator, "group_aggregator")
+        if self.on_event is not None and not callable(self.on_event):
+            raise InvalidConfig(
+                f"on_event must be a function of one event, not {shorten(self.on_event)}"
+            )
 
     def _check_schedule(self) -> None:
         if self.group_schedule is None:

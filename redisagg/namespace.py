@@ -10,6 +10,7 @@ from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration, seconds, to_ms
 from redisagg.errors import InvalidConfig
 from redisagg.merges import collect
+from redisagg.observers import Observers
 from redisagg.protocol import registration
 from redisagg.protocol.clock import RedisClock
 from redisagg.protocol.entries import Encoder
@@ -38,6 +39,7 @@ class Namespace:
     encoder: Encoder
     clock: RedisClock
     """What the encoder knows of the time of Redis."""
+    observers: Observers
 
     @classmethod
     def make(
@@ -71,7 +73,8 @@ class Namespace:
         json = isinstance(sink, Sink) and sink.takes_json and unchanged
         clock = RedisClock(keyspace)
         encoder = Encoder(config, json=json, now_ms=clock.now_ms)
-        return cls(keyspace, config, check_sink(sink), endpoint, encoder, clock)
+        observers = Observers(config.on_event)
+        return cls(keyspace, config, check_sink(sink), endpoint, encoder, clock, observers)
 
     def with_concurrency(self, concurrency: int | None) -> Namespace:
         """Returns the namespace with another `concurrency`; None leaves it as it is."""

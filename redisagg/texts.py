@@ -92,4 +92,26 @@ class _SafeLines(logging.Filter):
         return True
 
 
-logging.getLogger("redisagg").addFilter(_SafeLines())
+_safe_lines = _SafeLines()
+logging.getLogger("redisagg").addFilter(_safe_lines)
+
+
+def logger(name: str) -> logging.Logger:
+    """Returns the logger of this name below ``redisagg``; docs/logging.md lists the names.
+
+    What is logged by it is safe: a filter of a logger does not see what those below it log.
+    """
+    found = logging.getLogger(f"redisagg.{name}")
+    found.addFilter(_safe_lines)  # once, however often it is called
+    return found
+
+
+def group_text(group: bytes) -> str:
+    """Returns the text of a group key for a log line, shortened."""
+    text = group.decode("utf-8", "replace")
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
+
+
+def span_text(seconds: float) -> str:
+    """Returns a number of seconds for a log line, such as ``0.4 s`` or ``3,600 s``."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import logging
 import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable
 from concurrent.futures import Future
@@ -51,6 +50,7 @@ from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
+from redisagg.texts import logger
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
@@ -65,7 +65,7 @@ from redisagg.views import (
     Stats,
 )
 
-_log = logging.getLogger("redisagg")
+_log = logger("producer")
 
 T = TypeVar("T")
 
@@ -111,7 +111,9 @@ class AsyncAggregator(AggregatorBase):
         )
         self._loop_of_client: list[asyncio.AbstractEventLoop] = []
         """The loop on which this client is used: the first one."""
-        self._options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
+        self._options = AddOptions.of(
+            self._keyspace, self._config, self._namespace.durability, self._namespace.observers
+        )
         self._sequences = SequencePool()
         self._on_loops: dict[asyncio.AbstractEventLoop, _OnLoop] = {}
         self._flusher: FlusherTask | None = None
@@ -140,23 +142,27 @@ class AsyncAggregator(AggregatorBase):
                 primary has stored it.
         """
         try:
-            encoded = self._namespace.encoder(task)
-        except ClockUnread:
-            encoded = await self._encode_by_clock(task)
-        if not self._registered:
-            await self._register()
-        # As `_here`, but without the cost of a call.
-        adder = (self._on_loops.get(asyncio.get_running_loop()) or self._here()).adder
-        if adder.lines.by_group and encoded.group in adder.lines.by_group:
-            await adder.add_in_turn(encoded, self._full_timeout)
+            try:
+                encoded = self._namespace.encoder(task)
+            except ClockUnread:
+                encoded = await self._encode_by_clock(task)
+            if not self._registered:
+                await self._register()
+            # As `_here`, but without the cost of a call.
+            adder = (self._on_loops.get(asyncio.get_running_loop()) or self._here()).adder
+            if adder.lines.by_group and encoded.group in adder.lines.by_group:
+                await adder.add_in_turn(encoded, self._full_timeout)
+                return task.id
+            try:
+                await adder.add(encoded)
+            except AggregatorFull as error:
+                if not self._full_timeout:
+                    raise
+                await adder.add_in_turn(encoded, self._full_timeout, error)
             return task.id
-        try:
-            await adder.add(encoded)
-        except AggregatorFull as error:
-            if not self._full_timeout:
-                raise
-            await adder.add_in_turn(encoded, self._full_timeout, error)
-        return task.id
+        except RedisAggError as error:
+            self._count_refused(error)
+            raise
 
     async def add_tasks(
         self,
@@ -193,6 +199,7 @@ class AsyncAggregator(AggregatorBase):
                 try:
                     encoder(task)
                 except InvalidTask as error:
+                    self._count_refused(error)
                     raise with_index(error, index) from None
                 except ClockUnread:
                     await self._encode_by_clock(task)
@@ -206,6 +213,7 @@ class AsyncAggregator(AggregatorBase):
                 try:
                     encoded = encoder(task)
                 except InvalidTask as error:
+                    self._count_refused(error)
                     raise with_index(error, index) from None
                 except ClockUnread:
                     encoded = await self._encode_by_clock(task)

@@ -10,6 +10,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.errors import InvalidTask, KeyConflict
 from redisagg.namespace import Namespace
+from redisagg.observers import Observers
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
 from redisagg.transport.endpoint import AnyClient
@@ -58,6 +59,19 @@ class AggregatorBase:
     def sink(self) -> Sink | Route:
         """The sink of merged tasks, or the function that chooses one for each."""
         return self._namespace.sink
+
+    @property
+    def observers(self) -> Observers:
+        """Who watches the aggregator, and how many events were dropped.
+
+        A listener that is added counts from the next start of the flusher on.
+        """
+        return self._namespace.observers
+
+    def _count_refused(self, error: Exception) -> None:
+        """Counts a task that was not added, if somebody counts."""
+        if (counter := self.observers.counter) is not None:
+            counter.count_refused(error, 1)
 
     def sink_keys(self) -> list[bytes]:
         """Returns the keys of the queue of merged tasks, without asking Redis.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -47,6 +46,7 @@ from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
+from redisagg.texts import logger
 from redisagg.transport.endpoint import AnyClient, close, waits_without_end
 from redisagg.transport.threads import Transport
 from redisagg.views import (
@@ -60,7 +60,7 @@ from redisagg.views import (
     Stats,
 )
 
-_log = logging.getLogger("redisagg")
+_log = logger("producer")
 
 T = TypeVar("T")
 
@@ -101,7 +101,9 @@ class Aggregator(AggregatorBase):
         self._own_client = not isinstance(redis, Redis) or waits_without_end(redis)
         client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
-        options = AddOptions.of(self._keyspace, self._config, self._namespace.durability)
+        options = AddOptions.of(
+            self._keyspace, self._config, self._namespace.durability, self._namespace.observers
+        )
         self._adder = ThreadAdder(options, self._transport)
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()
@@ -131,22 +133,26 @@ class Aggregator(AggregatorBase):
         may have been added then.
         """
         try:
-            encoded = self._namespace.encoder(task)
-        except ClockUnread:
-            encoded = self._encode_by_clock(task)
-        if not self._registered:
-            self._register()
-        adder = self._adder
-        if adder.lines.by_group and encoded.group in adder.lines.by_group:
-            adder.add_in_turn(encoded, self._full_timeout)
+            try:
+                encoded = self._namespace.encoder(task)
+            except ClockUnread:
+                encoded = self._encode_by_clock(task)
+            if not self._registered:
+                self._register()
+            adder = self._adder
+            if adder.lines.by_group and encoded.group in adder.lines.by_group:
+                adder.add_in_turn(encoded, self._full_timeout)
+                return task.id
+            try:
+                adder.add(encoded)
+            except AggregatorFull as error:
+                if not self._full_timeout:
+                    raise
+                adder.add_in_turn(encoded, self._full_timeout, error)
             return task.id
-        try:
-            adder.add(encoded)
-        except AggregatorFull as error:
-            if not self._full_timeout:
-                raise
-            adder.add_in_turn(encoded, self._full_timeout, error)
-        return task.id
+        except RedisAggError as error:
+            self._count_refused(error)
+            raise
 
     def add_tasks(
         self,
@@ -185,6 +191,7 @@ class Aggregator(AggregatorBase):
                 try:
                     encoder(task)
                 except InvalidTask as error:
+                    self._count_refused(error)
                     raise with_index(error, index) from None
                 except ClockUnread:
                     self._encode_by_clock(task)
@@ -198,6 +205,7 @@ class Aggregator(AggregatorBase):
                 try:
                     encoded = encoder(task)
                 except InvalidTask as error:
+                    self._count_refused(error)
                     raise with_index(error, index) from None
                 except ClockUnread:
                     encoded = self._encode_by_clock(task)

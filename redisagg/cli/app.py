@@ -12,6 +12,7 @@ import redisagg
 from redisagg.cli.admin import cancel, flush, groups, pause, peek, postpone, resume, stats
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
+from redisagg.cli.exporter import exporter
 from redisagg.cli.ingest import ingest
 from redisagg.cli.output import printable
 from redisagg.cli.policy import policy
@@ -55,7 +56,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo, ingest, worker, tail),
+    *(demo, ingest, worker, exporter, tail),
     *(groups, peek, stats, flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)

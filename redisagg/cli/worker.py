@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 
 import click
 from click.core import ParameterSource
-from rich.logging import RichHandler
 
 from redisagg.aggregator import Aggregator
 from redisagg.aggregator.aio import AsyncAggregator
+from redisagg.cli.exporter import metrics_options, serve_metrics_of
+from redisagg.cli.logs import log_options, set_up_logs
 from redisagg.cli.options import open_aggregator, partitions_option, redis_option
-from redisagg.cli.output import printable, stderr
+from redisagg.cli.output import printable
 from redisagg.flusher.event_loop import run_in_new_loop
 
 
@@ -24,6 +24,8 @@ from redisagg.flusher.event_loop import run_in_new_loop
 @click.option("--sink", metavar="URL", help="URL of the sink, such as stream://email-batches.")
 @partitions_option
 @click.option("--concurrency", type=click.IntRange(1), help="Number of concurrent merges.")
+@metrics_options
+@log_options
 @click.pass_context
 def worker(
     context: click.Context,
@@ -32,6 +34,10 @@ def worker(
     sink: str | None,
     partitions: int | None,
     concurrency: int | None,
+    metrics_port: int | None,
+    metrics_address: str,
+    log_level: str,
+    log_format: str,
 ) -> None:
     """Run a flusher until SIGTERM or SIGINT; a second signal ends it at once.
 
@@ -42,13 +48,14 @@ def worker(
     module, colon, attribute = target.partition(":")
     if colon:
         _refuse_settings(context)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_log_handler()])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs, which may hold secrets
+    set_up_logs(log_level, log_format)
     aggregator: Aggregator | AsyncAggregator
     if colon:
         aggregator = load_aggregator(module, attribute)
     else:
         aggregator = open_aggregator(target, redis_url, partitions, sink=sink)
+    if metrics_port is not None:
+        serve_metrics_of(aggregator, metrics_address, metrics_port)
     click.echo(f"redisagg: flushing {printable(aggregator.name)!r}", err=True)
     running = aggregator.run(concurrency=concurrency)
     if running is not None:
@@ -87,21 +94,3 @@ def load_aggregator(module: str, attribute: str) -> Aggregator | AsyncAggregator
             "AsyncAggregator"
         )
     return found
-
-
-class _SafeFormatter(logging.Formatter):
-    """Escapes control characters in log lines, since these name groups."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-
-def _log_handler() -> logging.Handler:
-    console = stderr()
-    if not console.is_terminal:
-        handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
-        return handler
-    handler = RichHandler(console=console, markup=False, show_path=False)
-    handler.setFormatter(_SafeFormatter("%(message)s"))
-    return handler

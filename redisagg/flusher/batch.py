@@ -177,6 +177,31 @@ class Permit(Protocol):
         """No call of the batch runs any more."""
 
 
+class Trace(Protocol):
+    """What reports a batch; see `redisagg.flusher.reporter`."""
+
+    def begin(self) -> None:
+        """The merge, a delivery or the commit begins; in any thread."""
+
+    def merged(self, claim: Claim, outcome: MergeOutcome) -> None:
+        """The merge has ended."""
+
+    def delivered(self, sink: str, error: BaseException | None = None) -> None:
+        """A delivery has ended, or the queue in Redis has refused the batch."""
+
+    def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
+        """The batch has left."""
+
+    def given_back(self, delay: float, failure: Failure | None) -> None:
+        """The batch waits for another attempt."""
+
+    def split(self, delay: float, failure: Failure) -> None:
+        """Halves have taken the place of the batch."""
+
+    def buried(self, attempts: int, failure: Failure) -> None:
+        """The batch is among the dead letters."""
+
+
 class Claim(NamedTuple):
     """A batch as the script `claim` hands it out; all that a merge needs. Can be pickled."""
 
@@ -249,7 +274,7 @@ class Batch:
 
     __slots__ = (
         *("batch_id", "charged", "claim", "failure", "group", "on_merged"),
-        *("outcome", "permit", "probing", "stalled", "state"),
+        *("outcome", "permit", "probing", "stalled", "state", "trace"),
     )
 
     def __init__(
@@ -270,6 +295,8 @@ class Batch:
         """What allows its merge and its deliveries, if something limits all flushers together."""
         self.stalled = False
         """Whether it has been merged and waits for a sink or for older batches of its group."""
+        self.trace: Trace | None = None
+        """What reports it, if somebody listens."""
 
     @property
     def attempt(self) -> int:
@@ -289,6 +316,8 @@ class Batch:
         with _begin_lock:
             if self.state is _CLAIMED:
                 self.state = _MERGING
+                if self.trace is not None:
+                    self.trace.begin()
                 if self.permit is not None and not self.claim.stored_result:
                     self.permit.begin()
                 return True

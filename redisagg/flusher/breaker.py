@@ -10,14 +10,16 @@ again, for longer.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
+from typing import TypeAlias
 
-_log = logging.getLogger("redisagg")
+from redisagg.texts import escape_control, logger
+
+_log = logger("sinks")
 
 _FAILURES = 5
 """So many different batches have to fail in a row."""
@@ -51,6 +53,10 @@ class BreakerState(Enum):
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
+Report: TypeAlias = "Callable[[Breaker, BreakerState, float, str], None]"
+"""Is called with a breaker that has changed, its state, and how long and why it is open."""
+
+
 class Breaker:
     """The breaker of one sink, for all leaders of a flusher; on their event loop.
 
@@ -59,6 +65,8 @@ class Breaker:
         delay: seconds to wait after the sink was found down for so many times in a row.
         changed: called when it has opened or closed.
         clock: seconds that only grow.
+        queue: tells it from others of the same name, for events.
+        report: reports its changes.
     """
 
     def __init__(
@@ -67,8 +75,14 @@ class Breaker:
         delay: Callable[[int], float],
         changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        queue: str = "",
+        report: Report | None = None,
     ) -> None:
         self.name = name
+        self.queue = queue
+        self._report = report
+        self._opened_at = 0.0
         self._delay = delay
         self._changed = changed
         self._clock = clock
@@ -94,7 +108,8 @@ class Breaker:
         if self._state is not _CLOSED and self._clock() >= self._until:
             if self._state is _OPEN:
                 self._enter(_HALF_OPEN)
-                _log.info("%s is tried again", self.name)
+                _log.info("%s is tried again", self.name, extra=self._fields("BreakerHalfOpened"))
+                self._tell()
             # Again if the last ones gave no result within the wait: their leader may be gone.
             self._claims = self._probes = _PROBES
             self._until = self._clock() + self._wait
@@ -133,7 +148,8 @@ class Breaker:
         if self._state is not _CLOSED and self._clock() >= self._held_until:
             self._opened = 0
             self._enter(_CLOSED)
-            _log.warning("%s works again", self.name)
+            _log.warning("%s works again", self.name, extra=self._fields("BreakerClosed"))
+            self._tell(self._clock() - self._opened_at)
             self._changed()
 
     def failed(self, batch_id: bytes, admitted: int) -> bool:
@@ -177,7 +193,12 @@ class Breaker:
         self._until = self._held_until = until
         if opens:
             self._enter(_OPEN)
-            _log.warning("%s is busy; nothing is sent to it for %.1f s", self.name, wait)
+            _log.warning(
+                "%s is busy; nothing is sent to it for %.1f s",
+                *(self.name, wait),
+                extra=self._fields("BreakerOpened", wait),
+            )
+            self._tell(wait, "busy")
             self._changed()
 
     @property
@@ -202,11 +223,26 @@ class Breaker:
         self._until = self._clock() + self._wait
         self._enter(_OPEN)
         _log.warning(
-            "%s fails for all batches; nothing is sent to it for %.1f s", self.name, self._wait
+            "%s fails for all batches; nothing is sent to it for %.1f s",
+            *(self.name, self._wait),
+            extra=self._fields("BreakerOpened", self._wait),
         )
+        self._tell(self._wait, "failures")
         self._changed()
 
+    def _fields(self, event: str, seconds: float = 0.0) -> dict[str, object]:
+        """The fields of a log line, for a JSON logger."""
+        queue = escape_control(self.queue)
+        return {"event": event, "sink": self.name, "queue": queue, "seconds": seconds}
+
+    def _tell(self, seconds: float = 0.0, reason: str = "") -> None:
+        """Reports the state that was just entered."""
+        if self._report is not None:
+            self._report(self, self._state, seconds, reason)
+
     def _enter(self, state: BreakerState) -> None:
+        if self._state is BreakerState.CLOSED:
+            self._opened_at = self._clock()
         self._state = state
         self._period += 1
 
@@ -258,12 +294,18 @@ class Breakers:
     """A breaker for each sink of a flusher.
 
     Args:
-        delay, changed: as in `Breaker`.
+        delay, changed, report: as in `Breaker`.
     """
 
-    def __init__(self, delay: Callable[[int], float], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        delay: Callable[[int], float],
+        changed: Callable[[], None],
+        report: Report | None = None,
+    ) -> None:
         self._delay = delay
         self._changed = changed
+        self._report = report
         self._all = RecentBreakers()
 
     def __len__(self) -> int:
@@ -273,6 +315,15 @@ class Breakers:
         """The breaker of the sink with this key and the name of its class."""
         breaker = self._all.get(key)
         if breaker is None:
-            breaker = Breaker(name, self._delay, self._changed)
+            breaker = Breaker(
+                name, self._delay, self._changed, queue=_queue_text(key), report=self._report
+            )
             self._all.put(key, breaker)
         return breaker
+
+
+def _queue_text(key: Hashable) -> str:
+    """What tells a sink from others: the key of a queue in Redis, else a number."""
+    if isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], bytes):
+        return key[1].decode("utf-8", "replace")
+    return str(key)

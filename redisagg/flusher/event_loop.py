@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -12,8 +11,9 @@ from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 from redisagg.errors import FlusherFailed
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("flusher")
 
 T = TypeVar("T")
 

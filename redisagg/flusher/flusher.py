@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from redisagg.config import AggregationConfig
@@ -20,12 +19,15 @@ from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.merging import make_merger
 from redisagg.flusher.permits import MESSAGE, Permits
+from redisagg.flusher.reporter import Reporter, reporting
 from redisagg.flusher.waiting import cancel_and_wait
+from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
 from redisagg.sinks.routing import Deliveries, Route, Router
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("flusher")
 
 # Seconds that giving back leases may take after merges have ended. `stop` ends 2 s after
 # `shutdown_timeout`, and clients and sinks have to be closed before that.
@@ -54,15 +56,24 @@ class Flusher:
 
     Args:
         connections: to Redis; other flushers may use them too.
+        observers: who listens to its events.
+        on_user_loop: whether it runs on an event loop of the user.
     """
 
     keyspace: Keyspace
     config: AggregationConfig
     sink: Sink | Route
     connections: Connections
+    observers: Observers = field(default_factory=Observers)
+    on_user_loop: bool = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Runs until `stop` is set, then finishes what is in flight and gives back the leases."""
+        of_flusher = (self.keyspace, self.config, flusher_id := new_flusher_id(), self.observers)
+        async with reporting(*of_flusher, on_loop=self.on_user_loop) as report:
+            await self._run(stop, flusher_id, report)
+
+    async def _run(self, stop: asyncio.Event, flusher_id: str, report: Reporter) -> None:
         transport = self.connections.batches
         router = Router(self.sink, transport.clustered, self.config.max_merged_bytes)
         merger = make_merger(self.config, router)
@@ -78,10 +89,9 @@ class Flusher:
 
         budget, isolation = MemoryBudget(wake_all), Isolation()
         delay = partial(break_delay, self.config)
-        breakers = Breakers(delay, breakers_changed)
-        merges = Breaker("the merge function", delay, breakers_changed)
+        breakers = Breakers(delay, breakers_changed, report.breaker)
+        merges = Breaker("the merge function", delay, breakers_changed, report=report.breaker)
 
-        flusher_id = new_flusher_id()
         permits: Permits | None = None
         if self.config.limits_work:
             permits = Permits(
@@ -107,6 +117,7 @@ class Flusher:
                 isolation=isolation,
                 idle=seconds(self.config.lease_time),
                 permits=permits,
+                report=report if report.of_batches else None,
             )
 
         keeper = LeaseKeeper(
@@ -115,6 +126,7 @@ class Flusher:
             config=self.config,
             transport=self.connections.leases,
             make_leader=make_leader,
+            report=report,
         )
         leaders = keeper.leaders
 

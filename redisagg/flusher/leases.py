@@ -12,21 +12,23 @@ not answer stops only its own partitions.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from redisagg import events
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.errors import NamespaceMismatch, RedisAggError, StaleLease
 from redisagg.flusher.assignment import share
 from redisagg.flusher.leader import Leader
+from redisagg.flusher.reporter import Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
+from redisagg.texts import logger, redact
 from redisagg.transport.aio import AsyncTransport
 
-_log = logging.getLogger("redisagg")
+_log = logger("leases")
 
 # Seconds by which timers aim behind the moment when a lease runs out.
 _MARGIN = 0.005
@@ -41,6 +43,7 @@ class LeaseKeeper:
     Args:
         flusher_id: unique among all flushers.
         make_leader: makes the leader for a partition and a fencing token.
+        report: reports the leases.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class LeaseKeeper:
         config: AggregationConfig,
         transport: AsyncTransport,
         make_leader: Callable[[PartitionKeys, int], Leader],
+        report: Reporter,
     ) -> None:
+        self._report = report
         self.leaders: dict[int, Leader] = {}
         self._id = flusher_id
         self._keyspace = keyspace
@@ -193,6 +198,8 @@ class LeaseKeeper:
         leader = self.leaders[number] = self._make_leader(partition, token)
         if number not in self._share:  # it was given up while the request was under way
             leader.finish()
+        lease = {"partition": number, "token": token}
+        self._report(events.LeaseTaken, **lease)
         leading = asyncio.create_task(leader.run())
         renewing = asyncio.create_task(self._renew(leader))
         try:
@@ -200,9 +207,20 @@ class LeaseKeeper:
             for task in done:
                 task.result()
             await self._release(leader)
+            self._report(events.LeaseReleased, **lease)
         except StaleLease as error:
-            _log.warning("the lease of partition %d is lost: %s", number, error)
-        except Exception:
+            self._report(events.LeaseLost, **lease, error=str(error))
+            _log.warning(
+                "the lease of partition %d is lost: %s",
+                *(number, error),
+                extra={"event": "LeaseLost", **lease},
+            )
+        except BaseException as error:
+            self._report(
+                events.LeaseLost, **lease, error=redact(f"{type(error).__name__}: {error}")
+            )
+            if not isinstance(error, Exception):
+                raise
             _log.exception("the leader of partition %d ended", number)
             await asyncio.sleep(self._interval)  # do not spin; the lease runs out meanwhile
         finally:

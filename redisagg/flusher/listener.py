@@ -8,7 +8,6 @@ when the subscription was renewed.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
@@ -16,12 +15,13 @@ from typing import Any, TypeAlias
 import tenacity
 
 from redisagg.flusher.waiting import cancel_and_wait
+from redisagg.texts import logger
 from redisagg.transport import retrying
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import Endpoint, aclose
 from redisagg.transport.nodes import Cluster
 
-_log = logging.getLogger("redisagg")
+_log = logger("redis")
 
 Handler: TypeAlias = Callable[["bytes | None"], None]
 """Is called with each message, and with None when messages may have been lost."""

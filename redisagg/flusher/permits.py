@@ -18,7 +18,6 @@ A leader that gets no permit leaves the tasks in their groups, and is told when 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections import deque
@@ -35,9 +34,10 @@ from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
 from redisagg.rate_limit import RateLimit
+from redisagg.texts import logger
 from redisagg.transport.aio import AsyncTransport
 
-_log = logging.getLogger("redisagg")
+_log = logger("permits")
 
 MESSAGE = b"permits"
 """Is published when a permit came back for which another flusher waits."""

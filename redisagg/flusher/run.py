@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -20,8 +19,9 @@ from redisagg.flusher.flusher import Flusher
 from redisagg.flusher.merging import is_async
 from redisagg.namespace import Namespace
 from redisagg.sinks.base import ScriptSink, Sink
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("flusher")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -32,7 +32,9 @@ _HARD_STOP_TIMEOUT = 0.5
 """Seconds of them that are left when the event loop of a flusher is stopped."""
 
 
-async def flush_until(namespace: Namespace, stop: asyncio.Event) -> None:
+async def flush_until(
+    namespace: Namespace, stop: asyncio.Event, *, on_user_loop: bool = False
+) -> None:
     """Runs a flusher until `stop` is set."""
     silence = min(seconds(namespace.config.lease_time) / 3, 5.0)
     async with shared_connections(namespace.flusher_endpoint(), silence) as connections:
@@ -41,6 +43,8 @@ async def flush_until(namespace: Namespace, stop: asyncio.Event) -> None:
             config=namespace.config,
             sink=namespace.sink,
             connections=connections,
+            observers=namespace.observers,
+            on_user_loop=on_user_loop,
         ).run(stop)
 
 
@@ -60,7 +64,8 @@ class FlusherTask:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self._stop_event = asyncio.Event()
-        self._task = asyncio.create_task(flush_until(namespace, self._stop_event))
+        flushing = flush_until(namespace, self._stop_event, on_user_loop=True)
+        self._task = asyncio.create_task(flushing)
         self._task.add_done_callback(self._done)
 
     @property

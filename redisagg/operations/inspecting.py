@@ -5,7 +5,6 @@ A listing leaves out what redisagg did not write, and logs a warning that names 
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from redisagg.protocol.records import (
 )
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import Request, call, command
-from redisagg.texts import shorten
+from redisagg.texts import logger, shorten
 from redisagg.views import (
     FIRST_SCAN,
     BatchState,
@@ -44,7 +43,7 @@ from redisagg.views import (
     Stats,
 )
 
-_log = logging.getLogger("redisagg")
+_log = logger("operations")
 
 T = TypeVar("T")
 K = TypeVar("K", bytes, int)

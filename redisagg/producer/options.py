@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
+from redisagg.observers import Observers
 from redisagg.protocol.entries import LimitTexts
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.policies import KnownPolicies
@@ -48,10 +49,16 @@ class AddOptions:
     """What an add waits for besides the primary's reply."""
     policies: KnownPolicies
     """What the producer knows of the policies of the namespace."""
+    observers: Observers
+    """Its counter counts what is added, if there is one."""
 
     @classmethod
     def of(
-        cls, keyspace: Keyspace, config: AggregationConfig, durability: Durability | None
+        cls,
+        keyspace: Keyspace,
+        config: AggregationConfig,
+        durability: Durability | None,
+        observers: Observers | None = None,
     ) -> AddOptions:
         """The options that a configuration asks for; each partition has its share of a limit."""
         tasks = (config.max_pending_tasks or 0) // len(keyspace.partitions)
@@ -70,6 +77,7 @@ class AddOptions:
             ),
             durability=durability,
             policies=KnownPolicies(keyspace, LimitTexts(config).under_policies),
+            observers=observers or Observers(),
         )
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from redisagg.observers import AddCounter
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import CallSequence
 from redisagg.protocol.entries import EncodedTask
@@ -58,7 +59,7 @@ class _Call(Generic[W]):
 
     __slots__ = (
         *("bytes", "group_keys", "open", "overrides", "partition", "places", "policed"),
-        *("policies", "sections", "surcharge", "waiters"),
+        *("policies", "sections", "surcharge", "uncounted", "waiters"),
     )
 
     def __init__(self, partition: PartitionKeys, policies: KnownPolicies) -> None:
@@ -79,6 +80,8 @@ class _Call(Generic[W]):
         self.bytes = 0
         self.surcharge = 0
         """How many plain tasks take as much time as what is not plain about these."""
+        self.uncounted = True
+        """Whether no counter was told of a reply; a call that is repeated has several."""
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
         """Puts a task into the section of its group."""
@@ -159,6 +162,19 @@ class _Call(Generic[W]):
             args += (group, self.policies.limits(group, self.overrides.get(place)), *rest)
         return request._replace(args=args)
 
+    def count(self, reply: Any, counter: AddCounter) -> None:
+        """Tells a counter how many tasks were new, and of how many the id was known."""
+        if isinstance(reply, Exception) or not self.uncounted:
+            return
+        self.uncounted = False
+        new = known = 0
+        for section, status in zip(self.sections, reply, strict=True):
+            if isinstance(status, int | list):
+                added, replaced = (status, 0) if isinstance(status, int) else status
+                new += added
+                known += int(section[2].split()[0]) - added - replaced
+        counter.count_added(new, known)
+
     def results(self, reply: Any) -> AddResults[W]:
         """Reads the reply: a status or an error for each section, or an error for all of them."""
         if isinstance(reply, Exception):
@@ -237,7 +253,10 @@ class Round(Generic[W]):
 
     def results(self, replies: Iterable[Any]) -> AddResults[W]:
         """Reads the replies to `requests`."""
+        counter = self._options.observers.counter
         for each, reply in zip(self._calls.values(), replies, strict=True):
+            if counter is not None:
+                each.count(reply, counter)
             yield from each.results(reply)
 
     def failed(self, error: Exception) -> AddResults[W]:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import tenacity
 
 from redisagg.errors import AggregatorFull, RedisUnavailable
+from redisagg.observers import Observers
 from redisagg.producer.options import AddOptions
 from redisagg.producer.room import WAITS_BEHIND, Lines, Ticket, room_retry_options
 from redisagg.producer.rounds import AddResults, Round, stream_round
@@ -54,9 +55,17 @@ class StreamResult:
     Args:
         progress: called after each round with the number of tasks acknowledged so far.
         waits_for_room: whether tasks that find no room are sent again.
+        observers: those of the producer.
     """
 
-    def __init__(self, progress: Callable[[int], object] | None, *, waits_for_room: bool) -> None:
+    def __init__(
+        self,
+        progress: Callable[[int], object] | None,
+        *,
+        waits_for_room: bool,
+        observers: Observers,
+    ) -> None:
+        self._observers = observers
         self._progress = progress
         self._waits_for_room = waits_for_room
         self._acknowledged = 0
@@ -78,6 +87,7 @@ class StreamResult:
         self._full, self.without_room = None, []
         for tasks, error in results:
             if isinstance(error, RedisUnavailable):
+                self.refused(error, tasks)
                 raise error
             if error is None:
                 self._acknowledged += len(tasks)
@@ -86,11 +96,17 @@ class StreamResult:
                 self.without_room += tasks
             else:
                 self._refusal = self._refusal or error
+                self.refused(error, tasks)
         if behind:
             self._full = self._full or AggregatorFull(WAITS_BEHIND)
             self.without_room += behind
         if self._progress is not None:
             self._progress(self._acknowledged)
+
+    def refused(self, error: Exception, tasks: Sequence[EncodedTask]) -> None:
+        """Counts tasks that were not added, if somebody counts."""
+        if (counter := self._observers.counter) is not None:
+            counter.count_refused(error, len(tasks))
 
     def raise_if_full(self) -> None:
         """Raises `AggregatorFull` if tasks of the last round are to be sent again."""
@@ -122,7 +138,9 @@ class Stream:
         self._options = options
         self._full_timeout = full_timeout
         self._lines = lines
-        self._result = StreamResult(progress, waits_for_room=full_timeout > 0)
+        self._result = StreamResult(
+            progress, waits_for_room=full_timeout > 0, observers=options.observers
+        )
         self._in_flight = False
         self.filling = stream_round(options)
         """The round that takes the next task. When it is full, `send` is due."""
@@ -193,6 +211,9 @@ class Stream:
                     self._lines.leave(group, tickets.pop(group), time.monotonic())
                 with attempt:
                     self._result.raise_if_full()
+        except AggregatorFull as error:
+            self._result.refused(error, self._result.without_room)
+            raise
         finally:
             for group, ticket in tickets.items():
                 self._lines.leave(group, ticket, time.monotonic())

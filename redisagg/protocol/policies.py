@@ -9,7 +9,6 @@ and a producer without policies pays nothing for that.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -20,8 +19,9 @@ from redisagg.policies import Policies, Policy, check_pattern
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask
 from redisagg.protocol.scripts import call
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("policies")
 
 _FRESH = 0.5
 """Seconds for which a producer uses policies without asking again. With the time that the call then

@@ -10,7 +10,6 @@ ones at its bound.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections import deque
@@ -21,9 +20,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from redisagg.errors import SinkError, SinkTimeout
-from redisagg.texts import summary_of
+from redisagg.texts import logger, summary_of
 
-_log = logging.getLogger("redisagg")
+_log = logger("sinks")
 
 begins_of_delivery: ContextVar[Callable[[], None] | None] = ContextVar(
     "redisagg_begins", default=None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
@@ -21,8 +20,9 @@ from redisagg.sinks.base import (
 )
 from redisagg.sinks.limited_calls import AwaitedCalls, begins_of_delivery, value_of
 from redisagg.task import Task
+from redisagg.texts import logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("sinks")
 
 Route: TypeAlias = Callable[[Task], Sink]
 """Returns the sink for a merged task; the same object each time, since each is opened once."""

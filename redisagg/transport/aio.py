@@ -18,6 +18,7 @@ from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AsyncClient
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.nodes import Cluster, Part, route
+from redisagg.transport.outages import outage_of
 from redisagg.transport.round_trip import Command, Step, pack, round_trip
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class AsyncTransport:
         self.client = client
         self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
+        self._outage = outage_of(client)
         self.role_changes = 0
         """How often a connection was found to lead to a server that is no primary any more."""
 
@@ -64,12 +66,17 @@ class AsyncTransport:
         """Makes one round trip; arguments, result and errors as of `threads.Transport`."""
         since = time.monotonic()
         try:
-            return await self._exchange(requests, durability)
+            replies = await self._exchange(requests, durability)
         except Exception as error:
             timeout = retrying.limited(self._timeout, since, repeat_until)
-            options = retrying.options_after(error, timeout, since, once=once)
+            options = retrying.options_after(error, timeout, since, once=once, outage=self._outage)
+        else:
+            if self._outage.since is not None:
+                self._outage.answered()
+            return replies
         try:
-            return await tenacity.AsyncRetrying(**options)(self._exchange, requests, durability)
+            with self._outage.trying():
+                return await tenacity.AsyncRetrying(**options)(self._exchange, requests, durability)
         except Exception as error:
             raise retrying.final_error(error, timeout) from error
 

@@ -5,8 +5,6 @@ Transports make the first attempt without tenacity, which costs more than the ca
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 from typing import Any
 
@@ -16,18 +14,18 @@ from redis.exceptions import ResponseError
 from redisagg.errors import RedisUnavailable
 from redisagg.transport.causes import keep_cause
 from redisagg.transport.failures import is_transient, translate_error
-
-_log = logging.getLogger("redisagg")
+from redisagg.transport.outages import Outage
 
 _WAIT = tenacity.wait_random_exponential(multiplier=0.05, max=2.0)
 
 
-def options(timeout: float | None, since: float) -> dict[str, Any]:
+def options(timeout: float | None, since: float, outage: Outage | None = None) -> dict[str, Any]:
     """The arguments for tenacity's `Retrying` and `AsyncRetrying`.
 
     Args:
         timeout: seconds from `since` after which no attempt is made; None for no limit.
         since: when the first attempt began, by `time.monotonic()`.
+        outage: is told of each attempt that fails.
     """
     wait: Any = _WAIT
     stop: Any = tenacity.stop_never
@@ -45,7 +43,7 @@ def options(timeout: float | None, since: float) -> dict[str, Any]:
         "retry": tenacity.retry_if_exception(may_succeed_later),
         "wait": wait,
         "stop": stop,
-        "before_sleep": _log_wait,
+        "before_sleep": None if outage is None else outage.failed,
         "reraise": True,
     }
 
@@ -72,7 +70,12 @@ def limited(timeout: float | None, since: float, repeat_until: float | None) -> 
 
 
 def options_after(
-    error: Exception, timeout: float | None, since: float, *, once: bool
+    error: Exception,
+    timeout: float | None,
+    since: float,
+    *,
+    once: bool,
+    outage: Outage | None = None,
 ) -> dict[str, Any]:
     """As `options`, after the first attempt failed.
 
@@ -81,6 +84,7 @@ def options_after(
         timeout: seconds from `since` after which no attempt is made; None for no limit.
         since: when the first attempt began, by `time.monotonic()`.
         once: whether the first attempt is the only one.
+        outage: is told of each attempt that fails.
 
     Raises:
         RedisAggError: there is to be no other attempt.
@@ -88,7 +92,7 @@ def options_after(
     expired = timeout is not None and time.monotonic() - since >= timeout
     if once or expired or not is_transient(error):
         raise final_error(error, timeout) from error
-    return options(timeout, since)
+    return options(timeout, since, outage)
 
 
 def final_error(error: BaseException, timeout: float | None) -> Exception:
@@ -105,17 +109,3 @@ def final_error(error: BaseException, timeout: float | None) -> Exception:
         what = "did not carry out the call" if answered else "could not be reached"
         return RedisUnavailable(f"Redis {what}{within}: {known}")
     return known
-
-
-_last_logged = -math.inf
-
-
-def _log_wait(state: tenacity.RetryCallState) -> None:
-    """Logs at most one line per second, whatever the number of waiting calls."""
-    global _last_logged
-    now = time.monotonic()
-    if now - _last_logged >= 1:
-        _last_logged = now
-        error = state.outcome.exception() if state.outcome else None
-        wait = state.next_action.sleep if state.next_action else 0
-        _log.warning("Redis does not acknowledge (%s); next attempt in %.2f s", error, wait)

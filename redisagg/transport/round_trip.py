@@ -10,7 +10,6 @@ them.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -30,6 +29,7 @@ from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import KnownPolicies
 from redisagg.protocol.registration import register_again
 from redisagg.protocol.scripts import Request
+from redisagg.texts import logger
 from redisagg.transport.failures import (
     is_transient,
     is_unknown_script,
@@ -38,7 +38,7 @@ from redisagg.transport.failures import (
     translate_error,
 )
 
-_log = logging.getLogger("redisagg")
+_log = logger("policies")
 
 T = TypeVar("T")
 

@@ -21,6 +21,7 @@ from redisagg.transport.endpoint import SyncClient, hand_bytes_only
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
+from redisagg.transport.outages import outage_of
 from redisagg.transport.round_trip import Command, Step, pack, round_trip
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class Transport:
         self.client = client
         self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
+        self._outage = outage_of(client)
         if not isinstance(client, Cluster):
             hand_bytes_only(client)
 
@@ -146,15 +148,22 @@ class Transport:
         def finish() -> list[Any]:
             since = time.monotonic() - sending  # the caller's time between the halves is not ours
             try:
-                return attempt()
+                replies = attempt()
             except Exception as error:
                 raise_interruption(error)
                 timeout = retrying.limited(self._timeout, since, repeat_until)
-                options = retrying.options_after(error, timeout, since, once=once)
-            try:
-                return tenacity.Retrying(**options | _NO_INTERRUPTION)(
-                    lambda: self._attempt(requests, durability)()
+                options = retrying.options_after(
+                    error, timeout, since, once=once, outage=self._outage
                 )
+            else:
+                if self._outage.since is not None:
+                    self._outage.answered()
+                return replies
+            try:
+                with self._outage.trying():
+                    return tenacity.Retrying(**options | _NO_INTERRUPTION)(
+                        lambda: self._attempt(requests, durability)()
+                    )
             except Exception as error:
                 raise_interruption(error)
                 raise retrying.final_error(error, timeout) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 from typing import Any
 
@@ -13,7 +12,7 @@ import redis
 from redis.sentinel import Sentinel
 
 from redisagg import Aggregator, AsyncAggregator, Task
-from redisagg.transport import retrying
+from redisagg.transport import outages
 from tests.support.tasks import quick_config
 from tests.system.test_cluster import url_of as cluster_url_of
 from tests.system.test_sentinel import url_of as sentinel_url_of
@@ -23,8 +22,8 @@ CALLS = 150
 
 @pytest.fixture(autouse=True)
 def log_every_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In production one log line a second is enough."""
-    monkeypatch.setattr(retrying, "_last_logged", -math.inf)
+    """In production the second of two short outages is not logged."""
+    monkeypatch.setattr(outages, "_BETWEEN", 0.0)
 
 
 @pytest.fixture(params=["one Redis", "sentinel", "cluster"])

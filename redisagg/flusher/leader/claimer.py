@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -19,10 +18,12 @@ from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, MAX_CLAIM_BYTES, Due, DueItem
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import Probe, SinkHealth, reserve_probe
+from redisagg.flusher.reporter import BatchReports
 from redisagg.flusher.waiting import wait_for_event
 from redisagg.protocol.scripts import Request
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 # One of the first so many probes of a sink is a batch that was never tried. Later ones are rarer,
 # since each of them is merged and stored in vain if the sink is still down.
@@ -53,6 +54,7 @@ class Claimer:
         on_failed: called when a failed batch is to be reported to Redis.
         idle: seconds between two polls at most.
         permits: take part if something limits all flushers together.
+        reports: report each batch, if somebody listens.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Claimer:
         on_failed: Callable[[], None],
         idle: float,
         permits: LeaderPermits | None = None,
+        reports: BatchReports | None = None,
     ) -> None:
         self._permits = permits
+        self._reports = reports
         self._session = session
         self._inflight = inflight
         self._sinks = sinks
@@ -352,9 +356,15 @@ class Claimer:
         reply.insert(_SLOT, self._slot)  # a reply may go on behind it
         claim = Claim(*reply)
         if not claim.batch_id:
-            _log.error("group %r can't be claimed: %r", claim.group[:64], claim.error)
+            _log.error(
+                "group '%s' can't be claimed: %r",
+                *(group_text(claim.group), claim.error),
+                extra={"event": "GroupRefused", "group_key": group_text(claim.group)},
+            )
             return
         batch = Batch(claim, self._on_merged, probing)
+        if self._reports is not None:
+            self._reports.trace(batch)
         if not self._inflight.claimed(batch, pause):
             return
         if self._permits is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable,
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 from redisagg.flusher.breaker import Breaker
+from redisagg.flusher.event_log import BatchDied, fields_of
 from redisagg.flusher.leader.deliverer import Deliverer
 from redisagg.flusher.leader.inflight import Bury, Commit, GiveBack, InFlight
 from redisagg.flusher.leader.requests import (
@@ -37,9 +37,10 @@ from redisagg.flusher.leader.slices import (
 from redisagg.flusher.merging.result_codec import pack_result
 from redisagg.protocol.failed_tasks import failed_batch, group_of
 from redisagg.protocol.scripts import Request
+from redisagg.texts import group_text, logger
 from redisagg.transport.failures import error_from_reply
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 # Seconds until a batch is claimed again that was given back because of its order in the group.
 _ORDER_WAIT = 0.2
@@ -209,6 +210,10 @@ class Committer:
             undecodable = _outcome(batch).undecodable
             await self._set_aside(batch, undecodable)
             undecodable.clear()
+        if batches[0].trace is not None:
+            for batch in batches:
+                if batch.trace is not None:
+                    batch.trace.begin()
         replies = await self._send_commit(batches, call.entries, call.size)
         misplaced: list[GiveBack] = []
         succeeded = False  # the breaker knows it; several successes in a row say no more than one
@@ -218,6 +223,8 @@ class Committer:
                     assert breaker is not None  # it let the batch through
                     breaker.succeeded()
                     succeeded = True
+                if batch.trace is not None:
+                    batch.trace.enqueued(batch.claim, _outcome(batch))
                 deliver = self._inflight.committed(batch)
                 if deliver is not None:
                     self._deliverer.start(deliver)
@@ -245,6 +252,8 @@ class Committer:
             return None
         assert breaker is not None  # else there was nothing to refuse
         error = error_from_reply(reply.decode(errors="replace"))
+        if batch.trace is not None:
+            batch.trace.delivered(breaker.name, error)
         self._inflight.failed(batch, failure_at(breaker, batch.batch_id, admitted, error))
         return None
 
@@ -269,6 +278,8 @@ class Committer:
             batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts
         )
         reply: Any
+        if batch.trace is not None:
+            batch.trace.begin()
         try:
             [reply] = await self._send_large(request, [batch], size)
         except MergedTaskTooLarge as error:
@@ -287,6 +298,8 @@ class Committer:
         if reply == b"OK" or reply == b"GONE":
             if breaker is not None and reply == b"OK":
                 breaker.succeeded()
+            if batch.trace is not None:
+                batch.trace.enqueued(batch.claim, outcome)
             if (deliver := self._inflight.committed(batch)) is not None:
                 self._deliverer.start(deliver)
         else:
@@ -405,7 +418,11 @@ class Committer:
         """
         positions = [position for position, _ in undecodable]
         error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
-        _log.error("group %r: %s", batch.group[:64], error)
+        _log.error(
+            "group '%s': %s",
+            *(group_text(batch.group), error),
+            extra=fields_of(batch, "TasksSetAside", error=error, tasks=len(positions)),
+        )
         requests = self._session.requests
         most = most_set_aside(batch.claim.task_count)
         for part, start in enumerate(range(0, len(positions), most), 1):
@@ -434,12 +451,16 @@ class Committer:
         if reply == b"ORDER":
             return False
         _log.error(
-            "batch %s of group %r is among the dead letters after %d attempts: %s",
+            "batch %s of group '%s' is among the dead letters after %d attempts: %s",
             batch.batch_id.decode(),
-            batch.group[:64],
+            group_text(batch.group),
             attempts,
             failure.error,
+            exc_info=BatchDied.of(failure.error, failure.traceback),
+            extra=fields_of(batch, "BatchBuried", attempt=attempts, error=failure.error),
         )
+        if batch.trace is not None:
+            batch.trace.buried(attempts, failure)
         return True
 
     async def _retry(self, action: GiveBack) -> None:
@@ -453,13 +474,14 @@ class Committer:
         elif delay is None:
             delay = retry_delay(self._config, batch.attempt)
             _log.warning(
-                "batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
+                "batch %s of group '%s' failed (attempt %d of %d), next in %.1f s: %s",
                 batch.batch_id.decode(),
-                batch.group[:64],
+                group_text(batch.group),
                 batch.attempt,
                 self._config.max_attempts,
                 delay,
                 failure.error,
+                extra=fields_of(batch, "BatchRetried", delay=delay, error=failure.error),
             )
         await self.give_back(action, delay)
 
@@ -467,13 +489,16 @@ class Committer:
         """Replaces a failed batch by its halves, unless it has none or is gone."""
         split = self._session.requests.split(batch.batch_id, delay, failure.error)
         if await self._session.send(split) == 1:
+            if batch.trace is not None:
+                batch.trace.split(delay, failure)
             _log.warning(
-                "batch %s of group %r with %d tasks failed and is split, next in %.1f s: %s",
+                "batch %s of group '%s' with %d tasks failed and is split, next in %.1f s: %s",
                 batch.batch_id.decode(),
-                batch.group[:64],
+                group_text(batch.group),
                 batch.claim.task_count,
                 delay,
                 failure.error,
+                extra=fields_of(batch, "BatchSplit", delay=delay, error=failure.error),
             )
 
     async def give_back(self, action: GiveBack, delay: float) -> None:
@@ -500,6 +525,9 @@ class Committer:
         if failure := action.failure:
             returned[0] = returned[0]._replace(counts=failure.counts, error=failure.error)
         await self._session.send(requests.retry(returned))
+        for each in action.batches:
+            if each.trace is not None:
+                each.trace.given_back(delay, action.failure if each is action.batches[0] else None)
         for deliver in self._inflight.given_back(action):
             self._deliverer.start(deliver)
         self._on_room()

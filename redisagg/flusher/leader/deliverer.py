@@ -115,6 +115,8 @@ class Deliverer:
             self._longest = max(self._longest, timeout)
             last = batch.outcome is not None and len(batch.outcome.deliveries) == 1
             begins = partial(_begin, permit, timeout, last=last)
+        if batch.trace is not None:
+            batch.trace.begin()
         try:
             returned = await self._deliveries.deliver(sink, merged, begins)
         except _PermitEnds:
@@ -124,8 +126,12 @@ class Deliverer:
         except BaseException as error:
             if batch.state is not State.DELIVERING:
                 raise
+            if batch.trace is not None:
+                batch.trace.delivered(type(sink).__name__, error)
             return failure_at(breaker, batch.batch_id, admitted, error)
         breaker.succeeded()
+        if batch.trace is not None:
+            batch.trace.delivered(type(sink).__name__)
         if returned is not None:
             await self._take_failed(batch, returned)
         return None

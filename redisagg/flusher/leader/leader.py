@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from redisagg.config import AggregationConfig
@@ -22,13 +21,15 @@ from redisagg.flusher.leader.sink_health import SinkHealth, merge_ended
 from redisagg.flusher.leader.task_reader import TaskReader
 from redisagg.flusher.merging import Merger
 from redisagg.flusher.permits import Permits
+from redisagg.flusher.reporter import BatchReports, Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.merge_function import wants_info
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.sinks.routing import Deliveries
+from redisagg.texts import logger
 from redisagg.transport.aio import AsyncTransport
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 
 class Leader:
@@ -41,6 +42,7 @@ class Leader:
         merger, deliveries, breakers, merges, budget, isolation: shared by all leaders of a flusher.
         idle: seconds between two polls at most; a wake-up shortens the wait.
         permits: of the flusher, if something limits all flushers together.
+        report: reports its batches, if somebody listens.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Leader:
         isolation: Isolation,
         idle: float,
         permits: Permits | None = None,
+        report: Reporter | None = None,
     ) -> None:
         self.partition = partition
         self.token = token
@@ -69,7 +72,7 @@ class Leader:
             token,
             config,
             idle,
-            wants_weight=permits is not None and permits.needs_weight,
+            wants_cause=report is not None or (permits is not None and permits.needs_weight),
         )
         session = LeaseSession(transport, requests, partition.number)
         sinks = SinkHealth(breakers, deliveries.router.only(), slot)
@@ -112,6 +115,7 @@ class Leader:
             on_failed=self._wake_committer,
             idle=idle,
             permits=self._permits,
+            reports=None if report is None else BatchReports(report, partition.number, config),
         )
 
     async def run(self) -> None:
@@ -163,6 +167,8 @@ class Leader:
 
     def _merged(self, batch: Batch) -> None:
         outcome = batch.outcome
+        if batch.trace is not None and outcome is not None:
+            batch.trace.merged(batch.claim, outcome)
         if outcome is not None and (outcome.failure is not None or self._merges.troubled):
             merge_ended(self._merges, batch, outcome)
         deliver = self._inflight.merged(batch)

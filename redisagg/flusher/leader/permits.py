@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
@@ -11,8 +10,9 @@ from redisagg.flusher.leader.requests import DueItem
 from redisagg.flusher.permits import Permit, Permits
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import PartitionKeys
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("permits")
 
 # Seconds until a batch is claimed again for which permits could not be asked.
 _PAUSE_WITHOUT_PERMIT = 1.0
@@ -126,7 +126,7 @@ class LeaderPermits:
         try:
             permit = await self._permits.take_exactly(self._partition, batch.claim)
         except Exception as error:  # the next claim may get a permit
-            _log.error("no permit for a batch of group %r: %r", batch.group[:64], error)
+            _log.error("no permit for a batch of group '%s': %r", group_text(batch.group), error)
             if batch.begin():
                 batch.end_merge(MergeOutcome(Failure("", "", _PAUSE_WITHOUT_PERMIT)))
             return

@@ -112,7 +112,7 @@ class LeaderRequests:
     Args:
         token: the fencing token of its lease.
         idle: seconds between two polls at most.
-        wants_weight: whether the weight of each claimed batch is needed.
+        wants_cause: whether it is needed when and why each claimed batch was due, and its weight.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class LeaderRequests:
         config: AggregationConfig,
         idle: float,
         *,
-        wants_weight: bool = False,
+        wants_cause: bool = False,
     ) -> None:
         self._partition = partition
         self._token = b"%d" % token
@@ -133,7 +133,7 @@ class LeaderRequests:
         claim_time = seconds(config.merge_timeout) + seconds(config.lease_time)
         self._claim_ms = b"%d" % to_ms(claim_time)
         self._dedupe_ms = to_ms(config.dedupe_window)
-        self._wants_cause = wants_info(config.group_aggregator) or wants_weight
+        self._wants_cause = wants_info(config.group_aggregator) or wants_cause
         p = partition
         self._indexes = [p.state, p.groups, p.batches]
         self._indexes += [p.claims, p.retry, p.suspects, p.due, p.ready]

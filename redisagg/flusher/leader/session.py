@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from redisagg.errors import KeyConflict, RedisAggError, StaleLease, TaskTooLarge
 from redisagg.flusher.leader.requests import LeaderRequests
 from redisagg.protocol.scripts import Request
+from redisagg.texts import logger
 from redisagg.transport.aio import AsyncTransport
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 # Seconds between two attempts at a request that Redis refuses for a reason that may go away.
 _REFUSED_WAIT = 0.5

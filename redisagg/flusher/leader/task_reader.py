@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +11,9 @@ from redisagg.flusher.batch import Batch, Failure, State
 from redisagg.flusher.leader.requests import PART_BYTES
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.protocol.scripts import Request
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("batches")
 
 # About how many bytes one reply has. Fewer are asked for after a reply that did not come in time.
 _SLICE_BYTES = 1024 * 1024
@@ -94,8 +94,8 @@ class TaskReader:
         if batch.state is State.CLAIMED:
             if len(entries) < batch.claim.task_count:
                 _log.error(
-                    "group %r: %d tasks of a batch are gone; somebody else removed them",
-                    *(batch.group[:64], batch.claim.task_count - len(entries)),
+                    "group '%s': %d tasks of a batch are gone; somebody else removed them",
+                    *(group_text(batch.group), batch.claim.task_count - len(entries)),
                 )
             batch.claim = batch.claim._replace(entries=entries)
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from redisagg.config import AggregationConfig
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
@@ -17,8 +15,9 @@ from redisagg.flusher.merging.steps import (
 )
 from redisagg.sinks.limited_calls import AwaitedCalls
 from redisagg.sinks.routing import Router
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("merges")
 
 
 class LoopMerger(TaskMerger):
@@ -61,9 +60,9 @@ class LoopMerger(TaskMerger):
         ended = await self._calls.run(self.function, *given, timeout=self.timeout)  # type: ignore[arg-type]
         if ended is None:
             _log.warning(
-                "a merge of group %r is cancelled after merge_timeout; %d of %d cancelled merges "
+                "a merge of group '%s' is cancelled after merge_timeout; %d of %d cancelled merges "
                 "hang",
-                *(claim.group[:64], self._calls.hung, self.most_hung),
+                *(group_text(claim.group), self._calls.hung, self.most_hung),
             )
             return self.timed_out()
         try:

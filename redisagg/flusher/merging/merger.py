@@ -8,7 +8,6 @@ A merger runs the merge function for the batches that it is handed, at most `con
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 
 from redisagg.config import AggregationConfig
@@ -18,8 +17,9 @@ from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.turns import Turns
 from redisagg.sinks.routing import Router
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("merges")
 
 
 class Merger(ABC):
@@ -58,9 +58,9 @@ class Merger(ABC):
         The attempt does not count, since the batch is not to blame.
         """
         _log.error(
-            "group %r is not merged: %d merges hang beyond merge_timeout; end them, or restart the "
-            "flusher",
-            *(claim.group[:64], hung),
+            "group '%s' is not merged: %d merges hang beyond merge_timeout; end them, or restart "
+            "the flusher",
+            *(group_text(claim.group), hung),
         )
         error = MergeError(
             f"{hung} merges hang beyond merge_timeout ({self.timeout:g} s), so no further one is "
@@ -100,7 +100,7 @@ class TaskMerger(Merger):
             self._running.discard(task)
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is not None and not self._closed:  # else the batch would stay in hand for ever
-                _log.error("a merge of group %r ended: %r", batch.group[:64], error)
+                _log.error("a merge of group '%s' ended: %r", group_text(batch.group), error)
                 if batch.begin():
                     batch.end_merge(MergeOutcome(Failure.of(error)))
             if not self._closed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import multiprocessing
 import os
 import pickle
@@ -20,8 +19,9 @@ from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
 from redisagg.flusher.merging.steps import merge
 from redisagg.sinks.routing import Router
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("merges")
 
 _GUARD = (
     "a script that runs a flusher with executor='process' has to do so below "
@@ -198,7 +198,7 @@ class ProcessMerger(TaskMerger):
                 await self._check(pool)
                 return await self._merge_in(pool, claim)
             except _PoolKilled:
-                _log.error("a merge of group %r ended its process", claim.group[:64])
+                _log.error("a merge of group '%s' ended its process", group_text(claim.group))
                 return MergeOutcome(Failure.of(MergeError("the merge function ended its process")))
             except Exception as error:
                 return MergeOutcome(Failure.of(error))
@@ -234,7 +234,9 @@ class ProcessMerger(TaskMerger):
             outcome: MergeOutcome = await pool.run(_merge_in_worker, claim, timeout=self.timeout)
             return outcome
         except asyncio.TimeoutError:  # not the built-in one before Python 3.11
-            _log.warning("a merge of group %r is killed after merge_timeout", claim.group[:64])
+            _log.warning(
+                "a merge of group '%s' is killed after merge_timeout", group_text(claim.group)
+            )
             pool.kill()
             return self.timed_out()
 

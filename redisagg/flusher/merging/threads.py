@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -16,8 +15,9 @@ from redisagg.flusher.merging.merger import Merger
 from redisagg.flusher.merging.steps import merge
 from redisagg.flusher.merging.turns import Turns
 from redisagg.sinks.routing import Router
+from redisagg.texts import group_text, logger
 
-_log = logging.getLogger("redisagg")
+_log = logger("merges")
 
 # Seconds for which threads have batches in their queue. A quiet group waits that long for its turn.
 _AHEAD_SECONDS = 0.2
@@ -193,9 +193,9 @@ class ThreadMerger(Merger):
             return
         hung = len(self._hung)
         _log.warning(
-            "a merge of group %r exceeds merge_timeout; its thread is given up; %d of %d such "
+            "a merge of group '%s' exceeds merge_timeout; its thread is given up; %d of %d such "
             "threads hang",
-            *(running.batch.group[:64], hung, self.most_hung),
+            *(group_text(running.batch.group), hung, self.most_hung),
         )
         self._threads -= 1
         self._end(running.batch, self.timed_out())

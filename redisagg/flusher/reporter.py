@@ -1,0 +1,274 @@
+"""Reports what happens in a flusher to those who listen.
+
+`Reporter` is one for each flusher. It always reports the life of the flusher, its leases and its
+breakers, which are rare. Batches are reported only if somebody listens: then each has a
+`BatchTrace`, which keeps its times, and else none does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from redisagg import events
+from redisagg.config import AggregationConfig
+from redisagg.events import Event, EventBatch
+from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
+from redisagg.flusher.breaker import Breaker, BreakerState
+from redisagg.flusher.event_log import EventLog
+from redisagg.flusher.event_queue import make_event_queue
+from redisagg.merge_function import wants_info
+from redisagg.observers import Listener, Observers
+from redisagg.protocol.keys import Keyspace
+from redisagg.texts import logger, redact
+
+_log = logger("events")
+
+_CLOCK_SECONDS = 60.0
+"""Seconds after which an estimate of Redis' clock is replaced by a later one that is lower."""
+
+E = TypeVar("E", bound=Event)
+
+
+class Reporter:
+    """Makes the events of one flusher and hands them to listeners.
+
+    Args:
+        of_batches: whether a listener wants events of batches.
+    """
+
+    def __init__(
+        self, namespace: str, flusher_id: str, listeners: Sequence[Listener], *, of_batches: bool
+    ) -> None:
+        self.of_batches = of_batches
+        self._namespace = namespace
+        self._flusher_id = flusher_id
+        self._listeners: dict[type[Event], list[Listener]] = {}
+        self._all = listeners
+        self._failed = False
+
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether anybody listens to this kind of event."""
+        return bool(self._listeners_to(kind))
+
+    def __call__(
+        self, kind: Callable[..., E], entries: Sequence[bytes] = (), /, **fields: Any
+    ) -> None:
+        """Reports an event of a class, with these fields of its own."""
+        listeners = self._listeners_to(kind)  # type: ignore[arg-type]
+        if not listeners:
+            return
+        event = kind(at=time.time(), namespace=self._namespace, flusher=self._flusher_id, **fields)
+        for listener in listeners:
+            try:
+                listener(event, entries)
+            except Exception:  # of our own code; a flusher does not end for it
+                if not self._failed:
+                    self._failed = True
+                    _log.exception("an event can't be reported")
+
+    def _listeners_to(self, kind: type[Event]) -> list[Listener]:
+        found = self._listeners.get(kind)
+        if found is None:
+            found = [each for each in self._all if each.kinds is None or kind in each.kinds]
+            self._listeners[kind] = found
+        return found
+
+    def breaker(self, breaker: Breaker, state: BreakerState, seconds: float, reason: str) -> None:
+        """A breaker has changed its state.
+
+        Args:
+            seconds: how long it stays open, or was open.
+            reason: why it opened.
+        """
+        names = {"sink": breaker.name, "queue": breaker.queue}
+        if state is BreakerState.OPEN:
+            self(events.BreakerOpened, **names, seconds=seconds, reason=reason)
+        elif state is BreakerState.CLOSED:
+            self(events.BreakerClosed, **names, seconds=seconds)
+        else:
+            self(events.BreakerHalfOpened, **names)
+
+
+@asynccontextmanager
+async def reporting(
+    keyspace: Keyspace,
+    config: AggregationConfig,
+    flusher_id: str,
+    observers: Observers,
+    *,
+    on_loop: bool,
+) -> AsyncIterator[Reporter]:
+    """Reports the start and the end of a flusher, and makes the reporter of what is between.
+
+    Args:
+        on_loop: whether an ``async`` `on_event` is called on this event loop.
+    """
+    log = EventLog()
+    queue = make_event_queue(observers, on_loop=on_loop)
+    listeners: list[Listener] = [log, *observers.listeners]
+    if queue is not None:
+        listeners.append(queue)
+    of_batches = len(listeners) > 1 or log.of_batches
+    report = Reporter(keyspace.name, flusher_id, listeners, of_batches=of_batches)
+    since, error = time.monotonic(), ""
+    partitions = len(keyspace.partitions)
+    report(events.FlusherStarted, partitions=partitions, concurrency=config.concurrency)
+    try:
+        yield report
+    except BaseException as raised:
+        error = redact(f"{type(raised).__name__}: {raised}")
+        raise
+    finally:
+        report(events.FlusherStopped, seconds=time.monotonic() - since, error=error)
+        log.close()
+        if queue is not None:
+            await queue.close()
+
+
+class BatchReports:
+    """Makes the traces of the batches of one leader.
+
+    Args:
+        report: of the flusher.
+        partition: the number of the partition.
+    """
+
+    def __init__(self, report: Reporter, partition: int, config: AggregationConfig) -> None:
+        self.report = report
+        self._partition = partition
+        self._strips_info = not wants_info(config.group_aggregator)
+        self._ahead: float | None = None
+        """Seconds by which Redis' clock is ahead of `time.monotonic`, at least."""
+        self._ahead_at = 0.0
+
+    def trace(self, batch: Batch) -> None:
+        """Gives a batch that has just been claimed its trace."""
+        claim, now = batch.claim, time.monotonic()
+        if claim.attempt == 1 and not claim.error and not claim.stored_result:
+            # Most likely it was cut just now: `created` is the time of Redis then.
+            ahead = claim.created / 1000 - now
+            if self._ahead is None or ahead > self._ahead or now - self._ahead_at > _CLOCK_SECONDS:
+                self._ahead, self._ahead_at = ahead, now
+        batch.trace = BatchTrace(self, facts_of(claim, self._partition))
+        if self._strips_info:
+            batch.claim = claim._replace(created=0)  # which stands for all of the info
+        self.report(events.BatchClaimed, batch=batch.trace.facts)
+
+    def redis_time(self) -> float:
+        """Seconds since the epoch by Redis' clock, about."""
+        return time.time() if self._ahead is None else time.monotonic() + self._ahead
+
+
+def facts_of(claim: Claim, partition: int) -> EventBatch:
+    """What events say about a batch."""
+    return EventBatch(
+        batch_id=claim.batch_id.decode("utf-8", "replace"),
+        group_key=claim.group.decode("utf-8", "replace"),
+        partition=partition,
+        attempt=claim.attempt,
+        size=claim.task_count,
+        bytes=claim.length,
+        weight=claim.weight,
+        reason=claim.reason.decode("utf-8", "replace"),
+        opened_at=claim.opened / 1000,
+        due_at=claim.due_at / 1000,
+        claimed_at=claim.created / 1000,
+    )
+
+
+class BatchTrace:
+    """Reports one batch in one attempt, and keeps its times."""
+
+    __slots__ = ("_begun", "_delivered", "_merge_seconds", "_reports", "_sink", "_split", "facts")
+
+    def __init__(self, reports: BatchReports, facts: EventBatch) -> None:
+        self._reports = reports
+        self.facts = facts
+        self._begun = 0.0
+        """When the present step began: the merge, a delivery or the commit."""
+        self._merge_seconds = 0.0
+        self._sink = ""
+        self._delivered = 0
+        """The number of merged tasks that a sink outside Redis has taken."""
+        self._split = False
+
+    def begin(self) -> None:
+        """The merge, a delivery or the commit begins; in any thread."""
+        self._begun = time.monotonic()
+
+    def merged(self, claim: Claim, outcome: MergeOutcome) -> None:
+        """The merge has ended."""
+        if not self._begun or claim.stored_result or claim.result:
+            return  # an earlier attempt merged it
+        self._merge_seconds = time.monotonic() - self._begun
+        report, failure = self._reports.report, outcome.failure
+        if failure is not None and not failure.error:
+            return  # it did not begin, since its permit had expired
+        if report.wants(events.BatchMerged):
+            report(
+                events.BatchMerged,
+                batch=self.facts,
+                seconds=self._merge_seconds,
+                tasks=len(outcome.merged),
+                bytes=sum(map(len, outcome.merged.values())),
+                failed=len(outcome.failed),
+                error="" if failure is None else failure.error,
+            )
+
+    def delivered(self, sink: str, error: BaseException | None = None) -> None:
+        """A delivery has ended, or the queue in Redis has refused the batch."""
+        self._sink = sink
+        self._delivered += error is None
+        self._reports.report(
+            events.BatchDelivered,
+            batch=self.facts,
+            sink=self._sink,
+            seconds=time.monotonic() - self._begun,
+            error="" if error is None else Failure.of(error).error,
+        )
+
+    def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
+        """The batch has left."""
+        sink = self._sink if outcome.enqueue is None else outcome.enqueue.sink
+        due_at = self.facts.due_at or self.facts.claimed_at
+        self._reports.report(
+            events.BatchEnqueued,
+            claim.entries or (),
+            batch=self.facts,
+            sink=sink,
+            tasks=outcome.enqueued + len(outcome.merged) + self._delivered,
+            failed=len(outcome.failed),
+            lag=max(0.0, self._reports.redis_time() - due_at),
+            merge_seconds=self._merge_seconds,
+            sink_seconds=0.0 if outcome.enqueue is None else time.monotonic() - self._begun,
+        )
+
+    def given_back(self, delay: float, failure: Failure | None) -> None:
+        """The batch waits for another attempt."""
+        if self._split:
+            return
+        self._reports.report(
+            events.BatchRetried,
+            batch=self.facts,
+            delay=delay,
+            error="" if failure is None else failure.error,
+            counts=failure is not None and failure.counts,
+        )
+
+    def split(self, delay: float, failure: Failure) -> None:
+        """Halves have taken the place of the batch."""
+        self._split = True
+        self._reports.report(events.BatchSplit, batch=self.facts, delay=delay, error=failure.error)
+
+    def buried(self, attempts: int, failure: Failure) -> None:
+        """The batch is among the dead letters."""
+        self._reports.report(
+            events.BatchBuried,
+            batch=self.facts,
+            attempts=attempts,
+            error=failure.error,
+            traceback=failure.traceback,
+        )

@@ -1,0 +1,74 @@
+"""An HTTP server for the metrics of a registry."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client.exposition import choose_encoder
+
+from redisagg.errors import RedisAggError
+from redisagg.texts import logger
+
+_log = logger("metrics")
+
+_TIMEOUT = 30.0
+"""Seconds that a client may take to send its request."""
+
+
+class MetricsServer(ThreadingHTTPServer):
+    """Serves the path ``/metrics``, in daemon threads.
+
+    Args:
+        registry: a `CollectorRegistry` of prometheus-client.
+        address: the address to listen at.
+        port: the port; 0 for any that is free.
+
+    Raises:
+        OSError: the address can't be used.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, registry: Any, address: str, port: int) -> None:
+        self.registry = registry
+        self.failed = False
+        super().__init__((address, port), _Handler)
+
+    def start(self) -> None:
+        """Serves in a thread."""
+        threading.Thread(target=self.serve_forever, name="redisagg-metrics", daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MetricsServer
+    timeout = _TIMEOUT
+    server_version = "redisagg"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] not in ("/metrics", "/"):
+            self._answer(404, "text/plain", b"the metrics are at /metrics\n")
+            return
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            body = encode(self.server.registry)
+        except RedisAggError as error:
+            if not self.server.failed:  # a scrape every 15 s needs no line each
+                _log.warning("metrics can't be collected: %s", error)
+            self.server.failed = True
+            self._answer(503, "text/plain", b"Redis can't be asked; see the log\n")
+            return
+        self.server.failed = False
+        self._answer(200, content_type, body)
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Logs no line for each request."""

@@ -1,0 +1,58 @@
+"""Who watches an aggregator: listeners to the events of its flusher, and counters of its producer.
+
+The flusher and the producer ask this object; without observers that is all they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from redisagg.events import Event, OnEvent
+
+
+class Listener(Protocol):
+    """Is called with each event on the event loop of the flusher; it neither waits nor raises."""
+
+    @property
+    def kinds(self) -> frozenset[type[Event]] | None:
+        """The classes of the events that it wants; None for all."""
+        ...
+
+    def __call__(self, event: Event, entries: Sequence[bytes]) -> None:
+        """Takes an event.
+
+        Args:
+            event: the event.
+            entries: the stored tasks of the batch with `BatchEnqueued`, unless an earlier attempt
+                merged it; else empty.
+        """
+        ...
+
+
+class AddCounter(Protocol):
+    """Counts what a producer adds; from any thread."""
+
+    def count_added(self, new: int, known: int) -> None:
+        """Redis has acknowledged tasks: so many new ones, and so many whose id was known."""
+        ...
+
+    def count_refused(self, error: Exception, tasks: int) -> None:
+        """So many tasks were not added."""
+        ...
+
+
+class Observers:
+    """What watches one aggregator.
+
+    Args:
+        on_event: the user's function for the events of the flusher.
+    """
+
+    def __init__(self, on_event: OnEvent | None = None) -> None:
+        self.on_event = on_event
+        self.listeners: list[Listener] = []
+        """Those of a flusher that starts later."""
+        self.counter: AddCounter | None = None
+        self.dropped = 0
+        """The number of events that `on_event` was not called with, since it was too slow."""
