@@ -77,13 +77,14 @@ local function due_at(g)
   return math.max(at, held_back_until(g))
 end
 
--- Why the group is due and since when, for the record of the batch that is cut from it.
+-- Why the group is due and since when, for the record of the batch that is cut from it. If no time
+-- has come, it was due by a grace period before later tasks came, and stays due.
 local function reason_of(g, now)
   local rules, grace_end = g[RULES], g[LAST] + g[GRACE]
   if rules == 0 then
     if g[MARKED] > 0 then return 'flush', g[SINCE] end
     if g[WAITING] >= g[SIZE] then return 'size', g[SINCE] end
-    if g[DEADLINE] <= grace_end then return 'max_delay', math.min(g[DEADLINE], now) end
+    if g[DEADLINE] <= math.min(grace_end, now) then return 'max_delay', g[DEADLINE] end
     return 'grace', math.min(grace_end, now)
   end
   local due = due_at(g)
@@ -93,10 +94,10 @@ local function reason_of(g, now)
   if rules[MAX_BYTES] > 0 and g[BYTES] >= rules[MAX_BYTES] then return 'bytes', due end
   if rules[MAX_WEIGHT] > 0 and rules[WEIGHT] >= rules[MAX_WEIGHT] then return 'weight', due end
   if rules[LEADING] > 0 then return 'leading', due end
-  if rules[DUE] > 0 and rules[DUE] / 2 <= math.min(grace_end, g[DEADLINE]) + 0.5 then
+  if rules[DUE] > 0 and rules[DUE] / 2 <= math.min(grace_end, g[DEADLINE], now) + 0.5 then
     return rules[DUE] % 2 == 1 and 'schedule' or 'due_at', due
   end
-  return g[DEADLINE] <= grace_end and 'max_delay' or 'grace', due
+  return g[DEADLINE] <= math.min(grace_end, now) and 'max_delay' or 'grace', due
 end
 
 -- Notes when a group became due that is full or was flushed. `due_before`: when it was due before.

@@ -87,6 +87,53 @@ def test_a_flusher_leads_when_its_worker_processes_have_started(make: Make) -> N
     wait_until(lambda: not multiprocessing.active_children(), timeout=10, what=what)
 
 
+class SlowToLoad:
+    """A merge function whose worker processes take a second to start."""
+
+    def __init__(self) -> None:
+        self.loads_in = 1.0
+
+    def __setstate__(self, state: dict[str, float]) -> None:
+        time.sleep(state["loads_in"])
+
+    def __call__(self, group: str, tasks: list[Task]) -> Task:
+        return misbehave(group, tasks)  # type: ignore[no-any-return]
+
+
+def test_the_start_of_a_worker_process_is_no_part_of_a_merge(make: Make) -> None:
+    """Else a busy machine would kill processes that start, again and again."""
+    agg = make(
+        group_aggregator=SlowToLoad(),
+        executor="process",
+        merge_timeout=0.6,
+        max_attempts=2,
+        group_max_size=1,
+    )
+    with agg:
+        agg.add_tasks([Task("test", 0, "killed"), Task("test", 1, "fine")])
+        await_batches(agg, 1, timeout=30)
+        [letter] = await_dead(agg, 1, timeout=30)
+    assert (letter.group_key, letter.attempts) == ("killed", 2)
+    assert "ended its process" in letter.error
+
+
+def test_a_worker_process_that_does_not_start_is_no_attempt(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("redisagg.flusher.merging.processes._START_TIMEOUT", 0.01)
+    agg = make(group_aggregator=SlowToLoad(), executor="process", max_attempts=1, group_max_size=1)
+    with agg:
+        agg.add_task(Task("test", 0, "fine"))
+        wait_until(
+            lambda: caplog.text.count("no worker process has started") > 2,
+            timeout=20,
+            what="some attempts have failed",
+        )
+        assert agg.stats().batches_dead == 0
+        monkeypatch.undo()
+        await_batches(agg, 1, timeout=30)
+
+
 def test_a_flusher_stops_while_its_worker_processes_start(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +208,7 @@ def test_a_merge_that_hangs_is_killed_after_merge_timeout(make: Make, tmp_path: 
         executor="process",
         group_max_size=1,
         max_attempts=1,
-        merge_timeout=2.0,  # the start of a worker process counts
+        merge_timeout=2.0,
     )
     began = tmp_path / "began"
     with agg:

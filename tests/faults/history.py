@@ -324,7 +324,8 @@ class OperatorLog:
         began = time.time()
         call = [function.__name__, began, group, target, list(tasks)]
         try:
-            result = function(*(each for each in ("" if tasks else group, target) if each))
+            of_batch = function.__name__.endswith("dead_letter")
+            result = function(*(each for each in ("" if of_batch else group, target) if each))
         except RedisAggError as error:
             self._journal.write("called", *call, time.time(), False, str(error))
             raise

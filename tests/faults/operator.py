@@ -71,7 +71,7 @@ class Operator:
             self._flush: 3,
             self._flush_all: 1,
             self._pause: 1,
-            self._pause_group: 3,
+            self._pause_group: 7,
             self._look_after_the_dead: 3,
             self._count: 6,
         }

@@ -54,10 +54,10 @@ def postpone(group: Group, moment: int) -> int:
 @pytest.mark.parametrize(
     ("limits", "span", "reason"),
     [
-        ("- 600000 50 0", 600_000, b"max_delay"),
-        ("600000 - 50 0", 600_000, b"grace"),
-        ("500000 600000 50 0", 500_000, b"grace"),
-        ("600000 500000 50 0", 500_000, b"max_delay"),
+        ("- 60 50 0", 60, b"max_delay"),
+        ("60 - 50 0", 60, b"grace"),
+        ("50 600000 50 0", 50, b"grace"),
+        ("600000 50 50 0", 50, b"max_delay"),
     ],
 )
 def test_spans(group: Group, now: int, limits: str, span: int, reason: bytes) -> None:
@@ -65,6 +65,7 @@ def test_spans(group: Group, now: int, limits: str, span: int, reason: bytes) ->
     at = due(group)
     assert at is not None
     assert now + span <= at <= now + span + 10_000
+    await_server_ms(group.client, at)
     [batch] = group.claim()
     assert batch.reason == reason
 
@@ -77,8 +78,22 @@ def test_the_earliest_moment_counts(group: Group, now: int, name: str) -> None:
     assert due(group) == now + 2 * HOUR
     group.add((f"- - 50 0;{name}={now + HOUR}", 1))
     assert due(group) == now + HOUR
+    group.add((f"- - 50 0;{name}={now}", 1))
     [batch] = group.claim()
     assert batch.reason == name.encode()
+
+
+@pytest.mark.parametrize("later", ["- 500000 50 0", f"{USUAL};due_at={2**41}", "60 600000 50 0"])
+def test_what_came_when_a_group_was_due_does_not_change_the_reason(
+    group: Group, later: str
+) -> None:
+    group.add(("60 600000 50 0", 1))
+    await_server_ms(group.client, due(group) or 0)
+    assert poll(group)[1] == [b"", b"g"]
+    group.add((later, 1))
+    [batch] = group.claim()
+    assert (batch.task_count, batch.reason) == (2, b"grace")
+    assert batch.due_at <= server_ms(group.client)
 
 
 def test_a_moment_ends_with_its_task(group: Group, now: int) -> None:

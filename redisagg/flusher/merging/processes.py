@@ -28,6 +28,10 @@ _GUARD = (
     "`if __name__ == '__main__':`, since each worker process imports the script"
 )
 
+# Seconds after which a worker process counts as one that does not start. On a busy machine its
+# imports may take longer than `merge_timeout`, which counts from then on.
+_START_TIMEOUT = 60.0
+
 # Set once in each worker process.
 _function: GroupAggregator
 _router: Router
@@ -80,6 +84,10 @@ class _PoolKilled(Exception):
     """The worker processes of a pool have ended, by themselves or by us."""
 
 
+class _NotStarted(MergeError):
+    """No worker process has started in time, so nothing was merged."""
+
+
 class _Pool:
     """Worker processes, which start when they are needed, or by `start`.
 
@@ -91,6 +99,8 @@ class _Pool:
         # Not forked: a flusher has threads, and a fork would copy their locks as they are.
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(workers, context, _start_worker, (pickled,))
+        self._workers = workers
+        self._starting: asyncio.Task[None] | None = None
         self._killed = False
 
     async def run(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
@@ -115,10 +125,27 @@ class _Pool:
         except BrokenProcessPool as error:
             raise _PoolKilled from error
 
-    async def start(self, workers: int, timeout: float) -> None:
-        """Starts worker processes; raises what `run` raises."""
-        calls = (self.run(_check_worker, timeout=timeout) for _ in range(workers))
-        await asyncio.gather(*calls)
+    async def start(self) -> None:
+        """Starts the worker processes, unless that was done, and waits until there is one.
+
+        Raises:
+            _NotStarted: none has started in time.
+            Exception: as `run`.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+            # Nobody may wait any more when it fails.
+            self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait({self._starting})
+        self._starting.result()
+
+    async def _start(self) -> None:
+        calls = (self.run(_check_worker, timeout=_START_TIMEOUT) for _ in range(self._workers))
+        try:
+            await asyncio.gather(*calls)
+        except asyncio.TimeoutError:
+            text = f"no worker process has started in {_START_TIMEOUT:g} s"
+            raise _NotStarted(text) from None
 
     @property
     def has_workers(self) -> bool:
@@ -158,7 +185,7 @@ class ProcessMerger(TaskMerger):
         """
         try:
             self._pool = _Pool(self._workers, self._pickled)
-            await self._pool.start(self._workers, self.timeout)
+            await self._pool.start()
         except Exception:
             self._drop(self._pool)
 
@@ -179,6 +206,9 @@ class ProcessMerger(TaskMerger):
             return await self._merge_in(pool, claim)
         except _PoolKilled:
             self._drop(pool)
+        except _NotStarted as error:
+            self._drop(pool)
+            return self._not_started(claim, error)
         except Exception as error:  # no worker can be started, or the outcome can't be pickled
             if pool is not None and not pool.has_workers:
                 self._drop(pool)
@@ -197,6 +227,8 @@ class ProcessMerger(TaskMerger):
                 pool = _Pool(1, self._pickled)
                 await self._check(pool)
                 return await self._merge_in(pool, claim)
+            except _NotStarted as error:
+                return self._not_started(claim, error)
             except _PoolKilled:
                 _log.error("a merge of group '%s' ended its process", group_text(claim.group))
                 return MergeOutcome(Failure.of(MergeError("the merge function ended its process")))
@@ -210,26 +242,30 @@ class ProcessMerger(TaskMerger):
         """Starts a worker.
 
         Raises:
-            MergeError: it ends before it can merge.
+            MergeError: it does not start, or ends before it can merge.
         """
         try:
-            await pool.run(_check_worker, timeout=self.timeout)
+            await pool.start()
         except _PoolKilled:
             _log.error("a worker process ends before it can merge; see its traceback on stderr")
             raise MergeError(
                 "a worker process ended before it could merge, since it can't import the merge "
                 f"function or the main script (its traceback is on stderr); {_GUARD}"
             ) from None
-        except asyncio.TimeoutError:
-            raise MergeError(f"a worker process did not start in {self.timeout:g} s") from None
+
+    def _not_started(self, claim: Claim, error: _NotStarted) -> MergeOutcome:
+        _log.error("group %r is not merged: %s", claim.group[:64], error)
+        return self.not_begun(claim, error)
 
     async def _merge_in(self, pool: _Pool, claim: Claim) -> MergeOutcome:
         """Merges a batch in a pool.
 
         Raises:
             _PoolKilled: a worker of the pool has died.
+            _NotStarted: no worker has started in time.
             Exception: no worker can be started, or the outcome can't be pickled.
         """
+        await pool.start()
         try:
             outcome: MergeOutcome = await pool.run(_merge_in_worker, claim, timeout=self.timeout)
             return outcome
