@@ -42,7 +42,6 @@ class MetricsServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: MetricsServer
     timeout = _TIMEOUT
     server_version = "redisagg"
     sys_version = ""
@@ -51,16 +50,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] not in ("/metrics", "/"):
             self._answer(404, "text/plain", b"the metrics are at /metrics\n")
             return
+        server = self.server
+        assert isinstance(server, MetricsServer)
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))
         try:
-            body = encode(self.server.registry)
+            body = encode(server.registry)
         except RedisAggError as error:
-            if not self.server.failed:  # a scrape every 15 s needs no line each
+            if not server.failed:  # a scrape every 15 s needs no line each
                 _log.warning("metrics can't be collected: %s", error)
-            self.server.failed = True
+            server.failed = True
             self._answer(503, "text/plain", b"Redis can't be asked; see the log\n")
             return
-        self.server.failed = False
+        server.failed = False
         self._answer(200, content_type, body)
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
