@@ -1,3 +1,4 @@
+-- @include answers
 -- @include arguments
 -- @include batch
 -- @include clock
@@ -22,7 +23,8 @@ end
 local known_counts = {}  -- by their text: most batches have the same one
 
 -- The number of arguments of a batch's entries. Of a slice also the number of entries before it,
--- and of those behind it, and what `read_parts` returns if tasks of the batch failed alone.
+-- and of those behind it, and what `read_parts` returns if tasks of the batch failed alone. And the
+-- number of answers, if there are any.
 local read_extent
 function read_extent(argument)
   local count = known_counts[argument or '']
@@ -33,6 +35,11 @@ function read_extent(argument)
   if slice then
     n, before, left = read_extent(slice)
     return n, before, left, read_parts(parts)
+  end
+  local extent, answers = string.match(argument or '', '^(%d[%d ]*) a(%d+)$')
+  if extent then
+    n, before, left, parts = read_extent(extent)
+    return n, before, left, parts, whole_number(answers)
   end
   known_counts[argument or ''] = whole_number(argument)
   return known_counts[argument]
@@ -52,7 +59,7 @@ end
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 due  6 ready
 --        then the keys of the queue
 --        then for each batch: tasks of its group; result of the batch if this is a slice; keys of
---        the entries
+--        the entries; the key of each answer
 -- ARGV   1 fencing token
 --        then the options
 --        then for each batch: batch id, number of arguments of its entries (0: enqueue nothing),
@@ -62,7 +69,11 @@ end
 --        '0 0 0 3 0 2', and how many failed tasks this call makes dead letters of, how many there
 --        are before and behind them; and behind the arguments of the entries for each: id of its
 --        dead letter, place in the batch, error text. Then KEYS has behind the result of the batch
---        `dead` and the tasks of each letter
+--        `dead` and the tasks of each letter.
+--        If tasks of the batch were submitted, ' a' and the number of answers behind these numbers,
+--        such as '7 a2', and then behind all else: the channel of the answers, and for each how
+--        long it is kept, ms, and the record (includes/answers.lua). They are stored with the reply
+--        'OK'
 --        A batch with a result in `result:BATCH` is always committed by slices, if only by one.
 --        All but the last one need a whole result there, so that another leader can go on
 -- Reply  for each batch one of
@@ -87,7 +98,7 @@ local function commit(sink)
   -- The keys and arguments of every batch, before any is written.
   local last_key, last_arg = FIRST_KEY - 1, FIRST_ARG - 1
   while ARGV[last_arg + 1] do
-    local n, before, left, parts = read_extent(ARGV[last_arg + 2])
+    local n, before, left, parts, answers = read_extent(ARGV[last_arg + 2])
     assert_arguments(n % arity == 0)
     last_arg = last_arg + 2 + n
     last_key = last_key + (before and 2 or 1)
@@ -99,6 +110,11 @@ local function commit(sink)
       check_parts(parts, key, from)
     end
     last_key = last_key + n / arity * entry_keys
+    if answers then
+      assert_arguments(ARGV[last_arg + 1])
+      check_answers(last_arg + 2, answers)
+      last_arg, last_key = last_arg + 1 + answers * ANSWER_ARGS, last_key + answers
+    end
   end
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
@@ -154,10 +170,11 @@ local function commit(sink)
   end
 
   local reply = {}
+  local channel, message = nil, nil
   local key, at = FIRST_KEY, FIRST_ARG
   while ARGV[at] do
     local id, from = ARGV[at], at + 2
-    local n, before, left, parts = read_extent(ARGV[at + 1])
+    local n, before, left, parts, answers = read_extent(ARGV[at + 1])
     local status = commit_one(id, key, from, n, before, left, parts)
     local refused = not written and server_error(status)
     if refused then return refused end
@@ -167,7 +184,13 @@ local function commit(sink)
     if parts then
       at, key = at + parts.count * PART_ARGS, key + 1 + parts.count
     end
+    if answers then
+      channel, message = ARGV[at], message or {}
+      if status == 'OK' then keep_answers(key, at + 1, answers, message) end
+      at, key = at + 1 + answers * ANSWER_ARGS, key + answers
+    end
   end
+  if message then announce_answers(channel, message) end
   for group, g in pairs(records) do
     write_group(groups, group, g)
   end

@@ -116,6 +116,17 @@ def partial_call(call: Call, batch_id: bytes) -> Call:
     return Call(call.name, keys, args)
 
 
+ANSWERED = "with answers"
+
+
+def answered_call(call: Call, batch_id: bytes) -> Call:
+    """A commit whose last batch has two tasks that were submitted."""
+    keys = [*call.keys, P.answer(b"b", b"i0"), P.answer(b"b", b"i2")]
+    args = [*call.args, P.answers_channel, 1000, b"record", 2000, b"record"]
+    args[call.args.index(batch_id) + 1] += b" a2"
+    return Call(call.name, keys, args)
+
+
 ASYNQ = [b"q", b"id", b"message", b"60", b"", b""]
 
 
@@ -146,7 +157,11 @@ def prepare(client: Client) -> dict[str, Call]:
     permits_call(["+me.1:1 +me.2:2 +me.0:9", "+me.1:1"]).on(client)
     permits_call(["-me.0:4", "+me.2:20"]).on(client)
     first = {ids[group][0]: group for group in (b"a", b"b")}
-    one = next(iter(first))
+    one, last = first
+    stored = ids[b"c"][2]
+    store_keys = [P.state, P.batches, P.claims]
+    store = Call("store_result", [*store_keys, P.result(stored)], [token, stored, "l", 0, 1, "r"])
+    assert store.on(client) == 1
     index_keys = [P.state, P.groups, P.due, P.ready]
     requeue_keys = [P.state, P.groups, P.batches, P.retry, P.due, P.ready, P.dead]
     entry = [b"f", b"v"] * 7
@@ -167,7 +182,17 @@ def prepare(client: Client) -> dict[str, Call]:
             args=[token, one, 3, "e", "t"],
         ),
         Call("cancel_group", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d"]),
-        Call("cancel_task", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3"]),
+        Call(
+            "cancel_task",
+            [*index_keys, P.tasks(b"d"), P.ids(b"d"), P.answer(b"d", b"i3")],
+            [b"d", b"i3", P.answers_channel],
+        ),
+        Call("locate", [P.groups, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3", ""]),
+        Call(
+            "answer",
+            [P.state, P.batches, P.claims, P.answer(b"c", b"i7")],
+            [token, stored, P.answers_channel, 1000, b"record"],
+        ),
         claim_call(token, [(retried, b"c"), (b"", b"d"), (b"", b"a")]),
         commit_call("commit", token, first),
         commit_call("commit_asynq", token, first, ASYNQ, 2),
@@ -248,7 +273,12 @@ def prepare(client: Client) -> dict[str, Call]:
         ],
         args=[b"new", *requeue.args[1:], first_c, select.args[1], 60, 30],
     )
-    return {**{call.name: call for call in [*calls, select]}, **slices, **parts, SOME: some}
+    calls_by_name = {call.name: call for call in [*calls, select]}
+    answered = {
+        f"{name} {ANSWERED}": answered_call(calls_by_name[name], last)
+        for name in ("commit", "commit_asynq", "commit_list", "commit_stream")
+    }
+    return {**calls_by_name, **slices, **parts, **answered, SOME: some}
 
 
 SOME = "requeue of some tasks"
@@ -369,6 +399,8 @@ SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
 SCRIPTS += [f"commit_{queue} {SLICE}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [f"commit_{queue} {PARTIAL}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [SOME]
+SCRIPTS += [f"{name} {ANSWERED}" for name in ("commit", "commit_asynq", "commit_list")]
+SCRIPTS += [f"commit_stream {ANSWERED}"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
