@@ -27,6 +27,7 @@ from redisagg.views import (
     DeadReason,
     GroupPage,
     GroupState,
+    Location,
     PartitionStats,
     Stats,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "DeadReason",
     "GroupPage",
     "GroupState",
+    "Location",
     "NoResult",
     "Partial",
     "PartitionStats",

@@ -38,7 +38,7 @@ from redisagg.errors import (
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, policing, steering
+from redisagg.operations import inspecting, locating, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -64,6 +64,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Location,
     Stats,
 )
 
@@ -675,6 +676,24 @@ class AsyncAggregator(AggregatorBase):
         group = group_key_bytes(group_key)
         operation = inspecting.group(self._keyspace, group, offset=offset, limit=limit)
         return await self._run(operation)
+
+    async def locate(self, group_key: GroupKey, task_id: str) -> Location:
+        """Says where a task is, or what became of it.
+
+        Args:
+            group_key: key of its group.
+            task_id: id of the task.
+
+        Returns:
+            That it waits, is in a batch, or is in a dead letter. Of a task that was submitted also
+            what became of it, for `result_ttl` seconds.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
+        """
+        group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
+        return await self._run(locating.locate(self._keyspace, group, raw_id))
 
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.

@@ -158,7 +158,7 @@ def prepare(client: Client) -> dict[str, Call]:
     permits_call(["-me.0:4", "+me.2:20"]).on(client)
     first = {ids[group][0]: group for group in (b"a", b"b")}
     one, last = first
-    stored = ids[b"c"][2]
+    stored = ids[b"a"][1]
     store_keys = [P.state, P.batches, P.claims]
     store = Call("store_result", [*store_keys, P.result(stored)], [token, stored, "l", 0, 1, "r"])
     assert store.on(client) == 1
@@ -187,10 +187,10 @@ def prepare(client: Client) -> dict[str, Call]:
             [*index_keys, P.tasks(b"d"), P.ids(b"d"), P.answer(b"d", b"i3")],
             [b"d", b"i3", P.answers_channel],
         ),
-        Call("locate", [P.groups, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3", ""]),
+        Call("locate", [P.groups, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3", "", 10]),
         Call(
             "answer",
-            [P.state, P.batches, P.claims, P.answer(b"c", b"i7")],
+            [P.state, P.batches, P.claims, P.answer(b"a", b"i4")],
             [token, stored, P.answers_channel, 1000, b"record"],
         ),
         claim_call(token, [(retried, b"c"), (b"", b"d"), (b"", b"a")]),
