@@ -7,6 +7,8 @@
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 dead  6 tasks of the group
 --        7 tasks of the dead letter  8 ids of the group  9 result of the batch
 -- ARGV   1 fencing token  2 batch id  3 number of attempts  4 error text  5 traceback
+--        and 'begin' to move no task yet: from then on the batch has to be buried, so that its
+--        answers can be stored (answer.lua)
 -- Reply  'OK', 'GONE' or 'ORDER', as in includes/commit.lua; 'MORE' if there is another slice
 
 -- @include arguments
@@ -26,7 +28,8 @@ local state, groups, batches, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local dead, tasks, dead_tasks, ids, result = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local token, id, attempts = ARGV[1], ARGV[2], whole_number(ARGV[3])
 local error, traceback = ARGV[4], ARGV[5]
-assert_arguments(#KEYS == 9 and #ARGV == 5)
+local only_begins = #ARGV == 6 and ARGV[6] == 'begin'
+assert_arguments(#KEYS == 9 and (#ARGV == 5 or only_begins))
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -56,7 +59,10 @@ if not begun then
   }
 end
 
-if stored == count and not begun then
+if only_begins then
+  redis.call('HSET', batches, id, cmsgpack.pack(batch))
+  return 'MORE'
+elseif stored == count and not begun then
   redis.call('HSET', dead, id, batch[LETTER])  -- first: it can be refused if the memory is full
   redis.call('RENAME', tasks, dead_tasks)
   redis.call('UNLINK', ids)

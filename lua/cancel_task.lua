@@ -1,12 +1,13 @@
 -- cancel_task: removes one waiting task from its group.
 --
--- KEYS   1 state  2 groups  3 due  4 ready  5 tasks  6 ids
--- ARGV   1 group key  2 task id
+-- KEYS   1 state  2 groups  3 due  4 ready  5 tasks  6 ids  7 answer of the task
+-- ARGV   1 group key  2 task id  3 channel of the answers
 -- Reply  1, or 0 if no such task waits (a batch may hold it)
 --
 -- Cost: LINDEX once or twice if tasks are cancelled in the order of their arrival, else O(log n)
 -- times; and LREM from the nearer end of the list.
 
+-- @include answers
 -- @include arguments
 -- @include assert_type
 -- @include clock
@@ -19,8 +20,9 @@
 -- @include waiting
 
 local state, groups, due, ready, tasks, ids = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local group, id = ARGV[1], ARGV[2]
-assert_arguments(#KEYS == 6 and #ARGV >= 2)
+local answer = KEYS[7]
+local group, id, channel = ARGV[1], ARGV[2], ARGV[3]
+assert_arguments(#KEYS == 7 and #ARGV == 3)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))
 if refused then return refused end
@@ -30,6 +32,15 @@ if not number then return 0 end
 local g = read_group(groups, group)
 assert_type('ZCARD', { due, ready })
 if not g then return 0 end
+
+-- Answers a task that was submitted.
+local function answer_cancelled(entry)
+  local keep_ms = submitted_ms(entry)
+  if not keep_ms then return end
+  local record = cmsgpack.pack{ 'cancelled', '', '' }
+  redis.pcall('SET', answer, record, 'PX', keep_ms)
+  announce_answers(channel, { answer, record })
+end
 
 local last_place = g[CLAIMED] + g[WAITING] - 1
 local place = place_of(tasks, ids, g, tonumber(number), id)
@@ -53,4 +64,5 @@ write_group(groups, group, g)
 schedule(due, ready, group, g, now)
 add_count(state, 'waiting', -1)
 add_count(state, 'bytes', -length)
+answer_cancelled(entry)
 return 1

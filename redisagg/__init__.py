@@ -3,10 +3,20 @@
 from redisagg import merges
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.config import AggregationConfig, default_aggregation_config
-from redisagg.errors import RedisAggError, RetryAfter, Unavailable, Unrecoverable
-from redisagg.merge_function import Partial
+from redisagg.errors import (
+    NoResult,
+    RedisAggError,
+    ResultTimeout,
+    RetryAfter,
+    TaskCancelled,
+    TaskFailed,
+    Unavailable,
+    Unrecoverable,
+)
+from redisagg.merge_function import Partial, Results
 from redisagg.policies import Policy
 from redisagg.rate_limit import RateLimit
+from redisagg.receipts import AsyncReceipt, Receipt
 from redisagg.schedule import Cron
 from redisagg.task import Task, group_key_parts, group_key_text
 from redisagg.views import (
@@ -17,6 +27,7 @@ from redisagg.views import (
     DeadReason,
     GroupPage,
     GroupState,
+    Location,
     PartitionStats,
     Stats,
 )
@@ -28,6 +39,7 @@ __all__ = [
     "Aggregator",
     "AppliedPolicy",
     "AsyncAggregator",
+    "AsyncReceipt",
     "BatchInfo",
     "BatchState",
     "Cron",
@@ -35,14 +47,21 @@ __all__ = [
     "DeadReason",
     "GroupPage",
     "GroupState",
+    "Location",
+    "NoResult",
     "Partial",
     "PartitionStats",
     "Policy",
     "RateLimit",
+    "Receipt",
     "RedisAggError",
+    "ResultTimeout",
+    "Results",
     "RetryAfter",
     "Stats",
     "Task",
+    "TaskCancelled",
+    "TaskFailed",
     "Unavailable",
     "Unrecoverable",
     "default_aggregation_config",

@@ -18,6 +18,7 @@ from redisagg.task import MAX_BYTES, check_size
 from redisagg.texts import shorten
 
 _DEFAULT_SPANS = (120.0, 600.0)  # of group_grace_period and group_max_delay, in seconds
+_LONGEST_RESULT_TTL = 49 * 24 * 3600.0  # seconds: 32 bits of ms
 _MAX_ENTRY_HEAD_BYTES = 7 + 128  # a stored task has a time, the length of its id and the id
 
 
@@ -115,6 +116,8 @@ class AggregationConfig:
         on_event: function that is called with each event of the flusher, plain or ``async``; None
             (default) for none. See docs/events.md. It neither slows nor ends the flusher, whatever
             it does.
+        result_ttl: seconds for which the outcome of a submitted task is kept, an hour by default,
+            49 days at most; see docs/results.md.
 
     Raises:
         InvalidConfig: a setting is out of range or of the wrong type.
@@ -156,6 +159,7 @@ class AggregationConfig:
     replica_timeout: Duration = 1.0
     shutdown_timeout: Duration = 30.0
     on_event: OnEvent | None = None
+    result_ttl: Duration = 3600.0
 
     def __post_init__(self) -> None:
         self._check_schedule()
@@ -183,6 +187,7 @@ class AggregationConfig:
             "add_timeout",
             "replica_timeout",
             "shutdown_timeout",
+            "result_ttl",
         ):
             object.__setattr__(self, name, to_seconds(getattr(self, name), name, InvalidConfig))
         try:
@@ -216,6 +221,8 @@ class AggregationConfig:
                 f"max_pending_bytes, less than a task of {self.max_task_bytes:,} bytes "
                 "(max_task_bytes); raise max_pending_bytes or lower max_task_bytes"
             )
+        if seconds(self.result_ttl) > _LONGEST_RESULT_TTL:
+            raise InvalidConfig(f"result_ttl must be at most 49 days, not {self.result_ttl!r}")
         if seconds(self.lease_time) < 0.1:
             raise InvalidConfig(f"lease_time must be at least 0.1 seconds, not {self.lease_time!r}")
         if not isinstance(self.wait_for_fsync, bool):

@@ -268,6 +268,46 @@ class HalfEnqueued(RedisAggError, ValueError):
     """A part of the dead letter has been enqueued, so only all of its tasks can be requeued."""
 
 
+# --- receipts --------------------------------------------------------------------------------
+
+
+class ResultTimeout(RedisAggError, TimeoutError):
+    """A submitted task has no outcome yet, or none any more, and the timeout of the call is over.
+
+    Call again later. `locate` says where the task is.
+    """
+
+
+class TaskFailed(RedisAggError):
+    """A submitted task failed: alone, or with its batch. Or the merge returned an exception for it.
+
+    Attributes:
+        reason: the error of the task or of its batch.
+        batch_id: the id of the batch that held it.
+        dead_letter: the id of the dead letter that holds it; None if none does.
+    """
+
+    reason: str = ""
+    batch_id: str = ""
+    dead_letter: str | None = None
+
+
+class NoResult(RedisAggError):
+    """The merge function returned no value for a submitted task: no `Results` that names it.
+
+    Attributes:
+        batch_id: the id of its batch.
+        dropped: whether the merge returned no merged task either.
+    """
+
+    batch_id: str = ""
+    dropped: bool = False
+
+
+class TaskCancelled(RedisAggError):
+    """A submitted task was removed by `cancel_task` while it waited."""
+
+
 # --- the embedded server ---------------------------------------------------------------------
 
 

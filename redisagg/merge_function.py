@@ -12,8 +12,9 @@ from redisagg.errors import InvalidConfig
 from redisagg.task import Task
 from redisagg.texts import shorten
 
-Merged: TypeAlias = "Task | Sequence[Task] | Partial | None"
-"""The result of a merge function: one task, several (a list or tuple), None, or a `Partial`."""
+Merged: TypeAlias = "Task | Sequence[Task] | Partial | Results | None"
+"""The result of a merge function: one task, several (a list or tuple), None, a `Partial` or
+`Results`."""
 
 _Returned: TypeAlias = "Merged | Awaitable[Merged]"
 
@@ -30,8 +31,23 @@ class Partial:
             failed.
     """
 
-    merged: Task | Sequence[Task] | None = None
+    merged: Task | Sequence[Task] | Results | None = None
     failed: Mapping[str, str | BaseException] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a merge function returns if tasks of its batch were submitted: their results.
+
+    Args:
+        values: the result of each task, by its id: anything that a payload may hold, or an
+            exception for a task that failed but is to be no dead letter. Those of tasks that were
+            added by `add_task` are not kept. An id that the batch does not have fails the attempt.
+        merged: what the function would return without results, also a `Partial`.
+    """
+
+    values: Mapping[str, Any]
+    merged: Task | Sequence[Task] | Partial | None = None
 
 
 GroupAggregator: TypeAlias = (

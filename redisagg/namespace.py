@@ -13,7 +13,7 @@ from redisagg.merges import collect
 from redisagg.observers import Observers
 from redisagg.protocol import registration
 from redisagg.protocol.clock import RedisClock
-from redisagg.protocol.entries import Encoder
+from redisagg.protocol.entries import EncodedTask, Encoder, mark_submitted
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask
 from redisagg.protocol.scripts import command
@@ -101,6 +101,10 @@ class Namespace:
         if not config.waits_for_replicas:
             return None
         return Durability(config.min_replicas, config.wait_for_fsync, to_ms(config.replica_timeout))
+
+    def submitted(self, task: EncodedTask) -> EncodedTask:
+        """Marks a packed task, so that its outcome is kept for `result_ttl`."""
+        return mark_submitted(task, to_ms(self.config.result_ttl))
 
     def register(self) -> Operation[None]:
         """Records the namespace at its first use; later compares the record with the settings.

@@ -172,6 +172,36 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class Location:
+    """Where a task is, or what became of it, as far as Redis knows."""
+
+    state: Literal["waiting", "in_batch", "flushed", "failed", "cancelled", "unknown"]
+    """``"waiting"``: in its group. ``"in_batch"``: in a batch that is being merged or waits for a
+    retry. ``"flushed"`` and ``"cancelled"``: known of submitted tasks, for `result_ttl` seconds.
+    ``"failed"``: a dead letter; of a submitted task also that its result is an exception.
+    ``"unknown"``: none of these, so it was never added, or is gone and was not submitted."""
+    group_key: str
+    """Text form of the group key."""
+    task_id: str
+    """Id of the task."""
+    place: int | None = None
+    """Number of waiting tasks before it in its group; None unless it waits."""
+    due_at: float | None = None
+    """Time at which its group is due, as in `GroupState`; None unless it waits."""
+    batch_id: str | None = None
+    """Id of the batch that holds it, that flushed it, or with which it failed."""
+    attempt: int | None = None
+    """Number of attempts of that batch so far, the present one included; None unless it is in
+    one."""
+    batch_state: Literal["claimed", "retry"] | None = None
+    """What that batch does, as in `BatchState`; None unless the task is in one."""
+    dead_letter: str | None = None
+    """Id of the dead letter that holds it or held it; None if there is none."""
+    error: str = ""
+    """Why it failed, or error of the last attempt of its batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeadReason:
     """Dead letters with the same error, up to the numbers in it."""
 

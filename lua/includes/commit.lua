@@ -1,3 +1,4 @@
+-- @include answers
 -- @include arguments
 -- @include batch
 -- @include clock
@@ -22,17 +23,23 @@ end
 local known_counts = {}  -- by their text: most batches have the same one
 
 -- The number of arguments of a batch's entries. Of a slice also the number of entries before it,
--- and of those behind it, and what `read_parts` returns if tasks of the batch failed alone.
+-- and of those behind it, and what `read_parts` returns if tasks of the batch failed alone. And the
+-- number of answers, if there are any.
 local read_extent
 function read_extent(argument)
   local count = known_counts[argument or '']
   if count then return count end
   local n, before, left = string.match(argument or '', '^(%d+) (%d+) (%d+)$')
   if n then return whole_number(n), whole_number(before), whole_number(left) end
-  local slice, parts = string.match(argument or '', '^(%d+ %d+ %d+) (%d+ %d+ %d+.*)$')
+  local slice, parts = string.match(argument or '', '^(%d+ %d+ %d+) (%d+ %d+ %d+[%d ]*)$')
   if slice then
     n, before, left = read_extent(slice)
     return n, before, left, read_parts(parts)
+  end
+  local extent, answers = string.match(argument or '', '^(%d[%d ]*) a(%d+)$')
+  if extent then
+    n, before, left, parts = read_extent(extent)
+    return n, before, left, parts, whole_number(answers)
   end
   known_counts[argument or ''] = whole_number(argument)
   return known_counts[argument]
@@ -52,7 +59,7 @@ end
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 due  6 ready
 --        then the keys of the queue
 --        then for each batch: tasks of its group; result of the batch if this is a slice; keys of
---        the entries
+--        the entries; the key of each answer
 -- ARGV   1 fencing token
 --        then the options
 --        then for each batch: batch id, number of arguments of its entries (0: enqueue nothing),
@@ -67,6 +74,10 @@ end
 --        number of attempts that count as failed. Then behind the arguments of the entries are: id,
 --        group key and error text of the new batch, and the place of each task; and KEYS has behind
 --        the result `retry` and the tasks of the group of the new batch, which is its own
+--        If tasks of the batch were submitted, ' a' and the number of answers behind these numbers,
+--        such as '7 a2', and then behind all else: the channel of the answers, and for each how
+--        long it is kept, ms, and the record (includes/answers.lua). They are stored with the reply
+--        'OK'
 --        A batch with a result in `result:BATCH` is always committed by slices, if only by one.
 --        All but the last one need a whole result there, so that another leader can go on
 -- Reply  for each batch one of
@@ -91,7 +102,7 @@ local function commit(sink)
   -- The keys and arguments of every batch, before any is written.
   local last_key, last_arg = FIRST_KEY - 1, FIRST_ARG - 1
   while ARGV[last_arg + 1] do
-    local n, before, left, parts = read_extent(ARGV[last_arg + 2])
+    local n, before, left, parts, answers = read_extent(ARGV[last_arg + 2])
     assert_arguments(n % arity == 0)
     last_arg = last_arg + 2 + n
     last_key = last_key + (before and 2 or 1)
@@ -103,6 +114,11 @@ local function commit(sink)
       check_parts(parts, key, from)
     end
     last_key = last_key + n / arity * entry_keys
+    if answers then
+      assert_arguments(ARGV[last_arg + 1])
+      check_answers(last_arg + 2, answers)
+      last_arg, last_key = last_arg + 1 + answers * ANSWER_ARGS, last_key + answers
+    end
   end
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
@@ -158,10 +174,11 @@ local function commit(sink)
   end
 
   local reply = {}
+  local channel, message = nil, nil
   local key, at = FIRST_KEY, FIRST_ARG
   while ARGV[at] do
     local id, from = ARGV[at], at + 2
-    local n, before, left, parts = read_extent(ARGV[at + 1])
+    local n, before, left, parts, answers = read_extent(ARGV[at + 1])
     local status = commit_one(id, key, from, n, before, left, parts)
     local refused = not written and server_error(status)
     if refused then return refused end
@@ -171,7 +188,13 @@ local function commit(sink)
     if parts then
       at, key = at + parts.arguments, key + parts.keys
     end
+    if answers then
+      channel, message = ARGV[at], message or {}
+      if status == 'OK' then keep_answers(key, at + 1, answers, message) end
+      at, key = at + 1 + answers * ANSWER_ARGS, key + answers
+    end
   end
+  if message then announce_answers(channel, message) end
   for group, g in pairs(records) do
     write_group(groups, group, g)
   end

@@ -37,7 +37,7 @@ from redisagg.errors import (
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, policing, steering
+from redisagg.operations import inspecting, locating, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -46,6 +46,8 @@ from redisagg.protocol.clock import ClockUnread
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import STALE
+from redisagg.receipts import AsyncReceipt
+from redisagg.receipts.receipt import AsyncAnswers
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
@@ -62,6 +64,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Location,
     Stats,
 )
 
@@ -163,6 +166,65 @@ class AsyncAggregator(AggregatorBase):
         except RedisAggError as error:
             self._count_refused(error)
             raise
+
+    async def submit(self, task: Task) -> AsyncReceipt:
+        """Adds a task whose outcome its producer wants to know.
+
+        Args:
+            task: the task, as for `add_task`. If its id waits in the group already, the receipt is
+                for the task that waits; one that was added by `add_task` has no outcome.
+
+        Returns:
+            A receipt. The outcome is kept for `result_ttl` seconds.
+
+        Raises:
+            InvalidTask, AggregatorFull, NotReplicated: as for `add_task`.
+        """
+        try:
+            encoded = self._namespace.encoder(task)
+        except ClockUnread:
+            encoded = await self._encode_by_clock(task)
+        encoded = self._namespace.submitted(encoded)
+        if not self._registered:
+            await self._register()
+        receipt = self._receipt(encoded.group, encoded.id, new=True)
+        adder = self._here().adder
+        if encoded.group in adder.lines.by_group:
+            await adder.add_in_turn(encoded, self._full_timeout)
+            return receipt
+        try:
+            await adder.add(encoded)
+        except AggregatorFull as error:
+            if not self._full_timeout:
+                raise
+            await adder.add_in_turn(encoded, self._full_timeout, error)
+        return receipt
+
+    async def receipt(self, group_key: GroupKey, task_id: str) -> AsyncReceipt:
+        """Makes the receipt of a task again that any process has submitted.
+
+        Args:
+            group_key: key of its group.
+            task_id: id of the task.
+
+        Returns:
+            A receipt; whether there is such a task is not checked.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
+        """
+        return self._receipt(group_key_bytes(group_key), task_id_bytes(task_id), new=False)
+
+    def _receipt(self, group: bytes, task_id: bytes, *, new: bool) -> AsyncReceipt:
+        key = self._keyspace.partition_of(group).answer(group, task_id)
+        return AsyncReceipt(self._answers_here, key, group.decode(), task_id.decode(), new=new)
+
+    def _answers_here(self) -> AsyncAnswers:
+        here = self._here()
+        if here.answers is None:
+            here.answers = AsyncAnswers(self._namespace, here.transport)
+        return here.answers
 
     async def add_tasks(
         self,
@@ -623,6 +685,24 @@ class AsyncAggregator(AggregatorBase):
         operation = inspecting.group(self._keyspace, group, offset=offset, limit=limit)
         return await self._run(operation)
 
+    async def locate(self, group_key: GroupKey, task_id: str) -> Location:
+        """Says where a task is, or what became of it.
+
+        Args:
+            group_key: key of its group.
+            task_id: id of the task.
+
+        Returns:
+            That it waits, is in a batch, or is in a dead letter. Of a task that was submitted also
+            what became of it, for `result_ttl` seconds.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
+        """
+        group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
+        return await self._run(locating.locate(self._keyspace, group, raw_id))
+
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
 
@@ -780,6 +860,8 @@ class AsyncAggregator(AggregatorBase):
                 await self._leave(here, until)
 
     async def _leave(self, here: _OnLoop, until: float) -> None:
+        if here.answers is not None:
+            await await_within(CLOSE_TIMEOUT, here.answers.close())
         if sequences := self._sequences.drain():
             forget = here.transport.once(forget_calls(self._keyspace, sequences))
             with suppress(RedisAggError):  # the keys that this deletes also expire
@@ -847,6 +929,7 @@ class _OnLoop:
     registering: Uncancelled[None] | None = None
     reading: Uncancelled[None] | None = None
     """The call that reads Redis' clock."""
+    answers: AsyncAnswers | None = None
 
 
 async def _result(future: Future[None]) -> None:

@@ -33,7 +33,7 @@ from redisagg.errors import (
 )
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
-from redisagg.operations import inspecting, policing, steering
+from redisagg.operations import inspecting, locating, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
@@ -42,6 +42,8 @@ from redisagg.protocol.clock import ClockUnread
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import STALE
+from redisagg.receipts import Receipt
+from redisagg.receipts.receipt import ThreadAnswers
 from redisagg.sinks import Sink, SinkPage
 from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
@@ -57,6 +59,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Location,
     Stats,
 )
 
@@ -107,6 +110,7 @@ class Aggregator(AggregatorBase):
         self._adder = ThreadAdder(options, self._transport)
         self._flusher: FlusherThread | None = None
         self._lock = threading.Lock()
+        self._answers = ThreadAnswers(self._namespace, self._transport)
 
     # --- adding ----------------------------------------------------------------------------
 
@@ -153,6 +157,59 @@ class Aggregator(AggregatorBase):
         except RedisAggError as error:
             self._count_refused(error)
             raise
+
+    def submit(self, task: Task) -> Receipt:
+        """Adds a task whose outcome its producer wants to know.
+
+        Args:
+            task: the task, as for `add_task`. If its id waits in the group already, the receipt is
+                for the task that waits; one that was added by `add_task` has no outcome.
+
+        Returns:
+            A receipt. The outcome is kept for `result_ttl` seconds.
+
+        Raises:
+            InvalidTask, AggregatorFull, NotReplicated: as for `add_task`.
+        """
+        try:
+            encoded = self._namespace.encoder(task)
+        except ClockUnread:
+            encoded = self._encode_by_clock(task)
+        encoded = self._namespace.submitted(encoded)
+        if not self._registered:
+            self._register()
+        receipt = self._receipt(encoded.group, encoded.id, new=True)
+        adder = self._adder
+        if encoded.group in adder.lines.by_group:
+            adder.add_in_turn(encoded, self._full_timeout)
+            return receipt
+        try:
+            adder.add(encoded)
+        except AggregatorFull as error:
+            if not self._full_timeout:
+                raise
+            adder.add_in_turn(encoded, self._full_timeout, error)
+        return receipt
+
+    def receipt(self, group_key: GroupKey, task_id: str) -> Receipt:
+        """Makes the receipt of a task again that any process has submitted.
+
+        Args:
+            group_key: key of its group.
+            task_id: id of the task.
+
+        Returns:
+            A receipt; whether there is such a task is not checked.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
+        """
+        return self._receipt(group_key_bytes(group_key), task_id_bytes(task_id), new=False)
+
+    def _receipt(self, group: bytes, task_id: bytes, *, new: bool) -> Receipt:
+        key = self._keyspace.partition_of(group).answer(group, task_id)
+        return Receipt(self._answers, key, group.decode(), task_id.decode(), new=new)
 
     def add_tasks(
         self,
@@ -596,6 +653,24 @@ class Aggregator(AggregatorBase):
         operation = inspecting.group(self._keyspace, group, offset=offset, limit=limit)
         return self._run(operation)
 
+    def locate(self, group_key: GroupKey, task_id: str) -> Location:
+        """Says where a task is, or what became of it.
+
+        Args:
+            group_key: key of its group.
+            task_id: id of the task.
+
+        Returns:
+            That it waits, is in a batch, or is in a dead letter. Of a task that was submitted also
+            what became of it, for `result_ttl` seconds.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+            InvalidTask: the task id is wrong.
+        """
+        group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
+        return self._run(locating.locate(self._keyspace, group, raw_id))
+
     def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
 
@@ -745,6 +820,7 @@ class Aggregator(AggregatorBase):
         """
         until = end_by(self._namespace)
         self.stop()
+        self._answers.close()
         if sequences := self._adder.sequences.drain():
             forget = partial(self._transport.once, forget_calls(self._keyspace, sequences))
             with suppress(RedisAggError):  # the keys that this deletes also expire

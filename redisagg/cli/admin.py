@@ -104,6 +104,32 @@ def peek(aggregator: Aggregator, group: str, limit: int, offset: int, as_json: b
 
 
 @click.command()
+@click.argument("group")
+@click.argument("task_id")
+@with_aggregator
+@json_option
+def locate(aggregator: Aggregator, group: str, task_id: str, as_json: bool) -> None:
+    """Say where a task is, or what became of it; fails if nothing is known of it."""
+    found = aggregator.locate(group, task_id)
+    if as_json:
+        print_json(found)
+    elif found.state == "waiting":
+        echo(f"waiting behind {found.place} tasks, due {ago(found.due_at) or 'when full'}")
+    elif found.state == "in_batch":
+        error = f": {found.error}" if found.error else ""
+        echo(f"in batch {found.batch_id} ({found.batch_state}), attempt {found.attempt}{error}")
+    elif found.state == "flushed":
+        echo(f"flushed as batch {found.batch_id}")
+    elif found.state == "failed":
+        letter = f"dead letter {found.dead_letter}" if found.dead_letter else "no dead letter"
+        echo(f"failed, {letter}: {found.error}")
+    else:
+        echo(found.state)
+    if found.state == "unknown":
+        raise SystemExit(1)
+
+
+@click.command()
 @with_aggregator
 @json_option
 def stats(aggregator: Aggregator, as_json: bool) -> None:

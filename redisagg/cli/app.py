@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import redisagg
-from redisagg.cli.admin import cancel, flush, groups, pause, peek, postpone, resume, stats
+from redisagg.cli.admin import cancel, flush, groups, locate, pause, peek, postpone, resume, stats
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
 from redisagg.cli.exporter import exporter
@@ -57,6 +57,6 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, exporter, tail),
-    *(groups, peek, stats, flush, postpone, cancel, pause, resume, policy, dead),
+    *(groups, peek, locate, stats, flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)

@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from redisagg.errors import MergedTaskTooLarge, RetryAfter, Unavailable, Unrecoverable, wait_of
+from redisagg.protocol.answers import Answered
 from redisagg.sinks.base import MergedTask, ScriptSink
 from redisagg.texts import summary_of, traceback_of
 
@@ -155,6 +156,10 @@ class MergeOutcome:
     """Positions of stored tasks that failed alone, each with the reason."""
     enqueued: int = 0
     """How many merged tasks were enqueued in slices before those in `merged`."""
+    submitted: dict[str, int] | None = None
+    """The ids of tasks that were submitted, each with the ms for which its outcome is kept."""
+    answers: list[Answered] | None = None
+    """What became of each of them, if the merge did not fail."""
     merged: dict[str, bytes] = field(default_factory=dict)
     """Serialized merged tasks that have not been enqueued yet, by their batch id. If there are
     any, a failure is one of the sink; if there are none, it is one of the merge."""

@@ -10,7 +10,7 @@ from typing import Any
 from redisagg.errors import MergeError
 from redisagg.flusher.batch import Failure
 from redisagg.flusher.merging.steps import positions_of
-from redisagg.merge_function import GroupAggregator, Partial, wants_info
+from redisagg.merge_function import GroupAggregator, Partial, Results, wants_info
 from redisagg.task import Task
 from redisagg.views import BatchInfo, DeadLetter
 
@@ -40,7 +40,10 @@ def dry_run(function: GroupAggregator, letter: DeadLetter) -> DryRun:
         if inspect.isawaitable(returned):
             returned = asyncio.run(_awaited(returned))
         failed: dict[str, str] = {}
-        if isinstance(returned, Partial):
+        while isinstance(returned, Partial | Results):
+            if isinstance(returned, Results):
+                returned = returned.merged
+                continue
             places = {task.id: place for place, task in enumerate(tasks)}
             if returned.failed:
                 parts = positions_of(returned.failed, places)

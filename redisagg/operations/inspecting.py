@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from redisagg.config import check_range
 from redisagg.errors import InvalidConfig, KeyConflict, UnknownBatch
-from redisagg.protocol.entries import decode_leniently
+from redisagg.protocol.entries import decode_leniently, entry_id
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
@@ -91,6 +91,12 @@ def groups(
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return {state.group_key: state for state in states}
+
+
+def due_time(record: GroupRecord) -> float | None:
+    """When a group with waiting tasks is due; None if no time makes it due."""
+    due = record.due_at or record.last
+    return due / 1000 if due < NEVER else None
 
 
 def group(
@@ -266,6 +272,45 @@ def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
         states += yield from _batches(some, skipped, tasks=tasks)
     skipped.log()
     return states
+
+
+def batch_around(keyspace: Keyspace, group: bytes, number: int) -> Operation[BatchState | None]:
+    """Finds the batch of a group that holds the task with an absolute number."""
+    partition = keyspace.partition_of(group)
+    skipped = _Skipped("batches")
+    cursor, count = 0, FIRST_SCAN
+    while True:
+        page, cursor, count = yield from _scan_page(partition.batches, skipped, cursor, count)
+        for batch_id, record in _records(batch_record, page, skipped).items():
+            if record.group == group and 0 <= number - record.start < record.task_count:
+                found = [_FoundBatch(partition, batch_id, record)]
+                [state] = yield from _batches(found, skipped, tasks=False)
+                return state
+        if cursor == 0:
+            return None
+
+
+def dead_letter_with(
+    keyspace: Keyspace, group: bytes, task_id: bytes
+) -> Operation[DeadLetter | None]:
+    """Finds the dead letter of a group that holds a task."""
+    partition = keyspace.partition_of(group)
+    skipped = _Skipped("dead letters")
+    cursor, count = 0, FIRST_SCAN
+    while True:
+        page, cursor, count = yield from _scan_page(partition.dead, skipped, cursor, count)
+        for batch_id, record in _records(dead_record, page, skipped).items():
+            if record.group != group:
+                continue
+            key, size = partition.dead_tasks(batch_id), _page_size(record.task_count, record.length)
+            for first in range(0, record.task_count, size):
+                entries = yield from ask(command("LRANGE", key, first, first + size - 1))
+                if any(entry_id(entry) == task_id for entry in entries):
+                    return _dead_letter(batch_id, record)
+                if not entries:
+                    break
+        if cursor == 0:
+            return None
 
 
 class DeadFilter(NamedTuple):
@@ -530,14 +575,13 @@ def _is_shown(group: bytes, record: GroupRecord) -> bool:
 
 def _group_state(group_key: bytes, record: GroupRecord) -> GroupState:
     waits = record.waiting > 0
-    due = record.due_at or record.last
     return GroupState(
         group_key=_text(group_key),
         size=record.waiting,
         in_flight=record.claimed,
         first_task_at=record.first / 1000 if waits else None,
         last_task_at=record.last / 1000 if waits else None,
-        due_at=due / 1000 if waits and due < NEVER else None,
+        due_at=due_time(record) if waits else None,
         priority=record.priority,
         held=record.held > 0,
         paused=_is_paused(record),

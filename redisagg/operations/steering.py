@@ -69,7 +69,8 @@ def flush_all(keyspace: Keyspace) -> Operation[int]:
 def cancel_task(keyspace: Keyspace, group: bytes, task_id: bytes) -> Operation[bool]:
     """Removes a waiting task from its group; returns False if the task does not wait there."""
     p, tasks, ids = keyspace.place(group)
-    reply = yield from ask(call("cancel_task", [*_index_keys(p), tasks, ids], group, task_id))
+    keys = [*_index_keys(p), tasks, ids, p.answer(group, task_id)]
+    reply = yield from ask(call("cancel_task", keys, group, task_id, p.answers_channel))
     return bool(reply)
 
 

@@ -4,7 +4,8 @@ The script `add` puts 6 bytes of arrival time (ms, big endian) and 1 byte with t
 before the id and the body. If the highest bit of the first byte is set, 1 byte of length and a text
 with limits (lua/includes/limits.lua) are between the id and the body. The body is a msgpack array:
 type, payload, headers (map or nil), and a map with what the task sets: options (``o``) and the
-limits in `_OPTIONS`. The last two members are left out if nothing is set.
+limits in `_OPTIONS`. The last two members are left out if nothing is set. A task that was submitted
+has a fifth member: for how long its outcome is kept, ms.
 """
 
 from __future__ import annotations
@@ -240,12 +241,25 @@ def _span(duration: Duration | None) -> bytes:
     return b"-" if duration is None else b"%d" % to_ms(duration)
 
 
-def decode(entry: bytes, group: str) -> Task:
+_SUBMITTED = 0x95  # the first byte of the body of a task that was submitted: an array of five
+_MISSING = {0x92: b"\xc0\x80", 0x93: b"\x80", 0x94: b""}
+"""The third and fourth member of a body, by its first byte, if they are left out."""
+
+
+def mark_submitted(task: EncodedTask, keep_ms: int) -> EncodedTask:
+    """Marks a packed task, so that its outcome is kept for so many ms."""
+    body = task.body
+    fifth = b"%b\xce%b" % (_MISSING[body[0]], keep_ms.to_bytes(4, "big"))
+    return task._replace(body=b"%c%b%b" % (_SUBMITTED, body[1:], fifth))
+
+
+def decode(entry: bytes, group: str, submitted: dict[str, int] | None = None) -> Task:
     """Decodes a stored entry.
 
     Args:
         entry: bytes from the list of the group's tasks.
         group: group key.
+        submitted: takes the id of a task that was submitted, and how long its outcome is kept, ms.
 
     Raises:
         UndecodableTask: the bytes are no entry.
@@ -262,9 +276,29 @@ def decode(entry: bytes, group: str) -> Task:
             extras["headers"] = body[2] or {}
         if len(body) > 3:
             extras.update((_OPTIONS[code], value) for code, value in body[3].items())
+            if len(body) > 4 and submitted is not None and body[4] > 0:
+                submitted[entry[7:end].decode()] = int(body[4])
         return Task(body[0], body[1], group, entry[7:end].decode(), **extras)
     except Exception as error:
         raise UndecodableTask(f"{type(error).__name__}: {error}") from error
+
+
+def submitted_ms(entry: bytes) -> int:
+    """How long the outcome of the task of a stored entry is kept, ms; 0 if it was not submitted.
+
+    Does not decode the entry.
+    """
+    start = 7 + entry[6] if len(entry) > 6 else 0
+    if start and entry[0] >= _WITH_LIMITS and len(entry) > start:
+        start += 1 + entry[start]
+    if not start or len(entry) < start + 6 or entry[start] != _SUBMITTED or entry[-5] != 0xCE:
+        return 0
+    return int.from_bytes(entry[-4:], "big")
+
+
+def entry_id(entry: bytes) -> bytes:
+    """The id of a stored entry, as it is stored; empty for bytes that are no entry."""
+    return entry[7 : 7 + entry[6]] if len(entry) > 6 else b""
 
 
 _PLAIN = (0x92, 0x93)  # the first byte of a body without options: an array of two or three

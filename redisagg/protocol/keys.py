@@ -37,6 +37,8 @@ class PartitionKeys:
         self.label_with_policies = self.label + WITH_POLICIES
         """As `label`, of a caller that has read the policies of the namespace."""
         self.slot = f"{{{name}:{number}}}"
+        self.answers_channel = f"redisagg:{{{name}}}:answers".encode()
+        """That of the namespace."""
         self._prefix = f"redisagg:{self.slot}:".encode()
         for part in self.__annotations__:
             setattr(self, part, self._prefix + part.encode())
@@ -73,6 +75,10 @@ class PartitionKeys:
         """The hash of the permits of a group."""
         return self._prefix + b"permits:" + group
 
+    def answer(self, group: bytes, task_id: bytes) -> bytes:
+        """The string with the outcome of a task that was submitted."""
+        return b"%banswer:%d:%b:%b" % (self._prefix, len(group), group, task_id)
+
     def call(self, producer: bytes) -> bytes:
         """The string with the number and reply of the last call of a call sequence."""
         return self._prefix + b"call:" + producer
@@ -102,6 +108,8 @@ class Keyspace:
         self.policies = prefix + b"policies"
         self.permits = prefix + b"permits"
         self.wake_channel = prefix + b"wake"
+        self.answers_channel = prefix + b"answers"
+        """The channel on which the outcomes of submitted tasks are announced."""
         self.partitions = [PartitionKeys(name, number, partitions) for number in range(partitions)]
         self.place = lru_cache(maxsize=16_384)(self._place)
 

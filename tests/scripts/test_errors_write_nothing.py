@@ -117,6 +117,7 @@ def partial_call(call: Call, batch_id: bytes) -> Call:
 
 
 RETRIED = "of a batch of which tasks are tried again"
+ANSWERED = "with answers"
 
 
 def retried_call(call: Call, batch_id: bytes) -> Call:
@@ -126,6 +127,14 @@ def retried_call(call: Call, batch_id: bytes) -> Call:
     extent = call.args.index(batch_id) + 1
     args = [*call.args, b"new id", b"new", "odd", 0, 2]
     args[extent] += b" 2 0 0 50 1"
+    return Call(call.name, keys, args)
+
+
+def answered_call(call: Call, batch_id: bytes) -> Call:
+    """A commit whose last batch has two tasks that were submitted."""
+    keys = [*call.keys, P.answer(b"b", b"i0"), P.answer(b"b", b"i2")]
+    args = [*call.args, P.answers_channel, 1000, b"record", 2000, b"record"]
+    args[call.args.index(batch_id) + 1] += b" a2"
     return Call(call.name, keys, args)
 
 
@@ -159,7 +168,11 @@ def prepare(client: Client) -> dict[str, Call]:
     permits_call(["+me.1:1 +me.2:2 +me.0:9", "+me.1:1"]).on(client)
     permits_call(["-me.0:4", "+me.2:20"]).on(client)
     first = {ids[group][0]: group for group in (b"a", b"b")}
-    one = next(iter(first))
+    one, last = first
+    stored = ids[b"a"][1]
+    store_keys = [P.state, P.batches, P.claims]
+    store = Call("store_result", [*store_keys, P.result(stored)], [token, stored, "l", 0, 1, "r"])
+    assert store.on(client) == 1
     index_keys = [P.state, P.groups, P.due, P.ready]
     requeue_keys = [P.state, P.groups, P.batches, P.retry, P.due, P.ready, P.dead]
     entry = [b"f", b"v"] * 7
@@ -180,7 +193,17 @@ def prepare(client: Client) -> dict[str, Call]:
             args=[token, one, 3, "e", "t"],
         ),
         Call("cancel_group", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d"]),
-        Call("cancel_task", [*index_keys, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3"]),
+        Call(
+            "cancel_task",
+            [*index_keys, P.tasks(b"d"), P.ids(b"d"), P.answer(b"d", b"i3")],
+            [b"d", b"i3", P.answers_channel],
+        ),
+        Call("locate", [P.groups, P.tasks(b"d"), P.ids(b"d")], [b"d", b"i3", "", 10]),
+        Call(
+            "answer",
+            [P.state, P.batches, P.claims, P.answer(b"a", b"i4")],
+            [token, stored, P.answers_channel, 1000, b"record"],
+        ),
         claim_call(token, [(retried, b"c"), (b"", b"d"), (b"", b"a")]),
         commit_call("commit", token, first),
         commit_call("commit_asynq", token, first, ASYNQ, 2),
@@ -262,7 +285,12 @@ def prepare(client: Client) -> dict[str, Call]:
         ],
         args=[b"new", *requeue.args[1:], first_c, select.args[1], 60, 30],
     )
-    return {**{call.name: call for call in [*calls, select]}, **slices, **parts, SOME: some}
+    calls_by_name = {call.name: call for call in [*calls, select]}
+    answered = {
+        f"{name} {ANSWERED}": answered_call(calls_by_name[name], last)
+        for name in ("commit", "commit_asynq", "commit_list", "commit_stream")
+    }
+    return {**calls_by_name, **slices, **parts, **answered, SOME: some}
 
 
 SOME = "requeue of some tasks"
@@ -384,6 +412,8 @@ SCRIPTS += [f"commit_{queue} {SLICE}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [f"commit_{queue} {PARTIAL}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [f"commit_{queue} {RETRIED}" for queue in ("asynq", "list", "stream")]
 SCRIPTS += [SOME]
+SCRIPTS += [f"{name} {ANSWERED}" for name in ("commit", "commit_asynq", "commit_list")]
+SCRIPTS += [f"commit_stream {ANSWERED}"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar, cast
 
-from redisagg import Aggregator, AsyncAggregator
+from redisagg import Aggregator, AsyncAggregator, AsyncReceipt
 
 T = TypeVar("T")
 
@@ -48,15 +48,12 @@ class LoopThread:
         self._loop.close()
 
 
-class OnLoop:
-    """An `AsyncAggregator` with blocking methods: each call waits for its coroutine."""
+class Blocking:
+    """An object with blocking methods in place of coroutine functions."""
 
-    def __init__(self, loop: LoopThread, make: Callable[[], AsyncAggregator]) -> None:
-        async def made() -> AsyncAggregator:
-            return make()
-
+    def __init__(self, loop: LoopThread, inner: Any) -> None:
         self._loop = loop
-        self._inner = loop.run(made())
+        self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._inner, name)
@@ -64,9 +61,20 @@ class OnLoop:
             return value
 
         def blocking(*args: Any, **kwargs: Any) -> Any:
-            return self._loop.run(value(*args, **kwargs))
+            result = self._loop.run(value(*args, **kwargs))
+            return Blocking(self._loop, result) if isinstance(result, AsyncReceipt) else result
 
         return blocking
+
+
+class OnLoop(Blocking):
+    """An `AsyncAggregator` with blocking methods: each call waits for its coroutine."""
+
+    def __init__(self, loop: LoopThread, make: Callable[[], AsyncAggregator]) -> None:
+        async def made() -> AsyncAggregator:
+            return make()
+
+        super().__init__(loop, loop.run(made()))
 
     def __enter__(self) -> OnLoop:
         self._loop.run(self._inner.__aenter__())

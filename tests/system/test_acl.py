@@ -15,7 +15,7 @@ from redisagg import AggregationConfig, Aggregator, Policy, Task
 from redisagg.aggregator import reading
 from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, policing, steering
+from redisagg.operations import inspecting, locating, policing, steering
 from redisagg.payload import pack
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.operations import Operation
@@ -249,6 +249,8 @@ def observe(user: User, admin: User) -> None:
     assert user.run(inspecting.groups(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
     assert user.run(inspecting.groups(SPACE, tasks=False, limit=1, due=True))
     assert user.run(inspecting.group(SPACE, b"waiting", limit=10))
+    assert user.run(locating.locate(SPACE, b"waiting", b"1")).state == "waiting"
+    assert user.run(locating.locate(SPACE, b"nobody", b"1")).state == "unknown"
     batches = user.run(inspecting.batches(SPACE, tasks=True))
     assert sorted(batch.batch_id.encode() for batch in batches) == sorted(flying)
     assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 3

@@ -33,11 +33,11 @@ def _signature(method: Any) -> list[tuple[str, Any, Any, str]]:
         (each.name, each.kind, each.default, _without_async(each.annotation))
         for each in signature.parameters.values()
     ]
-    return [*parameters, ("return", None, None, signature.return_annotation)]
+    return [*parameters, ("return", None, None, _without_async(signature.return_annotation))]
 
 
 def _without_async(annotation: object) -> str:
-    return str(annotation).replace(" | AsyncIterable[Task]", "")
+    return str(annotation).replace(" | AsyncIterable[Task]", "").replace("AsyncReceipt", "Receipt")
 
 
 def _documented(doc: str) -> dict[str, list[str]]:

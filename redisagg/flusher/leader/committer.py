@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.config import AggregationConfig
-from redisagg.errors import MergedTaskTooLarge, RedisAggError, RedisUnavailable, TaskTooLarge
+from redisagg.errors import (
+    KeyConflict,
+    MergedTaskTooLarge,
+    RedisAggError,
+    RedisUnavailable,
+    TaskTooLarge,
+)
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome, State
 from redisagg.flusher.breaker import Breaker
@@ -28,14 +34,21 @@ from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
 from redisagg.flusher.leader.slices import (
     LARGE_CALL,
+    MAX_ANSWERS,
+    answers_fit,
     fits_one_call,
     is_large,
     most_set_aside,
     parts_of,
     slice_of,
+    some_answers,
 )
+from redisagg.flusher.leader.task_reader import read_slices
+from redisagg.flusher.merging.answering import leave_out_failed, size_of
 from redisagg.flusher.merging.result_codec import pack_result
-from redisagg.protocol.failed_tasks import failed_batch, group_of
+from redisagg.protocol.answers import Answered, pack_failure
+from redisagg.protocol.entries import entry_id, submitted_ms
+from redisagg.protocol.failed_tasks import FailedBatch, failed_batch, group_of
 from redisagg.protocol.scripts import Request
 from redisagg.texts import group_text, logger
 from redisagg.transport.failures import error_from_reply
@@ -77,6 +90,15 @@ class _Call:
     """The number with which the breaker let them through."""
     large: Batch | None = None
     """The first batch that was left out because it is enqueued in slices."""
+    answers: dict[bytes, Sequence[Answered]] = field(default_factory=dict)
+    """Those to submitted tasks, by the id of the batch."""
+
+    def has_room(self, answers: Sequence[Answered]) -> bool:
+        """Whether the call can carry these answers too."""
+        if not self.answers:
+            return True
+        given = [answers, *self.answers.values()]
+        return sum(map(len, given)) <= MAX_ANSWERS and sum(map(size_of, given)) <= LARGE_CALL
 
 
 @dataclass(slots=True)
@@ -90,6 +112,8 @@ class _Slices:
     """Whether the first call carries all that is left."""
     parted: int = 0
     """How many tasks that failed alone have left."""
+    answered: bool = False
+    """Whether its answers have been stored ahead of its last slice."""
 
 
 class Committer:
@@ -174,13 +198,15 @@ class Committer:
                 continue
             outcome = batch.outcome
             assert outcome is not None  # it has been merged
-            enqueue, count = outcome.enqueue, len(outcome.merged)
-            if count > 1 or batch.claim.result or outcome.failed:
+            enqueue, count, answers = outcome.enqueue, len(outcome.merged), outcome.answers
+            if count > 1 or batch.claim.result or outcome.failed or answers:
                 if _needs_slices(batch, outcome):
                     call.large = call.large or batch
                     behind.add(batch.group)
                     continue
                 if enqueue and count_of_all + count > max_commit_entries(enqueue.script):
+                    break
+                if answers and not call.has_room(answers):
                     break
             if enqueue is not None:
                 if common is None or breaker is None:
@@ -198,6 +224,9 @@ class Committer:
                 count_of_all += count
             if outcome.undecodable:
                 call.undecodable.append(batch)
+            if answers:
+                call.answers[batch.batch_id] = answers
+                size += size_of(answers)
             batches.append(batch)
             call.entries.append((batch.batch_id, batch.group, enqueue))
         call.breaker, call.size = breaker, size
@@ -214,7 +243,7 @@ class Committer:
             for batch in batches:
                 if batch.trace is not None:
                     batch.trace.begin()
-        replies = await self._send_commit(batches, call.entries, call.size)
+        replies = await self._send_commit(batches, call.entries, call.size, call.answers)
         misplaced: list[GiveBack] = []
         succeeded = False  # the breaker knows it; several successes in a row say no more than one
         for batch, reply in zip(batches, replies, strict=True):
@@ -270,12 +299,19 @@ class Committer:
         if enqueue is not None and (start > 0 or not slices.at_once):
             enqueue, end = slice_of(enqueue, count, start)
         size = sum(map(len, enqueue.arguments)) if enqueue is not None else 0
-        parts = None
+        parts, answers = None, None
         if end == count and outcome.failed:
             parts = self._retried(batch, parts_of(batch.claim, outcome.failed, slices.parted, size))
             size += sum(len(reason.encode()) for _, reason in parts.failed)
+        if end == count and outcome.answers:
+            if slices.at_once:
+                answers = outcome.answers
+                size += size_of(answers)
+            elif not slices.answered:
+                await self._answer(batch, outcome.answers)
+                slices.answered = True
         request = self._session.requests.commit_slice(
-            batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts
+            batch.batch_id, batch.group, enqueue, claim.enqueued, count - end, parts, answers
         )
         reply: Any
         if batch.trace is not None:
@@ -314,11 +350,9 @@ class Committer:
         That depends on the batch and the settings only, so a flusher that goes on after a death
         does the same.
         """
-        if self._config.on_task_failure == "dead":
-            return parts
         position, reason = parts.failed[0]
         new = failed_batch(batch.batch_id, batch.group, position)
-        if new.attempts >= self._config.max_attempts:
+        if not self._is_tried_again(new):
             return parts
         delay = retry_delay(self._config, new.attempts)
         _log.warning(
@@ -327,6 +361,11 @@ class Committer:
             *(new.attempts, self._config.max_attempts, delay, reason),
         )
         return parts._replace(retried=Retried(new, delay, reason))
+
+    def _is_tried_again(self, new: FailedBatch) -> bool:
+        """Whether a batch is made of tasks that failed alone, else they become dead letters."""
+        config = self._config
+        return config.on_task_failure == "retry" and new.attempts < config.max_attempts
 
     async def _begin_slices(self, batch: Batch) -> _Slices | None:
         """Stores the merge result of a batch, so that another leader can go on behind a slice.
@@ -346,6 +385,10 @@ class Committer:
         if undecodable := outcome.undecodable:
             await self._set_aside(batch, undecodable)
             undecodable.clear()
+        if outcome.answers and outcome.failed:
+            position, _ = outcome.failed[0]
+            if self._is_tried_again(failed_batch(batch.batch_id, batch.group, position)):
+                leave_out_failed(batch.claim, outcome)
         at_once = fits_one_call(batch.claim, outcome)
         if not at_once:
             result = pack_result(outcome)
@@ -354,7 +397,11 @@ class Committer:
         return _Slices(batch, breaker, admitted, at_once)
 
     async def _send_commit(
-        self, batches: list[Batch], entries: list[CommitEntry], size: int
+        self,
+        batches: list[Batch],
+        entries: list[CommitEntry],
+        size: int,
+        answers: Mapping[bytes, Sequence[Answered]],
     ) -> list[bytes | MergedTaskTooLarge]:
         """Commits batches; returns the reply for each, or why Redis can't take it.
 
@@ -363,10 +410,11 @@ class Committer:
         Args:
             entries: what each enqueues.
             size: bytes of their merged tasks, or more.
+            answers: those to their submitted tasks, by the id of the batch.
         """
         try:
             replies: list[bytes | MergedTaskTooLarge] = await self._send_large(
-                self._session.requests.commit(entries), batches, size
+                self._session.requests.commit(entries, answers), batches, size
             )
             return replies
         except MergedTaskTooLarge as error:
@@ -376,7 +424,7 @@ class Committer:
         return [
             reply
             for batch, entry in one_by_one
-            for reply in await self._send_commit([batch], [entry], size)
+            for reply in await self._send_commit([batch], [entry], size, answers)
         ]
 
     async def _send_large(self, request: Request, batches: Sequence[Batch], size: int) -> Any:
@@ -444,6 +492,12 @@ class Committer:
         """Moves a batch to the dead letters; returns False if an older one has to leave first."""
         requests = self._session.requests
         attempts = min(batch.attempt, self._config.max_attempts)
+        if submitted := await self._submitted(batch):
+            begin = requests.bury(batch.batch_id, batch.group, attempts, failure, only_begin=True)
+            if await self._session.send(begin) == b"MORE":
+                batch_id = batch.batch_id.decode()
+                record = pack_failure(batch_id, failure.error, batch_id)
+                await self._answer(batch, [(*each, record) for each in submitted])
         bury = requests.bury(batch.batch_id, batch.group, attempts, failure)
         reply = b"MORE"
         while reply == b"MORE":  # a slice of its tasks was moved
@@ -462,6 +516,28 @@ class Committer:
         if batch.trace is not None:
             batch.trace.buried(attempts, failure)
         return True
+
+    async def _answer(self, batch: Batch, answers: Sequence[Answered]) -> None:
+        """Stores answers of a batch whose outcome is fixed, a limited number in a call."""
+        requests, start = self._session.requests, 0
+        while some := some_answers(answers, start):
+            await self._session.send(requests.answer(batch.batch_id, batch.group, some))
+            start += len(some)
+
+    async def _submitted(self, batch: Batch) -> list[tuple[bytes, int]]:
+        """The ids of the submitted tasks of a batch, and for how long their answers are kept, ms.
+
+        If the tasks can't be read, they get no answers.
+        """
+        if batch.claim.entries:
+            return _submitted_of(batch.claim.entries)
+        found: list[tuple[bytes, int]] = []
+        try:
+            async for entries in read_slices(self._session, batch, once=True):
+                found += _submitted_of(entries)
+        except (RedisUnavailable, KeyConflict) as error:
+            _log.warning("tasks of group %r get no answers: %s", batch.group[:64], error)
+        return found
 
     async def _retry(self, action: GiveBack) -> None:
         """Gives back a failed batch and those that wait with it."""
@@ -544,6 +620,11 @@ class Committer:
         self._inflight.result_stored(batch)
 
 
+def _submitted_of(entries: Sequence[bytes]) -> list[tuple[bytes, int]]:
+    kept = ((entry, submitted_ms(entry)) for entry in entries)
+    return [(entry_id(entry), keep_ms) for entry, keep_ms in kept if keep_ms]
+
+
 def _outcome(batch: Batch) -> MergeOutcome:
     """The outcome of a batch that has been merged."""
     assert batch.outcome is not None
@@ -552,7 +633,9 @@ def _outcome(batch: Batch) -> MergeOutcome:
 
 def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
     """Whether a batch is committed by slices: its result is stored apart, or has to be."""
-    return bool(batch.claim.result or outcome.failed) or is_large(outcome)
+    if batch.claim.result or outcome.failed or is_large(outcome):
+        return True
+    return outcome.answers is not None and not answers_fit(outcome)
 
 
 def _failure(batch: Batch) -> Failure:

@@ -11,13 +11,12 @@ from redisagg.flusher.batch import Batch, Failure, MergeOutcome, Permit, State
 from redisagg.flusher.leader.inflight import Deliver, InFlight
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
+from redisagg.flusher.leader.task_reader import read_slices
+from redisagg.flusher.merging.answering import answer_failed
 from redisagg.flusher.merging.steps import positions_of
 from redisagg.merge_function import Partial
 from redisagg.sinks.base import MergedTask, timeout_of
 from redisagg.sinks.routing import Deliveries
-
-# Bytes of tasks that are read at once.
-_READ_BYTES = 512 * 1024
 
 
 class _PermitEnds(Exception):
@@ -144,7 +143,9 @@ class Deliverer:
         """
         outcome = batch.outcome
         assert outcome is not None  # it has been merged
-        entries = batch.claim.entries or await self._read(batch)
+        entries = batch.claim.entries or [
+            entry async for entries in read_slices(self._session, batch) for entry in entries
+        ]
         no_tasks = {position for position, _ in outcome.undecodable}
         places = {
             entry[7 : 7 + entry[6]].decode(): position
@@ -154,15 +155,4 @@ class Deliverer:
         known = dict(outcome.failed)
         known.update(positions_of(returned.failed, places))
         outcome.failed = sorted(known.items())
-
-    async def _read(self, batch: Batch) -> list[bytes]:
-        """Reads the tasks of a batch that was claimed with its merge result only."""
-        entries: list[bytes] = []
-        requests = self._session.requests
-        while len(entries) < batch.claim.task_count:
-            place = len(entries)
-            read = requests.read_tasks(batch.batch_id, batch.group, place, _READ_BYTES)
-            if not (some := await self._session.send(read)):
-                break
-            entries += some
-        return entries
+        answer_failed(batch.claim, outcome, entries)

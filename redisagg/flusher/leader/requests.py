@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.flusher.batch import Enqueue, Failure
 from redisagg.merge_function import wants_info
-from redisagg.protocol.failed_tasks import FailedBatch
+from redisagg.protocol.answers import Answered
+from redisagg.protocol.failed_tasks import FailedBatch, group_of
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.scripts import Request, call, command
 from redisagg.transport.round_trip import as_bytes
@@ -34,6 +35,8 @@ _QUARANTINE_MS = 30_000
 
 # For a batch for which the commit enqueues nothing.
 _NOTHING = Enqueue("", "commit", (), ())
+
+_NO_ANSWERS: Mapping[bytes, Sequence[Answered]] = {}
 
 
 def max_commit_entries(script: str) -> int:
@@ -180,11 +183,16 @@ class LeaderRequests:
         p = self._partition
         return call("recall", [p.state, p.claims], self._token, self._claim_ms, *in_flight)
 
-    def commit(self, batches: Sequence[CommitEntry]) -> Request:
+    def commit(
+        self,
+        batches: Sequence[CommitEntry],
+        answers: Mapping[bytes, Sequence[Answered]] = _NO_ANSWERS,
+    ) -> Request:
         """Enqueues batches and removes them.
 
         Args:
             batches: what each enqueues; all go into the same queue.
+            answers: the answers to submitted tasks, by the id of their batch.
         """
         p = self._partition
         common = next((enqueue for *_, enqueue in batches if enqueue is not None), _NOTHING)
@@ -192,7 +200,13 @@ class LeaderRequests:
         args: list[Any] = [self._token, *map(as_bytes, common.options)]
         for batch_id, group, enqueue in batches:
             keys.append(p.tasks(group))
-            if enqueue is None:
+            if answers and batch_id in answers:
+                entries = enqueue or _NOTHING
+                extent = b"%d a%d" % (len(entries.arguments), len(answers[batch_id]))
+                keys += entries.entry_keys
+                args += (batch_id, extent, *entries.arguments)
+                self._add_answers(keys, args, group, answers[batch_id])
+            elif enqueue is None:
                 args += (batch_id, b"0")
             else:
                 keys += enqueue.entry_keys
@@ -208,6 +222,7 @@ class LeaderRequests:
         before: int,
         left: int,
         parts: Parts | None = None,
+        answers: Sequence[Answered] | None = None,
     ) -> Request:
         """Enqueues a slice of a batch; removes the batch with the last one.
 
@@ -216,6 +231,7 @@ class LeaderRequests:
             before: how many entries have been enqueued.
             left: how many entries are behind the slice.
             parts: with the last slice, the tasks that failed alone.
+            answers: with the last slice, the answers to submitted tasks.
         """
         p = self._partition
         enqueue = enqueue or _NOTHING
@@ -238,9 +254,31 @@ class LeaderRequests:
                     keys.append(p.dead_tasks(letter))
                     behind += (letter, b"%d" % position, _utf8(reason))
         keys += enqueue.entry_keys
+        if answers:
+            extent += b" a%d" % len(answers)
         options = map(as_bytes, enqueue.options)
-        args = (self._token, *options, batch_id, extent, *enqueue.arguments, *behind)
+        args: list[Any] = [self._token, *options, batch_id, extent]
+        args += (*enqueue.arguments, *behind)
+        if answers:
+            self._add_answers(keys, args, group, answers)
         return call(enqueue.script, keys, *args)
+
+    def answer(self, batch_id: bytes, group: bytes, answers: Sequence[Answered]) -> Request:
+        """Stores answers to submitted tasks of a batch whose outcome is fixed."""
+        p = self._partition
+        keys = [p.state, p.batches, p.claims]
+        args: list[Any] = [self._token, batch_id]
+        self._add_answers(keys, args, group, answers)
+        return call("answer", keys, *args)
+
+    def _add_answers(
+        self, keys: list[bytes], args: list[Any], group: bytes, answers: Sequence[Answered]
+    ) -> None:
+        args.append(self._partition.answers_channel)
+        group = group_of(group)  # of the tasks
+        for task_id, keep_ms, record in answers:
+            keys.append(self._partition.answer(group, task_id))
+            args += (b"%d" % keep_ms, record)
 
     def store_result(self, batch_id: bytes, result: bytes) -> tuple[bytes, list[Request]]:
         """Stores a merge result apart from its batch, in parts that are sent in this order.
@@ -276,13 +314,26 @@ class LeaderRequests:
         keys = [*self._indexes, self._partition.result(batch_id)]
         return call("split", keys, self._token, batch_id, to_ms(delay), _utf8(error))
 
-    def bury(self, batch_id: bytes, group: bytes, attempts: int, failure: Failure) -> Request:
-        """Moves a batch to the dead letters, after this number of attempts."""
+    def bury(
+        self,
+        batch_id: bytes,
+        group: bytes,
+        attempts: int,
+        failure: Failure,
+        *,
+        only_begin: bool = False,
+    ) -> Request:
+        """Moves a batch to the dead letters, after this number of attempts.
+
+        Args:
+            only_begin: whether no task is moved yet, only that is fixed.
+        """
         p = self._partition
         keys = [p.state, p.groups, p.batches, p.claims, p.dead]
         keys += (p.tasks(group), p.dead_tasks(batch_id), p.ids(group), p.result(batch_id))
         error = (_utf8(failure.error), _utf8(failure.traceback))
-        return call("bury", keys, self._token, batch_id, attempts, *error)
+        begin = ("begin",) if only_begin else ()
+        return call("bury", keys, self._token, batch_id, attempts, *error, *begin)
 
     def set_aside(
         self, batch_id: bytes, group: bytes, positions: Sequence[int], error: str, *, part: int = 1

@@ -7,10 +7,15 @@ from dataclasses import replace
 
 from redisagg.flusher.batch import Claim, Enqueue, MergeOutcome
 from redisagg.flusher.leader.requests import MAX_COMMIT_BYTES, Parts, max_commit_entries
+from redisagg.flusher.merging.answering import size_of
+from redisagg.protocol.answers import Answered
 
 LARGE_CALL = 512 * 1024
 """Bytes of a call for which Redis may close the connection: proto-max-bulk-len and
 client-query-buffer-limit are 1 MiB at least."""
+
+MAX_ANSWERS = 500
+"""Answers that one call stores."""
 
 _PARTED_TASKS = 200
 """Tasks that failed alone of which one call makes dead letters."""
@@ -37,7 +42,7 @@ def is_large(outcome: MergeOutcome) -> bool:
 
 def fits_one_call(claim: Claim, outcome: MergeOutcome) -> bool:
     """Whether one call can carry what is left to be enqueued, and the tasks that failed alone."""
-    if is_large(outcome):
+    if is_large(outcome) or not answers_fit(outcome):
         return False
     if not outcome.failed:
         return True
@@ -45,6 +50,23 @@ def fits_one_call(claim: Claim, outcome: MergeOutcome) -> bool:
         return False  # the failed tasks may have any size
     size = _bytes_of(outcome.enqueue) if outcome.enqueue is not None else 0
     return parts_of(claim, outcome.failed, 0, size).left == 0
+
+
+def answers_fit(outcome: MergeOutcome) -> bool:
+    """Whether the call that ends a batch can carry its answers too."""
+    answers = outcome.answers or ()
+    return len(answers) <= MAX_ANSWERS and size_of(answers) <= LARGE_CALL
+
+
+def some_answers(answers: Sequence[Answered], start: int) -> Sequence[Answered]:
+    """The answers from a place on that one call carries; one always fits."""
+    end, size = start, 0
+    while end < min(start + MAX_ANSWERS, len(answers)):
+        size += len(answers[end][2])
+        if size > LARGE_CALL and end > start:
+            break
+        end += 1
+    return answers[start:end]
 
 
 def parts_of(claim: Claim, failed: Sequence[tuple[int, str]], before: int, size: int = 0) -> Parts:

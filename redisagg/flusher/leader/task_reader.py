@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from redisagg.errors import KeyConflict, RedisUnavailable, StaleLease
@@ -18,6 +18,7 @@ _log = logger("batches")
 # About how many bytes one reply has. Fewer are asked for after a reply that did not come in time.
 _SLICE_BYTES = 1024 * 1024
 _LEAST_SLICE_BYTES = 16 * 1024
+_READ_BYTES = 512 * 1024  # of a reply for a batch that is not to be merged
 
 # After so many lost replies in a row to the smallest slice the attempt fails, while Redis works.
 _MOST_LOST = 5
@@ -27,6 +28,28 @@ _RETRY_WAIT = 0.2
 
 _GONE = Failure("Redis says that it is not in flight", "", pause=0)
 _NO_RESULT = Failure("the stored result of its merge is gone; somebody else removed it", "")
+
+
+async def read_slices(
+    session: LeaseSession, batch: Batch, *, once: bool = False
+) -> AsyncIterator[list[bytes]]:
+    """Reads the tasks of a batch that was claimed without them, a limited number at a time.
+
+    Args:
+        once: whether a lost connection is an error instead of being retried.
+
+    Raises:
+        StaleLease: the partition has another leader.
+        RedisUnavailable: `once` is set and no reply came.
+    """
+    place = 0
+    while place < batch.claim.task_count:
+        read = session.requests.read_tasks(batch.batch_id, batch.group, place, _READ_BYTES)
+        [entries] = await session.send_all([read], once=once)
+        if not entries:
+            return
+        yield entries
+        place += len(entries)
 
 
 class TaskReader:

@@ -15,9 +15,15 @@ from typing import Any, TypeAlias
 from redisagg.config import GroupAggregator
 from redisagg.errors import MergedTaskTooLarge, MergeError, PayloadError, SinkError, UndecodableTask
 from redisagg.flusher.batch import Claim, Enqueue, Failure, MergeOutcome
+from redisagg.flusher.merging.answering import (
+    answer,
+    answer_undecodable,
+    check_results,
+    size_of,
+)
 from redisagg.flusher.merging.result_codec import pack_merged_task, unpack_result
 from redisagg.flusher.merging.tracing import linked, trace_headers
-from redisagg.merge_function import Partial
+from redisagg.merge_function import Partial, Results
 from redisagg.payload import check_levels, parts_of, to_json
 from redisagg.protocol.entries import arrival_ms, decode
 from redisagg.protocol.failed_tasks import group_of
@@ -96,21 +102,26 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
     group = group_of(claim.group).decode("utf-8", "replace")
     tasks: list[Task] = []
     if claim.stored_result:
-        outcome.undecodable, stored, first, outcome.failed = unpack_result(claim.stored_result)
+        result = unpack_result(claim.stored_result)
+        outcome.undecodable, stored, first, outcome.failed, outcome.answers = result
         outcome.enqueued = claim.enqueued
         stored = stored[claim.enqueued - first :]
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
         _route(claim, outcome, ((router.sink_of(merged.task), merged) for merged, _ in stored))
         return group, tasks
     blamed = claim.error.startswith(_BLAMED)
+    submitted: dict[str, int] = {}
     for position, entry in enumerate(claim.entries):
         try:
-            task = decode(entry, group)
+            task = decode(entry, group, submitted)
             if blamed:
                 _check_fits(task, router.only())
             tasks.append(task)
         except (UndecodableTask, PayloadError) as error:
             outcome.undecodable.append((position, str(error)))
+            answer_undecodable(claim, outcome, entry, str(error))
+    if submitted:
+        outcome.submitted = submitted
     return group, tasks
 
 
@@ -152,7 +163,8 @@ def route_result(
 
     Args:
         tasks: the tasks that were merged.
-        returned: a task, None, or a list or tuple of tasks; or a `Partial` with one of these.
+        returned: a task, None, or a list or tuple of tasks; or a `Partial` or `Results` with one of
+            these.
 
     Raises:
         MergeError: it is something else.
@@ -160,8 +172,14 @@ def route_result(
         PayloadError: msgpack or the sink has no form for its payload.
         SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
     """
-    if isinstance(returned, Partial):
-        tasks = _take_failed(claim, outcome, tasks, returned.failed)
+    values: Mapping[str, Any] = {}
+    known = [task.id for task in tasks] if isinstance(returned, Partial | Results) else []
+    while isinstance(returned, Partial | Results):
+        if isinstance(returned, Results):
+            check_results(returned, known)
+            values = {**values, **returned.values}
+        else:
+            tasks = _take_failed(claim, outcome, tasks, returned.failed)
         returned = returned.merged
     routed: list[_Routed] = []
     inherited: dict[Sequence[str], dict[str, Any]] = {}  # by the names; the same for all tasks
@@ -173,6 +191,9 @@ def route_result(
                 inherited[names] = _inherited(names, tasks)
             merged = _inheriting(merged, inherited[names])
         routed.append((sink, merged))
+    if outcome.submitted is not None:  # before the merged tasks: a failure is one of the merge
+        answer(claim, outcome, values, merged=bool(routed), reason_of=_reason)
+        _check_size(size_of(outcome.answers), router.max_bytes, "max_merged_bytes")
     try:
         outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
         _check_size(sum(map(len, outcome.merged.values())), router.max_bytes, "max_merged_bytes")
@@ -238,7 +259,8 @@ def _reason(reason: object) -> str:
 def _check_size(size: int, most: int, limit: str) -> None:
     if size > most:
         raise MergedTaskTooLarge(
-            f"the merged tasks of the batch have {size:,} bytes, more than {limit} ({most:,}); "
+            f"the merged tasks (or results) of the batch have {size:,} bytes, more than {limit} "
+            f"({most:,}); "
             "return less from the merge function, store large data elsewhere and enqueue its "
             "address, lower group_max_size, or raise max_merged_bytes"
         )
