@@ -160,7 +160,7 @@ def test_tasks_that_fail_alone_and_are_tried_again(make_both: Make, works_in: in
             raise ValueError("all")
         return Results(values, Partial(Task("m"), dict.fromkeys(bad, "odd")))
 
-    config = {"on_task_failure": "retry", "max_attempts": 3, "retry_delay": 0.01}
+    config: dict[str, Any] = {"on_task_failure": "retry", "max_attempts": 3, "retry_delay": 0.01}
     with make_both(group_aggregator=merge, group_max_size=4, **config) as agg:
         receipts = [agg.submit(Task("n", n, "a")) for n in range(4)]
         assert (receipts[0].result(10), receipts[2].result(10)) == (1, 1)
