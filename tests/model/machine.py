@@ -600,6 +600,72 @@ class Machine(RuleBasedStateMachine):
             elif ends == "drop":
                 self._drop(batch.id)
 
+    @precondition(in_flight)
+    @rule(
+        data=st.data(),
+        count=st.integers(1, 2),
+        moved=st.integers(1, 2),
+        before=st.sampled_from([None, None, None, 0, 1]),
+        left=st.sampled_from([0, 1, 1]),
+    )
+    def part(
+        self, data: st.DataObject, count: int, moved: int, before: int | None, left: int
+    ) -> None:
+        """Commits the last slice of a batch with tasks that failed alone."""
+        [batch_id] = self.some_batches(data, 1)
+        self._part(batch_id, count, moved, before, left)
+
+    @precondition(in_flight)
+    @rule(
+        pick=st.integers(0, 2),
+        ends=st.sampled_from(["", "again", "commit", "commit", "bury", "requeue"]),
+    )
+    def begin_parts(self, pick: int, ends: str) -> None:
+        """Stores the result of the oldest batch of a group, and parts it from its first task."""
+        groups = [each for each in self.model.groups.values() if each.in_flight]
+        batch = groups[pick % len(groups)].in_flight[0]
+        self._store_result(self.model.token, batch.id, b"x", 0, 1, b"r")
+        self._part(batch.id, 1, 1, None, 1)
+        if ends == "again":  # the reply was lost
+            self._part(batch.id, 0, 1, 0, 1)
+        elif ends == "commit":
+            self._part(batch.id, 0, 1, None, 0)
+        elif ends:
+            for _ in range(1 if ends == "bury" else 2):
+                self._bury(self.model.token, batch.id, b"")
+            if ends == "requeue":
+                self._requeue(batch.id)
+
+    def _part(self, batch_id: bytes, count: int, moved: int, before: int | None, left: int) -> None:
+        """Commits the last slice with tasks that failed alone; `before`: None for what is right."""
+        batch = self.model.batches.get(batch_id)
+        if before is None:
+            before = batch.parted if batch else 0
+        places = [before + n for n in range(moved)]
+        bodies = [entry.body for entry in batch.entries] if batch else []
+        known = set(self.model.dead)
+        parts = m.Parts(places, before, left)
+        # They are in two places until the batch is committed, and not part of its merged task.
+        aside = {bodies[place] for place in places if place < len(bodies)}
+        new = aside - self.copied.get(batch_id, set())
+        self.copied.setdefault(batch_id, set()).update(new)
+        enqueued = batch.enqueued if batch else 0
+        self._commit(self.model.token, [(batch_id, count)], m.Slice(enqueued, 0), parts)
+        if not set(self.model.dead) - known:
+            self.copied[batch_id] -= new
+
+    @precondition(in_flight)
+    @rule(data=st.data(), delay=_spans, error=_texts)
+    def split(self, data: st.DataObject, delay: int, error: bytes) -> None:
+        self._split(self.model.token, self.some_batches(data, 1)[0], delay, error)
+
+    def _split(self, token: int, batch_id: bytes, delay: int, error: bytes) -> None:
+        keys = [*_INDEXES, _KEYS.result(batch_id)]
+        self.run_on_both(
+            lambda: self.model.split(token, batch_id, delay, error),
+            "split", keys, token, batch_id, delay, error,
+        )  # fmt: skip
+
     def _commit_slice(
         self, token: int, batch_id: bytes, count: int, before: int | None, left: int
     ) -> None:
@@ -631,7 +697,11 @@ class Machine(RuleBasedStateMachine):
         )  # fmt: skip
 
     def _commit(
-        self, token: int, batches: list[tuple[bytes, int]], place: m.Slice | None = None
+        self,
+        token: int,
+        batches: list[tuple[bytes, int]],
+        place: m.Slice | None = None,
+        parts: m.Parts | None = None,
     ) -> None:
         for batch in [self.model.batches.get(batch_id) for batch_id, _ in batches]:
             # A leader commits no batch that it has not read.
@@ -648,7 +718,7 @@ class Machine(RuleBasedStateMachine):
             # Entries that were set aside are not part of the merged task.
             aside = self.copied.get(batch_id, ())
             payload = b"".join(body for body in bodies if body not in aside)
-            if place and place.left:
+            if place and (place.left or (parts and parts.left)):
                 payload = b""  # the last slice has it
             messages = [self._message(batch_id, payload if not n else b"") for n in range(count)]
             commits.append((batch_id, bodies, messages))
@@ -657,12 +727,19 @@ class Machine(RuleBasedStateMachine):
             if place:
                 keys.append(_KEYS.result(batch_id))
                 extent += b" %d %d" % place
+            if parts:
+                extent += b" %d %d %d" % (len(parts.places), parts.before, parts.left)
             args += (batch_id, extent)
             args += [part for message in messages for part in message]
+            if parts:
+                letters = [parts.letter(batch_id, each) for each in parts.places]
+                keys += (_KEYS.dead, *map(_KEYS.dead_tasks, letters))
+                for letter, each in zip(letters, parts.places, strict=True):
+                    args += (letter, each, b"no")
         orders = {batch_id: self.group_of(batch_id) for batch_id, _ in batches}
         reply = self.run_on_both(
             lambda: self.model.commit_stream(
-                token, [m.Commit(each, texts, place) for each, _, texts in commits]
+                token, [m.Commit(each, texts, place, parts) for each, _, texts in commits]
             ),
             "commit_stream", keys, *args,
         )  # fmt: skip
@@ -670,7 +747,7 @@ class Machine(RuleBasedStateMachine):
             if status == b"OK":
                 self._left(batch_id, orders[batch_id])
                 if not messages:
-                    self.gone |= set(bodies)
+                    self.gone |= set(bodies) - self.copied.get(batch_id, set())
 
     def _message(self, batch_id: bytes, payload: bytes) -> tuple[bytes, ...]:
         fields = {b"batch_id": batch_id, b"type": b"t", b"group": b"g", b"count": b"1"}
@@ -775,7 +852,7 @@ class Machine(RuleBasedStateMachine):
             [
                 *("poll", "claim", "commit", "retry", "recall", "read_tasks"),
                 *("renew", "extend", "bury", "set_aside", "release", "store_result", "slice"),
-                "put_off",
+                *("put_off", "split"),
             ]
         ),
     )
@@ -797,6 +874,8 @@ class Machine(RuleBasedStateMachine):
             self._store_result(token, batch_ids[0], b"x", 0, 1, b"r")
         elif what == "slice":
             self._commit_slice(token, batch_ids[0], 1, None, 1)
+        elif what == "split":
+            self._split(token, batch_ids[0], 0, b"e")
         elif what == "retry":
             self._retry(token, [m.Retry(each, 10, 1, b"e", b"m") for each in batch_ids])
         elif what == "release":

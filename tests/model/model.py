@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import msgpack
@@ -185,6 +185,8 @@ class Batch:
     weight: int = 0
     letter: DeadLetter | None = None
     """What it becomes, with the tasks that were moved there."""
+    parted: int = 0
+    """Number of its tasks that failed alone and are dead letters of their own."""
 
     @property
     def is_large(self) -> bool:
@@ -209,6 +211,19 @@ class Slice(NamedTuple):
     left: int
 
 
+class Parts(NamedTuple):
+    """Tasks that failed alone, of which a call makes dead letters."""
+
+    places: Sequence[int]
+    """Their places in the batch."""
+    before: int
+    left: int
+
+    def letter(self, batch_id: bytes, place: int) -> bytes:
+        """The id of a dead letter."""
+        return b"%b-task-%d" % (batch_id, place)
+
+
 class Commit(NamedTuple):
     """A batch in a `commit_stream` call."""
 
@@ -216,6 +231,8 @@ class Commit(NamedTuple):
     messages: Sequence[tuple[bytes, ...]]
     slice: Slice | None = None
     """None: all messages of the batch."""
+    parts: Parts | None = None
+    """With the last slice."""
 
 
 class Applied(NamedTuple):
@@ -289,6 +306,11 @@ class Group:
     paused: bool = False
 
     @property
+    def stays(self) -> bool:
+        """Whether it is kept without tasks."""
+        return self.paused or self.cool_until > 0
+
+    @property
     def claimed(self) -> int:
         """Number of tasks in batches."""
         return sum(len(batch.entries) for batch in self.in_flight)
@@ -352,18 +374,17 @@ class Group:
             at = 0
         return max(at, self.held_back_until)
 
-    @property
-    def reason(self) -> Reason:
-        """Why it is due."""
+    def reason(self, now: int) -> Reason:
+        """Why it is due; if no time has come, by a grace period before later tasks came."""
         if self.marked:
             return b"flush"
         reached = self.maximum_reached()
         if reached or self.leading:
             return reached or b"leading"
         grace_end = self.last + self.limits.grace
-        if 0 < self.limits.due <= min(grace_end, self.deadline):
+        if 0 < self.limits.due <= min(grace_end, self.deadline, now):
             return b"due_at" if self.limits.due == self.limits.due_at else b"schedule"
-        return b"max_delay" if self.deadline <= grace_end else b"grace"
+        return b"max_delay" if self.deadline <= min(grace_end, now) else b"grace"
 
     @property
     def score(self) -> int:
@@ -419,7 +440,7 @@ class Group:
         """Ends what holds for waiting tasks."""
         self.marked, self.cancelled, self.segmented, self.estimated = 0, 0, False, False
         self.postponed = 0
-        if not self.cool_until and not self.paused:
+        if not self.stays:
             self.interval = self.leading = 0
 
 
@@ -537,8 +558,7 @@ class Partition:
         group = self.groups[name]
         if not group.waiting:
             group.no_task_waits()
-        stays = group.cool_until or group.paused
-        if not group.waiting and not group.in_flight and not stays:
+        if not group.waiting and not group.in_flight and not group.stays:
             del self.groups[name]
 
     def _wake(self, at: float) -> None:
@@ -810,7 +830,7 @@ class Partition:
             self.claims[batch.id] = until
         return [
             [
-                *(each.id, each.group, TO_BURY if each.letter else each.attempts + 1),
+                *(each.id, each.group, self._attempt(each)),
                 *(each.error, each.merged),
                 [] if each.is_read_later else raws(each.entries),
                 *(len(each.entries), each.length, each.alone, each.reason),
@@ -818,6 +838,12 @@ class Partition:
             ]
             for each in claimed
         ]
+
+    @staticmethod
+    def _attempt(batch: Batch) -> int:
+        if batch.letter:
+            return TO_BURY
+        return 1 if batch.parted else batch.attempts + 1
 
     def _is_behind_held(self, batch: Batch) -> bool:
         """Whether an earlier batch of the group is in `retry` or `suspects`."""
@@ -874,7 +900,7 @@ class Partition:
         due = min(group.due_at, self.now)
         batch = Batch(
             *(batch_id, name, entries, self.now, size),
-            reason=group.reason,
+            reason=group.reason(self.now),
             opened=entries[0].arrival,
             due_at=due or group.since,
             weight=sum(entry.limits.weight for entry in entries),
@@ -964,21 +990,65 @@ class Partition:
         status = self._may_leave(commit.batch_id)
         if status != b"OK":
             return status
-        batch, place = self.batches[commit.batch_id], commit.slice
+        batch, place, parts = self.batches[commit.batch_id], commit.slice, commit.parts
         if batch.letter:
             return b"ORDER"
         if batch.enqueued != (place.before if place else 0):
             return batch.enqueued
-        if batch.result if place is None else place.left and not batch.has_result:
+        goes_on = place is not None and bool(place.left or (parts and parts.left))
+        if batch.result if place is None else goes_on and not batch.has_result:
             return b"ORDER"
+        if place and batch.parted != (parts.before if parts else 0):
+            return b"PARTED %d" % batch.parted
         self.stream += commit.messages
-        if place and place.left:
+        if parts:
+            self._part(batch, parts)
+        if place and goes_on:
             batch.enqueued += len(commit.messages)
-            return batch.enqueued
+            return batch.enqueued if place.left else b"PARTED %d" % batch.parted
         self.results.pop(batch.id, None)
         self.flushed += 1
-        self.flushed_tasks += len(self._close(batch.id).entries)
+        self.flushed_tasks += len(self._close(batch.id).entries) - batch.parted
         return b"OK"
+
+    def _part(self, batch: Batch, parts: Parts) -> None:
+        """Makes dead letters of tasks that failed alone, unless they exist."""
+        for place in parts.places:
+            letter_id = parts.letter(batch.id, place)
+            if place < len(batch.entries) and letter_id not in {*self.dead, *self.batches}:
+                [entry] = batch.entries[place : place + 1]
+                letter = self._dead_letter(batch, [entry], length([entry]), b"no", b"")
+                weight = batch.weight // max(1, len(batch.entries))
+                record = letter.record._replace(attempts=batch.attempts + 1, batch_weight=weight)
+                self.dead[letter_id] = DeadLetter(record, letter.entries)
+        batch.parted = parts.before + len(parts.places)
+
+    def split(self, token: int, batch_id: bytes, delay: int, error: bytes) -> int:
+        self._fence(token)
+        batch = self.batches.get(batch_id)
+        if batch is None or batch_id not in self.claims:
+            return 0
+        if len(batch.entries) < 2 or batch.letter or batch.merged or batch.has_result:
+            return 0
+        del self.batches[batch_id], self.claims[batch_id]
+        self.results.pop(batch_id, None)
+        group = self.groups[batch.group]
+        count = math.ceil(len(batch.entries) / 2)
+        share = count / len(batch.entries)
+        size, weight = math.floor(batch.length * share), math.floor(batch.weight * share)
+        changed = {"error": error, "attempts": 0, "deaths": 0, "alone": 0, "result": b""}
+        first = replace(batch, **changed, id=batch_id + b".0", entries=batch.entries[:count])  # type: ignore[arg-type]
+        first.length, first.weight, first.read = size, weight, min(batch.read, count)
+        second = replace(batch, **changed, id=batch_id + b".1", entries=batch.entries[count:])  # type: ignore[arg-type]
+        second.length, second.weight = batch.length - size, batch.weight - weight
+        second.read = max(0, batch.read - count)
+        at = group.in_flight.index(batch)
+        group.in_flight[at : at + 1] = [first, second]
+        for half in (first, second):
+            self.batches[half.id] = half
+            self._hold(half, self.now + delay)
+        self._schedule(batch.group)
+        return 1
 
     def store_result(
         self, token: int, batch_id: bytes, label: bytes, place: int, parts: int, part: bytes
@@ -1015,11 +1085,14 @@ class Partition:
         whole = not batch.letter and count == group.claimed + len(group.waiting)
         if batch.letter is None:
             batch.attempts, batch.error, batch.merged = attempts, error, b""
-            if not batch.enqueued:
+            if not batch.enqueued and not batch.parted:
                 self.results.pop(batch_id, None)
                 batch.result = b""
             batch.letter = self._dead_letter(batch, batch.entries, batch.length, error, traceback)
-            kept = batch.letter.record._replace(enqueued=batch.enqueued, result=batch.result)
+            parted = b"%d" % batch.parted if batch.parted else b""
+            kept = batch.letter.record._replace(
+                enqueued=batch.enqueued, result=batch.result, parted=parted
+            )
             batch.letter = DeadLetter(kept, [])
         moved = batch.entries if whole else batch.entries[:SLICE_TASKS]
         self._take_ids_off(batch, len(moved), dedupe=False)
@@ -1129,6 +1202,7 @@ class Partition:
             batch = Batch(letter_id, record.group, [], record.created, 0)
             batch.error = record.error
             batch.enqueued, batch.result = record.enqueued, record.result
+            batch.parted = int(record.parted or 0)
             batch.reason, batch.opened = record.reason, record.opened
             batch.due_at, batch.weight = record.due_at, record.batch_weight
             group = self.groups.setdefault(record.group, Group())
@@ -1347,7 +1421,8 @@ class Partition:
                 each.enqueued,
                 packed_letter(each.letter.record) if each.letter else b"",
                 each.result,
-                *(each.reason, each.opened, each.due_at, each.weight, b""),
+                *(each.reason, each.opened, each.due_at, each.weight),
+                b"%d" % each.parted if each.parted else b"",
             )
             for each in self.batches.values()
         }
