@@ -61,7 +61,7 @@ local function count_used(l, at, units)
   if units == 0 or leaves <= l.now then return end
   l.leaving[leaves] = (l.leaving[leaves] or 0) + units
   l.used = l.used + units
-  set(l, 'u:' .. string.format('%.0f', leaves), l.leaving[leaves])
+  l.counted[leaves] = true  -- stored at the end: a field that is not read yet may be part of it
 end
 
 local function remove_permit(l, id)
@@ -98,7 +98,7 @@ end
 function permits.read(key, rule, caller, now)
   local l = {
     key = key, rule = rule, caller = caller, now = now, permits = {}, held = 0, reserved = 0,
-    leaving = {}, used = 0, tat = 0, waits = {}, changes = {}, freed = false,
+    leaving = {}, counted = {}, used = 0, tat = 0, waits = {}, changes = {}, freed = false,
   }
   local stored = redis.call('HGETALL', key)
   local latest = leaves_at(rule, now)
@@ -244,6 +244,9 @@ end
 
 -- Stores what has changed. The key expires when nothing in it counts any more.
 function permits.write(l)
+  for leaves in pairs(l.counted) do
+    set(l, 'u:' .. string.format('%.0f', leaves), l.leaving[leaves])
+  end
   if next(l.changes) == nil then return end
   local latest = math.max(l.now, math.ceil(l.tat))
   for _, p in pairs(l.permits) do latest = math.max(latest, p[3], leaves_at(l.rule, p[2])) end

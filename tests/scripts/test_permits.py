@@ -256,6 +256,25 @@ def test_permits_of_a_dead_flusher_come_back(make_limit: Callable[..., Limit]) -
     assert limit.take("b", 2)[0] == 2
 
 
+def test_calls_that_leave_the_window_together_all_count(make_limit: Callable[..., Limit]) -> None:
+    """One of them was not noted, since its flusher died."""
+    limit = make_limit(limit=2, per=1000, burst=2)
+    limit.pass_time(5)
+    limit.take("dead")
+    limit.take("b")
+    limit.pass_time(BEGIN - 3)
+    [_, permit] = limit.held.values()
+    limit.begin(permit)
+    limit.note("-", permit)
+    limit.pass_time(5)
+    for _ in range(2):
+        assert limit.take("c")[0] == 0
+    limit.pass_time(995)
+    assert limit.take("c")[0] == 0
+    limit.pass_time(20)
+    assert limit.take("c", 3)[0] == 2
+
+
 def test_burst_spreads_what_follows(make_limit: Callable[..., Limit]) -> None:
     limit = make_limit(limit=10, per=1000, burst=2)
     assert limit.take("a", 5) == (2, 100, 0)

@@ -272,7 +272,6 @@ _BROKEN = {
     "turns of groups between claims": ("claim", "  g[SINCE] = now\n", ""),
     "turns of groups in a claim": ("claim", "for _ = 2, TURN do", "for _ = 2, 99 do"),
     "batches of a paused group": ("claim", "if held and is_paused(g) then", "if false then"),
-    "a paused group": ("poll", "not is_paused(g)) and due_at(g)", "true) and due_at(g)"),
     "tasks of a paused group": (
         "includes/group",
         "or g[RULES] ~= 0 and is_paused(g) then\n    if",
@@ -283,7 +282,6 @@ _BROKEN = {
         "rules[COOL_UNTIL] > 0 or rules[PAUSED] > 0)",
         "rules[COOL_UNTIL] > 0)",
     ),
-    "suspects of a paused group": ("poll", "elseif not g or not is_paused(g) then", "else"),
     "batches that were freed and wait": ("put_off", "    hold(g, batch, until_ms)\n", ""),
     "batches that are in flight do not wait": (
         "put_off",
