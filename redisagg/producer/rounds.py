@@ -35,8 +35,9 @@ _OWN_LIMITS = 1
 _SECTION = 1
 """A further section of a group."""
 _DISTINCTION = 5
-"""The first section of a group with more than the four usual limits, or with tasks that set limits:
-the script reads and writes what distinguishes its tasks."""
+"""A group in a call with limits: more than the four usual ones, or some that tasks set. The script
+reads and writes what distinguishes the tasks of the group. This counts for all groups of the call,
+since earlier tasks with limits may wait in any of them."""
 
 _OWN = b" 3"
 """Behind the number of tasks of a section: each of them has 3 arguments."""
@@ -58,8 +59,8 @@ class _Call(Generic[W]):
     """
 
     __slots__ = (
-        *("bytes", "group_keys", "open", "overrides", "partition", "places", "policed"),
-        *("policies", "sections", "surcharge", "uncounted", "waiters"),
+        *("bytes", "group_keys", "group_surcharge", "open", "overrides", "partition", "places"),
+        *("policed", "policies", "sections", "surcharge", "uncounted", "waiters"),
     )
 
     def __init__(self, partition: PartitionKeys, policies: KnownPolicies) -> None:
@@ -82,6 +83,8 @@ class _Call(Generic[W]):
         """How many plain tasks take as much time as what is not plain about these."""
         self.uncounted = True
         """Whether no counter was told of a reply; a call that is repeated has several."""
+        self.group_surcharge = 0
+        """That of each group."""
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
         """Puts a task into the section of its group."""
@@ -93,16 +96,16 @@ class _Call(Generic[W]):
             or (own is not None and section[2] == b"")
             or ((override is not None or self.overrides) and self.overrides.get(place) != override)
         ):
-            before, place = place, len(self.sections)
-            self.open[group] = place
+            self.surcharge += _SECTION if place >= 0 else self.group_surcharge
+            place = self.open[group] = len(self.sections)
             section = [group, limits, b"" if own is None else _OWN]
             self.sections.append(section)
             if override is not None:
                 self.overrides[place] = override
-            if before >= 0:
-                self.surcharge += _SECTION
-            if own is not None or override is not None or self.policed or b"=" in limits:
-                self._count_distinction(before, place)
+            if not self.group_surcharge and (
+                own is not None or override is not None or self.policed or b"=" in limits
+            ):
+                self._look_at_limits(place)
             self.group_keys += (tasks_key, ids_key)
         if section[2] == b"":
             section += (task_id, body)
@@ -114,22 +117,15 @@ class _Call(Generic[W]):
         self.places.append(place)
         self.bytes += len(body)
 
-    def _count_distinction(self, before: int, place: int) -> None:
-        """Counts what a section costs by its limits.
-
-        Args:
-            before: the index of the last section of its group; negative if there is none.
-            place: its own index.
-        """
-        if self._is_distinguished(place) and (before < 0 or not self._is_distinguished(before)):
-            self.surcharge += _DISTINCTION
-
-    def _is_distinguished(self, place: int) -> bool:
+    def _look_at_limits(self, place: int) -> None:
+        """Raises the surcharge of all groups if a section is the first one with limits."""
         group, limits, own = self.sections[place][:3]
         override = self.overrides.get(place)
-        if own == _OWN or override is not None:
-            return True
-        return b"=" in (self.policies.limits(group, override) if self.policed else limits)
+        if self.policed:
+            limits = self.policies.limits(group, override)
+        if own == _OWN or override is not None or b"=" in limits:
+            self.group_surcharge = _DISTINCTION
+            self.surcharge += _DISTINCTION * len(self.open)
 
     def request(self, sequence: CallSequence, options: AddOptions) -> Request:
         """Returns the request, as the next call of `sequence`."""

@@ -136,8 +136,10 @@ def half_buried(make: Make, proxy: Proxy, sync_redis: redis.Redis) -> tuple[Aggr
     proxy.delay(0.01)
     agg.add_tasks(numbered("g", 1))
     half_way(sync_redis, "list")
-    sync_redis.rename(QUEUE, "aside")
-    assert sync_redis.set(QUEUE, "a foreign type", nx=True)
+    with sync_redis.pipeline() as pipeline:  # one transaction: a slice must not come in between
+        pipeline.rename(QUEUE, "aside")
+        pipeline.set(QUEUE, "a foreign type")
+        pipeline.execute()
     proxy.restore()
     [letter] = await_dead(agg)
     assert 0 < sync_redis.llen("aside") < ENTRIES

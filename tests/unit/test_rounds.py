@@ -106,6 +106,15 @@ def test_tasks_whose_limits_differ_leave_room_for_fewer() -> None:
     assert len(round_) == 132
 
 
+def test_groups_count_in_a_call_in_which_some_have_limits() -> None:
+    round_: Round[EncodedTask] = Round(options_for(), MAX_CALL_TASKS)
+    while not round_.full:
+        n = len(round_)
+        task = encoded(f"g{n}", n)
+        round_.put(task._replace(own=b"weight=3") if n % 10 == 5 else task, task)
+    assert len(round_) == 66
+
+
 def test_the_limits_of_policies_leave_room_for_fewer() -> None:
     options = options_for()
     for policy, count in ((Policy(max_size=7), 400), (Policy(max_bytes=7), 67)):
