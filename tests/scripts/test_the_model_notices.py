@@ -151,8 +151,8 @@ _BROKEN = {
     ),
     "a stored result whose batch is half enqueued and buried": (
         "bury",
-        "if batch[ENQUEUED] == 0 and batch[RESULT] ~= '' then",
-        "if batch[RESULT] ~= '' then",
+        "if batch[ENQUEUED] == 0 and batch[PARTED] == '' and",
+        "if batch[PARTED] == '' and",
     ),
     "how much of a requeued batch was enqueued": (
         "requeue",
