@@ -171,7 +171,7 @@ class BatchEnqueued(BatchEvent):
     tasks: int
     """Number of merged tasks."""
     failed: int
-    """Number of the batch's tasks that failed alone, and are dead letters."""
+    """Number of the batch's tasks that failed alone; see `on_task_failure`."""
     lag: float
     """Seconds since it was due."""
     merge_seconds: float

@@ -176,20 +176,24 @@ class Metrics:
     def _count_waits(self, one: tuple[str], entries: Sequence[bytes], now: float) -> None:
         """Counts how long tasks have waited, those of each bucket in one step.
 
-        The tasks are in the order of their arrival, so the youngest have waited least. A bucket
-        counts the tasks behind the place of the first one that belongs to it.
+        The tasks are in the order of their arrival, so the first one has waited longest.
         """
         histogram, end = self._wait, len(entries)
-        for bucket, bound in enumerate((*histogram.bounds, float("inf"))):
-            if not end:
-                return
-            earliest = 1000 * (now - bound)  # arrivals from it on have waited no longer than that
-            start = _first_since(entries, earliest, end)
+        oldest, youngest = arrival_ms(entries[0]) / 1000, arrival_ms(entries[-1]) / 1000
+        first = bisect_left(histogram.bounds, now - youngest)
+        last = bisect_left(histogram.bounds, now - oldest)
+        for bucket in range(first, last):
+            # Who arrived from then on has waited no longer than the bound.
+            start = _first_since(entries, 1000 * (now - histogram.bounds[bucket]), end)
             if start < end:
-                middle = (arrival_ms(entries[start]) + arrival_ms(entries[end - 1])) / 2000
-                count = end - start
-                histogram.count(one, bucket, count, max(0.0, now - middle) * count)
-            end = start
+                at = arrival_ms(entries[start]) / 1000
+                wait = max(0.0, now - (at + youngest) / 2) * (end - start)
+                histogram.count(one, bucket, end - start, wait)
+            if not start:
+                return
+            end, youngest = start, arrival_ms(entries[start - 1]) / 1000
+        wait = max(0.0, now - (oldest + youngest) / 2) * end
+        histogram.count(one, max(first, last), end, wait)
 
     # --- what is exposed ---------------------------------------------------------------------
 
@@ -234,8 +238,6 @@ def _outcome(error: str) -> str:
 
 def _first_since(entries: Sequence[bytes], earliest: float, end: int) -> int:
     """The place of the first of the entries before `end` that arrived at `earliest` or later."""
-    if arrival_ms(entries[0]) >= earliest:
-        return 0
     low, high = 0, end
     while low < high:
         middle = (low + high) // 2

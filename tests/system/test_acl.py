@@ -15,7 +15,7 @@ from redisagg import AggregationConfig, Aggregator, Policy, Task
 from redisagg.aggregator import reading
 from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, locating, policing, steering
+from redisagg.operations import inspecting, locating, measuring, policing, steering
 from redisagg.payload import pack
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.operations import Operation
@@ -256,6 +256,7 @@ def observe(user: User, admin: User) -> None:
     assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 3
     assert user.run(inspecting.dead_letter(SPACE, letters[0].decode()))
     assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
+    assert user.run(measuring.measure(SPACE)).oldest_overdue > 0
     user.run(reading.read_sink(namespace, [QUEUE], {}, 10))
     admin.run(policing.set_policy(SPACE, "*", Policy(max_size=1)))
     assert user.run(policing.policies(SPACE))
