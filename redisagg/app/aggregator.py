@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast
 
 from redisagg.aggregator import Aggregator, AsyncAggregator
+from redisagg.app.batched import Batched
 from redisagg.app.clients import Clients
 from redisagg.app.targets import load, place_of
 from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration
-from redisagg.merge_function import is_async
+from redisagg.merge_function import is_async, wants_info
 from redisagg.schedule import Cron
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
@@ -154,7 +155,7 @@ class MergeByName:
 
     def __init__(self, function: GroupAggregator) -> None:
         self._function: Callable[..., Any] = function
-        functools.update_wrapper(self, self._function, updated=())
+        self.wants_info = wants_info(function)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the merge function."""
@@ -170,4 +171,6 @@ class MergeByName:
 
 def _merge_function(place: str) -> Any:
     found = load(place)
+    if isinstance(found, Batched):
+        found = found.aggregator
     return found.__wrapped__ if isinstance(found, AppAggregator) else found

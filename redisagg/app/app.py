@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from redisagg.aggregator.together import run_together
 from redisagg.app.aggregator import AppAggregator, P, R
+from redisagg.app.batched import Batched, Function, In, Out, merge_of
 from redisagg.app.clients import Clients
 from redisagg.app.selection import select
 from redisagg.app.targets import load, place_of
-from redisagg.config import AggregationConfig
-from redisagg.durations import Duration
+from redisagg.config import AggregationConfig, check_range
+from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.events import OnEvent
 from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
 from redisagg.settings import Settings
-from redisagg.sinks import Sink
+from redisagg.sinks import Sink, StreamSink
 from redisagg.sinks.routing import Route
 
 if TYPE_CHECKING:
@@ -162,6 +163,65 @@ class App:
             )
             self._enter(made)
             return made
+
+        return decorate
+
+    def batched(
+        self,
+        name: str | None = None,
+        *,
+        max_size: int = 64,
+        max_weight: int | None = None,
+        weight: Callable[[Any], int] | None = None,
+        grace: Duration = 0.005,
+        timeout: Duration = 30.0,
+        spread: int = 1,
+        **config: Unpack[AggregatorSettings],
+    ) -> Callable[[Function[In, Out]], Batched[In, Out]]:
+        """Has the function of a list that this decorates called for single items.
+
+        ``await embed(item)`` or ``embed.call(item)`` gathers the items of all processes, and has a
+        worker call the function for many of them.
+
+        Args:
+            name: name of the namespace, as for `Aggregator`; the name of the function by default.
+            max_size: largest number of items in a call of the function.
+            max_weight: largest sum of their weights; None for no limit. A heavier item is alone.
+            weight: returns the weight of an item, such as its tokens: a whole number from 0.
+            grace: seconds that an item waits for others at most; one millisecond at least.
+            timeout: seconds after which a call without a result raises `ResultTimeout`.
+            spread: number of groups among which the calls are spread, each in a partition of its
+                own. With 1, one flusher calls the function, whatever their number.
+            config: further settings of `AggregationConfig`.
+
+        Returns:
+            A decorator of a function, plain or ``async``. It takes a list, and returns a list of
+            the same length, or a mapping that has each item as a key. A value may be an exception,
+            which is that of one item. What the function raises is raised for each item of its list.
+
+        Raises:
+            InvalidConfig: an argument is out of range or of the wrong type, or the app has another
+                aggregator of this name. The decorator raises it too.
+        """
+        if (weight is None) != (max_weight is None):
+            raise InvalidConfig("max_weight and weight belong together; give both or none")
+        timeout = to_seconds(timeout, "timeout", InvalidConfig)
+        settings: AggregatorSettings = {
+            "group_grace_period": None,
+            "group_max_delay": grace,
+            "group_max_size": max_size,
+            "group_max_weight": max_weight,
+            "max_attempts": 1,
+            "result_ttl": timeout,
+            **config,
+        }
+
+        def decorate(function: Function[In, Out]) -> Batched[In, Out]:
+            merge = merge_of(function)
+            named = str(getattr(function, "__name__", "")) if name is None else name
+            made = self.aggregator(named, sink=StreamSink(f"{named}-batches"), **settings)(merge)
+            check_range("spread", spread, 1, made.config.partitions)
+            return Batched(function, made, weight=weight, timeout=timeout, spread=spread)
 
         return decorate
 

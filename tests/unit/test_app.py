@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from redisagg import AggregationConfig, Aggregator, App, AsyncAggregator, Settings, Task
+from redisagg import AggregationConfig, Aggregator, App, AsyncAggregator, BatchInfo, Settings, Task
 from redisagg.app.aggregator import TaskFields
 from redisagg.app.running import aggregators_of
 from redisagg.app.selection import select
 from redisagg.app.targets import load
 from redisagg.errors import InvalidConfig, SinkError
+from redisagg.merge_function import wants_info
 from redisagg.sinks import StreamSink
 
 app = App("redis://nowhere:1/0", settings=Settings(config=AggregationConfig(group_max_size=50)))
@@ -32,6 +33,11 @@ def digest(group: str, tasks: list[Task]) -> Task:
 @app.aggregator("numbers", executor="process", sink=StreamSink("numbers"))
 def add_up(group: str, tasks: list[Task]) -> Task:
     return Task("sum", sum(task.payload for task in tasks))
+
+
+@app.aggregator("infos", executor="process")
+def with_info(group: str, tasks: list[Task], info: BatchInfo) -> Task:
+    return Task("info", info.reason)
 
 
 @app.aggregator("searches", executor="process")
@@ -142,6 +148,8 @@ def test_another_process_unpickles_it() -> None:
         function = add_up.config.group_aggregator  # as a process that merges gets it
         merged: Any = pool.apply(function, ("g", [Task("a", 1), Task("a", 2)]))
         assert merged.payload == 3
+    assert wants_info(with_info.config.group_aggregator)
+    assert not wants_info(function)
 
 
 def test_a_merge_in_a_process_needs_a_function_with_a_place() -> None:
