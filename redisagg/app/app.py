@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from importlib import import_module
@@ -285,20 +285,11 @@ class App:
         Raises:
             RedisAggError: as for `Aggregator.stop`. All flushers are stopped all the same.
         """
-        running = list(self._aggregators.values())
-        if not running:
-            return
-        with ThreadPoolExecutor(len(running)) as pool:
-            stopping = [pool.submit(each.stop, flush) for each in running]
-        for each in stopping:
-            each.result()
+        _for_each(self._aggregators.values(), lambda each: each.stop(flush))
 
     def close(self) -> None:
         """Stops the flushers, and closes the connections of threads."""
-        running = list(self._aggregators.values())
-        if running:
-            with ThreadPoolExecutor(len(running)) as pool:
-                list(pool.map(lambda each: each.close(), running))
+        _for_each(self._aggregators.values(), lambda each: each.close())
         self._clients.close()
 
     async def aclose(self) -> None:
@@ -327,6 +318,27 @@ class App:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load, (place_of(self),)
+
+
+def _for_each(
+    aggregators: Iterable[AppAggregator[..., Any]],
+    end: Callable[[AppAggregator[..., Any]], None],
+) -> None:
+    """Ends all aggregators; those with a flusher at the same time, since each may take long.
+
+    Raises:
+        Exception: the first error, after all have ended.
+    """
+    found = list(aggregators)
+    running = [each for each in found if each.is_running]
+    if running:
+        with ThreadPoolExecutor(len(running)) as pool:
+            ending = [pool.submit(end, each) for each in running]
+        for ended in ending:
+            ended.result()
+    for each in found:
+        if each not in running:
+            end(each)
 
 
 def _place(aggregator: AppAggregator[..., Any]) -> tuple[str, str]:

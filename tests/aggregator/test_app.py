@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -121,6 +123,27 @@ def test_an_add_takes_the_fields_of_a_task(app: App) -> None:
         one.add(1)  # type: ignore[call-arg]
 
 
+def test_an_app_stops_all_flushers_at_the_same_time(app: App) -> None:
+    begun, end = threading.Barrier(4), threading.Event()
+
+    def hang(group: str, tasks: list[Task]) -> None:
+        begun.wait(10)
+        end.wait(20)
+
+    aggregators = [
+        app.aggregator(f"a{n}", group_max_size=1, shutdown_timeout=0.5)(hang) for n in range(3)
+    ]
+    app.start()
+    for each in aggregators:
+        each.add(1, group_key="a")
+    begun.wait(10)
+    began = time.monotonic()
+    app.stop()
+    assert time.monotonic() - began < 2 * 2.5  # one takes 0.5 to 2.5 s
+    assert not any(each.is_running for each in aggregators)
+    end.set()
+
+
 async def test_an_app_runs_on_an_event_loop(redis_url: str) -> None:
     async with App(redis_url, settings=Settings(config=quick_config())) as app:
         pass
@@ -151,7 +174,7 @@ def test_all_aggregators_of_an_app_add_by_the_same_connections(
             await each.aadd(1, group_key="a")
         assert connections() == 2
         await app.aclose()
-        assert connections() == 1
+        wait_until(lambda: connections() == 1, what="that of the event loop is closed")
 
     for _ in range(2):  # on another event loop each time
         asyncio.run(add())

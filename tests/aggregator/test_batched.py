@@ -210,6 +210,21 @@ def test_retry_after_has_the_batch_tried_again(app: App) -> None:
     assert len(tries) == 3
 
 
+def test_a_function_that_takes_too_long_fails_its_calls(app: App) -> None:
+    end = threading.Event()
+
+    @app.batched(merge_timeout=0.2)
+    def slow(items: list[int]) -> list[int]:
+        end.wait(20)
+        return items
+
+    with app, pytest.raises(TaskFailed, match="merge_timeout") as raised:
+        slow.call(1)
+    end.set()
+    assert raised.value.dead_letter
+    assert slow.aggregator.stats().batches_dead == 1
+
+
 def test_a_call_without_a_worker_times_out(app: App) -> None:
     @app.batched(timeout=0.2)
     def echo(items: list[int]) -> list[int]:
