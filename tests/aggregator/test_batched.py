@@ -95,17 +95,17 @@ def test_each_call_gets_the_value_of_its_item(
 def test_calls_share_batches_within_both_limits(app: App) -> None:
     sizes: list[list[int]] = []
 
-    @app.batched(max_size=10, max_weight=100, weight=lambda item: item, grace=0.3)
+    @app.batched(max_size=10, max_weight=100, weight=lambda item: item, grace=1)
     def echo(items: list[int]) -> list[int]:
         sizes.append(items)
         return items
 
     with app:
         assert echo.call_many([5] * 25) == [5] * 25
-        assert [len(each) for each in sizes] == [10, 10, 5]
+        assert sorted(map(len, sizes)) == [5, 10, 10]
         sizes.clear()
         assert echo.call_many([40, 40, 40, 40, 150, 1]) == [40, 40, 40, 40, 150, 1]
-        assert sizes == [[40, 40], [40, 40], [150], [1]]
+        assert sorted(sizes) == [[1], [40, 40], [40, 40], [150]]  # merged by several threads
 
 
 def test_a_call_alone_waits_for_the_grace_only(app: App) -> None:
