@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import (
     adds,
+    calls,
     drain,
     fairness,
     idle,
@@ -35,6 +36,7 @@ _PARTS = {
     "scaling": scaling.measure,
     "replicas": replicas.measure,
     "rules": rules.measure,
+    "calls": calls.measure,
     "slowest_call": slowest_call.measure,
 }
 

@@ -43,6 +43,7 @@ def main() -> None:
     for month, day in ((3, 27), (3, 28), (10, 24)):
         late = datetime(2026, month, day, 23, tzinfo=ZoneInfo("Europe/Berlin"))
         held = message("ann", "hello", late, "Europe/Berlin").not_before
+        assert held is not None
         print(f"{late:%d %B}: {(held.timestamp() - late.timestamp()) / 3600:.0f} hours")
     with aggregator:
         aggregator.add_task(message("ann", "hi", datetime.now().astimezone(), "Europe/Berlin"))

@@ -2,6 +2,7 @@
 
 from redisagg import merges
 from redisagg.aggregator import Aggregator, AsyncAggregator
+from redisagg.app import App, AppAggregator, run_all
 from redisagg.config import AggregationConfig, default_aggregation_config
 from redisagg.errors import (
     NoResult,
@@ -18,6 +19,7 @@ from redisagg.policies import Policy
 from redisagg.rate_limit import RateLimit
 from redisagg.receipts import AsyncReceipt, Receipt
 from redisagg.schedule import Cron
+from redisagg.settings import Settings
 from redisagg.task import Task, group_key_parts, group_key_text
 from redisagg.views import (
     AppliedPolicy,
@@ -37,6 +39,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AggregationConfig",
     "Aggregator",
+    "App",
+    "AppAggregator",
     "AppliedPolicy",
     "AsyncAggregator",
     "AsyncReceipt",
@@ -58,6 +62,7 @@ __all__ = [
     "ResultTimeout",
     "Results",
     "RetryAfter",
+    "Settings",
     "Stats",
     "Task",
     "TaskCancelled",
@@ -68,4 +73,5 @@ __all__ = [
     "group_key_parts",
     "group_key_text",
     "merges",
+    "run_all",
 ]

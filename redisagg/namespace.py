@@ -90,9 +90,14 @@ class Namespace:
             timeout += seconds(self.config.replica_timeout) + _TIMEOUT_SLACK
         return self.endpoint.answering_within(timeout)
 
-    def flusher_endpoint(self) -> Endpoint:
-        """Returns the endpoint for flushers, whose leases expire while a connection is dead."""
-        return self.endpoint.answering_within(_socket_timeout(self.config.lease_time))
+    def flusher_endpoint(self, lease_time: float | None = None) -> Endpoint:
+        """Returns the endpoint for flushers, whose leases expire while a connection is dead.
+
+        Args:
+            lease_time: the shortest lease time of those that use it, in seconds; None for that of
+                the namespace.
+        """
+        return self.endpoint.answering_within(_socket_timeout(lease_time or self.config.lease_time))
 
     @property
     def durability(self) -> Durability | None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redis.asyncio import Redis
 
@@ -54,7 +54,7 @@ from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.texts import logger
 from redisagg.transport.aio import AsyncTransport
-from redisagg.transport.endpoint import AnyClient, aclose, waits_without_end
+from redisagg.transport.endpoint import AnyClient, AsyncClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
 from redisagg.views import (
     AppliedPolicy,
@@ -108,10 +108,8 @@ class AsyncAggregator(AggregatorBase):
         sink: Sink | Route | str | None = None,
     ) -> None:
         super().__init__(name, redis, config, sink)
-        self._own_client = not isinstance(redis, Redis) or waits_without_end(redis)
-        self._client: Any = (
-            self._namespace.producer_endpoint().asyncio() if self._own_client else redis
-        )
+        self._client = None if not isinstance(redis, Redis) or waits_without_end(redis) else redis
+        """The caller's client, if it can be used."""
         self._loop_of_client: list[asyncio.AbstractEventLoop] = []
         """The loop on which this client is used: the first one."""
         self._options = AddOptions.of(
@@ -888,15 +886,22 @@ class AsyncAggregator(AggregatorBase):
             if each.is_closed():
                 self._on_loops.pop(each, None)
         self._loop_of_client.append(loop)
-        client, own = self._client, self._own_client
+        client: AsyncClient | None = self._client
+        own = False
         if self._loop_of_client[0] is not loop:  # a connection works on one loop only
             del self._loop_of_client[1:]
-            client, own = self._namespace.producer_endpoint().asyncio(), True
+            client = None
+        if client is None:
+            client, own = self._make_client()
         transport = AsyncTransport(client, seconds(self._config.add_timeout))
         here = self._on_loops[loop] = _OnLoop(
             transport, AsyncAdder(self._options, transport, self._sequences), own
         )
         return here
+
+    def _make_client(self) -> tuple[AsyncClient, bool]:
+        """Makes a client for the running event loop; says whether `close` closes it."""
+        return self._namespace.producer_endpoint().asyncio(), True
 
     async def _register(self) -> None:
         here = self._here()

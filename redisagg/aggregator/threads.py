@@ -49,7 +49,7 @@ from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.texts import logger
-from redisagg.transport.endpoint import AnyClient, close, waits_without_end
+from redisagg.transport.endpoint import AnyClient, SyncClient, close, waits_without_end
 from redisagg.transport.threads import Transport
 from redisagg.views import (
     AppliedPolicy,
@@ -102,7 +102,7 @@ class Aggregator(AggregatorBase):
     ) -> None:
         super().__init__(name, redis, config, sink)
         self._own_client = not isinstance(redis, Redis) or waits_without_end(redis)
-        client = self._namespace.producer_endpoint().blocking() if self._own_client else redis
+        client = self._make_client() if self._own_client else redis
         self._transport = Transport(client, seconds(self._config.add_timeout))  # type: ignore[arg-type]
         options = AddOptions.of(
             self._keyspace, self._config, self._namespace.durability, self._namespace.observers
@@ -384,11 +384,7 @@ class Aggregator(AggregatorBase):
                 endings.wait()
             finally:
                 flusher.stop(end_by(namespace))
-        error = flusher.error
-        if isinstance(error, Exception):
-            raise error
-        if error is not None:  # a SystemExit(0) would look like a regular end
-            raise FlusherFailed(f"the flusher was ended by {error!r}") from error
+        flusher.check_end()
 
     def wait_until_idle(self, timeout: float) -> bool:
         """Waits until no task waits or is in flight.
@@ -834,6 +830,10 @@ class Aggregator(AggregatorBase):
 
     def __exit__(self, *details: object) -> None:
         self.close()
+
+    def _make_client(self) -> SyncClient:
+        """Makes the client that `close` closes."""
+        return self._namespace.producer_endpoint().blocking()
 
     def _register(self) -> None:
         self._transport.run(self._namespace.register())

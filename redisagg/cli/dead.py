@@ -112,8 +112,7 @@ def try_(aggregator: Aggregator, batch_id: str, target: str, as_json: bool) -> N
     insert, is done.
     """
     letter = _read(aggregator, batch_id)
-    module, _, attribute = target.partition(":")
-    done = dry_run(load_aggregator(module, attribute).config.group_aggregator, letter)
+    done = dry_run(load_aggregator(target).config.group_aggregator, letter)
     if as_json:
         print_json(done)
     else:

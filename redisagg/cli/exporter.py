@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redisagg.aggregator import Aggregator, AsyncAggregator
+from redisagg.aggregator import Aggregator
+from redisagg.aggregator.together import AnyAggregator
 from redisagg.cli.logs import log_options, set_up_logs
 from redisagg.cli.options import open_existing, redis_option
 from redisagg.cli.output import printable
@@ -45,8 +46,8 @@ def metrics_options(command: F) -> F:
     return command
 
 
-def serve_metrics_of(aggregator: Aggregator | AsyncAggregator, address: str, port: int) -> None:
-    """Serves the metrics of an aggregator until the process ends.
+def serve_metrics_of(aggregators: Iterable[AnyAggregator], address: str, port: int) -> None:
+    """Serves the metrics of aggregators until the process ends.
 
     Raises:
         click.ClickException: prometheus-client is not installed, or the address can't be used.
@@ -54,7 +55,10 @@ def serve_metrics_of(aggregator: Aggregator | AsyncAggregator, address: str, por
     _check_extra()
     from redisagg.metrics import Metrics
 
-    _serve(Metrics().watch(aggregator), address, port)
+    metrics = Metrics()
+    for each in aggregators:
+        metrics.watch(each)
+    _serve(metrics, address, port)
 
 
 @click.command()

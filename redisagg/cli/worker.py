@@ -1,65 +1,101 @@
-"""The command that runs a flusher."""
+"""The command that runs flushers."""
 
 from __future__ import annotations
 
-import importlib
 import os
+import shlex
 import sys
+from collections.abc import Iterator
 
 import click
 from click.core import ParameterSource
 
-from redisagg.aggregator import Aggregator
-from redisagg.aggregator.aio import AsyncAggregator
+from redisagg.aggregator import Aggregator, AsyncAggregator
+from redisagg.aggregator.together import AnyAggregator, run_together
+from redisagg.app.running import aggregators_of
+from redisagg.app.selection import select
+from redisagg.app.targets import load
 from redisagg.cli.exporter import metrics_options, serve_metrics_of
 from redisagg.cli.logs import log_options, set_up_logs
 from redisagg.cli.options import open_aggregator, partitions_option, redis_option
 from redisagg.cli.output import printable
-from redisagg.flusher.event_loop import run_in_new_loop
 
 
 @click.command()
-@click.argument("target")
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @redis_option
 @click.option("--sink", metavar="URL", help="URL of the sink, such as stream://email-batches.")
 @partitions_option
-@click.option("--concurrency", type=click.IntRange(1), help="Number of concurrent merges.")
+@click.option("--only", multiple=True, metavar="NAME", help="Run this aggregator; repeatable.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), help="Number of concurrent merges of each aggregator."
+)
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Start anew when a Python file in the working directory changes; for development.",
+)
 @metrics_options
 @log_options
 @click.pass_context
 def worker(
     context: click.Context,
-    target: str,
+    targets: tuple[str, ...],
     redis_url: str,
     sink: str | None,
     partitions: int | None,
+    only: tuple[str, ...],
     concurrency: int | None,
     metrics_port: int | None,
     metrics_address: str,
     log_level: str,
     log_format: str,
+    reload: bool,
 ) -> None:
-    """Run a flusher until SIGTERM or SIGINT; a second signal ends it at once.
+    """Run flushers until SIGTERM or SIGINT; a second signal ends them at once.
 
-    TARGET is MODULE:AGGREGATOR, an aggregator in Python code with its own settings, or the name of
-    a namespace, which is flushed with the default merge function into --sink. --redis, --sink and
-    --partitions belong to a name only.
+    TARGET is MODULE:ATTRIBUTE, an app or an aggregator in Python code with its own settings, or the
+    name of a namespace, which is flushed with the default merge function into --sink. All targets
+    run in one process. --redis, --sink and --partitions belong to names only.
     """
-    module, colon, attribute = target.partition(":")
-    if colon:
+    if all(":" in target for target in targets):
         _refuse_settings(context)
     set_up_logs(log_level, log_format)
-    aggregator: Aggregator | AsyncAggregator
-    if colon:
-        aggregator = load_aggregator(module, attribute)
-    else:
-        aggregator = open_aggregator(target, redis_url, partitions, sink=sink)
+    if reload:
+        _run_reloading()
+        return
+
+    def opened() -> Iterator[AnyAggregator]:
+        for target in targets:
+            if ":" in target:
+                yield from aggregators_of([target])
+            else:
+                yield open_aggregator(target, redis_url, partitions, sink=sink)
+
+    _find_modules_here()
+    aggregators = select(opened(), only)
+    names = ", ".join(repr(printable(each.name)) for each in aggregators)
     if metrics_port is not None:
-        serve_metrics_of(aggregator, metrics_address, metrics_port)
-    click.echo(f"redisagg: flushing {printable(aggregator.name)!r}", err=True)
-    running = aggregator.run(concurrency=concurrency)
-    if running is not None:
-        run_in_new_loop(running)  # waits for no thread that hangs
+        serve_metrics_of(aggregators, metrics_address, metrics_port)
+    click.echo(f"redisagg: flushing {names}", err=True)
+    run_together(aggregators, concurrency)
+
+
+def _run_reloading() -> None:
+    """Runs this command without ``--reload``, and starts it anew after each change.
+
+    Raises:
+        click.ClickException: the extra is missing.
+    """
+    try:
+        from watchfiles import PythonFilter, run_process
+    except ImportError:
+        raise click.ClickException(
+            "--reload needs a package; install it with: pip install 'redisagg[reload]'"
+        ) from None
+    arguments = [each for each in sys.argv[1:] if each != "--reload"]
+    command = [sys.executable, "-m", "redisagg", *arguments]
+    run_process(".", target=shlex.join(command), target_type="command", watch_filter=PythonFilter())
 
 
 def _refuse_settings(context: click.Context) -> None:
@@ -72,25 +108,25 @@ def _refuse_settings(context: click.Context) -> None:
     ]
     if given:
         raise click.UsageError(
-            f"{' and '.join(given)} can't be given with MODULE:AGGREGATOR, which has settings of "
+            f"{' and '.join(given)} can't be given with MODULE:ATTRIBUTE, which has settings of "
             "its own; change them in the module"
         )
 
 
-def load_aggregator(module: str, attribute: str) -> Aggregator | AsyncAggregator:
-    """Imports an aggregator; modules in the working directory are found too."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise click.ClickException(
-            f"{module}:{attribute} can't be loaded: {error}; give MODULE:ATTRIBUTE of an aggregator"
-        ) from error
+def load_aggregator(target: str) -> AnyAggregator:
+    """Imports an aggregator; modules in the working directory are found too.
+
+    Raises:
+        InvalidConfig: it can't be imported, or is something else.
+    """
+    _find_modules_here()
+    found: object = load(target)
     if not isinstance(found, Aggregator | AsyncAggregator):
         raise click.ClickException(
-            f"{module}:{attribute} is a {type(found).__name__}; give an Aggregator or "
-            "AsyncAggregator"
+            f"{target} is a {type(found).__name__}; give an Aggregator or AsyncAggregator"
         )
     return found
+
+
+def _find_modules_here() -> None:
+    sys.path.insert(0, os.getcwd())

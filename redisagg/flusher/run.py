@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -16,10 +16,12 @@ from redisagg.errors import FlusherFailed
 from redisagg.flusher.connections import shared_connections
 from redisagg.flusher.event_loop import LoopThread, enter_shared_thread
 from redisagg.flusher.flusher import Flusher
-from redisagg.flusher.merging import is_async
+from redisagg.flusher.merging import check_executor, is_async
 from redisagg.namespace import Namespace
 from redisagg.sinks.base import ScriptSink, Sink
 from redisagg.texts import logger
+from redisagg.transport.endpoint import close
+from redisagg.transport.threads import Transport
 
 _log = logger("flusher")
 
@@ -33,11 +35,25 @@ _HARD_STOP_TIMEOUT = 0.5
 
 
 async def flush_until(
-    namespace: Namespace, stop: asyncio.Event, *, on_user_loop: bool = False
+    namespace: Namespace,
+    stop: asyncio.Event,
+    lease_time: float | None = None,
+    *,
+    on_user_loop: bool = False,
 ) -> None:
-    """Runs a flusher until `stop` is set."""
-    silence = min(seconds(namespace.config.lease_time) / 3, 5.0)
-    async with shared_connections(namespace.flusher_endpoint(), silence) as connections:
+    """Runs a flusher until `stop` is set.
+
+    Args:
+        namespace: what it flushes.
+        stop: ends it.
+        lease_time: the shortest lease time, in seconds, of the flushers on this event loop, so that
+            all share the same connections; None for that of the namespace.
+        on_user_loop: whether this event loop is the user's.
+    """
+    if lease_time is None:
+        lease_time = seconds(namespace.config.lease_time)
+    silence = min(lease_time / 3, 5.0)
+    async with shared_connections(namespace.flusher_endpoint(lease_time), silence) as connections:
         await Flusher(
             keyspace=namespace.keyspace,
             config=namespace.config,
@@ -122,21 +138,39 @@ class FlusherThread:
     Flushers that run no user code on their event loop share one thread, and so their connections.
     Others have a thread each, since such code may block it.
 
+    Args:
+        namespace: what it flushes.
+        on_end: called when it has ended.
+        among: the thread in which it runs, with the other flushers of `run_together`; None for one
+            that this class chooses.
+        lease_time: as for `flush_until`.
+
     Raises:
         FlusherFailed: the thread can't be started, or can't run an event loop.
     """
 
-    def __init__(self, namespace: Namespace, on_end: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        on_end: Callable[[], object] = lambda: None,
+        among: LoopThread | None = None,
+        lease_time: float | None = None,
+    ) -> None:
         self._namespace = namespace
         self._on_end = on_end
+        self._lease_time = lease_time
         self.error: BaseException | None = None
         """What ended the flusher, if nobody stopped it."""
         self._ended = threading.Event()
         self._stopped = False
         self._stop_event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._shares_thread = _shares_thread(namespace)
-        if self._shares_thread:
+        self._shares_thread = among is not None or _shares_thread(namespace)
+        if among is not None:
+            if not among.enter(self._end):
+                raise FlusherFailed("the event loop on which the flusher was to run has ended")
+            self._thread = among
+        elif self._shares_thread:
             self._thread = enter_shared_thread(self._end)
         else:
             self._thread = LoopThread(f"redisagg-flusher-{namespace.keyspace.name}")
@@ -154,16 +188,39 @@ class FlusherThread:
         Args:
             until: the time by `time.monotonic` at which the wait ends.
         """
+        _stop_all([self], until)
+
+    def check_end(self) -> None:
+        """Raises what ended the flusher, if nobody stopped it.
+
+        Raises:
+            Exception: the error that ended it.
+            FlusherFailed: something else that is raised, such as `SystemExit`, ended it.
+        """
+        if isinstance(self.error, Exception):
+            raise self.error
+        if self.error is not None:  # a SystemExit(0) would look like a regular end
+            raise FlusherFailed(f"the flusher was ended by {self.error!r}") from self.error
+
+    def ask_to_stop(self) -> None:
+        """Tells the flusher to finish its merges and to end."""
         self._stopped = True
-        if not self._thread.is_alive:  # of a forked child too: its parent's flusher goes on
-            return
-        self._thread.call(self._stop_event.set)
-        if not self._ended.wait(max(0.0, until - time.monotonic() - _HARD_STOP_TIMEOUT)):
-            self._thread.call(self._cancel if self._shares_thread else self._thread.stop)
-            self._ended.wait(max(0.0, until - time.monotonic()))
+        if self._thread.is_alive:  # not in a forked child: its parent's flusher goes on
+            self._thread.call(self._stop_event.set)
+
+    def wait(self, until: float) -> bool:
+        """Waits for the end of the flusher; returns whether it has ended or is another process'."""
+        return not self._thread.is_alive or self._ended.wait(max(0.0, until - time.monotonic()))
+
+    def cancel(self) -> None:
+        """Ends the flusher in the middle of what it does."""
+        self._thread.call(self._cancel if self._shares_thread else self._thread.stop)
+
+    def release(self, until: float) -> None:
+        """Waits for the end of its thread, if that has no other user."""
         if self._ended.is_set():
             self._thread.join_if_last(until - time.monotonic())
-        else:
+        elif self._thread.is_alive:
             _log.error(
                 "the flusher of %r has not ended: its event loop is blocked by a merge function or "
                 "a sink; it ends when that call returns",
@@ -171,7 +228,7 @@ class FlusherThread:
             )
 
     def _begin(self) -> None:
-        flushing = flush_until(self._namespace, self._stop_event)
+        flushing = flush_until(self._namespace, self._stop_event, self._lease_time)
         self._task = asyncio.get_running_loop().create_task(flushing)
         self._task.add_done_callback(self._done)
 
@@ -194,6 +251,66 @@ class FlusherThread:
         self._thread.leave(self._end)
         self._ended.set()
         self._on_end()
+
+
+def _stop_all(flushers: Sequence[FlusherThread], until: float) -> None:
+    """Tells flushers to end, and waits for their ends until a time by `time.monotonic`."""
+    for each in flushers:
+        each.ask_to_stop()
+    late = [each for each in flushers if not each.wait(until - _HARD_STOP_TIMEOUT)]
+    for each in late:
+        each.cancel()
+    for each in late:
+        each.wait(until)
+    for each in flushers:
+        each.release(until)
+
+
+def run_together(namespaces: Sequence[Namespace]) -> None:
+    """Runs a flusher for each namespace, all on one event loop in one thread.
+
+    Those with the same Redis share a client and a listener. Runs until SIGTERM or SIGINT, or until
+    one of them has ended; then it stops the others. A second signal ends the process at once.
+
+    Raises:
+        InvalidConfig: ``executor="process"`` in a process that can't have worker processes.
+        FlusherFailed: the thread can't be started, or can't run an event loop.
+        RedisAggError: Redis can't be used.
+        Exception: the error that ended a flusher.
+    """
+    for each in namespaces:
+        check_executor(each.config)
+        _register(each)
+    lease_time = min(seconds(each.config.lease_time) for each in namespaces)
+    flushers: list[FlusherThread] = []
+    endings = Endings()
+    with Signals(endings.report):
+        thread = LoopThread("redisagg-flushers")
+        thread.enter(_ignore_end)  # else it would end with the first flusher
+        try:
+            flushers.extend(
+                FlusherThread(each, endings.report, thread, lease_time) for each in namespaces
+            )
+            endings.wait()
+        finally:
+            until = max(map(end_by, namespaces))
+            thread.call(lambda: thread.leave(_ignore_end))
+            _stop_all(flushers, until)
+    for flusher in flushers:
+        flusher.check_end()
+
+
+def _ignore_end(error: BaseException | None) -> None:
+    """Is the user that keeps a thread alive."""
+
+
+def _register(namespace: Namespace) -> None:
+    """Records a namespace, on a connection that is closed again."""
+    client = namespace.producer_endpoint().blocking()
+    try:
+        Transport(client, seconds(namespace.config.add_timeout)).run(namespace.register())
+    finally:
+        close(client)
 
 
 def _shares_thread(namespace: Namespace) -> bool:

@@ -42,6 +42,24 @@ def test_digest_prints_a_message_for_each_user(redis_url: str) -> None:
     ]
 
 
+def test_the_shop_flushes_both_of_its_aggregators(redis_url: str) -> None:
+    *mails, search = _run("shop.py", redis_url).splitlines()
+    assert sorted(mails) == [
+        "{'to': '42', 'texts': ['message 0', 'message 2']}",
+        "{'to': '43', 'texts': ['message 1', 'message 3']}",
+    ]
+    assert search == "{'index': 'products', 'ids': [0, 1, 2]}"
+
+
+def test_calls_of_a_batched_function_share_calls_of_the_model(redis_url: str) -> None:
+    assert _run("embed.py", redis_url).splitlines() == [
+        "5 texts in one call",
+        "[[3.0], [8.0], [13.0], [18.0], [23.0]]",
+        "1 texts in one call",
+        "ValueError: no text",
+    ]
+
+
 def test_bulk_insert_writes_all_rows(redis_url: str, tmp_path: Path) -> None:
     assert _run("bulk_insert.py", redis_url, str(tmp_path / "visits.db")) == "1000 rows\n"
 

@@ -145,7 +145,7 @@ def test_examples_import_names_that_exist(page: Path) -> None:
 
 
 def test_the_readme_example_makes_its_aggregator() -> None:
-    [block] = code_blocks(read("README.md"), "python")
+    block, app_block = code_blocks(read("README.md"), "python")
     statements = ast.parse(block).body
     made = next(i for i, node in enumerate(statements) if ast.unparse(node).startswith("agg = "))
     module = ast.Module(statements[: made + 1], type_ignores=[])
@@ -154,6 +154,10 @@ def test_the_readme_example_makes_its_aggregator() -> None:
     assert isinstance(names["agg"], Aggregator)
     merged = names["digest"]("user:42", [redisagg.Task("a", {"text": "hi"}, "user:42")])  # type: ignore[operator]
     assert merged.payload == {"user": "user:42", "items": [{"text": "hi"}]}
+    *defining, adding = ast.parse(app_block).body
+    assert ast.unparse(adding).startswith("digest.add(")
+    exec(compile(ast.Module(defining, type_ignores=[]), "README.md", "exec"), names)
+    assert isinstance(names["digest"], Aggregator)
 
 
 def test_the_methods_in_the_readme_exist() -> None:
