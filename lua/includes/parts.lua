@@ -84,7 +84,8 @@ local function retry_parts(state, groups, batches, tasks, batch, parts, now)
   if #entries > 0 and redis.call('HEXISTS', batches, id) == 0 then
     local part, g = part_of(batch, #entries), new_group()
     part[GROUP], part[START], part[TASK_COUNT], part[READ] = group, 0, #entries, #entries
-    part[ATTEMPTS], part[CREATED], part[ERROR], part[LENGTH] = parts.attempts, now, error, length
+    part[ATTEMPTS], part[CREATED] = parts.attempts, now
+    part[ERROR], part[LENGTH] = error, length
     part[MERGED], part[DEATHS], part[ALONE], part[ENQUEUED] = '', 0, 0, 0
     part[LETTER], part[RESULT], part[PARTED] = '', '', ''
     part[OPENED] = entry_arrival(entries[1])

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from redisagg.protocol.failed_tasks import failed_batch
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.records import BatchRecord, GroupRecord, batch_record, group_record
 from tests.model import model as m
@@ -607,51 +608,75 @@ class Machine(RuleBasedStateMachine):
         moved=st.integers(1, 2),
         before=st.sampled_from([None, None, None, 0, 1]),
         left=st.sampled_from([0, 1, 1]),
+        delay=st.one_of(st.none(), _spans),
     )
     def part(
-        self, data: st.DataObject, count: int, moved: int, before: int | None, left: int
+        self,
+        data: st.DataObject,
+        count: int,
+        moved: int,
+        before: int | None,
+        left: int,
+        delay: int | None,
     ) -> None:
         """Commits the last slice of a batch with tasks that failed alone."""
         [batch_id] = self.some_batches(data, 1)
-        self._part(batch_id, count, moved, before, left)
+        self._part(batch_id, count, moved, before, left, delay)
 
     @precondition(in_flight)
     @rule(
         pick=st.integers(0, 2),
         ends=st.sampled_from(["", "again", "commit", "commit", "bury", "requeue"]),
+        delay=st.one_of(st.none(), st.just(0), _spans),
     )
-    def begin_parts(self, pick: int, ends: str) -> None:
+    def begin_parts(self, pick: int, ends: str, delay: int | None) -> None:
         """Stores the result of the oldest batch of a group, and parts it from its first task."""
         groups = [each for each in self.model.groups.values() if each.in_flight]
         batch = groups[pick % len(groups)].in_flight[0]
         self._store_result(self.model.token, batch.id, b"x", 0, 1, b"r")
-        self._part(batch.id, 1, 1, None, 1)
+        self._part(batch.id, 1, 1, None, 1, delay)
         if ends == "again":  # the reply was lost
-            self._part(batch.id, 0, 1, 0, 1)
+            self._part(batch.id, 0, 1, 0, 1, delay)
         elif ends == "commit":
-            self._part(batch.id, 0, 1, None, 0)
+            self._part(batch.id, 0, 1, None, 0, delay)
         elif ends:
             for _ in range(1 if ends == "bury" else 2):
                 self._bury(self.model.token, batch.id, b"")
             if ends == "requeue":
                 self._requeue(batch.id)
 
-    def _part(self, batch_id: bytes, count: int, moved: int, before: int | None, left: int) -> None:
-        """Commits the last slice with tasks that failed alone; `before`: None for what is right."""
+    def _part(
+        self,
+        batch_id: bytes,
+        count: int,
+        moved: int,
+        before: int | None,
+        left: int,
+        delay: int | None,
+    ) -> None:
+        """Commits the last slice with tasks that failed alone.
+
+        Args:
+            before: how many have left; None for what is right.
+            delay: ms until a batch of them can be claimed; None for dead letters.
+        """
         batch = self.model.batches.get(batch_id)
         if before is None:
             before = batch.parted if batch else 0
         places = [before + n for n in range(moved)]
         bodies = [entry.body for entry in batch.entries] if batch else []
-        known = set(self.model.dead)
-        parts = m.Parts(places, before, left)
+        known = {*self.model.dead, *self.model.batches}
+        new_batch = None
+        if delay is not None:
+            new_batch = failed_batch(batch_id, self.group_of(batch_id), places[0])
+        parts = m.Parts(places, before, left, new_batch, delay or 0)
         # They are in two places until the batch is committed, and not part of its merged task.
         aside = {bodies[place] for place in places if place < len(bodies)}
         new = aside - self.copied.get(batch_id, set())
         self.copied.setdefault(batch_id, set()).update(new)
         enqueued = batch.enqueued if batch else 0
         self._commit(self.model.token, [(batch_id, count)], m.Slice(enqueued, 0), parts)
-        if not set(self.model.dead) - known:
+        if not {*self.model.dead, *self.model.batches} - known:
             self.copied[batch_id] -= new
 
     @precondition(in_flight)
@@ -731,7 +756,14 @@ class Machine(RuleBasedStateMachine):
                 extent += b" %d %d %d" % (len(parts.places), parts.before, parts.left)
             args += (batch_id, extent)
             args += [part for message in messages for part in message]
-            if parts:
+            if parts and parts.retried:
+                new = parts.retried
+                args[args.index(extent, args.index(batch_id))] += b" %d %d" % (
+                    *(parts.delay, new.attempts),
+                )
+                keys += (_KEYS.retry, _KEYS.tasks(new.group))
+                args += (new.batch_id, new.group, b"no", *parts.places)
+            elif parts:
                 letters = [parts.letter(batch_id, each) for each in parts.places]
                 keys += (_KEYS.dead, *map(_KEYS.dead_tasks, letters))
                 for letter, each in zip(letters, parts.places, strict=True):
@@ -915,6 +947,62 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def requeue_what_is_half_buried(self, data: st.DataObject) -> None:
         self._requeue(data.draw(st.sampled_from(self.half_buried())))
+
+    @precondition(lambda self: self.model.dead)
+    @rule(
+        data=st.data(),
+        marks=st.lists(st.booleans(), min_size=2, max_size=4),
+        ends=st.sampled_from(["", "", "", "again", "requeue", "drop", "expire"]),
+    )
+    def requeue_some(self, data: st.DataObject, marks: list[bool], ends: str) -> None:
+        """Requeues some tasks of a dead letter; something else may come in between."""
+        letter = data.draw(st.sampled_from(sorted(self.model.dead)))
+        count = len(self.model.dead[letter].entries)
+        chosen = [marks[place % len(marks)] for place in range(count)]
+        self.serial += 1
+        new = b"%b-part-%d" % (letter, self.serial)
+        lists = (new + b":selected", new + b":others")
+        client: Any = self.scripts.client
+        sha = sha1(client.hget(_KEYS.dead, letter)).hexdigest()
+        for behind, size in ((0, 1), (1, count - 1)) if count > 1 else ((0, 1),):
+            some = chosen[count - behind - size : count - behind]
+            for _ in range(2 if ends == "again" else 1):
+                self._select(letter, sha, behind, some, lists)
+        if ends == "requeue":
+            self._requeue(letter)
+        elif ends == "drop":
+            self._drop(letter)
+        elif ends == "expire":
+            client.delete(*map(_KEYS.dead_tasks, lists))
+            self.model.copies.clear()
+        for _ in range(2 if ends == "again" else 1):
+            self._requeue_some(letter, sha, new, lists)
+        client.delete(*map(_KEYS.dead_tasks, lists))  # they expire
+        self.model.copies.clear()
+
+    def _select(
+        self, letter: bytes, sha: str, behind: int, marks: list[bool], lists: tuple[bytes, bytes]
+    ) -> None:
+        keys = [_KEYS.state, _KEYS.dead, *map(_KEYS.dead_tasks, (letter, *lists))]
+        text = "".join("1" if mark else "0" for mark in marks)
+        self.run_on_both(
+            lambda: self.model.select_tasks(letter, behind, marks, *lists),
+            "select_tasks", keys, letter, sha, behind, text,
+        )  # fmt: skip
+
+    def _requeue_some(
+        self, letter: bytes, sha: str, new: bytes, lists: tuple[bytes, bytes]
+    ) -> None:
+        found = self.model.letters().get(letter)
+        group = found.record.group if found else b"a"
+        keys = [_KEYS.state, _KEYS.groups, _KEYS.batches, _KEYS.retry, _KEYS.due, _KEYS.ready]
+        keys += [_KEYS.dead, _KEYS.tasks(group), _KEYS.dead_tasks(new), _KEYS.result(new)]
+        keys += map(_KEYS.dead_tasks, (letter, *lists))
+        sizes = [m.length(self.model.copies.get(each, [])) for each in lists]
+        self.run_on_both(
+            lambda: self.model.requeue_some(letter, new, *lists),
+            "requeue", keys, new, _CHANNEL, 0, letter, sha, *sizes,
+        )  # fmt: skip
 
     def _requeue(self, letter: bytes) -> None:
         found = self.model.letters().get(letter)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import msgpack
 
+from redisagg.protocol.failed_tasks import FailedBatch, group_of
 from redisagg.protocol.records import BatchRecord, DeadRecord, GroupRecord
 
 POLICIES = b" policies"
@@ -212,12 +213,16 @@ class Slice(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Tasks that failed alone, of which a call makes dead letters."""
+    """Tasks that failed alone, of which a call makes dead letters, or a batch."""
 
     places: Sequence[int]
     """Their places in the batch."""
     before: int
     left: int
+    retried: FailedBatch | None = None
+    """The batch that is made of them."""
+    delay: int = 0
+    """ms until it can be claimed."""
 
     def letter(self, batch_id: bytes, place: int) -> bytes:
         """The id of a dead letter."""
@@ -460,6 +465,13 @@ def is_large(count: int, size: int) -> bool:
     return count > SLICE_TASKS or size > SLICE_BYTES
 
 
+def divided(record: DeadRecord, entries: list[Entry], weight: int, taken: bytes) -> DeadRecord:
+    """The record of a dead letter that has some tasks of another one."""
+    return record._replace(
+        task_count=len(entries), length=length(entries), batch_weight=weight, taken=taken
+    )
+
+
 def seen_member(group: bytes, task_id: bytes) -> bytes:
     """The member of the set `seen` for an id."""
     return len(group).to_bytes(2, "big") + group + task_id
@@ -512,6 +524,8 @@ class Partition:
         """The group and id of each flushed task; the dedupe window is longer than a test."""
         self.results: dict[bytes, dict[bytes, bytes]] = {}
         """The parts of merge results that are stored apart, by batch id."""
+        self.copies: dict[bytes, list[Entry]] = {}
+        """Copies of the tasks of dead letters, by the name of their list."""
         self.stream: list[tuple[bytes, ...]] = []
 
     # --- shared by the scripts ---------------------------------------------------------------
@@ -865,7 +879,8 @@ class Partition:
         held = index is not self.claims
         if at > self.now or (self.paused and held):
             return False
-        waits = held and group.paused
+        named = self.groups.get(group_of(batch.group), group)
+        waits = held and (group.paused or named.paused)
         if waits or self._is_behind_held(batch):
             until = max(group.held_until, self.now + BEHIND_MS)
             until = self.now + PAUSED_MS if waits else until
@@ -1001,7 +1016,9 @@ class Partition:
         if place and batch.parted != (parts.before if parts else 0):
             return b"PARTED %d" % batch.parted
         self.stream += commit.messages
-        if parts:
+        if parts and parts.retried:
+            self._retry_parts(batch, parts, parts.retried)
+        elif parts:
             self._part(batch, parts)
         if place and goes_on:
             batch.enqueued += len(commit.messages)
@@ -1022,6 +1039,20 @@ class Partition:
                 record = letter.record._replace(attempts=batch.attempts + 1, batch_weight=weight)
                 self.dead[letter_id] = DeadLetter(record, letter.entries)
         batch.parted = parts.before + len(parts.places)
+
+    def _retry_parts(self, batch: Batch, parts: Parts, new: FailedBatch) -> None:
+        """Makes a batch of tasks that failed alone, in a group of its own."""
+        entries = [batch.entries[place] for place in parts.places if place < len(batch.entries)]
+        batch.parted = parts.before + len(parts.places)
+        if not entries or new.batch_id in self.batches:
+            return
+        made = Batch(new.batch_id, new.group, entries, self.now, length(entries))
+        made.attempts, made.error, made.read = new.attempts, b"no", len(entries)
+        made.reason, made.opened, made.due_at = batch.reason, entries[0].arrival, batch.due_at
+        made.weight = batch.weight * len(entries) // max(1, len(batch.entries))
+        self.groups[new.group] = Group(in_flight=[made])
+        self.batches[new.batch_id] = made
+        self._hold(made, self.now + parts.delay)
 
     def split(self, token: int, batch_id: bytes, delay: int, error: bytes) -> int:
         self._fence(token)
@@ -1218,6 +1249,45 @@ class Partition:
         else:
             return 0
         return self._requeue_slice(batch, batch.letter, moved, size)
+
+    def select_tasks(
+        self, letter_id: bytes, behind: int, marks: Sequence[bool], selected: bytes, others: bytes
+    ) -> int | bytes:
+        if letter_id not in self.dead:
+            return b"CHANGED"
+        entries = self.dead[letter_id].entries
+        copied = sum(len(self.copies.get(name, ())) for name in (selected, others))
+        if copied == behind + len(marks):
+            return copied
+        first = len(entries) - behind - len(marks)
+        if copied != behind or first < 0:
+            return b"CHANGED"
+        for name, wanted in ((selected, True), (others, False)):
+            some = [
+                each for each, mark in zip(entries[first:], marks, strict=False) if mark is wanted
+            ]
+            self.copies[name] = some + self.copies.get(name, [])
+        return copied + len(marks)
+
+    def requeue_some(
+        self, letter_id: bytes, new_id: bytes, selected: bytes, others: bytes
+    ) -> int | bytes:
+        letter = self.dead.get(letter_id)
+        if new_id not in self.dead and new_id not in self.batches:
+            if letter is None or letter.record.result:
+                return b"CHANGED"
+            if letter.record.taken == new_id:
+                return 0
+            chosen, left = self.copies.get(selected, []), self.copies.get(others, [])
+            if not chosen or not left or len(chosen) + len(left) != len(letter.entries):
+                return b"CHANGED"
+            record = letter.record
+            weight = record.batch_weight * len(chosen) // len(letter.entries)
+            self.dead[new_id] = DeadLetter(divided(record, chosen, weight, b""), chosen)
+            rest = divided(record, left, record.batch_weight - weight, new_id)
+            self.dead[letter_id] = DeadLetter(rest, left)
+            del self.copies[selected], self.copies[others]
+        return self.requeue(new_id)
 
     @staticmethod
     def _split_last(entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:

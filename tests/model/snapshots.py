@@ -60,6 +60,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         "tasks": {},
         "ids": {},
         "dead tasks": {},
+        "copies": {},
         "calls": {},
         "results": {},
         "seen": {"": set(dump.pop(keys.seen, []))},
@@ -77,7 +78,8 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
             numbers = _pairs(value).items()
             snapshot["ids"][key[len(ids) :]] = {task_id: int(n) for task_id, n in numbers}
         elif key.startswith(dead):
-            snapshot["dead tasks"][key[len(dead) :]] = value
+            part = "copies" if key.endswith((b":selected", b":others")) else "dead tasks"
+            snapshot[part][key[len(dead) :]] = value
         elif key.startswith(results):
             snapshot["results"][key[len(results) :]] = _pairs(value)
         elif key.startswith(calls):
@@ -121,6 +123,7 @@ def in_model(model: Partition) -> Snapshot:
         },
         "ids": {name: group.numbers for name, group in groups if group.numbers},
         "dead tasks": {each: raws(letter.entries) for each, letter in model.letters().items()},
+        "copies": {name: raws(entries) for name, entries in model.copies.items() if entries},
         "results": model.results,
         "seen": {"": model.seen},
         "calls": {producer: list(call) for producer, call in model.calls.items()},

@@ -271,7 +271,11 @@ _BROKEN = {
     "when a group became due": ("includes/group", "if due_before > 0 then", "if false then"),
     "turns of groups between claims": ("claim", "  g[SINCE] = now\n", ""),
     "turns of groups in a claim": ("claim", "for _ = 2, TURN do", "for _ = 2, 99 do"),
-    "batches of a paused group": ("claim", "if held and is_paused(g) then", "if false then"),
+    "batches of a paused group": (
+        "claim",
+        "if held and is_stopped(g, group) then",
+        "if false then",
+    ),
     "tasks of a paused group": (
         "includes/group",
         "or g[RULES] ~= 0 and is_paused(g) then\n    if",
@@ -292,6 +296,52 @@ _BROKEN = {
         "put_off",
         "tonumber(last) + 1",
         "tonumber(last)",
+    ),
+    "a pause of the group of tasks that failed": ("claim", "or named and is_paused(named)", ""),
+    "failed tasks that are tried again are in flight": (
+        "includes/parts",
+        "    add_count(state, 'claimed', #entries)\n",
+        "",
+    ),
+    "bytes of failed tasks that are tried again": (
+        "includes/parts",
+        "    add_count(state, 'bytes', length)\n",
+        "",
+    ),
+    "attempts of failed tasks that are tried again": (
+        "includes/parts",
+        "part[ATTEMPTS], part[CREATED] = parts.attempts, now",
+        "part[CREATED] = now",
+    ),
+    "a hold of failed tasks that are tried again": (
+        "includes/parts",
+        "    hold(g, part, now + parts.delay)\n",
+        "",
+    ),
+    "the order of the others in a dead letter": (
+        "select_tasks",
+        "for i = #entries, 1, -1 do",
+        "for i = 1, #entries do",
+    ),
+    "a repeated copy of tasks of a dead letter": (
+        "select_tasks",
+        "if copied == behind + #marks then return copied end",
+        "",
+    ),
+    "a dead letter that has changed since its copies": (
+        "requeue",
+        "or chosen + not_chosen ~= count then",
+        "then",
+    ),
+    "a repeated requeue of some tasks": (
+        "requeue",
+        "if takes_some and not letter and not batch then",
+        "if takes_some then",
+    ),
+    "tasks that stay in a dead letter": (
+        "requeue",
+        "chosen, rest[DEAD_TASK_COUNT] - chosen",
+        "chosen, rest[DEAD_TASK_COUNT]",
     ),
     "groups to leave out": ("poll", "not skipped[group]", "true"),
 }
