@@ -96,6 +96,16 @@ class Limit:
                 each for each in self.calls if start <= (each.called_at or 0) <= start + self.per
             ]
             assert sum(each.units for each in inside) <= self.limit
+        recent = [each for each in self.calls if (each.called_at or 0) > self.now - self.per]
+        if self.limit and recent:
+            assert self.counted() >= sum(each.units for each in recent)
+
+    def counted(self) -> int:
+        """The units that the hash has: of calls that were made, or may be."""
+        stored: Any = self.scripts.client.hgetall(self.keys[0])
+        called = [int(value) for field, value in stored.items() if field.startswith(b"u:")]
+        permits = [int(value.split()[3]) for field, value in stored.items() if field[:1] == b"p"]
+        return sum(called) + sum(permits)
 
 
 @pytest.fixture
@@ -113,6 +123,7 @@ STEPS = st.lists(
         st.tuples(st.just("take"), st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3)),
         st.tuples(st.just("use"), st.sampled_from("abc"), st.integers(1, 4), st.integers(1, 3)),
         st.tuples(st.sampled_from(["call", "=", "-"]), st.integers(0, 30)),
+        st.tuples(st.just("die"), st.integers(0, 5)),
         st.tuples(st.just("time"), st.sampled_from([0, 1, 7, 40, 99, 100, 101, 150, 299, 301])),
     ),
     min_size=5,
@@ -120,16 +131,30 @@ STEPS = st.lists(
 )
 
 
+def use(limit: Limit, *given_: Any) -> None:
+    """Takes permits, makes their calls and gives them back."""
+    before = list(limit.held.values())
+    limit.take(*given_)
+    for permit in [each for each in limit.held.values() if each not in before]:
+        limit.begin(permit)
+        limit.note("-", permit)
+
+
 def perform(limit: Limit, steps: list[tuple[Any, ...]]) -> Iterator[None]:
     for kind, *given_ in steps:
         permits = list(limit.held.values())
         if kind == "take":
             limit.take(*given_)
-        elif kind == "use":  # take, call and end
-            limit.take(*given_)
+        elif kind == "use":
+            use(limit, *given_)
+        elif kind == "die":  # a call that nobody notes, and another one when it is taken as made
+            limit.take("d")
             for permit in [each for each in limit.held.values() if each not in permits]:
                 limit.begin(permit)
-                limit.note("-", permit)
+            limit.pass_time(BEGIN - given_[0])
+            use(limit, "a")
+            limit.pass_time(given_[0])
+            use(limit, "b")
         elif kind == "time":
             limit.pass_time(*given_)
         elif permits:
@@ -147,7 +172,7 @@ def perform(limit: Limit, steps: list[tuple[Any, ...]]) -> Iterator[None]:
     steps=STEPS,
     concurrency=st.integers(0, 3),
     rate=st.integers(0, 5),
-    per=st.sampled_from([1, 20, 100, 350]),
+    per=st.sampled_from([1, 20, 100, 350, 1500, 5000]),
     burst=st.integers(1, 5),
 )
 @settings(max_examples=250, deadline=None)
