@@ -274,9 +274,10 @@ def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
     return states
 
 
-def batch_around(keyspace: Keyspace, group: bytes, number: int) -> Operation[BatchState | None]:
+def batch_around(
+    partition: PartitionKeys, group: bytes, number: int
+) -> Operation[BatchState | None]:
     """Finds the batch of a group that holds the task with an absolute number."""
-    partition = keyspace.partition_of(group)
     skipped = _Skipped("batches")
     cursor, count = 0, FIRST_SCAN
     while True:
@@ -290,6 +291,19 @@ def batch_around(keyspace: Keyspace, group: bytes, number: int) -> Operation[Bat
             return None
 
 
+def groups_of_failed(partition: PartitionKeys, group: bytes) -> Operation[list[bytes]]:
+    """Finds the groups of batches that were made of tasks of this group that failed alone."""
+    found: list[bytes] = []
+    skipped = _Skipped("batches")
+    cursor, count = 0, FIRST_SCAN
+    while True:
+        page, cursor, count = yield from _scan_page(partition.batches, skipped, cursor, count)
+        records = _records(batch_record, page, skipped).values()
+        found += [each.group for each in records if each.group != group == group_of(each.group)]
+        if cursor == 0:
+            return found
+
+
 def dead_letter_with(
     keyspace: Keyspace, group: bytes, task_id: bytes
 ) -> Operation[DeadLetter | None]:
@@ -300,7 +314,7 @@ def dead_letter_with(
     while True:
         page, cursor, count = yield from _scan_page(partition.dead, skipped, cursor, count)
         for batch_id, record in _records(dead_record, page, skipped).items():
-            if record.group != group:
+            if group_of(record.group) != group:
                 continue
             key, size = partition.dead_tasks(batch_id), _page_size(record.task_count, record.length)
             for first in range(0, record.task_count, size):

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from redisagg.operations.inspecting import batch_around, dead_letter_with, due_time
+from redisagg.operations.inspecting import (
+    batch_around,
+    dead_letter_with,
+    due_time,
+    groups_of_failed,
+)
 from redisagg.protocol.answers import unpack_answer
-from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask
 from redisagg.protocol.records import group_record
 from redisagg.protocol.scripts import call, command
@@ -31,24 +36,14 @@ def locate(keyspace: Keyspace, group: bytes, task_id: bytes) -> Operation[Locati
         KeyConflict: a key holds a value that redisagg did not write.
     """
     nowhere = Location("unknown", group.decode("utf-8", "replace"), task_id.decode())
-    for _ in range(_MOST_LOOKS):
-        kind, *found = yield from _look_in_group(keyspace, group, task_id)
-        if kind == b"waiting":
-            place, packed = found
-            due_at = due_time(group_record(packed, group))
-            return replace(nowhere, state="waiting", place=place, due_at=due_at)
-        if kind != b"batch":
-            break
-        if (batch := (yield from batch_around(keyspace, group, found[0]))) is not None:
-            return replace(
-                nowhere,
-                state="in_batch",
-                batch_id=batch.batch_id,
-                attempt=batch.attempts,
-                batch_state=batch.state,
-                error=batch.error,
-            )
-    key = keyspace.partition_of(group).answer(group, task_id)
+    p = keyspace.partition_of(group)
+    found = yield from _locate_in(p, nowhere, group, task_id)
+    if found is None:
+        for each in (yield from groups_of_failed(p, group)):
+            found = found or (yield from _locate_in(p, nowhere, each, task_id))
+    if found is not None:
+        return found
+    key = p.answer(group, task_id)
     if (record := (yield from ask(command("GET", key)))) is not None:
         return _answered(nowhere, record, key)
     if (letter := (yield from dead_letter_with(keyspace, group, task_id))) is not None:
@@ -59,15 +54,37 @@ def locate(keyspace: Keyspace, group: bytes, task_id: bytes) -> Operation[Locati
     return nowhere
 
 
-def _look_in_group(keyspace: Keyspace, group: bytes, task_id: bytes) -> Operation[list[Any]]:
+def _locate_in(
+    p: PartitionKeys, nowhere: Location, group: bytes, task_id: bytes
+) -> Operation[Location | None]:
+    """Says where a task is in a group and its batches; None if it is not there."""
+    for _ in range(_MOST_LOOKS):
+        kind, *found = yield from _look_in_group(p, group, task_id)
+        if kind == b"waiting":
+            place, packed = found
+            due_at = due_time(group_record(packed, group))
+            return replace(nowhere, state="waiting", place=place, due_at=due_at)
+        if kind != b"batch":
+            break
+        if (batch := (yield from batch_around(p, group, found[0]))) is not None:
+            return replace(
+                nowhere,
+                state="in_batch",
+                batch_id=batch.batch_id,
+                attempt=batch.attempts,
+                batch_state=batch.state,
+                error=batch.error,
+            )
+    return None
+
+
+def _look_in_group(p: PartitionKeys, group: bytes, task_id: bytes) -> Operation[list[Any]]:
     """Returns the last reply of the script `locate`, after as many calls as are needed."""
-    p, tasks, ids = keyspace.place(group)
+    keys = [p.groups, p.tasks(group), p.ids(group)]
     place: bytes | int = b""
     count = _FIRST_COUNT
     while True:
-        reply: list[Any] = yield from ask(
-            call("locate", [p.groups, tasks, ids], group, task_id, place, count)
-        )
+        reply: list[Any] = yield from ask(call("locate", keys, group, task_id, place, count))
         if reply[0] != b"more":
             return reply
         _, place, length = reply

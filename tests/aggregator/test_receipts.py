@@ -478,3 +478,49 @@ def test_nothing_is_left_behind(make_both: Make, sync_redis: redis.Redis) -> Non
         lambda: all(key.endswith(b":state") for key in client.keys("redisagg:{tests:*")),
         what="the answers expire",
     )
+
+
+def test_tasks_that_are_tried_again_are_located(make_both: Make) -> None:
+    failing = {1, 3}
+
+    def merge(group: str, tasks: list[Task]) -> Partial | Results:
+        failed = {task.id: "not yet" for task in tasks if task.payload in failing}
+        if len(failed) == len(tasks):
+            raise ValueError("none")
+        return Partial(Results({task.id: -task.payload for task in tasks}), failed)
+
+    with make_both(
+        group_aggregator=merge, group_max_size=4, on_task_failure="retry", retry_delay=2
+    ) as agg:
+        receipts = [agg.submit(Task("n", n, "a")) for n in range(4)]
+        assert (receipts[0].result(10), receipts[2].result(10)) == (0, -2)
+        with pytest.raises(ResultTimeout):
+            receipts[1].result(0)
+        found = agg.locate("a", receipts[3].task_id)
+        assert (found.state, found.batch_state) == ("in_batch", "retry")
+        failing.remove(1)
+        assert receipts[1].result(30) == -1
+        with pytest.raises(TaskFailed) as raised:
+            receipts[3].result(30)
+        [letter] = await_dead(agg)
+        assert agg.locate("a", receipts[3].task_id).dead_letter == letter.batch_id
+    assert (raised.value.dead_letter, raised.value.reason) == (letter.batch_id, letter.error)
+
+
+def test_some_tasks_of_a_dead_letter_that_are_requeued(make: Make) -> None:
+    """They keep their marks."""
+    works: list[int] = []
+
+    def merge(group: str, tasks: list[Task]) -> Results:
+        if not works:
+            raise ValueError("no")
+        return doubled(group, tasks)
+
+    with make(group_aggregator=merge, group_max_size=3, max_attempts=1) as agg:
+        receipts = [agg.submit(Task("n", n, "a")) for n in range(3)]
+        [letter] = await_dead(agg)
+        works.append(1)
+        agg.requeue_dead_letter(letter.batch_id, only=[receipts[1].task_id])
+        again = agg.receipt("a", receipts[1].task_id)
+        wait_until(lambda: _outcome(again) == 2, what="the outcome of that task")
+        assert isinstance(_outcome(agg.receipt("a", receipts[0].task_id)), TaskFailed)

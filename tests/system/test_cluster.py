@@ -17,7 +17,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from redisagg import Aggregator, AsyncAggregator, Policy, RedisAggError, Task
+from redisagg import Aggregator, AsyncAggregator, Policy, RedisAggError, Results, Task
 from redisagg.errors import RedisUnavailable
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import StreamSink
@@ -108,6 +108,25 @@ def test_lists_dead_letters_and_cancelling_work_as_elsewhere(make_both: Make, ur
         assert agg.drop_dead_letter(letter.batch_id) == 2
         assert payloads(enqueued(agg)) == [0, 1]
     assert all(key.startswith(b"queue:{tests:") for key in agg.sink_keys())
+
+
+def test_receipts_of_tasks_on_all_masters(make_both: Make, make: Make, url: str) -> None:
+    """A message reaches the subscription at whatever node it is."""
+
+    def merge(group: str, tasks: list[Task]) -> Results:
+        return Results({task.id: [group, task.payload, "x" * 2000] for task in tasks})
+
+    config: dict[str, Any] = {"partitions": PARTITIONS, "group_max_size": 2}
+    with make(url=url, group_aggregator=merge, **config):
+        agg = make_both(url=url, **config)
+        receipts = [agg.submit(Task("t", n, f"g{n // 2}", f"i{n}")) for n in range(40)]
+        for n, receipt in enumerate(receipts):
+            assert receipt.result(30)[:2] == [f"g{n // 2}", n]
+        assert agg.locate("g3", "i7").state == "flushed"
+        waiting = agg.submit(Task("t", 1, "other"))
+        assert agg.locate("other", waiting.task_id).place == 0
+        assert agg.cancel_task("other", waiting.task_id)
+        assert agg.locate("other", waiting.task_id).state == "cancelled"
 
 
 def test_a_closed_aggregator_can_be_read(make_both: Make, url: str) -> None:

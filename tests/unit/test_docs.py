@@ -195,11 +195,11 @@ def test_the_key_tables_are_complete() -> None:
     keyspace = Keyspace("n", 1)
     prefix = "redisagg:{n}:"
     known = [keyspace.meta, keyspace.policies, keyspace.flushers, keyspace.permits]
-    known.append(keyspace.wake_channel)
+    known += [keyspace.wake_channel, keyspace.answers_channel]
     assert [f"{prefix}{name}".encode() for name in _names(namespace)] == known
     plain = set(PartitionKeys.__annotations__) - {"number", "label", "slot"}
     with_name = {"tasks:GROUP", "ids:GROUP", "permits:GROUP"}
-    with_name |= {"dead:BATCH", "result:BATCH", "call:PRODUCER"}
+    with_name |= {"dead:BATCH", "result:BATCH", "call:PRODUCER", "answer:LENGTH:GROUP:ID"}
     assert set(_names(partition)) == plain | with_name
     for name in _names(state):
         scripts = (path.read_text("utf-8") for path in (CHECKOUT / "lua").rglob("*.lua"))
