@@ -39,11 +39,20 @@ class AggregatorBase:
         config: AggregationConfig | None,
         sink: Sink | Route | str | None,
     ) -> None:
-        self._namespace = Namespace.make(name, redis, config, sink)
+        self._namespace = self._make_namespace(name, redis, config, sink)
         self._keyspace = self._namespace.keyspace
         self._config = self._namespace.config
         self._full_timeout = seconds(self._config.full_timeout)
         self._registered = False
+
+    def _make_namespace(
+        self,
+        name: str,
+        redis: AnyClient,
+        config: AggregationConfig | None,
+        sink: Sink | Route | str | None,
+    ) -> Namespace:
+        return Namespace.make(name, redis, config, sink)
 
     @property
     def name(self) -> str:

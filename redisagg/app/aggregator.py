@@ -16,6 +16,7 @@ from redisagg.app.targets import load, place_of
 from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration
 from redisagg.merge_function import is_async, wants_info
+from redisagg.namespace import Namespace
 from redisagg.schedule import Cron
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
@@ -80,7 +81,6 @@ class AppAggregator(Aggregator, Generic[P, R]):
         self._clients = clients
         super().__init__(name, url, config=config, sink=sink)
         self._own_client = False  # those of the app are closed with it
-        self._url = url
         functools.update_wrapper(self, function, updated=())
         for attribute in ("__name__", "__qualname__"):  # not all that can be called have one
             vars(self).setdefault(attribute, name)
@@ -139,11 +139,14 @@ class _Twin(AsyncAggregator):
     """The same aggregator for asyncio."""
 
     def __init__(self, of: AppAggregator[Any, Any]) -> None:
-        self._clients = of._clients
-        super().__init__(of.name, of._url, config=of.config, sink=of.sink)
+        self._of = of
+        super().__init__(of.name)
+
+    def _make_namespace(self, *arguments: Any, **named: Any) -> Namespace:
+        return self._of._namespace  # with the same observers
 
     def _make_client(self) -> tuple[AsyncClient, bool]:
-        return self._clients.asyncio(self._namespace.producer_endpoint()), False
+        return self._of._clients.asyncio(self._namespace.producer_endpoint()), False
 
 
 class MergeByName:

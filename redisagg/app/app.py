@@ -51,6 +51,7 @@ class AggregatorSettings(TypedDict, total=False):
     retry_delay: Duration
     retry_max_delay: Duration
     isolate_failures: bool
+    on_task_failure: Literal["dead", "retry"]
     lease_time: Duration
     max_task_bytes: int
     max_merged_bytes: int

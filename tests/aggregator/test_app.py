@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -274,6 +276,22 @@ def test_the_end_of_one_flusher_ends_the_worker(
     assert b"search" in log
     assert b"3 partitions" in log
     assert watched(redis_url, "emails").stats().flushers == []  # it has left in order
+
+
+def test_a_worker_serves_the_metrics_of_all(spawn: Spawn, shop: Path, redis_url: str) -> None:
+    pytest.importorskip("prometheus_client")
+    worker = spawn("worker", "shop:app", "--metrics-port", "0", cwd=shop, stderr=subprocess.PIPE)
+    assert worker.stderr is not None
+    address = worker.stderr.readline().decode().partition("http://")[2].strip()
+    for name in ("emails", "search"):
+        agg = watched(redis_url, name)
+        agg.add_tasks(Task("t", n, "g", max_size=2) for n in range(2))
+        await_batches(agg, 1, timeout=20)
+    with urllib.request.urlopen(f"http://{address}", timeout=10) as answer:
+        text = answer.read().decode()
+    for name in ("emails", "search"):
+        flushed = rf'redisagg_batches_flushed_total\{{[^}}]*namespace="{name}"[^}}]*\}} 1.0'
+        assert re.search(flushed, text), text
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_the_twin_for_asyncio_is_the_same_aggregator() -> None:
     assert isinstance(twin, AsyncAggregator)
     assert digest.asyncio is twin
     assert (twin.name, twin.config, twin.sink) == (digest.name, digest.config, digest.sink)
+    assert twin.observers is digest.observers
 
 
 def test_aggregators_share_a_client() -> None:

@@ -14,7 +14,7 @@ from redisagg.settings import PREFIX, variable
 from redisagg.sinks import StreamSink
 from tests.support.markdown import read, section
 
-OBJECTS = {"group_aggregator", "group_schedule", "rate_limit", "group_rate_limit"}
+OBJECTS = {"group_aggregator", "group_schedule", "rate_limit", "group_rate_limit", "on_event"}
 """Settings that no text can stand for."""
 
 CHANGED: dict[str, tuple[str, Any]] = {
