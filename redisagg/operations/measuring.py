@@ -87,13 +87,13 @@ def _measure(partitions: Sequence[PartitionKeys], found: _Found) -> Operation[No
     replies = iter((yield [each for p in partitions for each in _first(p)]))
     later: list[Request] = []
     for p in partitions:
-        upcoming, ready, due, first, retry, claims = (_or_none(next(replies)) for _ in range(6))
+        upcoming, ready, due, first, *batches = (_or_none(next(replies)) for _ in range(7))
         now, _, due_names = upcoming or (0, [], [])
         found.now = max(found.now, now)
         found.due += ready or 0
         found.waiting += due or 0
         later.append(command("HMGET", p.groups, *(due_names or (b"",))))
-        later.append(command("HMGET", p.batches, *(retry or ()), *(claims or ()), b""))
+        later.append(command("HMGET", p.batches, *(id for ids in batches for id in ids or ()), b""))
         yield from _note_ready(p, first, found)
     records = iter((yield later))
     for _ in partitions:
@@ -113,8 +113,8 @@ def _first(p: PartitionKeys) -> Iterator[Request]:
     yield command("ZCARD", p.ready)
     yield command("ZCARD", p.due)
     yield command("ZRANGE", p.ready, 0, 0, "WITHSCORES")
-    yield command("ZRANGE", p.retry, 0, _READ - 1)
-    yield command("ZRANGE", p.claims, 0, _READ - 1)
+    for key in (p.retry, p.claims, p.suspects):
+        yield command("ZRANGE", key, 0, _READ - 1)
 
 
 def _note_ready(p: PartitionKeys, first: Any, found: _Found) -> Operation[None]:

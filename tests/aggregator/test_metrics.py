@@ -25,6 +25,7 @@ from redisagg import Aggregator, AsyncAggregator, RetryAfter, Task, errors
 from redisagg.errors import AggregatorFull, InvalidTask
 from redisagg.metrics import Metrics, NamespaceCollector
 from redisagg.metrics.server import MetricsServer
+from redisagg.producer.rounds import stream_round
 from redisagg.sinks import CallableSink
 from redisagg.testing.embedded import EmbeddedRedis
 from tests.support.aggregators import Make
@@ -138,15 +139,12 @@ def test_a_call_that_is_repeated_is_counted_once(make: Make, metrics: Metrics) -
     """Redis answers it twice, and both replies are read."""
     agg = make()
     metrics.watch(agg)
-    begin = agg._transport.begin
-
-    def twice(*args: Any, **kwargs: Any) -> Any:
-        begin(*args, **kwargs)()
-        return begin(*args, **kwargs)
-
-    agg._transport.begin = twice  # type: ignore[method-assign]
-    agg.add_tasks(numbered("a", 3))
-    assert nonzero(samples(metrics), "redisagg_tasks") == {"redisagg_tasks_added_total{}": 3}
+    agg.add_task(Task("test", 0, "a"))
+    encoded = [agg._namespace.encoder(task) for task in numbered("a", 3)]
+    numbered_round = agg._adder.prepare(stream_round(agg._adder.options, encoded))
+    for _ in range(2):
+        assert [error for _, error in numbered_round.exchange()] == [None]
+    assert nonzero(samples(metrics), "redisagg_tasks") == {"redisagg_tasks_added_total{}": 4}
 
 
 # --- flushers ------------------------------------------------------------------------------------
@@ -299,7 +297,13 @@ def test_dead_letters_retries_leases_and_flushers(make: Make) -> None:
     def merge(group: str, tasks: list[Task]) -> None:
         raise errors.Unrecoverable("no") if group == "dead" else ValueError("later")
 
-    agg = make(group_max_size=2, group_aggregator=merge, retry_delay=60, max_attempts=9)
+    agg = make(
+        group_max_size=2,
+        group_aggregator=merge,
+        retry_delay=60,
+        retry_max_delay=60,
+        max_attempts=9,
+    )
     collector = NamespaceCollector(agg)
     with agg:
         await_led(agg)
