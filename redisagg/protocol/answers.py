@@ -7,7 +7,6 @@ too long for a message. See lua/includes/answers.lua.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import msgpack
@@ -69,10 +68,12 @@ def unpack_answer(record: bytes, key: bytes) -> Answer:
     raise KeyConflict(f"the key {key!r} holds no answer, but {record[:64]!r}")
 
 
-def announced(message: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys of a message, each with its record or nothing; none if it is of somebody else."""
+def announced(message: bytes) -> dict[bytes, bytes]:
+    """The records of a message by key; empty for one that is too long. A foreign one has none."""
     try:
         flat = msgpack.unpackb(message, raw=True)
-        return zip(flat[::2], flat[1::2], strict=True)
-    except Exception:
-        return iter(())
+        if all(type(each) is bytes for each in flat):
+            return dict(zip(flat[::2], flat[1::2], strict=True))
+    except Exception:  # foreign bytes can raise anything
+        pass
+    return {}

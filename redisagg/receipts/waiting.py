@@ -19,7 +19,7 @@ from redisagg.errors import NoResult, RedisUnavailable, ResultTimeout, TaskCance
 from redisagg.protocol.answers import announced, unpack_answer
 from redisagg.protocol.scripts import Request, command
 
-_FIRST_LOOK = 0.1
+_FIRST_LOOK = 0.5
 """Seconds until a key is read without a message; each further wait is three times as long."""
 
 _LONGEST_LOOK = 5.0
@@ -122,7 +122,7 @@ class Inbox:
                 slot.look = slot.record is None
                 slot.wake()
             return
-        for key, record in announced(message):
+        for key, record in announced(message).items():
             if (found := self._slots.get(key)) is not None:
                 if record:
                     found.record = record

@@ -240,9 +240,11 @@ def test_a_result_without_a_form_fails_the_attempt(make: Make) -> None:
     assert merges == ["a", "a"]
 
 
-def test_cancelling(make_both: Make, sync_redis: redis.Redis) -> None:
+@pytest.mark.parametrize("weight", [1, 5])
+def test_cancelling(make_both: Make, sync_redis: redis.Redis, weight: int) -> None:
     agg = make_both(group_max_size=10)
-    receipt = agg.submit(Task("n", 1, "a"))
+    agg.add_task(Task("n", 0, "a"))
+    receipt = agg.submit(Task("n", 1, "a", weight=weight))  # its entry may have limits
     assert agg.cancel_task("a", receipt.task_id)
     with pytest.raises(TaskCancelled):
         receipt.result(10)
