@@ -1116,16 +1116,27 @@ class Machine(RuleBasedStateMachine):
 
     def _cancel_task(self, name: bytes, task_id: bytes) -> None:
         self._cancel(
-            lambda: self.model.cancel_task(name, task_id), "cancel_task", name, name, task_id
+            lambda: self.model.cancel_task(name, task_id),
+            *("cancel_task", name, name, task_id, _KEYS.answers_channel),
+            answer=_KEYS.answer(name, task_id),
         )
 
     @rule(name=_groups)
     def cancel_group(self, name: bytes) -> None:
         self._cancel(lambda: self.model.cancel_group(name), "cancel_group", name, name)
 
-    def _cancel(self, expected: Callable[[], Any], name: str, group: bytes, *args: bytes) -> None:
+    def _cancel(
+        self,
+        expected: Callable[[], Any],
+        name: str,
+        group: bytes,
+        *args: bytes,
+        answer: bytes | None = None,
+    ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
         keys += [_KEYS.tasks(group), _KEYS.ids(group)]
+        if answer is not None:
+            keys.append(answer)
         waited = set(self.waiting())
         self.run_on_both(expected, name, keys, *args)
         self.gone |= waited - set(self.waiting())
