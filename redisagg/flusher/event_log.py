@@ -14,6 +14,7 @@ from typing import Any
 from redisagg import events
 from redisagg.events import BatchEvent, Event, EventBatch
 from redisagg.flusher.batch import Batch
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.texts import escape_control, group_text, logger, redact, span_text
 
 _flusher, _leases, _batches = logger("flusher"), logger("leases"), logger("batches")
@@ -157,7 +158,7 @@ def fields_of(batch: Batch, event: str, **more: Any) -> dict[str, Any]:
     found = {
         "event": event,
         "batch_id": batch.batch_id.decode("utf-8", "replace"),
-        "group_key": group_text(batch.group),
+        "group_key": group_text(group_of(batch.group)),
         "attempt": batch.attempt,
         "size": batch.claim.task_count,
     }

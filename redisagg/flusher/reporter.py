@@ -21,6 +21,7 @@ from redisagg.flusher.event_log import EventLog
 from redisagg.flusher.event_queue import make_event_queue
 from redisagg.merge_function import wants_info
 from redisagg.observers import Listener, Observers
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace
 from redisagg.texts import logger, redact
 
@@ -166,7 +167,7 @@ def facts_of(claim: Claim, partition: int) -> EventBatch:
     """What events say about a batch."""
     return EventBatch(
         batch_id=claim.batch_id.decode("utf-8", "replace"),
-        group_key=claim.group.decode("utf-8", "replace"),
+        group_key=group_of(claim.group).decode("utf-8", "replace"),
         partition=partition,
         attempt=claim.attempt,
         size=claim.task_count,

@@ -266,7 +266,9 @@ def done(agg: Aggregator) -> list[int]:
 
 
 @pytest.mark.parametrize("sink", [StreamSink("q"), ListSink("q")], ids=["stream", "list"])
-def test_failed_tasks_are_tried_again_in_a_batch_of_their_own(make_both: Make, sink: Any) -> None:
+def test_failed_tasks_are_tried_again_in_a_batch_of_their_own(
+    make_both: Make, sink: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     merge = Flaky(2)
     with make_both(
         sink=sink, group_aggregator=merge, group_max_size=6, on_task_failure="retry"
@@ -282,6 +284,7 @@ def test_failed_tasks_are_tried_again_in_a_batch_of_their_own(make_both: Make, s
     ]
     assert {batch.group for batch in batches} == {"a"}
     assert merge.ids[1:] == [f"{merge.ids[0]}-failed-1-1"] * 2
+    assert caplog.text.count(" of group 'a' failed") == 2
     assert (stats.flushed, stats.dead, stats.stored_bytes, stats.groups) == (6, 0, 0, 0)
     assert stats.in_flight == stats.batches_in_flight == 0
 

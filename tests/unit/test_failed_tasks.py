@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from redisagg.flusher.batch import Claim
+from redisagg.flusher.reporter import facts_of
 from redisagg.operations.inspecting import place_of_batch
 from redisagg.protocol.failed_tasks import attempts_of, failed_batch, group_of
 from redisagg.protocol.keys import Keyspace
@@ -43,6 +45,12 @@ def test_no_id_is_given_twice() -> None:
 
     fail(b"018-3-0a", b"g", 64)
     assert len(seen) == len(set(seen)) > 100
+
+
+def test_events_name_the_group_of_the_tasks() -> None:
+    new = failed_batch(b"018-3-0a", b"g", 5)
+    claim = Claim(new.batch_id, new.group, 2, b"", b"", [], 1, 1, 0, None)
+    assert facts_of(claim, 3).group_key == "g"
 
 
 def test_its_id_names_the_partition() -> None:

@@ -20,6 +20,7 @@ from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import Probe, SinkHealth, reserve_probe
 from redisagg.flusher.reporter import BatchReports
 from redisagg.flusher.waiting import wait_for_event
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.scripts import Request
 from redisagg.texts import group_text, logger
 
@@ -358,8 +359,8 @@ class Claimer:
         if not claim.batch_id:
             _log.error(
                 "group '%s' can't be claimed: %r",
-                *(group_text(claim.group), claim.error),
-                extra={"event": "GroupRefused", "group_key": group_text(claim.group)},
+                *(group_text(group_of(claim.group)), claim.error),
+                extra={"event": "GroupRefused", "group_key": group_text(group_of(claim.group))},
             )
             return
         batch = Batch(claim, self._on_merged, probing)

@@ -356,8 +356,8 @@ class Committer:
             return parts
         delay = retry_delay(self._config, new.attempts)
         _log.warning(
-            "%d tasks of batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
-            *(len(parts.failed), batch.batch_id.decode(), group_of(batch.group)[:64]),
+            "%d tasks of batch %s of group '%s' failed (attempt %d of %d), next in %.1f s: %s",
+            *(len(parts.failed), batch.batch_id.decode(), group_text(group_of(batch.group))),
             *(new.attempts, self._config.max_attempts, delay, reason),
         )
         return parts._replace(retried=Retried(new, delay, reason))
@@ -468,7 +468,7 @@ class Committer:
         error = f"{len(positions)} stored tasks can't be decoded; the first: {undecodable[0][1]}"
         _log.error(
             "group '%s': %s",
-            *(group_text(batch.group), error),
+            *(group_text(group_of(batch.group)), error),
             extra=fields_of(batch, "TasksSetAside", error=error, tasks=len(positions)),
         )
         requests = self._session.requests
@@ -507,7 +507,7 @@ class Committer:
         _log.error(
             "batch %s of group '%s' is among the dead letters after %d attempts: %s",
             batch.batch_id.decode(),
-            group_text(batch.group),
+            group_text(group_of(batch.group)),
             attempts,
             failure.error,
             exc_info=BatchDied.of(failure.error, failure.traceback),
@@ -552,7 +552,7 @@ class Committer:
             _log.warning(
                 "batch %s of group '%s' failed (attempt %d of %d), next in %.1f s: %s",
                 batch.batch_id.decode(),
-                group_text(batch.group),
+                group_text(group_of(batch.group)),
                 batch.attempt,
                 self._config.max_attempts,
                 delay,
@@ -570,7 +570,7 @@ class Committer:
             _log.warning(
                 "batch %s of group '%s' with %d tasks failed and is split, next in %.1f s: %s",
                 batch.batch_id.decode(),
-                group_text(batch.group),
+                group_text(group_of(batch.group)),
                 batch.claim.task_count,
                 delay,
                 failure.error,

@@ -126,7 +126,9 @@ class LeaderPermits:
         try:
             permit = await self._permits.take_exactly(self._partition, batch.claim)
         except Exception as error:  # the next claim may get a permit
-            _log.error("no permit for a batch of group '%s': %r", group_text(batch.group), error)
+            _log.error(
+                "no permit for a batch of group '%s': %r", group_text(group_of(batch.group)), error
+            )
             if batch.begin():
                 batch.end_merge(MergeOutcome(Failure("", "", _PAUSE_WITHOUT_PERMIT)))
             return

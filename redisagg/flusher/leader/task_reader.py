@@ -10,6 +10,7 @@ from redisagg.errors import KeyConflict, RedisUnavailable, StaleLease
 from redisagg.flusher.batch import Batch, Failure, State
 from redisagg.flusher.leader.requests import PART_BYTES
 from redisagg.flusher.leader.session import LeaseSession
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.scripts import Request
 from redisagg.texts import group_text, logger
 
@@ -118,7 +119,7 @@ class TaskReader:
             if len(entries) < batch.claim.task_count:
                 _log.error(
                     "group '%s': %d tasks of a batch are gone; somebody else removed them",
-                    *(group_text(batch.group), batch.claim.task_count - len(entries)),
+                    *(group_text(group_of(batch.group)), batch.claim.task_count - len(entries)),
                 )
             batch.claim = batch.claim._replace(entries=entries)
         return None
