@@ -16,7 +16,7 @@ lint:                   ## ruff, the layers of the packages, luacheck
 	$(bin)lint-imports --no-logo
 	$(PYTHON) -m tests.support.luacheck
 
-types:                  ## mypy over all code, pyright over the package
+types:                  ## mypy over all code, pyright over the package and, strictly, the examples
 	$(bin)mypy
 	$(bin)pyright --pythonpath $(PYTHON)
 
