@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from redisagg import AggregationConfig, Aggregator, Policy, Task
+from redisagg import AggregationConfig, Aggregator, Policy, Results, Task
 from redisagg.aggregator import reading
 from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
@@ -553,6 +553,28 @@ def test_a_flusher_with_limits_on_work_needs_further_rights(
             user = log_in("flusher")
             with pytest.raises(AuthenticationFailed):
                 work()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_receipts_need_further_rights(server: EmbeddedRedis, admin: User, kind: str) -> None:
+    text = DOC.read_text("utf-8").partition("A producer that [submits]")[2].partition("\n-")[0]
+    rules = [rule.split() for rule in re.findall(r"`([^`]*)`", text)]
+    submits, flushes = [*rules[0], *rules[1]], [*rules[2], *rules[3]]
+    allow(admin, "producer", [*ROLES["producer"], *submits])
+    allow(admin, "flusher", [*ROLES["flusher"], *flushes])
+    with making(kind) as make:
+        config = quick_config(
+            group_max_size=1,
+            group_aggregator=lambda group, tasks: Results({t.id: t.payload for t in tasks}),
+        )
+        producer = make(NAME, url_of(server, "producer"), config=config, sink=SINK)
+        with make(NAME, url_of(server, "flusher"), config=config, sink=SINK):
+            results = [producer.submit(Task("t", n, "g")).result(20) for n in range(1, 4)]
+        assert results == [1, 2, 3]
+        denied: list[Any] = admin.client.acl_log()
+    # redis-py names itself when it connects, and does not mind a refusal.
+    objects = {str(each["object"]) for each in denied}
+    assert {each for each in objects if not each.startswith("client")} == set()
 
 
 def test_a_flusher_logs_a_missing_right_and_goes_on_when_it_has_it(

@@ -54,8 +54,10 @@ def fits_one_call(claim: Claim, outcome: MergeOutcome) -> bool:
 
 def answers_fit(outcome: MergeOutcome) -> bool:
     """Whether the call that ends a batch can carry its answers too."""
-    answers = outcome.answers or ()
-    return len(answers) <= MAX_ANSWERS and size_of(answers) <= LARGE_CALL
+    answers = outcome.answers
+    if not answers:
+        return True
+    return len(answers) + len(outcome.merged) <= MAX_ANSWERS and size_of(answers) <= LARGE_CALL
 
 
 def some_answers(answers: Sequence[Answered], start: int) -> Sequence[Answered]:
