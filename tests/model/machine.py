@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from hashlib import sha1
 from operator import itemgetter
@@ -1115,11 +1115,11 @@ class Machine(RuleBasedStateMachine):
         self._cancel_task(name, task_id)
 
     def _cancel_task(self, name: bytes, task_id: bytes) -> None:
-        self._cancel(
-            lambda: self.model.cancel_task(name, task_id),
-            *("cancel_task", name, name, task_id, _KEYS.answers_channel),
-            answer=_KEYS.answer(name, task_id),
-        )
+        def expected() -> int:
+            return self.model.cancel_task(name, task_id)
+
+        args = (name, task_id, _KEYS.answers_channel)
+        self._cancel(expected, "cancel_task", name, *args, further=[_KEYS.answer(name, task_id)])
 
     @rule(name=_groups)
     def cancel_group(self, name: bytes) -> None:
@@ -1131,12 +1131,10 @@ class Machine(RuleBasedStateMachine):
         name: str,
         group: bytes,
         *args: bytes,
-        answer: bytes | None = None,
+        further: Iterable[bytes] = (),
     ) -> None:
         keys = [_KEYS.state, _KEYS.groups, _KEYS.due, _KEYS.ready]
-        keys += [_KEYS.tasks(group), _KEYS.ids(group)]
-        if answer is not None:
-            keys.append(answer)
+        keys += [_KEYS.tasks(group), _KEYS.ids(group), *further]
         waited = set(self.waiting())
         self.run_on_both(expected, name, keys, *args)
         self.gone |= waited - set(self.waiting())
