@@ -356,8 +356,8 @@ class Committer:
             return parts
         delay = retry_delay(self._config, new.attempts)
         _log.warning(
-            "%d tasks of batch %s of group %r failed (attempt %d of %d), next in %.1f s: %s",
-            *(len(parts.failed), batch.batch_id.decode(), group_of(batch.group)[:64]),
+            "%d tasks of batch %s of group '%s' failed (attempt %d of %d), next in %.1f s: %s",
+            *(len(parts.failed), batch.batch_id.decode(), group_text(group_of(batch.group))),
             *(new.attempts, self._config.max_attempts, delay, reason),
         )
         return parts._replace(retried=Retried(new, delay, reason))
@@ -536,7 +536,7 @@ class Committer:
             async for entries in read_slices(self._session, batch, once=True):
                 found += _submitted_of(entries)
         except (RedisUnavailable, KeyConflict) as error:
-            _log.warning("tasks of group %r get no answers: %s", batch.group[:64], error)
+            _log.warning("tasks of group '%s' get no answers: %s", group_text(batch.group), error)
         return found
 
     async def _retry(self, action: GiveBack) -> None:
