@@ -179,24 +179,28 @@ class AsyncAggregator(AggregatorBase):
             InvalidTask, AggregatorFull, NotReplicated: as for `add_task`.
         """
         try:
-            encoded = self._namespace.encoder(task)
-        except ClockUnread:
-            encoded = await self._encode_by_clock(task)
-        encoded = self._namespace.submitted(encoded)
-        if not self._registered:
-            await self._register()
-        receipt = self._receipt(encoded.group, encoded.id, new=True)
-        adder = self._here().adder
-        if encoded.group in adder.lines.by_group:
-            await adder.add_in_turn(encoded, self._full_timeout)
+            try:
+                encoded = self._namespace.encoder(task)
+            except ClockUnread:
+                encoded = await self._encode_by_clock(task)
+            encoded = self._namespace.submitted(encoded)
+            if not self._registered:
+                await self._register()
+            receipt = self._receipt(encoded.group, encoded.id, new=True)
+            adder = self._here().adder
+            if encoded.group in adder.lines.by_group:
+                await adder.add_in_turn(encoded, self._full_timeout)
+                return receipt
+            try:
+                await adder.add(encoded)
+            except AggregatorFull as error:
+                if not self._full_timeout:
+                    raise
+                await adder.add_in_turn(encoded, self._full_timeout, error)
             return receipt
-        try:
-            await adder.add(encoded)
-        except AggregatorFull as error:
-            if not self._full_timeout:
-                raise
-            await adder.add_in_turn(encoded, self._full_timeout, error)
-        return receipt
+        except RedisAggError as error:
+            self._count_refused(error)
+            raise
 
     async def receipt(self, group_key: GroupKey, task_id: str) -> AsyncReceipt:
         """Makes the receipt of a task again that any process has submitted.

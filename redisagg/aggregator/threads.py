@@ -172,24 +172,28 @@ class Aggregator(AggregatorBase):
             InvalidTask, AggregatorFull, NotReplicated: as for `add_task`.
         """
         try:
-            encoded = self._namespace.encoder(task)
-        except ClockUnread:
-            encoded = self._encode_by_clock(task)
-        encoded = self._namespace.submitted(encoded)
-        if not self._registered:
-            self._register()
-        receipt = self._receipt(encoded.group, encoded.id, new=True)
-        adder = self._adder
-        if encoded.group in adder.lines.by_group:
-            adder.add_in_turn(encoded, self._full_timeout)
+            try:
+                encoded = self._namespace.encoder(task)
+            except ClockUnread:
+                encoded = self._encode_by_clock(task)
+            encoded = self._namespace.submitted(encoded)
+            if not self._registered:
+                self._register()
+            receipt = self._receipt(encoded.group, encoded.id, new=True)
+            adder = self._adder
+            if encoded.group in adder.lines.by_group:
+                adder.add_in_turn(encoded, self._full_timeout)
+                return receipt
+            try:
+                adder.add(encoded)
+            except AggregatorFull as error:
+                if not self._full_timeout:
+                    raise
+                adder.add_in_turn(encoded, self._full_timeout, error)
             return receipt
-        try:
-            adder.add(encoded)
-        except AggregatorFull as error:
-            if not self._full_timeout:
-                raise
-            adder.add_in_turn(encoded, self._full_timeout, error)
-        return receipt
+        except RedisAggError as error:
+            self._count_refused(error)
+            raise
 
     def receipt(self, group_key: GroupKey, task_id: str) -> Receipt:
         """Makes the receipt of a task again that any process has submitted.

@@ -88,6 +88,8 @@ def test_what_a_producer_refuses(make_both: Make, metrics: Metrics) -> None:
     with pytest.raises(AggregatorFull):
         agg.add_task(Task("test", 4, "a"))
     with pytest.raises(AggregatorFull):
+        agg.submit(Task("test", 4, "a"))
+    with pytest.raises(AggregatorFull):
         agg.add_tasks(numbered("b", 3))
     with pytest.raises(InvalidTask):
         agg.add_tasks([Task("test", "x" * 2000, "a")])
@@ -96,7 +98,7 @@ def test_what_a_producer_refuses(make_both: Make, metrics: Metrics) -> None:
     found = nonzero(samples(metrics), "redisagg_tasks")
     assert found == {
         "redisagg_tasks_added_total{}": 4,
-        "redisagg_tasks_refused_total{reason=full}": 4,
+        "redisagg_tasks_refused_total{reason=full}": 5,
         "redisagg_tasks_refused_total{reason=too_large}": 1,
         "redisagg_tasks_refused_total{reason=payload}": 1,
     }

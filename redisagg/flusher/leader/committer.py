@@ -536,7 +536,7 @@ class Committer:
             async for entries in read_slices(self._session, batch, once=True):
                 found += _submitted_of(entries)
         except (RedisUnavailable, KeyConflict) as error:
-            _log.warning("tasks of group %r get no answers: %s", batch.group[:64], error)
+            _log.warning("tasks of group '%s' get no answers: %s", group_text(batch.group), error)
         return found
 
     async def _retry(self, action: GiveBack) -> None:

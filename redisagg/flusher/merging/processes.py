@@ -254,7 +254,7 @@ class ProcessMerger(TaskMerger):
             ) from None
 
     def _not_started(self, claim: Claim, error: _NotStarted) -> MergeOutcome:
-        _log.error("group %r is not merged: %s", claim.group[:64], error)
+        _log.error("group '%s' is not merged: %s", group_text(claim.group), error)
         return self.not_begun(claim, error)
 
     async def _merge_in(self, pool: _Pool, claim: Claim) -> MergeOutcome:
