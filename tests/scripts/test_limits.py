@@ -56,7 +56,8 @@ class Group:
 
     def cancel(self, task_id: int) -> int:
         keys = [P.state, P.groups, P.due, P.ready, P.tasks(b"g"), P.ids(b"g")]
-        count: int = self.call("cancel_task", keys, "g", task_id)
+        keys.append(P.answer(b"g", b"%d" % task_id))
+        count: int = self.call("cancel_task", keys, "g", task_id, P.answers_channel)
         return count
 
     @property

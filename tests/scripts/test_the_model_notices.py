@@ -187,8 +187,8 @@ _BROKEN = {
     ),
     "the place behind tasks that have left": (
         "includes/parts",
-        "batch[PARTED] = string.format('%.0f', gone)",
-        "",
+        "moved)\n  batch[PARTED] = string.format('%.0f', gone)",
+        "moved)",
     ),
     "the number of tasks that failed alone": (
         "includes/parts",
@@ -297,7 +297,6 @@ _BROKEN = {
         "tonumber(last) + 1",
         "tonumber(last)",
     ),
-    "a pause of the group of tasks that failed": ("claim", "or named and is_paused(named)", ""),
     "failed tasks that are tried again are in flight": (
         "includes/parts",
         "    add_count(state, 'claimed', #entries)\n",
@@ -327,11 +326,6 @@ _BROKEN = {
         "select_tasks",
         "if copied == behind + #marks then return copied end",
         "",
-    ),
-    "a dead letter that has changed since its copies": (
-        "requeue",
-        "or chosen + not_chosen ~= count then",
-        "then",
     ),
     "a repeated requeue of some tasks": (
         "requeue",
