@@ -246,6 +246,35 @@ def test_only_the_batch_of_a_retry_after_waits_for_that_time(
     assert all(3500 < wait <= 3600 for wait in waits[20:])  # with those behind it in its group
 
 
+def test_a_batch_keeps_its_time_behind_an_older_one_that_fails(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    asked = threading.Event()
+    calls = Counter[object]()
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        payload = tasks[0].payload
+        calls[payload] += 1
+        if payload == 1:
+            asked.set()
+            raise RetryAfter(3600)
+        assert asked.wait(10)
+        if calls[payload] == 1:
+            raise RuntimeError("the older one")
+        return tasks[0]
+
+    with make(
+        group_aggregator=merge, group_max_size=1, partitions=1, concurrency=2, retry_delay=0.01
+    ) as agg:
+        agg.add_tasks(numbered("a", 2))
+        wait_until(lambda: agg.stats().flushed == 1, what="the older one is enqueued")
+        wait_until(lambda: agg.stats().batches_in_retry == 1, what="the other one waits")
+        retry: Any = sync_redis.zrange(PARTITION.retry, 0, -1, withscores=True)
+        [(_, due)] = retry
+        assert 3500 < (due - server_ms(sync_redis)) / 1000 <= 3600
+    assert calls[1] == 1
+
+
 @pytest.mark.parametrize("where", ["merge", "sink"])
 @pytest.mark.parametrize("retry_delay", [0.001, 0.4])
 def test_a_retry_after_nothing_is_no_busy_loop(make: Make, where: str, retry_delay: float) -> None:

@@ -14,7 +14,7 @@ from tests.support.aggregators import Make
 
 _MOMENT = datetime(2026, 11, 26, tzinfo=timezone.utc)
 _VALID = {"group_key": "a", "task_id": "1", "offset": 0, "limit": 1, "until": _MOMENT}
-_FLAGS = {"tasks", "due"}
+_FLAGS = {"tasks", "due", "only", "excluding"}
 
 _NO_TEXT = [None, 1.5, b"bytes", ["a"]]
 _NO_IDS = ["", "\ud800", "a-\ud800-b", "x" * 600, f"a-{'1' * 5_000}-b", "a-4097-b", "\0"]
@@ -31,7 +31,7 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
     ),
 }
 _NOT_IDS = {
-    *("add_task", "add_tasks", "read_sink", "run", "stop", "wait_until_idle"),
+    *("add_task", "add_tasks", "submit", "read_sink", "run", "stop", "wait_until_idle"),
     *("read_groups", "set_policy", "remove_policy"),
 }
 """Methods whose arguments are tasks, numbers, flags, policies or a cursor."""

@@ -581,7 +581,8 @@ class Committer:
         """Gives batches back with their merge results.
 
         Args:
-            delay: seconds until they can be claimed again.
+            delay: seconds until they can be claimed again; one whose merge asked for more time
+                than that gets it.
         """
         returned: list[Returned] = []
         for each in action.batches:
@@ -589,7 +590,7 @@ class Committer:
             if result and (len(result) > _INLINE_BYTES or each.claim.result):
                 await self._store_apart(each, result)
                 result = b""
-            returned.append(Returned(each.batch_id, delay, False, result))
+            returned.append(Returned(each.batch_id, _wait_of(each, delay), False, result))
         requests = self._session.requests
         if len(returned) > _STORED_TOGETHER:
             # All batches go back in one call, so that their group stays in order.
@@ -636,6 +637,12 @@ def _needs_slices(batch: Batch, outcome: MergeOutcome) -> bool:
     if batch.claim.result or outcome.failed or is_large(outcome):
         return True
     return outcome.answers is not None and not answers_fit(outcome)
+
+
+def _wait_of(batch: Batch, delay: float) -> float:
+    """Seconds until a batch that is given back can be claimed again, `delay` at least."""
+    failure = batch.outcome.failure if batch.outcome is not None else None
+    return max(delay, failure.pause or 0.0) if failure is not None else delay
 
 
 def _failure(batch: Batch) -> Failure:
