@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import click
 from click.core import ParameterSource
@@ -95,7 +96,11 @@ def _run_reloading() -> None:
         ) from None
     arguments = [each for each in sys.argv[1:] if each != "--reload"]
     command = [sys.executable, "-m", "redisagg", *arguments]
-    run_process(".", target=shlex.join(command), target_type="command", watch_filter=PythonFilter())
+    # It turns SIGTERM into this exception, and catches that only while it waits for changes.
+    with suppress(KeyboardInterrupt):
+        run_process(
+            ".", target=shlex.join(command), target_type="command", watch_filter=PythonFilter()
+        )
 
 
 def _refuse_settings(context: click.Context) -> None:

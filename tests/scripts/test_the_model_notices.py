@@ -205,11 +205,6 @@ _BROKEN = {
         "if batch[PARTED] ~= '' and batch[LETTER] == '' then attempt = 1 end",
         "",
     ),
-    "the result of a batch of which tasks have left": (
-        "bury",
-        "and batch[PARTED] == '' and",
-        "and",
-    ),
     "tasks that have left a batch that is requeued": (
         "requeue",
         "[PARTED] = letter[DEAD_PARTED]",
@@ -316,11 +311,6 @@ _BROKEN = {
         "includes/parts",
         "    hold(g, part, now + parts.delay)\n",
         "",
-    ),
-    "the order of the others in a dead letter": (
-        "select_tasks",
-        "for i = #entries, 1, -1 do",
-        "for i = 1, #entries do",
     ),
     "a repeated copy of tasks of a dead letter": (
         "select_tasks",
