@@ -393,7 +393,7 @@ def test_calls_that_hang_are_bounded_and_stop_no_other_sink(
         agg.add_tasks(Task("test", "hang", f"bad{n}") for n in range(20))
         wait_until(lambda: "3 of 3 hang" in caplog.text, timeout=10, what="all threads hang")
         agg.add_tasks(Task("test", "fine", f"good{n}") for n in range(20))
-        wait_until(lambda: len(got) == 20, timeout=10, what="the other groups are delivered")
+        wait_until(lambda: len(got) == 20, what="the other groups are delivered")
         errors = [batch.error for batch in agg.get_batches()]
         assert any("3 calls of the function of CallableSink hang" in error for error in errors)
         end.set()  # the sink works again

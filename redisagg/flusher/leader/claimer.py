@@ -285,12 +285,18 @@ class Claimer:
         """What to claim to try a sink, and how many batches that may be.
 
         Now and then this is a batch that was never tried. Those that were may all hold something
-        that the sink refuses, and the sink would never be found to work.
+        that the sink refuses, and the sink would never be found to work. If a function chooses the
+        sink of a batch, it is so each time, and any of them: it may be for a sink that works, about
+        which nothing is known yet.
         """
         held, others = self._split(items)
         fresh = [item for item in others if not item.batch_id]
         returned = [item for item in others if item.batch_id]
-        at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
+        if self._sinks.only_one:
+            at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
+        else:
+            at_first = 1
+            random.shuffle(fresh)
         chosen = [*fresh[:at_first], *returned, *fresh[at_first:]][: probe.left]
         return held + chosen, len(chosen)
 

@@ -82,6 +82,8 @@ class SinkHealth:
         self._breakers = breakers
         self._slot = slot
         self._known = RecentBreakers()
+        self.only_one = only is not None
+        """Whether all batches go to the same sink."""
         if only is not None:
             with suppress(Exception):  # of the sink's own code; each batch fails by it, and says so
                 self.breaker_of(only)
