@@ -12,14 +12,14 @@ lost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from redisagg.errors import MergedTaskTooLarge, RetryAfter, Unavailable, Unrecoverable, wait_of
 from redisagg.protocol.answers import Answered
-from redisagg.sinks.base import MergedTask, ScriptSink
+from redisagg.sinks.base import MergedTask, RedisQueue
 from redisagg.texts import summary_of, traceback_of
 
 
@@ -113,32 +113,9 @@ class Failure:
 class Enqueue:
     """What a commit script enqueues for one batch."""
 
-    sink: str
-    """The name of the sink's class."""
-    script: str
-    queue_keys: Sequence[bytes]
-    options: Sequence[Any]
+    queue: RedisQueue
     entry_keys: list[bytes] = field(default_factory=list)
     arguments: list[bytes] = field(default_factory=list)
-
-    @classmethod
-    def into(cls, sink: ScriptSink, slot: str | None) -> Enqueue:
-        """One without entries, for a partition with this hash tag (None without a cluster)."""
-        name = type(sink).__name__
-        return cls(name, sink.script, sink.commit_keys(slot), sink.options())
-
-    @property
-    def queue(self) -> Hashable:
-        """Identifies the queue, in whichever process the sink was asked."""
-        return self.script, *self.queue_keys
-
-    def goes_with(self, other: Enqueue) -> bool:
-        """Whether both go into the same queue, and so can share a call."""
-        return (
-            self.script == other.script
-            and self.queue_keys == other.queue_keys
-            and self.options == other.options
-        )
 
 
 @dataclass(slots=True)

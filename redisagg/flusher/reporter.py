@@ -233,7 +233,7 @@ class BatchTrace:
 
     def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
         """The batch has left."""
-        sink = self._sink if outcome.enqueue is None else outcome.enqueue.sink
+        sink = self._sink if outcome.enqueue is None else outcome.enqueue.queue.sink
         due_at = self.facts.due_at or self.facts.claimed_at
         self._reports.report(
             events.BatchEnqueued,

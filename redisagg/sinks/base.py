@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 from redisagg.config import check_range
@@ -92,6 +92,9 @@ class Sink:
     """The largest size in bytes of one merged task; None if the queue has no limit. A batch with a
     larger one fails for good. A `ScriptSink` counts its arguments, others the task in msgpack."""
 
+    delivers: ClassVar[bool] = False
+    """Whether it is a `DeliverySink`, which is slow to find out from the class."""
+
     takes_json: bool = False
     """Whether the queue takes only payloads that have a form in JSON (`redisagg.payload.to_json`).
     With the default merge function, others are then refused when they are added."""
@@ -103,6 +106,22 @@ class Sink:
             clustered: whether Redis is a cluster.
         """
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class RedisQueue:
+    """A queue in Redis, as the commit script takes it. Can be pickled."""
+
+    sink: str = field(compare=False)
+    """The name of the sink's class."""
+    script: str
+    keys: Sequence[bytes]
+    options: Sequence[Any]
+
+    @property
+    def id(self) -> Hashable:
+        """Identifies the queue, in whichever process the sink was asked."""
+        return self.script, *self.keys
 
 
 class ScriptSink(Sink, ABC):
@@ -146,8 +165,16 @@ class ScriptSink(Sink, ABC):
             return [self.key(None)]
         return [self.key(partition.slot) for partition in keyspace.partitions]
 
+    def queue(self, slot: str | None) -> RedisQueue:
+        """The queue of a partition with this hash tag (None without a cluster)."""
+        name = type(self).__name__
+        return RedisQueue(name, self.script, self.commit_keys(slot), self.options())
+
     def commit_keys(self, slot: str | None) -> Sequence[bytes]:
-        """The keys that the commit script needs once for all batches of a call."""
+        """The keys that the commit script needs once for all batches of a call.
+
+        A flusher with this sink alone asks for them, and for `options`, once for each partition.
+        """
         return (self.key(slot),)
 
     def options(self) -> Sequence[Any]:
@@ -183,6 +210,8 @@ class ReadableSink(ScriptSink):
 
 class DeliverySink(Sink, ABC):
     """A queue outside the commit script; batches arrive at least once."""
+
+    delivers = True
 
     timeout: float = 30.0
     """Seconds after which `open` or `deliver` is cancelled. The delivery has

@@ -13,6 +13,7 @@ from redisagg.merge_function import Partial
 from redisagg.sinks.base import (
     DeliverySink,
     MergedTask,
+    RedisQueue,
     ScriptSink,
     Sink,
     SinkContext,
@@ -43,6 +44,8 @@ class Router:
     max_bytes: int
     _only: ScriptSink | DeliverySink | None = field(default=None, init=False)
     """The one sink, once it has been resolved."""
+    _queues: dict[str | None, RedisQueue] = field(default_factory=dict, init=False)
+    """Those of the one sink, by hash tag."""
 
     def sink_of(self, task: Task) -> ScriptSink | DeliverySink:
         """The sink for a merged task.
@@ -63,6 +66,15 @@ class Router:
         if self._only is None and isinstance(self.sink, Sink):
             self._only = self._resolved(self.sink)
         return self._only
+
+    def queue_of(self, sink: ScriptSink, slot: str | None) -> RedisQueue:
+        """The queue of a resolved sink in the partition with this hash tag."""
+        if sink is not self._only:
+            return sink.queue(slot)
+        queue = self._queues.get(slot)
+        if queue is None:
+            queue = self._queues[slot] = sink.queue(slot)
+        return queue
 
     def _resolved(self, sink: Sink) -> ScriptSink | DeliverySink:
         resolved = sink.resolve(clustered=self.clustered)

@@ -18,6 +18,7 @@ from redisagg.protocol.entries import decode
 from redisagg.protocol.failed_tasks import failed_batch
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import Request, call
+from redisagg.sinks.base import RedisQueue
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, enqueued, numbered, payloads, quick_config
@@ -286,7 +287,7 @@ class Slicing:
 
     def commit(self, start: int, end: int, *, batch_id: bytes = b"", key: bytes = b"queue") -> Any:
         """Commits a slice; returns what the script says about the batch."""
-        enqueue = Enqueue("", "commit_list", [key], [], [], ENTRIES[start:end])
+        enqueue = Enqueue(RedisQueue("", "commit_list", [key], []), [], ENTRIES[start:end])
         left = len(ENTRIES) - end
         request = self.leader.commit_slice(batch_id or self.first, b"g", enqueue, start, left)
         [reply] = send(self.client, request)
@@ -332,7 +333,7 @@ def test_a_slice_is_enqueued_once_and_in_its_place(slicing: Slicing) -> None:
 
 def test_nothing_of_the_group_gets_between_the_slices(slicing: Slicing) -> None:
     assert slicing.commit(0, 4) == 4
-    whole = Enqueue("", "commit_list", [b"queue"], [], [], [b"second"])
+    whole = Enqueue(RedisQueue("", "commit_list", [b"queue"], []), [], [b"second"])
     request = slicing.leader.commit([(slicing.second, b"g", whole)])
     assert send(slicing.client, request) == [b"ORDER"]
     assert slicing.commit(0, 10, batch_id=slicing.second) == b"ORDER"
@@ -384,7 +385,7 @@ def test_slices_need_a_stored_result(make: Make, sync_redis: redis.Redis) -> Non
     claimed = slicing.take_over()
     assert claimed[10:] == [b"-", 0]  # no whole result, but a key to remove
     assert claimed[5], "it comes with its tasks, to be merged again"
-    whole = Enqueue("", "commit_list", [b"queue"], [], [], [b"x"])
+    whole = Enqueue(RedisQueue("", "commit_list", [b"queue"], []), [], [b"x"])
     request = slicing.leader.commit([(slicing.first, b"g", whole)])
     assert send(sync_redis, request) == [b"ORDER"]
     assert slicing.commit(0, 10) == b"OK"
@@ -407,7 +408,7 @@ def test_a_result_replaces_another_one_when_it_is_whole(slicing: Slicing) -> Non
 def test_a_slice_for_asynq_checks_all_of_its_entries_first(slicing: Slicing) -> None:
     slicing.client.set("foreign", "x")
     names = [b"t1", b"pending", b"s", b"u1", b"t2", b"foreign", b"s", b"u2"]
-    enqueue = Enqueue("", "commit_asynq", [b"queues"], [], names, ASYNQ * 2)
+    enqueue = Enqueue(RedisQueue("", "commit_asynq", [b"queues"], []), names, ASYNQ * 2)
     request = slicing.leader.commit_slice(slicing.first, b"g", enqueue, 0, 8)
     [reply] = send(slicing.client, request)
     assert b"WRONGTYPE" in reply
@@ -490,7 +491,7 @@ class Parting:
             enqueued: how many entries have been enqueued; `start` by default.
             delay: seconds until a batch of the failed tasks is tried again; None for dead letters.
         """
-        enqueue = Enqueue("", "commit_list", [b"queue"], [], [], ENTRIES[start:end])
+        enqueue = Enqueue(RedisQueue("", "commit_list", [b"queue"], []), [], ENTRIES[start:end])
         failed = [(2 * n, f"reason {n}") for n in range(before, before + count)]
         retried = None
         if delay is not None:

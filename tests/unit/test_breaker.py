@@ -8,9 +8,9 @@ import pytest
 
 from redisagg import AggregationConfig
 from redisagg.flusher.backoff import break_delay
-from redisagg.flusher.batch import Enqueue
 from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
 from redisagg.flusher.leader.sink_health import SinkHealth, failure_at
+from redisagg.sinks.base import RedisQueue
 
 
 class Clock:
@@ -209,7 +209,7 @@ def test_the_states_of_thousands_of_sinks_are_not_looked_at(
 
     sinks = SinkHealth(Breakers(lambda times: 1000.0, lambda: None), None, None)
     for n in range(900):
-        sinks.breaker_for(Enqueue("StreamSink", "commit_stream", [b"%d" % n], ()))
+        sinks.breaker_for(RedisQueue("StreamSink", "commit_stream", [b"%d" % n], ()))
     monkeypatch.setattr(Breaker, "state", property(counted))
     for _ in range(100):
         assert sinks.states() == {BreakerState.CLOSED}
@@ -220,7 +220,8 @@ def test_the_states_show_when_no_sink_works() -> None:
     sinks = SinkHealth(Breakers(lambda times: 1000.0, lambda: None), None, None)
     assert sinks.states() == set()
     known = [
-        sinks.breaker_for(Enqueue("StreamSink", "commit_stream", [key], ())) for key in (b"1", b"2")
+        sinks.breaker_for(RedisQueue("StreamSink", "commit_stream", [key], ()))
+        for key in (b"1", b"2")
     ]
     for number, breaker in enumerate(known):
         assert sinks.states() == {BreakerState.CLOSED}

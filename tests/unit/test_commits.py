@@ -12,6 +12,7 @@ from redisagg.flusher.batch import Batch, Claim, Enqueue, MergeOutcome
 from redisagg.flusher.breaker import Breaker
 from redisagg.flusher.leader.committer import Committer
 from redisagg.flusher.leader.slices import is_large, slice_of
+from redisagg.sinks.base import RedisQueue
 
 MIB = 1024 * 1024
 SHAPES = {"commit_list": (1, 0, 300), "commit_stream": (14, 0, 300), "commit_asynq": (6, 4, 200)}
@@ -21,7 +22,7 @@ SHAPES = {"commit_list": (1, 0, 300), "commit_stream": (14, 0, 300), "commit_asy
 class AnySink:
     """The sinks of a leader: all work."""
 
-    def breaker_for(self, enqueue: Enqueue) -> Breaker:
+    def breaker_for(self, queue: RedisQueue) -> Breaker:
         return cast("Breaker", self)
 
     def admit(self, *, reserved: bool) -> int:
@@ -32,7 +33,7 @@ def enqueue_of(script: str, count: int, size: int = 1) -> Enqueue:
     arity, keys, _ = SHAPES[script]
     entry = [b"", *[b"x"] * (arity - 1)][:arity]
     entry[0] = b"x" * (size - arity + 1)
-    return Enqueue("", script, (), (), [b"k"] * keys * count, entry * count)
+    return Enqueue(RedisQueue("", script, (), ()), [b"k"] * keys * count, entry * count)
 
 
 def batch_of(number: int, enqueue: Enqueue, count: int) -> Batch:

@@ -7,6 +7,7 @@ import pytest
 from redisagg.flusher.batch import Claim, Enqueue, MergeOutcome
 from redisagg.flusher.leader.requests import Parts
 from redisagg.flusher.leader.slices import fits_one_call, most_set_aside, parts_of
+from redisagg.sinks.base import RedisQueue
 
 
 def claimed(count: int, length: int, *, read: bool = True) -> Claim:
@@ -62,7 +63,7 @@ def test_failed_tasks_of_unknown_size_leave_in_calls_of_their_own(claim: Claim, 
 
 
 def test_entries_and_failed_tasks_share_the_room_of_a_call() -> None:
-    enqueue = Enqueue("", "commit_list", [b"q"], [], [], [b"x" * 500_000])
+    enqueue = Enqueue(RedisQueue("", "commit_list", [b"q"], []), [], [b"x" * 500_000])
     outcome = MergeOutcome(enqueue=enqueue, failed=failed(2), merged={"b": b""})
     assert fits_one_call(claimed(100, 1000), outcome)
     assert not fits_one_call(claimed(100, 2_000_000), outcome)

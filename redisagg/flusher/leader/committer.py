@@ -50,6 +50,7 @@ from redisagg.protocol.answers import Answered, pack_failure
 from redisagg.protocol.entries import entry_id, submitted_ms
 from redisagg.protocol.failed_tasks import FailedBatch, failed_batch, group_of
 from redisagg.protocol.scripts import Request
+from redisagg.sinks.base import RedisQueue
 from redisagg.texts import group_text, logger
 from redisagg.transport.failures import error_from_reply
 
@@ -181,13 +182,14 @@ class Committer:
             return
         enqueue = _outcome(ready[0]).enqueue
         assert enqueue is not None  # else no breaker would have kept it out
-        pause = self._sinks.breaker_for(enqueue).pause()
+        pause = self._sinks.breaker_for(enqueue.queue).pause()
         self._inflight.failed(ready[0], Failure.of_sink_down(pause))
 
     def _select(self, ready: list[Batch]) -> _Call:
         """The first batches that fit into one call; none if the breaker of their queue is open."""
         call = _Call()
-        common, breaker = None, None
+        queue: RedisQueue | None = None
+        breaker: Breaker | None = None
         size = count_of_all = 0
         behind: set[bytes] = set()  # groups with a batch that is enqueued in slices
         batches = call.batches
@@ -204,15 +206,18 @@ class Committer:
                     call.large = call.large or batch
                     behind.add(batch.group)
                     continue
-                if enqueue and count_of_all + count > max_commit_entries(enqueue.script):
+                if enqueue and count_of_all + count > max_commit_entries(enqueue.queue.script):
                     break
                 if answers and not call.has_room(answers):
                     break
             if enqueue is not None:
-                if common is None or breaker is None:
-                    common, breaker = enqueue, self._sinks.breaker_for(enqueue)
-                elif not enqueue.goes_with(common):
-                    break
+                if queue is not enqueue.queue:
+                    if queue is None:
+                        queue = enqueue.queue
+                        breaker = self._sinks.breaker_for(queue)
+                    elif queue != enqueue.queue:
+                        break
+                assert breaker is not None  # it is that of the queue
                 length = sum(map(len, enqueue.arguments))
                 if count_of_all and size + length > MAX_COMMIT_BYTES:
                     break
@@ -376,7 +381,7 @@ class Committer:
         outcome = _outcome(batch)
         breaker, admitted = None, 0
         if outcome.enqueue is not None:
-            breaker = self._sinks.breaker_for(outcome.enqueue)
+            breaker = self._sinks.breaker_for(outcome.enqueue.queue)
             through = breaker.admit(reserved=batch.probing)
             if through is None:
                 self._inflight.failed(batch, Failure.of_sink_down(breaker.pause()))

@@ -505,14 +505,15 @@ class InFlight:
         if batch.stalled:
             self._end_stall(group, batch)
         batch.state = _GONE
-        leaving = group.leaving
+        leaving, merging = group.leaving, group.merging
         if leaving and leaving[0] is batch:
             del leaving[0]
         else:
-            (leaving if batch in leaving else group.merging).remove(batch)
-        if not leaving and not group.merging:
+            (leaving if batch in leaving else merging).remove(batch)
+        if not leaving and not merging:
             del self._groups[batch.group]
-            self._closed.discard(batch.group)
+            if self._closed:
+                self._closed.discard(batch.group)
             return None
         if self._closed and not self._is_closed(group):
             self._closed.discard(batch.group)

@@ -13,6 +13,7 @@ from redisagg.protocol.answers import Answered
 from redisagg.protocol.failed_tasks import FailedBatch, group_of
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.scripts import Request, call, command
+from redisagg.sinks.base import RedisQueue
 from redisagg.transport.round_trip import as_bytes
 
 # The limits of one claim, so that it keeps Redis busy for a few milliseconds at most.
@@ -34,7 +35,7 @@ PART_BYTES = 512 * 1024
 _QUARANTINE_MS = 30_000
 
 # For a batch for which the commit enqueues nothing.
-_NOTHING = Enqueue("", "commit", (), ())
+_NOTHING = Enqueue(RedisQueue("", "commit", (), ()))
 
 _NO_ANSWERS: Mapping[bytes, Sequence[Answered]] = {}
 
@@ -195,9 +196,9 @@ class LeaderRequests:
             answers: the answers to submitted tasks, by the id of their batch.
         """
         p = self._partition
-        common = next((enqueue for *_, enqueue in batches if enqueue is not None), _NOTHING)
-        keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *common.queue_keys]
-        args: list[Any] = [self._token, *map(as_bytes, common.options)]
+        queue = next((enqueue for *_, enqueue in batches if enqueue is not None), _NOTHING).queue
+        keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *queue.keys]
+        args: list[Any] = [self._token, *map(as_bytes, queue.options)]
         for batch_id, group, enqueue in batches:
             keys.append(p.tasks(group))
             if answers and batch_id in answers:
@@ -212,7 +213,7 @@ class LeaderRequests:
                 keys += enqueue.entry_keys
                 arguments = enqueue.arguments
                 args += (batch_id, b"%d" % len(arguments), *arguments)
-        return call(common.script, keys, *args)
+        return call(queue.script, keys, *args)
 
     def commit_slice(
         self,
@@ -235,7 +236,7 @@ class LeaderRequests:
         """
         p = self._partition
         enqueue = enqueue or _NOTHING
-        keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *enqueue.queue_keys]
+        keys = [p.state, p.groups, p.batches, p.claims, p.due, p.ready, *enqueue.queue.keys]
         keys += (p.tasks(group), p.result(batch_id))
         extent = b"%d %d %d" % (len(enqueue.arguments), before, left)
         behind: list[bytes] = []
@@ -256,12 +257,12 @@ class LeaderRequests:
         keys += enqueue.entry_keys
         if answers:
             extent += b" a%d" % len(answers)
-        options = map(as_bytes, enqueue.options)
+        options = map(as_bytes, enqueue.queue.options)
         args: list[Any] = [self._token, *options, batch_id, extent]
         args += (*enqueue.arguments, *behind)
         if answers:
             self._add_answers(keys, args, group, answers)
-        return call(enqueue.script, keys, *args)
+        return call(enqueue.queue.script, keys, *args)
 
     def answer(self, batch_id: bytes, group: bytes, answers: Sequence[Answered]) -> Request:
         """Stores answers to submitted tasks of a batch whose outcome is fixed."""

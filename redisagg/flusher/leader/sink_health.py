@@ -6,9 +6,9 @@ from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from redisagg.flusher.batch import Batch, Blame, Enqueue, Failure, MergeOutcome
+from redisagg.flusher.batch import Batch, Blame, Failure, MergeOutcome
 from redisagg.flusher.breaker import Breaker, Breakers, BreakerState, RecentBreakers
-from redisagg.sinks.base import DeliverySink, ScriptSink
+from redisagg.sinks.base import DeliverySink, RedisQueue, ScriptSink
 
 # The number of batches that are claimed at once to try a sink that was down.
 _PROBES = 2
@@ -92,11 +92,11 @@ class SinkHealth:
         """The breaker of a sink."""
         if isinstance(sink, DeliverySink):
             return self._breaker(id(sink), type(sink).__name__)
-        return self.breaker_for(Enqueue.into(sink, self._slot))
+        return self.breaker_for(sink.queue(self._slot))
 
-    def breaker_for(self, enqueue: Enqueue) -> Breaker:
-        """The breaker of the sink into which a commit enqueues."""
-        return self._breaker(enqueue.queue, enqueue.sink)
+    def breaker_for(self, queue: RedisQueue) -> Breaker:
+        """The breaker of a queue in Redis."""
+        return self._breaker(queue.id, queue.sink)
 
     def states(self) -> set[BreakerState]:
         """Their present states, or `CLOSED` alone if one is closed; empty before any is known."""

@@ -36,7 +36,7 @@ def is_large(outcome: MergeOutcome) -> bool:
     count, enqueue = len(outcome.merged), outcome.enqueue
     if enqueue is None or count < 2:
         return False
-    most = max_commit_entries(enqueue.script)
+    most = max_commit_entries(enqueue.queue.script)
     return count > most or _bytes_of(enqueue) > MAX_COMMIT_BYTES
 
 
@@ -116,7 +116,7 @@ def slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:
     """
     arity, keys = len(enqueue.arguments) // count, len(enqueue.entry_keys) // count
     end, size = start, 0
-    last = min(start + max_commit_entries(enqueue.script), count)
+    last = min(start + max_commit_entries(enqueue.queue.script), count)
     while end < last:
         entry = sum(map(len, enqueue.arguments[end * arity : (end + 1) * arity]))
         if size + entry >= LARGE_CALL and end > start:

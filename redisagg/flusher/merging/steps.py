@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redisagg.config import GroupAggregator
 from redisagg.errors import MergedTaskTooLarge, MergeError, PayloadError, SinkError, UndecodableTask
@@ -107,7 +107,8 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         outcome.enqueued = claim.enqueued
         stored = stored[claim.enqueued - first :]
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
-        _route(claim, outcome, ((router.sink_of(merged.task), merged) for merged, _ in stored))
+        routed = ((router.sink_of(merged.task), merged) for merged, _ in stored)
+        _route(claim, outcome, router, routed)
         return group, tasks
     blamed = claim.error.startswith(_BLAMED)
     submitted: dict[str, int] = {}
@@ -173,14 +174,8 @@ def route_result(
         SinkError: there is no sink, or the tasks of one batch go to two queues in Redis.
     """
     values: Mapping[str, Any] = {}
-    known = [task.id for task in tasks] if isinstance(returned, Partial | Results) else []
-    while isinstance(returned, Partial | Results):
-        if isinstance(returned, Results):
-            check_results(returned, known)
-            values = {**values, **returned.values}
-        else:
-            tasks = _take_failed(claim, outcome, tasks, returned.failed)
-        returned = returned.merged
+    if isinstance(returned, _ENVELOPES):
+        tasks, values, returned = _opened(claim, outcome, tasks, returned)
     routed: list[_Routed] = []
     inherited: dict[Sequence[str], dict[str, Any]] = {}  # by the names; the same for all tasks
     for merged in _merged_tasks(claim, tasks, returned):
@@ -193,12 +188,22 @@ def route_result(
         routed.append((sink, merged))
     if outcome.submitted is not None:  # before the merged tasks: a failure is one of the merge
         answer(claim, outcome, values, merged=bool(routed), reason_of=_reason)
-        _check_size(size_of(outcome.answers), router.max_bytes, "max_merged_bytes")
+        size = size_of(outcome.answers)
+        if size > router.max_bytes:
+            raise _too_large(size, router.max_bytes, "max_merged_bytes")
+    most = router.max_bytes
     try:
-        outcome.merged = {merged.batch_id: pack_merged_task(merged) for _, merged in routed}
-        _check_size(sum(map(len, outcome.merged.values())), router.max_bytes, "max_merged_bytes")
+        size = 0
+        packed_tasks = outcome.merged
+        for _, merged in routed:
+            packed = packed_tasks[merged.batch_id] = pack_merged_task(merged)
+            size += len(packed)
+        if size > most:
+            raise _too_large(size, most, "max_merged_bytes")
         # A failure from here on is one of the sink, not of the merge.
-        _check_size(_route(claim, outcome, routed), router.max_bytes, "max_merged_bytes")
+        size = _route(claim, outcome, router, routed)
+        if size > most:
+            raise _too_large(size, most, "max_merged_bytes")
     except MergedTaskTooLarge:
         outcome.merged.clear()  # it must not be stored either
         raise
@@ -207,6 +212,34 @@ def route_result(
             outcome.merged.clear()  # the next attempt merges the others
             raise PayloadError(blame) from error
         raise
+
+
+# As tuples: a union of types is made anew each time, which takes longer than the check.
+_ENVELOPES = (Partial, Results)
+_SEVERAL = (list, tuple)
+
+
+def _opened(
+    claim: Claim, outcome: MergeOutcome, tasks: Sequence[Task], returned: Any
+) -> tuple[Sequence[Task], Mapping[str, Any], Any]:
+    """Opens a `Partial` or `Results`, and those in it.
+
+    Returns:
+        The tasks that did not fail alone, the results of tasks, and the merged tasks.
+
+    Raises:
+        MergeError: one names tasks that the batch does not have.
+    """
+    values: Mapping[str, Any] = {}
+    known = [task.id for task in tasks]
+    while isinstance(returned, _ENVELOPES):
+        if isinstance(returned, Results):
+            check_results(returned, known)
+            values = {**values, **returned.values}
+        else:
+            tasks = _take_failed(claim, outcome, tasks, returned.failed)
+        returned = returned.merged
+    return tasks, values, returned
 
 
 def _take_failed(
@@ -256,14 +289,13 @@ def _reason(reason: object) -> str:
     return redact(text)[:_REASON_CHARACTERS]
 
 
-def _check_size(size: int, most: int, limit: str) -> None:
-    if size > most:
-        raise MergedTaskTooLarge(
-            f"the merged tasks (or results) of the batch have {size:,} bytes, more than {limit} "
-            f"({most:,}); "
-            "return less from the merge function, store large data elsewhere and enqueue its "
-            "address, lower group_max_size, or raise max_merged_bytes"
-        )
+def _too_large(size: int, most: int, limit: str) -> MergedTaskTooLarge:
+    return MergedTaskTooLarge(
+        f"the merged tasks (or results) of the batch have {size:,} bytes, more than {limit} "
+        f"({most:,}); "
+        "return less from the merge function, store large data elsewhere and enqueue its "
+        "address, lower group_max_size, or raise max_merged_bytes"
+    )
 
 
 def _blame(
@@ -290,18 +322,22 @@ def _check_fits(task: Task, sink: ScriptSink | DeliverySink | None) -> None:
         to_json(task.payload)
 
 
-def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> int:
+def _route(claim: Claim, outcome: MergeOutcome, router: Router, routed: Iterable[_Routed]) -> int:
     """Puts merged tasks into the outcome; returns how many bytes the commit enqueues."""
     total = 0
     last, enqueue = None, None
     for sink, merged in routed:
-        if isinstance(sink, DeliverySink):
-            _check_fits_sink(len(outcome.merged[merged.batch_id]), sink)
+        if sink.delivers:
+            size = len(outcome.merged[merged.batch_id])
+            if sink.max_bytes is not None and size > sink.max_bytes:
+                raise _too_large(size, sink.max_bytes, f"{type(sink).__name__} takes")
             outcome.deliveries.append(merged)
             continue
+        if TYPE_CHECKING:
+            assert isinstance(sink, ScriptSink)
         if enqueue is None:
-            enqueue = outcome.enqueue = Enqueue.into(sink, claim.slot)
-        elif sink is not last and not enqueue.goes_with(Enqueue.into(sink, claim.slot)):
+            enqueue = outcome.enqueue = Enqueue(router.queue_of(sink, claim.slot))
+        elif sink is not last and enqueue.queue != router.queue_of(sink, claim.slot):
             raise SinkError(
                 "the merged tasks of one batch go to two queues in Redis, which is not possible in "
                 "one step: have the sink function choose one queue for all of them"
@@ -310,16 +346,12 @@ def _route(claim: Claim, outcome: MergeOutcome, routed: Iterable[_Routed]) -> in
         enqueue.entry_keys += sink.entry_keys(merged)
         arguments = sink.arguments(merged)
         size = sum(map(len, arguments))
-        _check_fits_sink(size, sink)
+        if sink.max_bytes is not None and size > sink.max_bytes:
+            raise _too_large(size, sink.max_bytes, f"{type(sink).__name__} takes")
         enqueue.arguments += arguments
         total += size
     outcome.deliveries.reverse()
     return total
-
-
-def _check_fits_sink(size: int, sink: ScriptSink | DeliverySink) -> None:
-    if sink.max_bytes is not None:
-        _check_size(size, sink.max_bytes, f"{type(sink).__name__} takes")
 
 
 def _inherited(names: Sequence[str], tasks: Sequence[Task]) -> dict[str, Any]:
@@ -335,24 +367,26 @@ def _inheriting(merged: MergedTask, inherited: Mapping[str, Any]) -> MergedTask:
     return replace(merged, task=replace(merged.task, options=options))
 
 
-def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> Iterator[MergedTask]:
+def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> list[MergedTask]:
     if returned is None:
-        return
-    several = returned if isinstance(returned, list | tuple) else [returned]
+        return []
+    several = returned if isinstance(returned, _SEVERAL) else (returned,)
     group = group_of(claim.group).decode("utf-8", "replace")
     batch_id, reason = claim.batch_id.decode(), claim.reason.decode("utf-8", "replace")
-    trace = trace_headers(tasks, len(several))
+    trace, count = trace_headers(tasks, len(several)), len(tasks)
+    all_merged: list[MergedTask] = []
     for number, task in enumerate(several, 1):
         if not isinstance(task, Task):
             raise MergeError(
                 f"the merge function returned {type(task).__name__}; return a Task, None, or a "
                 "list of tasks"
             )
-        headers = linked(task.headers, trace)
-        if not task.group_key or headers is not task.headers:
+        if trace or not task.group_key:
+            headers = linked(task.headers, trace)
             task = replace(task, group_key=task.group_key or group, headers=headers)
         merged_id = f"{batch_id}-{number}" if several is returned else batch_id
-        yield MergedTask(merged_id, group, len(tasks), task, reason)
+        all_merged.append(MergedTask(merged_id, group, count, task, reason))
+    return all_merged
 
 
 async def _awaited(merging: Awaitable[Any]) -> Ended:

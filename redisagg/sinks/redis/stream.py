@@ -42,6 +42,7 @@ class StreamSink(ReadableSink):
         self.format: Format = format
         self.takes_json = format == "json"
         self.maxlen = maxlen
+        self._no_headers = dump({}, format)
 
     @classmethod
     def from_url(cls, url: SinkUrl) -> StreamSink:
@@ -59,7 +60,7 @@ class StreamSink(ReadableSink):
             *(b"group", merged.group.encode()),
             *(b"count", b"%d" % merged.count),
             *(b"payload", dump(task.payload, format)),
-            *(b"headers", dump(dict(task.headers), format)),
+            *(b"headers", dump(dict(task.headers), format) if task.headers else self._no_headers),
             *(b"reason", merged.reason.encode()),
         )
 
