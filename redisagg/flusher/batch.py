@@ -116,6 +116,8 @@ class Enqueue:
     queue: RedisQueue
     entry_keys: list[bytes] = field(default_factory=list)
     arguments: list[bytes] = field(default_factory=list)
+    size: int = 0
+    """The bytes of the arguments."""
 
 
 @dataclass(slots=True)

@@ -33,7 +33,8 @@ def enqueue_of(script: str, count: int, size: int = 1) -> Enqueue:
     arity, keys, _ = SHAPES[script]
     entry = [b"", *[b"x"] * (arity - 1)][:arity]
     entry[0] = b"x" * (size - arity + 1)
-    return Enqueue(RedisQueue("", script, (), ()), [b"k"] * keys * count, entry * count)
+    queue = RedisQueue("", script, (), ())
+    return Enqueue(queue, [b"k"] * keys * count, entry * count, sum(map(len, entry)) * count)
 
 
 def batch_of(number: int, enqueue: Enqueue, count: int) -> Batch:

@@ -63,7 +63,7 @@ def test_failed_tasks_of_unknown_size_leave_in_calls_of_their_own(claim: Claim, 
 
 
 def test_entries_and_failed_tasks_share_the_room_of_a_call() -> None:
-    enqueue = Enqueue(RedisQueue("", "commit_list", [b"q"], []), [], [b"x" * 500_000])
+    enqueue = Enqueue(RedisQueue("", "commit_list", [b"q"], []), [], [b"x" * 500_000], 500_000)
     outcome = MergeOutcome(enqueue=enqueue, failed=failed(2), merged={"b": b""})
     assert fits_one_call(claimed(100, 1000), outcome)
     assert not fits_one_call(claimed(100, 2_000_000), outcome)

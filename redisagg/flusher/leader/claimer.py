@@ -302,8 +302,9 @@ class Claimer:
 
     def _split(self, items: list[DueItem]) -> tuple[list[DueItem], list[DueItem]]:
         """The items that are in flight here, and the others."""
-        held = [item for item in items if item.batch_id in self._inflight]
-        return held, [item for item in items if item.batch_id not in self._inflight]
+        ids = self._inflight.ids
+        held = [item for item in items if item.batch_id in ids]
+        return held, [item for item in items if item.batch_id not in ids] if held else items
 
     async def _claim(self, items: list[DueItem], limit: int, *, probing: bool) -> Due | None:
         requests = self._session.requests

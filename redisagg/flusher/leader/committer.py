@@ -218,7 +218,7 @@ class Committer:
                     elif queue != enqueue.queue:
                         break
                 assert breaker is not None  # it is that of the queue
-                length = sum(map(len, enqueue.arguments))
+                length = enqueue.size
                 if count_of_all and size + length > MAX_COMMIT_BYTES:
                     break
                 admitted = breaker.admit(reserved=batch.probing)
@@ -303,7 +303,7 @@ class Committer:
         start, end = claim.enqueued - outcome.enqueued, count
         if enqueue is not None and (start > 0 or not slices.at_once):
             enqueue, end = slice_of(enqueue, count, start)
-        size = sum(map(len, enqueue.arguments)) if enqueue is not None else 0
+        size = enqueue.size if enqueue is not None else 0
         parts, answers = None, None
         if end == count and outcome.failed:
             parts = self._retried(batch, parts_of(batch.claim, outcome.failed, slices.parted, size))

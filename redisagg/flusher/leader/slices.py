@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from redisagg.flusher.batch import Claim, Enqueue, MergeOutcome
 from redisagg.flusher.leader.requests import MAX_COMMIT_BYTES, Parts, max_commit_entries
@@ -37,7 +36,7 @@ def is_large(outcome: MergeOutcome) -> bool:
     if enqueue is None or count < 2:
         return False
     most = max_commit_entries(enqueue.queue.script)
-    return count > most or _bytes_of(enqueue) > MAX_COMMIT_BYTES
+    return count > most or enqueue.size > MAX_COMMIT_BYTES
 
 
 def fits_one_call(claim: Claim, outcome: MergeOutcome) -> bool:
@@ -48,7 +47,7 @@ def fits_one_call(claim: Claim, outcome: MergeOutcome) -> bool:
         return True
     if not claim.entries and (claim.length > LARGE_CALL or claim.task_count > _READ_AT_ONCE):
         return False  # the failed tasks may have any size
-    size = _bytes_of(outcome.enqueue) if outcome.enqueue is not None else 0
+    size = outcome.enqueue.size if outcome.enqueue is not None else 0
     return parts_of(claim, outcome.failed, 0, size).left == 0
 
 
@@ -124,8 +123,4 @@ def slice_of(enqueue: Enqueue, count: int, start: int) -> tuple[Enqueue, int]:
         end, size = end + 1, size + entry
     entry_keys = enqueue.entry_keys[start * keys : end * keys]
     arguments = enqueue.arguments[start * arity : end * arity]
-    return replace(enqueue, entry_keys=entry_keys, arguments=arguments), end
-
-
-def _bytes_of(enqueue: Enqueue) -> int:
-    return sum(map(len, enqueue.arguments))
+    return Enqueue(enqueue.queue, entry_keys, arguments, size), end

@@ -350,6 +350,8 @@ def _route(claim: Claim, outcome: MergeOutcome, router: Router, routed: Iterable
             raise _too_large(size, sink.max_bytes, f"{type(sink).__name__} takes")
         enqueue.arguments += arguments
         total += size
+    if enqueue is not None:
+        enqueue.size = total
     outcome.deliveries.reverse()
     return total
 

@@ -20,10 +20,9 @@ class Turns(Generic[T]):
         """In lists, since most groups have one item: a deque takes 600 bytes."""
         self._order: deque[bytes] = deque()
         """The groups that have items, in the order of their turns."""
-        self._count = 0
 
-    def __len__(self) -> int:
-        return self._count
+    def __bool__(self) -> bool:
+        return bool(self._order)
 
     def put(self, group: bytes, item: T) -> None:
         """Adds an item; a group that had none is the last to have its turn."""
@@ -33,7 +32,6 @@ class Turns(Generic[T]):
             self._order.append(group)
         else:
             items.append(item)
-        self._count += 1
 
     def pop(self) -> T:
         """Takes the next item out; the group goes behind all others.
@@ -43,9 +41,9 @@ class Turns(Generic[T]):
         """
         group = self._order.popleft()
         items = self._of_group[group]
-        if len(items) == 1:
-            del self._of_group[group]
-        else:
+        item = items.pop(0)
+        if items:
             self._order.append(group)
-        self._count -= 1
-        return items.pop(0)
+        else:
+            del self._of_group[group]
+        return item
