@@ -118,7 +118,9 @@ class Verdict:
     cancelled: int = 0
     """Tasks that were cancelled or dropped, as far as the calls returned."""
     parted: int = 0
-    """Tasks that failed alone, each in a dead letter of its own."""
+    """Tasks that failed alone."""
+    retried: int = 0
+    """Batches of tasks that failed alone and were tried again."""
     halves: int = 0
     """Batches that are parts of one that was split."""
     put_off: int = 0
@@ -170,6 +172,7 @@ def check(history: History) -> Verdict:
             if each.returned and each.name in _REMOVING
         ),
         parted=sum(len(batch.failed) for batch in enqueued),
+        retried=sum(_RETRIED in batch.batch_id for batch in enqueued),
         halves=sum("." in batch.batch_id for batch in enqueued),
         put_off=len(history.replies),
         operations=Counter(
@@ -223,7 +226,11 @@ def _findings(
     yield from _against_rules(history, offers, ruled.values())
     yield from _premature(history, offers, plain)
     requeued = {each.target for each in history.operations if each.name == "requeue_dead_letter"}
-    in_order = [batch for batch in enqueued if batch.batch_id not in requeued]
+    in_order = [
+        batch
+        for batch in enqueued
+        if batch.batch_id not in requeued and _RETRIED not in batch.batch_id
+    ]
     for group, batches in _by_group(in_order).items():
         tasks = [task for batch in batches for task in batch.tasks]
         yield from _reordered(history, group, tasks, offers)
@@ -406,9 +413,22 @@ def _parted(history: History, enqueued: Sequence[Batch]) -> Iterator[Finding]:
             continue
         for place, task in batch.failed:
             letter = f"{batch.batch_id}-task-{place}"
-            if letters.get(letter) != (task,):
+            if _times_failed(batch) < history.retries:  # it is tried again
+                if letter in letters:
+                    yield Finding(Kind.PARTED, f"{task} in {letter}, and not tried again")
+            elif letters.get(letter) != (task,):
                 what = f"{task} failed alone in batch {batch.batch_id}, not in {letter}"
                 yield Finding(Kind.PARTED, what)
+
+
+_RETRIED = "-failed-"
+"""Is part of the id of a batch of tasks that failed alone; behind it, how often they did."""
+
+
+def _times_failed(batch: Batch) -> int:
+    """How often the tasks that failed alone in a batch have done so."""
+    _, _, behind = batch.batch_id.partition(_RETRIED)
+    return int(behind.split("-")[0]) + 1 if behind else 1
 
 
 def _tried_too_soon(history: History, enqueued: Sequence[Batch]) -> Iterator[Finding]:
@@ -458,12 +478,12 @@ def _as_cut(history: History, enqueued: Iterable[Batch]) -> dict[str, Batch]:
     """The batches as they were cut, by the ids of those that were enqueued.
 
     A batch that was split has all tasks of its halves; it is left out if one of them is not known.
-    So is the dead letter of a task that failed alone.
+    So is a dead letter or a batch of tasks that failed alone.
     """
     found: dict[str, Batch] = {}
     halves: dict[str, dict[str, Batch]] = defaultdict(dict)
     for batch in enqueued:
-        if "-task-" in batch.batch_id:
+        if "-task-" in batch.batch_id or _RETRIED in batch.batch_id:
             continue
         if "." in batch.batch_id:
             halves[batch.batch_id.split(".")[0]].setdefault(batch.batch_id, batch.as_cut)

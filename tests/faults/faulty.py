@@ -34,6 +34,7 @@ from tests.faults.workload import (
     TIMES_ASKED,
     asks_for_time,
     class_of,
+    fails_once,
     poison_of,
 )
 
@@ -49,6 +50,7 @@ DELIVERY_TIMEOUT = LEASE
 _AGAIN_AFTER = 0.1
 """Seconds for which a merge or a sink asks."""
 
+_FAILS_ONCE = "fails once"
 _FAULTS_ENDED = "faults-ended"
 _CURED = "cured"
 _ASKED = "asked"
@@ -138,6 +140,7 @@ class FaultyMerge:
         self._too_large = config.max_merged_bytes + 1
         self._in_thread = config.executor == "thread"
         self._isolates = config.isolate_failures
+        self._retries = config.on_task_failure == "retry"
 
     def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task | Partial:
         """Merges tasks."""
@@ -146,6 +149,10 @@ class FaultyMerge:
         failed: dict[str, str] = {}
         for task in tasks:
             kind = poison_of(task.id, group)
+            if kind is None and self._retries and fails_once(task.id, group):
+                if "-failed-" not in info.batch_id:
+                    failed[task.id] = f"{task.id} {_FAILS_ONCE}"
+                continue
             if kind is None or _path_of(self._folder, _CURED, task.id).exists():
                 continue
             if kind == FAILS_ALONE:
@@ -160,6 +167,8 @@ class FaultyMerge:
                 self._note_reply(info, math.inf)
                 raise Unrecoverable("a task that can never be merged")
             padding = "x" * self._too_large
+        if len(failed) == len(tasks):  # then the batch is tried again as a whole
+            failed = {name: why for name, why in failed.items() if not why.endswith(_FAILS_ONCE)}
         # A task that fails alone after a split is a dead letter at once.
         if not (self._isolates and len(tasks) == 1 and "." in info.batch_id):
             self._fail_at_random(group)

@@ -234,6 +234,9 @@ class History:
     alone: frozenset[str] = frozenset()
     """Those of them that become dead letters without others, while the rest of their batch is
     done."""
+    retries: int = 0
+    """How often a task may fail alone until it is a dead letter of its own; 0 if it is one at once.
+    """
     replies: list[Reply] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     """The calls of the operator, in order."""

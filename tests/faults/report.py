@@ -22,6 +22,7 @@ _COUNTS: dict[str, Callable[[Verdict], int]] = {
     "offered again": lambda verdict: verdict.repeated,
     "cancelled or dropped": lambda verdict: verdict.cancelled,
     "failed alone": lambda verdict: verdict.parted,
+    "batches of tasks that failed alone": lambda verdict: verdict.retried,
     "parts of split batches": lambda verdict: verdict.halves,
     "merges that asked for time or gave up": lambda verdict: verdict.put_off,
     "takeovers": lambda verdict: verdict.takeovers,

@@ -232,6 +232,8 @@ def _history(plan: Plan, topology: Topology, folder: Path) -> History:
     for path in sorted(folder.glob("*.journal")):
         _read_journal(history, path, settings)
     history.enqueued.sort(key=lambda batch: batch.enqueued_at or 0.0)
+    if settings.get("on_task_failure") == "retry":
+        history.retries = settings["max_attempts"]
     kinds = {offer.task: poison_of(offer.task, offer.group) for offer in history.offers}
     history.poison = frozenset(task for task, kind in kinds.items() if kind)
     isolated = {*kinds.values()} - {None, "kills"} if settings.get("isolate_failures") else ()

@@ -134,7 +134,7 @@ class SingleRedis(Topology):
 
     name = "redis"
     promise = "one Redis, appendfsync always: nothing"
-    config: ClassVar[Mapping[str, Any]] = {"dedupe_window": 30}
+    config: ClassVar[Mapping[str, Any]] = {"dedupe_window": 30, "on_task_failure": "retry"}
     appendfsync: ClassVar[str] = "always"
     server_class: ClassVar[type[EmbeddedRedis]] = EmbeddedRedis
 
@@ -207,6 +207,7 @@ class Delivering(Stepped):
     """One Redis, and a sink outside Redis, which gets each batch at least once."""
 
     name = "delivery"
+    config: ClassVar[Mapping[str, Any]] = {"on_task_failure": "retry"}
     promise = "one Redis, appendfsync always, with a sink elsewhere: nothing"
     sink = "delivery"
 
@@ -229,7 +230,7 @@ class WithAsynq(SingleRedis):
     name = "asynq"
     promise = "one Redis, appendfsync always, with Asynq: nothing"
     sink = "asynq"
-    config: ClassVar[Mapping[str, Any]] = {**SingleRedis.config, "isolate_failures": True}
+    config: ClassVar[Mapping[str, Any]] = {"dedupe_window": 30, "isolate_failures": True}
 
 
 class InMemory(SingleRedis):

@@ -62,6 +62,9 @@ _ASKS_FOR_TIME = 40
 TIMES_ASKED = 8
 """More often than `max_attempts`."""
 
+_FAILS_ONCE = 15
+"""Of how many tasks of a partly group one fails alone in its first merge."""
+
 LEASE = 1.0
 
 CONFIG: dict[str, Any] = {
@@ -154,6 +157,11 @@ def poison_of(task: str, group: str) -> str | None:
         if chance % one_of == 0:
             return kind
     return None
+
+
+def fails_once(task: str, group: str) -> bool:
+    """Whether a task fails alone in its first merge only, where it is tried again."""
+    return class_of(group) == "partly" and crc32(b"once" + task.encode()) % _FAILS_ONCE == 0
 
 
 def asks_for_time(task: str, group: str) -> bool:

@@ -405,6 +405,11 @@ def part_under_another_id(history: History) -> None:
     part(history, "0-0-x-task-0")
 
 
+def part_what_is_to_be_tried_again(history: History) -> None:
+    history.retries = 2
+    part(history)
+
+
 def take_others_to_the_dead_letters(history: History) -> None:
     batch = history.enqueued.pop(first_of(history, 2))
     history.dead.append(batch._replace(enqueued_at=None))
@@ -554,6 +559,7 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     cut_in_a_pause: Kind.PAUSED,
     cut_from_a_paused_group: Kind.PAUSED,
     part_under_another_id: Kind.PARTED,
+    part_what_is_to_be_tried_again: Kind.PARTED,
     take_others_to_the_dead_letters: Kind.PARTED,
     enqueue_what_can_not_be_merged: Kind.PARTED,
     merge_before_the_time: Kind.TOO_SOON,
@@ -755,6 +761,21 @@ def test_a_task_that_fails_alone_leaves_the_rest_of_its_batch() -> None:
     operate(history, "requeue_dead_letter", 1, target=letter.batch_id, tasks=letter.tasks)
     history.enqueued.append(letter._replace(enqueued_at=EPOCH + 60, stated_count=1))
     assert check(history).examples == []
+
+
+def test_tasks_that_failed_alone_are_tried_again_out_of_order() -> None:
+    history = simulated(2)
+    history.retries = 3
+    batch = part(history)
+    retried = history.dead.pop()._replace(batch_id=f"{batch.batch_id}-failed-1-0")
+    history.poison = history.alone = frozenset()
+    history.enqueued.append(retried._replace(enqueued_at=EPOCH + 60, stated_count=1))
+    verdict = check(history)
+    assert verdict.examples == []
+    assert (verdict.parted, verdict.retried) == (1, 1)
+    # What fails alone once too often is a dead letter of its own.
+    history.retries = 1
+    assert check(history).counts == {Kind.PARTED: 1}
 
 
 def test_halves_of_a_batch_are_judged_as_one() -> None:
