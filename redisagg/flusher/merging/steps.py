@@ -100,7 +100,6 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         KeyConflict: the stored result is not one that redisagg wrote.
     """
     group = group_of(claim.group).decode("utf-8", "replace")
-    tasks: list[Task] = []
     if claim.stored_result:
         result = unpack_result(claim.stored_result)
         outcome.undecodable, stored, first, outcome.failed, outcome.answers = result
@@ -109,9 +108,29 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         outcome.merged = {merged.batch_id: packed for merged, packed in stored}
         routed = ((router.sink_of(merged.task), merged) for merged, _ in stored)
         _route(claim, outcome, router, routed)
-        return group, tasks
-    blamed = claim.error.startswith(_BLAMED)
+        return group, []
     submitted: dict[str, int] = {}
+    if claim.error.startswith(_BLAMED):
+        tasks = _decode_good(claim, outcome, router, group, submitted)
+    else:
+        try:
+            tasks = [decode(entry, group, submitted) for entry in claim.entries]
+        except UndecodableTask:  # rare, and one by one takes longer
+            tasks = _decode_good(claim, outcome, router, group, submitted)
+    if submitted:
+        outcome.submitted = submitted
+    return group, tasks
+
+
+def _decode_good(
+    claim: Claim, outcome: MergeOutcome, router: Router, group: str, submitted: dict[str, int]
+) -> list[Task]:
+    """Decodes the entries that are tasks and, if one was blamed, fit into a merged task.
+
+    The others go into the outcome.
+    """
+    tasks: list[Task] = []
+    blamed = claim.error.startswith(_BLAMED)
     for position, entry in enumerate(claim.entries):
         try:
             task = decode(entry, group, submitted)
@@ -121,9 +140,7 @@ def prepare(claim: Claim, outcome: MergeOutcome, router: Router) -> tuple[str, l
         except (UndecodableTask, PayloadError) as error:
             outcome.undecodable.append((position, str(error)))
             answer_undecodable(claim, outcome, entry, str(error))
-    if submitted:
-        outcome.submitted = submitted
-    return group, tasks
+    return tasks
 
 
 def arguments(
