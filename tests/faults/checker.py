@@ -434,7 +434,8 @@ def _times_failed(batch: Batch) -> int:
 def _tried_too_soon(history: History, enqueued: Sequence[Batch]) -> Iterator[Finding]:
     """After its merge asked for time or gave up, a batch is merged again then, or never.
 
-    A leader that ends before Redis has the reply leaves the batch to the next one.
+    A leader that ends before Redis has the reply leaves the batch to the next one. A batch that
+    gave up while an older one of its group failed goes back with that one, and is merged again.
     """
     said: dict[str, list[Reply]] = defaultdict(list)
     for reply in sorted(history.replies, key=lambda reply: reply.at):
@@ -446,9 +447,19 @@ def _tried_too_soon(history: History, enqueued: Sequence[Batch]) -> Iterator[Fin
             ends.append(left_at)
         for reply, again in zip(replies, ends, strict=False):
             is_kept = again >= reply.again_at - _ROUNDING
-            if not is_kept and not _may_be_unknown(history, reply, again):
+            behind = math.isinf(reply.again_at) and _group_failed(history, reply)
+            if not is_kept and not behind and not _may_be_unknown(history, reply, again):
                 what = f"batch {batch_id} of {reply.group} at {again:.3f}"
                 yield Finding(Kind.TOO_SOON, f"{what}, not before {reply.again_at:.3f}")
+
+
+def _group_failed(history: History, reply: Reply) -> bool:
+    """Whether a merge of the group failed shortly before the reply, and may wait for a retry."""
+    return any(
+        # The merge that gave up is in the journal itself, right before its reply.
+        each.group == reply.group and each.start < reply.at - _ROUNDING <= each.end
+        for each in history.disturbances
+    )
 
 
 def _may_be_unknown(history: History, reply: Reply, until: float) -> bool:

@@ -241,7 +241,8 @@ class History:
     operations: list[Operation] = field(default_factory=list)
     """The calls of the operator, in order."""
     clock: list[Window] = field(default_factory=list)
-    """When the clock of Redis was off: it was stepped at the start, and back at the end."""
+    """When the clock of Redis was off: it was stepped at the start, and back at the end. And the
+    times that it stated then."""
     disturbances: list[Disturbance] = field(default_factory=list)
     downs: list[Down] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)

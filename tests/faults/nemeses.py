@@ -400,13 +400,15 @@ class ClockStepped(Fault):
     def __init__(self, topology: Topology, server: SteppedRedis, kill: Kill) -> None:
         self._topology, self._server, self._kill = topology, server, kill
         self._stepped_at: float | None = None
+        self._by = 0.0
 
     def begin(self, rng: Random) -> bool:
         if self._stepped_at is not None:
             return False
         self._stepped_at = time.time()
         # Less than a call is remembered.
-        self._server.step_clock(rng.uniform(30, 300) * rng.choice((-1, 1)))
+        self._by = rng.uniform(30, 300) * rng.choice((-1, 1))
+        self._server.step_clock(self._by)
         if rng.random() < 0.5:
             self._kill.begin(rng)
         return True
@@ -414,7 +416,11 @@ class ClockStepped(Fault):
     def end(self) -> None:
         if self._stepped_at is not None:
             self._server.step_clock(0)
-            self._topology.clock.append(Window(self._stepped_at, time.time()))
+            now = time.time()
+            self._topology.clock.append(Window(self._stepped_at, now))
+            # The times that Redis stated meanwhile: what it states again when its clock is right
+            # can't be told from these.
+            self._topology.clock.append(Window(self._stepped_at + self._by, now + self._by))
             self._stepped_at = None
         self._kill.end()
 

@@ -825,6 +825,18 @@ def test_a_reply_of_a_merge_may_not_have_reached_redis(excuse: object) -> None:
     assert check(history).counts == {Kind.TOO_SOON: 1}
 
 
+def test_a_batch_that_gave_up_behind_a_failed_one_is_merged_again() -> None:
+    history = simulated(2)
+    merge_what_gave_up(history)
+    reply = history.replies[0]
+    failed = Disturbance("merge raised", reply.at - 0.5, reply.at + 0.5, group=reply.group)
+    history.disturbances = [failed]
+    assert check(history).examples == []
+    own = failed._replace(start=reply.at - 0.0001)  # the merge that gave up
+    history.disturbances = [own, failed._replace(group="other")]
+    assert check(history).counts == {Kind.TOO_SOON: 1}
+
+
 def test_a_step_of_the_clock_makes_a_group_wait_for_its_limits_once_more() -> None:
     history = simulated(2)
     leave_late(history)
