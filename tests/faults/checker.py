@@ -29,6 +29,7 @@ from tests.faults.history import (
     Window,
     place_of,
 )
+from tests.faults.workload import result_of
 
 # Redis rounds times down to milliseconds, in the arrival of tasks as in ids of stream entries.
 _ROUNDING = 0.005
@@ -79,6 +80,9 @@ class Kind(Enum):
     PARTED = "parted wrongly"
     """A task that failed alone without a dead letter of its own, or in one with others, or a task
     that can't be merged in a batch that was enqueued."""
+    ANSWERED = "answered wrongly"
+    """A task that was submitted whose stored outcome, or what a receipt said, is not what became of
+    it."""
     TOO_SOON = "tried too soon"
     """A batch that was merged again earlier than its merge function asked for."""
     OVERFULL = "overfull"
@@ -123,6 +127,10 @@ class Verdict:
     """Batches of tasks that failed alone and were tried again."""
     halves: int = 0
     """Batches that are parts of one that was split."""
+    answered: int = 0
+    """Tasks that were submitted, and whose outcome is kept."""
+    told: int = 0
+    """Outcomes that receipts said during the run."""
     put_off: int = 0
     """Merges that asked for time, or gave up."""
     operations: Counter[str] = field(default_factory=Counter)
@@ -174,6 +182,8 @@ def check(history: History) -> Verdict:
         parted=sum(len(batch.failed) for batch in enqueued),
         retried=sum(_RETRIED in batch.batch_id for batch in enqueued),
         halves=sum("." in batch.batch_id for batch in enqueued),
+        answered=len(history.answers),
+        told=len(history.told),
         put_off=len(history.replies),
         operations=Counter(
             f"{each.name} of a group" if each.group and each.name in _OF_ALL else each.name
@@ -215,6 +225,7 @@ def _findings(
     yield from _misplaced(history, offers, there, dropped)
     yield from _buried(history)
     yield from _parted(history, enqueued)
+    yield from _answered(history, offers, enqueued)
     yield from _tried_too_soon(history, enqueued)
     for batch in (*enqueued, *history.in_flight, *history.dead):
         yield from _oversized(batch, history.limits[batch.group])
@@ -429,6 +440,38 @@ def _times_failed(batch: Batch) -> int:
     """How often the tasks that failed alone in a batch have done so."""
     _, _, behind = batch.batch_id.partition(_RETRIED)
     return int(behind.split("-")[0]) + 1 if behind else 1
+
+
+def _answered(
+    history: History, offers: Mapping[str, Offer], enqueued: Sequence[Batch]
+) -> Iterator[Finding]:
+    """The outcome of a task that was submitted is kept, and is what became of it."""
+    letters = {task: batch for batch in history.dead for task in batch.tasks}
+    batches = {task: batch for batch in enqueued for task in batch.tasks}
+    for task in history.submitted:
+        offer, answer = offers[task], history.answers.get(task)
+        if offer.outcome != "acknowledged" or task in letters:
+            continue  # of a letter see below
+        batch = batches.get(task)
+        if batch is None or _may_be_lost(history, offer.offered_at, _end(history)):
+            continue
+        if answer != ("result", batch.batch_id, result_of(task)):
+            yield Finding(Kind.ANSWERED, f"{task} of batch {batch.batch_id}: {answer}")
+    for task, letter in letters.items():
+        if task not in history.submitted or offers[task].outcome != "acknowledged":
+            continue
+        answer = history.answers.get(task)
+        if _may_be_lost(history, offers[task].offered_at, _end(history)):
+            continue
+        if answer is None or answer.state != "failed" or answer.value[1] != letter.batch_id:
+            yield Finding(Kind.ANSWERED, f"{task} of dead letter {letter.batch_id}: {answer}")
+    dead = {task for tasks in _letters(history).values() for task in tasks}
+    for told in history.told:
+        wrong = told.outcome == "result" and told.value != result_of(told.task)
+        if wrong or (told.outcome == "TaskFailed" and told.task not in dead):
+            yield Finding(Kind.ANSWERED, f"{told.task}: a receipt said {told.outcome} {told.value}")
+        if told.outcome == "NoResult":
+            yield Finding(Kind.ANSWERED, f"{told.task}: a receipt said that there is no result")
 
 
 def _tried_too_soon(history: History, enqueued: Sequence[Batch]) -> Iterator[Finding]:

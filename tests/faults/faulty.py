@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redisagg import AggregationConfig, BatchInfo, Partial, RetryAfter, Task, Unrecoverable
+from redisagg import AggregationConfig, BatchInfo, Partial, Results, RetryAfter, Task, Unrecoverable
 from redisagg.sinks import (
     AsynqSink,
     CallableSink,
@@ -35,7 +35,9 @@ from tests.faults.workload import (
     asks_for_time,
     class_of,
     fails_once,
+    is_submitted,
     poison_of,
+    result_of,
 )
 
 true_time = time.time
@@ -142,7 +144,7 @@ class FaultyMerge:
         self._isolates = config.isolate_failures
         self._retries = config.on_task_failure == "retry"
 
-    def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task | Partial:
+    def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task | Partial | Results:
         """Merges tasks."""
         self._ask_for_time(group, tasks, info)
         padding = ""
@@ -177,7 +179,13 @@ class FaultyMerge:
         elif failed:
             self._faults.write("some tasks failed", group)
         merged = self._merged(group, tasks, info, failed, padding)
-        return Partial(merged, failed) if failed else merged
+        values = {
+            task.id: result_of(task.id)
+            for task in tasks
+            if task.id not in failed and is_submitted(task.id, group)
+        }
+        whole = Partial(merged, failed) if failed else merged
+        return Results(values, whole) if values else whole
 
     @property
     def _folder(self) -> Path:

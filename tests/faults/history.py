@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from redisagg import RedisAggError
+from redisagg.protocol.answers import Answer
 
 Outcome: TypeAlias = Literal["acknowledged", "refused", "unknown"]
 
@@ -148,6 +149,15 @@ class Reply(NamedTuple):
     """When the batch may be tried again; infinity if never, until it is requeued."""
 
 
+class Told(NamedTuple):
+    """What a receipt said of a task."""
+
+    task: str
+    outcome: str
+    """``"result"``, or the name of the error."""
+    value: Any
+
+
 class Down(NamedTuple):
     """A flusher that ended or was stopped by a signal, without giving up its leases."""
 
@@ -237,6 +247,12 @@ class History:
     retries: int = 0
     """How often a task may fail alone until it is a dead letter of its own; 0 if it is one at once.
     """
+    submitted: set[str] = field(default_factory=set)
+    """Tasks whose outcome is kept."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """What is stored of their outcomes at the end."""
+    told: list[Told] = field(default_factory=list)
+    """What receipts said meanwhile."""
     replies: list[Reply] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     """The calls of the operator, in order."""
@@ -307,6 +323,18 @@ class ProducerLog:
         """Writes that a task is offered a second time."""
         self.offered_at = self._clock()
         self._journal.write("again", self._producer, self.offered_at, task, group)
+
+    def submit(self, task: str) -> None:
+        """Writes that the outcome of a task is wanted, which was just offered."""
+        self._journal.write("submitted", task)
+
+    def told(self, task: str, outcome: str, value: Any = None) -> None:
+        """Writes what a receipt said.
+
+        Args:
+            outcome: ``"result"``, or the name of the error.
+        """
+        self._journal.write("told", task, outcome, value)
 
     def end(self, outcome: Outcome, error: str = "") -> None:
         """Writes the outcome of the last offer."""

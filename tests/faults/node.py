@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from redisagg import BatchInfo, RedisAggError, Task
+from redisagg import BatchInfo, NoResult, RedisAggError, Task, TaskCancelled, TaskFailed
 from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict
 from redisagg.flusher import flusher as flusher_module
@@ -37,6 +37,7 @@ from tests.faults.workload import (
     PRIORITIES,
     RULED,
     class_of,
+    is_submitted,
     payload_size,
     rules_of,
 )
@@ -104,6 +105,9 @@ _AGAIN = 0.1
 _AGAIN_WITHIN = 10.0
 """Seconds after the acknowledgement; the dedupe window is longer."""
 
+_LOOKS = 0.2
+"""How often a producer looks at a receipt, for each of its calls."""
+
 _REPEATED = ("quick", "large", "changed")
 """The classes of groups whose tasks are offered again. No operator cancels these."""
 
@@ -148,6 +152,7 @@ def producer(url: str, settings: dict[str, Any]) -> None:
             log = ProducerLog(journal, name, true_time)
             due = time.monotonic()
             lately: deque[tuple[float, str, str]] = deque(maxlen=100)
+            receipts: deque[Any] = deque(maxlen=20)
             while not _stop.is_set():
                 if settings.get("again") and lately and rng.random() < _AGAIN:
                     offer_again(log, *rng.choice(lately))
@@ -159,8 +164,12 @@ def producer(url: str, settings: dict[str, Any]) -> None:
                     _task(task, group, log.offered_at)
                     for task, group in zip(log.offer(chosen), chosen, strict=True)
                 ]
+                wants_outcome = count == 1 and is_submitted(tasks[0].id, chosen[0])
                 try:
-                    if count == 1:
+                    if wants_outcome:
+                        log.submit(tasks[0].id)
+                        receipts.append(agg.submit(tasks[0]))
+                    elif count == 1:
                         agg.add_task(tasks[0])
                     else:
                         agg.add_tasks(tasks)
@@ -172,6 +181,8 @@ def producer(url: str, settings: dict[str, Any]) -> None:
                     ]
                 except RedisAggError as error:
                     log.end(_outcome(error, count), f"{type(error).__name__}: {error}")
+                if receipts and rng.random() < _LOOKS:
+                    _look_at(receipts, rng, log)
                 due += pause * rng.uniform(0.5, 1.5)
                 _stop.wait(max(0.0, due - time.monotonic()))
 
@@ -185,6 +196,19 @@ def producer(url: str, settings: dict[str, Any]) -> None:
         for thread in threads:
             thread.join()
     worker.send_line("ended")
+
+
+def _look_at(receipts: deque[Any], rng: random.Random, log: ProducerLog) -> None:
+    """Looks at one receipt, and writes the outcome if there is one."""
+    place = rng.randrange(len(receipts))
+    receipt = receipts[place]
+    try:
+        log.told(receipt.task_id, "result", receipt.result(0.02))
+    except (TaskFailed, TaskCancelled, NoResult) as error:
+        log.told(receipt.task_id, type(error).__name__)
+    except RedisAggError:  # no outcome yet, or Redis is away
+        return
+    del receipts[place]
 
 
 def _task(name: str, group: str, offered_at: float, version: int = 0) -> Task:
@@ -250,7 +274,7 @@ def flusher(url: str, settings: dict[str, Any]) -> None:
     journal = _prepare(settings)
     _record_leases(settings, journal)
     journal.write("started", settings["name"], true_time())
-    merge: GroupAggregator = FaultyMerge(settings, _config(settings))
+    merge: Any = FaultyMerge(settings, _config(settings))
     if settings.get("merge") == "gate":
         merge = _behind_gate(url, merge)
     sink = SINKS[settings.get("sink") or "stream"](settings)

@@ -24,6 +24,8 @@ _COUNTS: dict[str, Callable[[Verdict], int]] = {
     "failed alone": lambda verdict: verdict.parted,
     "batches of tasks that failed alone": lambda verdict: verdict.retried,
     "parts of split batches": lambda verdict: verdict.halves,
+    "outcomes kept of submitted tasks": lambda verdict: verdict.answered,
+    "outcomes that receipts told": lambda verdict: verdict.told,
     "merges that asked for time or gave up": lambda verdict: verdict.put_off,
     "takeovers": lambda verdict: verdict.takeovers,
 }

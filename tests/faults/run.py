@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from redisagg import Aggregator
+from redisagg.protocol.answers import Answer, unpack_answer
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.replies import as_dict
 from redisagg.sinks import ListSink, StreamSink
@@ -35,6 +36,7 @@ from tests.faults.history import (
     Lease,
     Pending,
     Reply,
+    Told,
     place_of,
     read_journal,
     read_offers,
@@ -252,12 +254,25 @@ def _history(plan: Plan, topology: Topology, folder: Path) -> History:
             Batch(each.batch_id, each.group_key, _names(each.tasks))
             for each in aggregator.get_batches(tasks=True)
         ]
+        with contextlib.closing(topology.client()) as client:
+            history.answers = dict(_answers(client, history))
         history.waiting = [
             Batch("", key, _names(group.tasks))
             for key, group in aggregator.get_entries(tasks=True).items()
             if group.size
         ]
     return history
+
+
+def _answers(client: Any, history: History) -> Iterator[tuple[str, Answer]]:
+    """What is stored of the outcomes of tasks, by task."""
+    keyspace = Keyspace(NAME, CONFIG["partitions"])
+    for offer in history.offers:
+        if offer.task in history.submitted:
+            group = offer.group.encode()
+            key = keyspace.partition_of(group).answer(group, offer.task.encode())
+            if (record := client.get(key)) is not None:
+                yield offer.task, unpack_answer(record, key)
 
 
 def _read_journal(history: History, path: Path, settings: dict[str, Any]) -> None:
@@ -273,6 +288,10 @@ def _read_journal(history: History, path: Path, settings: dict[str, Any]) -> Non
             history.operations.append(read_operation(event))
         elif kind == "pending":
             history.pending.append(Pending(*event))
+        elif kind == "submitted":
+            history.submitted.update(event)
+        elif kind == "told":
+            history.told.append(Told(*event))
         elif kind == "said":
             history.replies.append(Reply(*event))
         elif kind == "died":

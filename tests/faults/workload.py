@@ -62,6 +62,9 @@ _ASKS_FOR_TIME = 40
 TIMES_ASKED = 8
 """More often than `max_attempts`."""
 
+_SUBMITTED = ("quiet", "large", "bulky", "partly", "poison")
+"""The classes of groups in which some tasks are submitted."""
+
 _FAILS_ONCE = 15
 """Of how many tasks of a partly group one fails alone in its first merge."""
 
@@ -144,6 +147,16 @@ def payload_size(task: str, group: str) -> int:
     """The number of bytes that fill the payload of a task."""
     most = BULKY_BYTES if class_of(group) == "bulky" else 500 if class_of(group) in RULED else 1
     return crc32(task.encode()) % most
+
+
+def is_submitted(task: str, group: str) -> bool:
+    """Whether the producer of a task that is offered alone wants to know its outcome."""
+    return class_of(group) in _SUBMITTED and crc32(b"submit" + task.encode()) % 2 == 0
+
+
+def result_of(task: str) -> str:
+    """The result of a task that was submitted."""
+    return task[::-1]
 
 
 def poison_of(task: str, group: str) -> str | None:

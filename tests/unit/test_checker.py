@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from redisagg.errors import UnknownBatch
+from redisagg.protocol.answers import Answer
 from tests.faults.checker import Kind, check
 from tests.faults.history import (
     AGAIN,
@@ -38,13 +39,14 @@ from tests.faults.history import (
     ProducerLog,
     Reply,
     Stop,
+    Told,
     Window,
     read_journal,
     read_offers,
     read_operation,
 )
 from tests.faults.workload import LIMITS as WORKLOAD_LIMITS
-from tests.faults.workload import payload_size, rules_of
+from tests.faults.workload import payload_size, result_of, rules_of
 
 LIMITS = {"a": Limits(0.3, 1.0, 4), "b": Limits(0.1, 5.0, 10), "c": Limits(2.0, 1.0, 3)}
 EPOCH = 1_700_000_000.0
@@ -444,6 +446,64 @@ def merge_what_gave_up(history: History) -> None:
     say(history, 9.0, again=math.inf)
 
 
+def submit(history: History, place: int) -> tuple[str, Batch]:
+    """Has the first task of a batch submitted, with the right outcome."""
+    batch = history.enqueued[place]
+    task = batch.tasks[0]
+    history.submitted.add(task)
+    history.answers[task] = Answer("result", batch.batch_id, result_of(task))
+    return task, batch
+
+
+def submitted_place(history: History) -> int:
+    """The place of a batch whose first task is acknowledged."""
+    outcomes = {offer.task: offer.outcome for offer in history.offers}
+    batches = enumerate(history.enqueued)
+    return next(n for n, batch in batches if outcomes[batch.tasks[0]] == "acknowledged")
+
+
+def forget_an_outcome(history: History) -> None:
+    task, _ = submit(history, submitted_place(history))
+    del history.answers[task]
+
+
+def keep_the_outcome_of_another_batch(history: History) -> None:
+    task, _ = submit(history, submitted_place(history))
+    history.answers[task] = history.answers[task]._replace(batch_id="0-0-x")
+
+
+def fail_what_was_enqueued(history: History) -> None:
+    task, batch = submit(history, submitted_place(history))
+    history.answers[task] = Answer("failed", batch.batch_id, ("no", None))
+
+
+def tell_the_result_of_another_task(history: History) -> None:
+    task, _ = submit(history, submitted_place(history))
+    history.told.append(Told(task, "result", "other"))
+
+
+def tell_of_a_failure_that_was_none(history: History) -> None:
+    task, _ = submit(history, submitted_place(history))
+    history.told.append(Told(task, "TaskFailed", None))
+
+
+def tell_of_no_result(history: History) -> None:
+    task, _ = submit(history, submitted_place(history))
+    history.told.append(Told(task, "NoResult", None))
+
+
+def name_the_wrong_dead_letter(history: History) -> None:
+    batch = part(history)
+    [task] = history.dead[0].tasks
+    for offer in history.offers:
+        if offer.task == task:
+            history.offers.remove(offer)
+            history.offers.append(offer._replace(outcome="acknowledged"))
+            break
+    history.submitted.add(task)
+    history.answers[task] = Answer("failed", batch.batch_id, ("no", batch.batch_id))
+
+
 def take_more_than_fits(history: History) -> None:
     history.max_pending = 100
     history.pending = [Pending(EPOCH, 100), Pending(EPOCH + 1, 101)]
@@ -565,6 +625,13 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     merge_before_the_time: Kind.TOO_SOON,
     merge_again_before_the_time: Kind.TOO_SOON,
     merge_what_gave_up: Kind.TOO_SOON,
+    forget_an_outcome: Kind.ANSWERED,
+    keep_the_outcome_of_another_batch: Kind.ANSWERED,
+    fail_what_was_enqueued: Kind.ANSWERED,
+    tell_the_result_of_another_task: Kind.ANSWERED,
+    tell_of_a_failure_that_was_none: Kind.ANSWERED,
+    tell_of_no_result: Kind.ANSWERED,
+    name_the_wrong_dead_letter: Kind.ANSWERED,
     bury_innocents: Kind.BURIED,
     bury_innocents_that_are_requeued: Kind.BURIED,
     take_more_than_fits: Kind.OVERFULL,
@@ -823,6 +890,20 @@ def test_a_reply_of_a_merge_may_not_have_reached_redis(excuse: object) -> None:
     history.disturbances = [Disturbance("flusher frozen", at - 60, at + 60, "elsewhere")]
     history.leases, history.clock = [], []
     assert check(history).counts == {Kind.TOO_SOON: 1}
+
+
+def test_outcomes_that_are_true_pass() -> None:
+    history = simulated(2)
+    task, _ = submit(history, submitted_place(history))
+    history.told.append(Told(task, "result", result_of(task)))
+    name_the_wrong_dead_letter(history)
+    [letter] = history.dead
+    [dead] = letter.tasks
+    history.answers[dead] = Answer("failed", letter.batch_id, ("no", letter.batch_id))
+    history.told.append(Told(dead, "TaskFailed", None))
+    verdict = check(history)
+    assert verdict.examples == []
+    assert (verdict.answered, verdict.told) == (2, 2)
 
 
 def test_a_batch_that_gave_up_behind_a_failed_one_is_merged_again() -> None:
