@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from redisagg import Aggregator, BatchInfo, Policy, Task
+from redisagg import Aggregator, BatchInfo, Policy, Results, Task
 from redisagg.protocol.includes import expand_folder
 from redisagg.sinks import EnqueuedBatch
 from redisagg.testing.embedded import HOST, EmbeddedRedis
-from tests.support.tasks import await_batches, enqueued, quick_config
+from tests.support.tasks import await_batches, await_led, enqueued, quick_config
 from tests.support.toolchains import build_go, install_node
 
 HERE = Path(__file__).parent
@@ -180,6 +181,49 @@ def test_limits_that_another_language_named(produce: Produce, redis_url: str) ->
         assert told == [("flush", 1, 1)] * 10
 
 
-@pytest.mark.parametrize("source", ["producer_go/main.go", "producer_node/producer.js"])
+@pytest.mark.registry
+@pytest.mark.parametrize("size", [10, 3_000], ids=["announced", "too long for a message"])
+def test_a_result_reaches_another_language(
+    language: str,
+    size: int,
+    request: pytest.FixtureRequest,
+    redis_server: EmbeddedRedis,
+    redis_url: str,
+    tmp_path: Path,
+) -> None:
+    expand_folder(LUA, tmp_path)
+    command: list[str] = request.getfixturevalue(f"{language}_producer")
+    if language == "go":
+        address, mode = f"{HOST}:{redis_server.port}", ["submit"]
+    else:
+        address, mode, command = (
+            redis_url,
+            [],
+            [*command[:-1], str(Path(command[-1]).parent / "submit.js")],
+        )
+
+    def answer(group: str, tasks: list[Task]) -> Results:
+        return Results({task.id: [task.payload["n"], "x" * size] for task in tasks})
+
+    config = quick_config(group_aggregator=answer, partitions=16)
+    with Aggregator("tests", redis_url, config=config) as agg:
+        await_led(agg)  # all partitions are registered
+        line = [*command, address, "tests", str(tmp_path), *mode, "grüße", "t:1"]
+        told = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    state, batch_id, value = json.loads(told.stdout)
+    assert (state, value) == ("result", [1, "x" * size])
+    assert batch_id
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "producer_go/main.go",
+        "producer_go/submit.go",
+        "producer_node/producer.js",
+        "producer_node/submit.js",
+    ],
+)
 def test_a_producer_is_a_page_of_code(source: str) -> None:
-    assert len((HERE / source).read_text().splitlines()) <= 50
+    assert len((HERE / source).read_text().splitlines()) <= 60

@@ -18,6 +18,10 @@ func source(name string) string {
 }
 
 func main() {
+	if os.Args[4] == "submit" {
+		submit()
+		return
+	}
 	ctx, client := context.Background(), redis.NewClient(&redis.Options{Addr: os.Args[1]})
 	register, add := redis.NewScript(source("register")), redis.NewScript(source("add"))
 	registerPartition := redis.NewScript(source("register_partition"))
