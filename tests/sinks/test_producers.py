@@ -226,4 +226,4 @@ def test_a_result_reaches_another_language(
     ],
 )
 def test_a_producer_is_a_page_of_code(source: str) -> None:
-    assert len((HERE / source).read_text().splitlines()) <= 60
+    assert len((HERE / source).read_text().splitlines()) <= 70
