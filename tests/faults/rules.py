@@ -65,6 +65,9 @@ class Cut(NamedTuple):
     """How many of these, from the first on, certainly waited."""
     cut_before: float
     """When the batch before this one was cut; -inf for the first."""
+    flushed_until: float
+    """Arrival of the last task of earlier batches that flushed what waited with it; -inf for none.
+    """
     joined: bool
     """Whether the limits of tasks that have left may still hold."""
 
@@ -80,7 +83,7 @@ def cuts(history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch
         # Arrival times never fall along a list, not even after the clock was set back.
         batches.sort(key=lambda each: (each.cause and each.cause.arrivals[0], each.batch_id))
         tasks = [_tasks(batch, offers) for batch in batches]
-        before = joined_until = -math.inf
+        before = joined_until = flushed_until = -math.inf
         for at, batch in enumerate(batches):
             assert batch.cause is not None
             waiting = list(tasks[at])
@@ -94,8 +97,12 @@ def cuts(history: History, offers: Mapping[str, Offer], enqueued: Iterable[Batch
             joined = tasks[at][0].arrived_at <= joined_until
             earlier = sum(each.arrived_at < batch.claimed_at - _MS / 4 for each in waiting)
             certain = max(len(tasks[at]), earlier)
-            yield Cut(batch, batch.cause, tasks[at], waiting, certain, before, joined)
+            yield Cut(
+                *(batch, batch.cause, tasks[at], waiting, certain, before, flushed_until, joined)
+            )
             before = batch.claimed_at
+            flushes = [each.arrived_at for each in tasks[at] if each.rules.flush]
+            flushed_until = max(flushed_until, *flushes, -math.inf)
 
 
 def _tasks(batch: Batch, offers: Mapping[str, Offer]) -> list[Waiting]:
@@ -157,10 +164,14 @@ def early(history: History, cut: Cut, flushes: Sequence[Operation]) -> str:
     batch, waiting = cut.batch, cut.waiting
     if class_of(batch.group) == "changed" or cut.joined or cut.cut_before > batch.claimed_at:
         return ""
-    flushed = any(each.rules.flush for each in waiting) or any(
-        each.began_at <= batch.claimed_at + _MS
-        and waiting[0].arrived_at <= (each.ended_at or math.inf)
-        for each in flushes
+    flushed = (
+        any(each.rules.flush for each in waiting)
+        or cut.flushed_until >= waiting[0].arrived_at - _MS / 4
+        or any(
+            each.began_at <= batch.claimed_at + _MS
+            and waiting[0].arrived_at <= (each.ended_at or math.inf)
+            for each in flushes
+        )
     )
     reason = cut.cause.reason
     if reason == "flush":

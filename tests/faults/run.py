@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pickle
 import random
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,11 @@ BOUND = 3 * LEASE
 """Seconds after which a due batch has left, disturbances not counted: a wake-up that is lost costs
 one lease time; the rest is for a machine that is busy."""
 
-_REVIVED = 3.0  # seconds from the end of a process until its successor works
+_REVIVED = 3.0
+"""Seconds from the end of a process until its successor works. On a busy machine the successor may
+start later; then it works `_STARTED` seconds after it has begun."""
+
+_STARTED = 1.5
 
 _PRODUCERS: list[dict[str, Any]] = [
     {"kind": "threads", "threads": 2},
@@ -129,10 +134,7 @@ def run(plan: Plan) -> Result:
     record = Record()
     with plan.topology(plan.server) as topology:
         ended_at = _inject_faults(plan, topology, folder, record)
-        history = _history(plan, topology, folder)
-    history.disturbances += record.disturbances
-    history.downs += record.downs
-    history.stops += record.stops
+        history = _history(plan, topology, folder, record)
     history.ended_at = ended_at
     verdict = check(history)
     own = _node_faults(folder)
@@ -223,16 +225,22 @@ def observing(plan: Plan, topology: Topology) -> Iterator[Aggregator]:
         yield aggregator
 
 
-def _history(plan: Plan, topology: Topology, folder: Path) -> History:
-    """Reads the journals and the servers."""
+def _history(plan: Plan, topology: Topology, folder: Path, record: Record) -> History:
+    """Reads the journals, the record of the faults, and the servers."""
     history = History(LIMITS, exactly_once=topology.exactly_once)
     history.lossy, history.wiped, history.clock = topology.lossy, topology.wiped, topology.clock
     history.durable, history.with_policies = plan.durable, topology.has_disk
     history.bound, history.lease_time = BOUND, LEASE
     history.max_pending = CONFIG["max_pending_tasks"]
     settings = {**CONFIG, **plan.settings}
+    started: dict[str, list[float]] = defaultdict(list)
     for path in sorted(folder.glob("*.journal")):
-        _read_journal(history, path, settings)
+        _read_journal(history, path, settings, started)
+    history.disturbances = [
+        _until_revived(each, started) for each in (*history.disturbances, *record.disturbances)
+    ]
+    history.downs += record.downs
+    history.stops += record.stops
     history.enqueued.sort(key=lambda batch: batch.enqueued_at or 0.0)
     if settings.get("on_task_failure") == "retry":
         history.retries = settings["max_attempts"]
@@ -275,7 +283,22 @@ def _answers(client: Any, history: History) -> Iterator[tuple[str, Answer]]:
                 yield offer.task, unpack_answer(record, key)
 
 
-def _read_journal(history: History, path: Path, settings: dict[str, Any]) -> None:
+def _until_revived(disturbance: Disturbance, started: Mapping[str, list[float]]) -> Disturbance:
+    """The end of a flusher with the time until its successor works; another disturbance as it is.
+
+    Args:
+        started: the times when processes began, by their places.
+    """
+    if disturbance.kind not in ("died", "flusher killed", "flusher stopped"):
+        return disturbance
+    later = [at for at in started[disturbance.place] if at > disturbance.start]
+    end = min(later, default=math.inf) + _STARTED
+    return disturbance._replace(end=max(disturbance.end, end))
+
+
+def _read_journal(
+    history: History, path: Path, settings: dict[str, Any], started: dict[str, list[float]]
+) -> None:
     for offer in read_offers(read_journal(path)):
         (history.again if offer.number == AGAIN else history.offers).append(offer)
     for kind, *event in read_journal(path):
@@ -288,6 +311,9 @@ def _read_journal(history: History, path: Path, settings: dict[str, Any]) -> Non
             history.operations.append(read_operation(event))
         elif kind == "pending":
             history.pending.append(Pending(*event))
+        elif kind == "started":
+            flusher, at = event
+            started[place_of(flusher)].append(at)
         elif kind == "submitted":
             history.submitted.update(event)
         elif kind == "told":

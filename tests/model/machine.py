@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from redisagg.protocol.failed_tasks import failed_batch
+from redisagg.protocol.failed_tasks import failed_batch, group_of
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.records import BatchRecord, GroupRecord, batch_record, group_record
 from tests.model import model as m
@@ -104,6 +105,14 @@ _rooms = st.builds(
 )
 _lates = st.sampled_from([0, 0, 0, 5])
 _spans = st.sampled_from([0, 1, 60, 400])
+
+
+_BODY = re.compile(rb"<\d+>|\x95<\d+>%b" % re.escape(m.KEPT))
+
+
+def _body(serial: int) -> bytes:
+    """The body of a task; every third task is submitted."""
+    return b"<%d>" % serial if serial % 3 else b"\x95<%d>%b" % (serial, m.KEPT)
 
 
 Drawn: TypeAlias = list[tuple[bytes, m.Limits, list[bytes]]]
@@ -281,7 +290,7 @@ class Machine(RuleBasedStateMachine):
         for group, limits, ids in drawn:
             first = self.serial
             self.serial += len(ids)
-            bodies = [b"<%d>" % (first + i) for i in range(len(ids))]
+            bodies = [_body(first + i) for i in range(len(ids))]
             tasks = list(zip(ids, bodies, strict=True))
             if group in self.model.groups and self.model.groups[group].unread_ids() & {*ids}:
                 limits = limits._replace(replace=0)  # the id counts as new, once it is read too
@@ -563,7 +572,9 @@ class Machine(RuleBasedStateMachine):
     def commit_stream(self, data: st.DataObject) -> None:
         batch_ids = self.some_batches(data)
         messages = data.draw(st.lists(st.sampled_from([1, 1, 1, 0, 2]), min_size=4, max_size=4))
-        self._commit(self.model.token, list(zip(batch_ids, messages, strict=False)))
+        answered = data.draw(st.integers(0, 2))
+        commits = list(zip(batch_ids, messages, strict=False))
+        self._commit(self.model.token, commits, answered=answered)
 
     @precondition(in_flight)
     @rule(
@@ -571,10 +582,39 @@ class Machine(RuleBasedStateMachine):
         count=st.integers(0, 2),
         before=st.sampled_from([None, None, None, 0, 1]),
         left=st.sampled_from([0, 0, 1, 2]),
+        answered=st.integers(0, 2),
     )
-    def commit_slice(self, data: st.DataObject, count: int, before: int | None, left: int) -> None:
+    def commit_slice(
+        self, data: st.DataObject, count: int, before: int | None, left: int, answered: int
+    ) -> None:
         [batch_id] = self.some_batches(data, 1)
-        self._commit_slice(self.model.token, batch_id, count, before, left)
+        self._commit_slice(self.model.token, batch_id, count, before, left, answered)
+
+    @precondition(in_flight)
+    @rule(data=st.data(), count=st.integers(1, 2))
+    def answer(self, data: st.DataObject, count: int) -> None:
+        self._answer(self.model.token, self.some_batches(data, 1)[0], count)
+
+    def _answer(self, token: int, batch_id: bytes, count: int) -> None:
+        """Stores the outcomes of the first tasks of a batch ahead of its end."""
+        answers = self._answers_of(batch_id, count) or [
+            m.Answer(self.group_of(batch_id), b"1", b"r")
+        ]
+        keys = [_KEYS.state, _KEYS.batches, _KEYS.claims]
+        keys += [_KEYS.answer(each.group, each.task_id) for each in answers]
+        args: list[Any] = [token, batch_id, _KEYS.answers_channel]
+        for each in answers:
+            args += (_WINDOW, each.record)
+        self.run_on_both(lambda: self.model.answer(token, batch_id, answers), "answer", keys, *args)
+
+    def _answers_of(self, batch_id: bytes, count: int) -> list[m.Answer]:
+        """New outcomes of the first tasks of a batch, of at most so many."""
+        batch = self.model.batches.get(batch_id)
+        self.serial += 1
+        if batch is None:
+            return []
+        group, record = group_of(batch.group), b"r%d" % self.serial
+        return [m.Answer(group, entry.id, record) for entry in batch.entries[:count]]
 
     @precondition(in_flight)
     @rule(
@@ -692,13 +732,19 @@ class Machine(RuleBasedStateMachine):
         )  # fmt: skip
 
     def _commit_slice(
-        self, token: int, batch_id: bytes, count: int, before: int | None, left: int
+        self,
+        token: int,
+        batch_id: bytes,
+        count: int,
+        before: int | None,
+        left: int,
+        answered: int = 0,
     ) -> None:
         """Commits a slice; `before`: None for the right number."""
         if before is None:
             batch = self.model.batches.get(batch_id)
             before = batch.enqueued if batch else 0
-        self._commit(token, [(batch_id, count)], m.Slice(before, left))
+        self._commit(token, [(batch_id, count)], m.Slice(before, left), answered=answered)
 
     @precondition(in_flight)
     @rule(
@@ -727,7 +773,13 @@ class Machine(RuleBasedStateMachine):
         batches: list[tuple[bytes, int]],
         place: m.Slice | None = None,
         parts: m.Parts | None = None,
+        answered: int = 0,
     ) -> None:
+        """Commits batches, each with a number of messages.
+
+        Args:
+            answered: of how many tasks of each the outcome is kept, at most.
+        """
         for batch in [self.model.batches.get(batch_id) for batch_id, _ in batches]:
             # A leader commits no batch that it has not read.
             unread = batch and batch.read < len(batch.entries) and batch.id in self.model.claims
@@ -746,7 +798,8 @@ class Machine(RuleBasedStateMachine):
             if place and (place.left or (parts and parts.left)):
                 payload = b""  # the last slice has it
             messages = [self._message(batch_id, payload if not n else b"") for n in range(count)]
-            commits.append((batch_id, bodies, messages))
+            answers = self._answers_of(batch_id, answered) if answered else []
+            commits.append((batch_id, bodies, messages, answers))
             keys.append(_KEYS.tasks(self.group_of(batch_id)))
             extent = b"%d" % (14 * count)
             if place:
@@ -754,6 +807,8 @@ class Machine(RuleBasedStateMachine):
                 extent += b" %d %d" % place
             if parts:
                 extent += b" %d %d %d" % (len(parts.places), parts.before, parts.left)
+            if answers:
+                extent += b" a%d" % len(answers)
             args += (batch_id, extent)
             args += [part for message in messages for part in message]
             if parts and parts.retried:
@@ -768,14 +823,22 @@ class Machine(RuleBasedStateMachine):
                 keys += (_KEYS.dead, *map(_KEYS.dead_tasks, letters))
                 for letter, each in zip(letters, parts.places, strict=True):
                     args += (letter, each, b"no")
+            if answers:
+                args.append(_KEYS.answers_channel)
+                keys += [_KEYS.answer(each.group, each.task_id) for each in answers]
+                args += [part for each in answers for part in (_WINDOW, each.record)]
         orders = {batch_id: self.group_of(batch_id) for batch_id, _ in batches}
         reply = self.run_on_both(
             lambda: self.model.commit_stream(
-                token, [m.Commit(each, texts, place, parts) for each, _, texts in commits]
+                token,
+                [
+                    m.Commit(each, texts, place, parts, answers)
+                    for each, _, texts, answers in commits
+                ],
             ),
             "commit_stream", keys, *args,
         )  # fmt: skip
-        for status, (batch_id, bodies, messages) in zip(reply or [], commits, strict=False):
+        for status, (batch_id, bodies, messages, _) in zip(reply or [], commits, strict=False):
             if status == b"OK":
                 self._left(batch_id, orders[batch_id])
                 if not messages:
@@ -884,7 +947,7 @@ class Machine(RuleBasedStateMachine):
             [
                 *("poll", "claim", "commit", "retry", "recall", "read_tasks"),
                 *("renew", "extend", "bury", "set_aside", "release", "store_result", "slice"),
-                *("put_off", "split"),
+                *("put_off", "split", "answer"),
             ]
         ),
     )
@@ -904,6 +967,8 @@ class Machine(RuleBasedStateMachine):
             self._commit(token, [(each, 1) for each in batch_ids])
         elif what == "store_result":
             self._store_result(token, batch_ids[0], b"x", 0, 1, b"r")
+        elif what == "answer":
+            self._answer(token, batch_ids[0], 1)
         elif what == "slice":
             self._commit_slice(token, batch_ids[0], 1, None, 1)
         elif what == "split":
@@ -1144,7 +1209,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def same_state(self) -> None:
         self.snapshot = in_redis(self.scripts.client, _KEYS)
-        found = differences(self.snapshot, in_model(self.model))
+        found = differences(self.snapshot, in_model(self.model, _KEYS))
         assert not found, "\n".join(found)
         self._stats()
         self._each_task_is_in_one_place()
@@ -1159,7 +1224,7 @@ class Machine(RuleBasedStateMachine):
         places = Counter(m.body_of(entry) for entries in lists for entry in entries)
         for message in self.snapshot["stream"][""]:
             payload = message[message.index(b"payload") + 1]
-            places.update(part + b">" for part in payload.split(b">")[:-1])
+            places.update(_BODY.findall(payload))
         places.update(self.gone)
         lost = self.acknowledged - places.keys()
         assert not lost, f"nowhere: {lost}"

@@ -30,6 +30,10 @@ TURN = 2
 """Batches of a group in one turn of a claim (8 in the scripts)."""
 SLICE_TASKS = 2
 """More tasks of a batch are read in slices (1,000 in the scripts)."""
+KEPT = b"\xce\x00\x36\xee\x80"
+"""The end of the body of a task that was submitted: its outcome is kept for an hour."""
+CANCELLED = b"\x93\xa9cancelled\xa0\xa0"
+"""The outcome of a task that was cancelled."""
 PARTIAL = b"-"
 """The label while the first merge result is being stored apart."""
 SLICE_BYTES = 1024 * 1024
@@ -125,6 +129,11 @@ class Entry(NamedTuple):
         first = self.arrival + (1 << 47 if self.text else 0)
         text = bytes([len(self.text)]) + self.text if self.text else b""
         return first.to_bytes(6, "big") + bytes([len(self.id)]) + self.id + text + self.body
+
+    @property
+    def is_submitted(self) -> bool:
+        """Whether its producer wants to know its outcome."""
+        return self.body.endswith(KEPT)
 
     @property
     def deadline(self) -> int:
@@ -238,6 +247,16 @@ class Commit(NamedTuple):
     """None: all messages of the batch."""
     parts: Parts | None = None
     """With the last slice."""
+    answers: Sequence[Answer] = ()
+    """With the last slice, the outcomes of tasks of the batch that were submitted."""
+
+
+class Answer(NamedTuple):
+    """What became of a task that was submitted."""
+
+    group: bytes
+    task_id: bytes
+    record: bytes
 
 
 class Applied(NamedTuple):
@@ -527,6 +546,8 @@ class Partition:
         self.copies: dict[bytes, list[Entry]] = {}
         """Copies of the tasks of dead letters, by the name of their list."""
         self.stream: list[tuple[bytes, ...]] = []
+        self.answers: dict[tuple[bytes, bytes], bytes] = {}
+        """The outcomes of tasks, by group and id."""
 
     # --- shared by the scripts ---------------------------------------------------------------
 
@@ -1026,7 +1047,21 @@ class Partition:
         self.results.pop(batch.id, None)
         self.flushed += 1
         self.flushed_tasks += len(self._close(batch.id).entries) - batch.parted
+        self._keep(commit.answers)
         return b"OK"
+
+    def _keep(self, answers: Iterable[Answer]) -> None:
+        self.answers.update({(each.group, each.task_id): each.record for each in answers})
+
+    def answer(self, token: int, batch_id: bytes, answers: Iterable[Answer]) -> int:
+        self._fence(token)
+        batch = self.batches.get(batch_id)
+        if batch is None or batch_id not in self.claims:
+            return 0
+        if not batch.has_result and batch.letter is None:
+            return 0  # its outcome is not fixed
+        self._keep(answers)
+        return 1
 
     def _part(self, batch: Batch, parts: Parts) -> None:
         """Makes dead letters of tasks that failed alone, unless they exist."""
@@ -1414,6 +1449,8 @@ class Partition:
             return 0
         del group.numbers[task_id]
         [cancelled] = [entry for entry in group.waiting if entry.id == task_id]
+        if cancelled.is_submitted:
+            self._keep([Answer(name, task_id, CANCELLED)])
         if cancelled is group.waiting[-1] and len(group.waiting) > 1:
             group.last = group.waiting[-2].arrival
         group.waiting.remove(cancelled)

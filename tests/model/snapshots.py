@@ -63,6 +63,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         "copies": {},
         "calls": {},
         "results": {},
+        "answers": {},
         "seen": {"": set(dump.pop(keys.seen, []))},
         "stray": {},
     }
@@ -71,6 +72,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         snapshot[name] = {member: int(score) for member, score in members.items()}
     tasks, ids, dead, calls = keys.tasks(b""), keys.ids(b""), keys.dead_tasks(b""), keys.call(b"")
     results = keys.result(b"")
+    answers = keys.answer(b"", b"").removesuffix(b"0::")
     for key, value in dump.items():
         if key.startswith(tasks):
             snapshot["tasks"][key[len(tasks) :]] = value
@@ -80,6 +82,8 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
         elif key.startswith(dead):
             part = "copies" if key.endswith((b":selected", b":others")) else "dead tasks"
             snapshot[part][key[len(dead) :]] = value
+        elif key.startswith(answers):
+            snapshot["answers"][key] = value
         elif key.startswith(results):
             snapshot["results"][key[len(results) :]] = _pairs(value)
         elif key.startswith(calls):
@@ -91,7 +95,7 @@ def in_redis(client: redis.Redis, keys: PartitionKeys) -> Snapshot:
     return snapshot
 
 
-def in_model(model: Partition) -> Snapshot:
+def in_model(model: Partition, keys: PartitionKeys) -> Snapshot:
     """The contents that Redis should have by the model."""
     state = {
         **model.counters(),
@@ -125,6 +129,7 @@ def in_model(model: Partition) -> Snapshot:
         "dead tasks": {each: raws(letter.entries) for each, letter in model.letters().items()},
         "copies": {name: raws(entries) for name, entries in model.copies.items() if entries},
         "results": model.results,
+        "answers": {keys.answer(*place): record for place, record in model.answers.items()},
         "seen": {"": model.seen},
         "calls": {producer: list(call) for producer, call in model.calls.items()},
         "stray": {},

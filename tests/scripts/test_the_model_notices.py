@@ -327,6 +327,27 @@ _BROKEN = {
         "chosen, rest[DEAD_TASK_COUNT] - chosen",
         "chosen, rest[DEAD_TASK_COUNT]",
     ),
+    "outcomes of batches that do not leave": (
+        "includes/commit",
+        "if status == 'OK' then keep_answers(",
+        "if true then keep_answers(",
+    ),
+    "outcomes of batches that leave": ("includes/commit", "keep_answers(key, at + 1,", "type("),
+    "outcomes that are not fixed": (
+        "answer",
+        "if not has_result(batch) and batch[LETTER] == '' then return 0 end",
+        "",
+    ),
+    "outcomes of batches that others claimed": (
+        "answer",
+        "or not redis.call('ZSCORE', claims, id) then",
+        "then",
+    ),
+    "outcomes of tasks that were cancelled": (
+        "cancel_task",
+        "-length)\nanswer_cancelled(entry)",
+        "-length)",
+    ),
     "groups to leave out": ("poll", "not skipped[group]", "true"),
 }
 
