@@ -21,6 +21,11 @@ parts do not see when it happens, and it may fail at any time.
 
 `extend`, `set_aside`, `join`, `leave`, the wake-ups and the operations of operators are left out,
 since they change nothing that is checked here.
+
+Outcomes of submitted tasks are left out too. They are written by the script that removes the batch,
+or by one that asks whether the merge result is stored as a whole; that a batch has one such result
+only is checked here. Permits are left out: without one a flusher does nothing, as it may here at
+any moment.
 """
 
 from __future__ import annotations
