@@ -56,3 +56,22 @@ class Observers:
         self.counter: AddCounter | None = None
         self.dropped = 0
         """The number of events that `on_event` was not called with, since it was too slow."""
+
+    def add_counter(self, counter: AddCounter) -> None:
+        """Has a counter count what the producer adds from now on, beside those that do already."""
+        self.counter = counter if self.counter is None else _Both(self.counter, counter)
+
+
+class _Both:
+    """Two counters as one."""
+
+    def __init__(self, one: AddCounter, other: AddCounter) -> None:
+        self._counters = (one, other)
+
+    def count_added(self, new: int, known: int) -> None:
+        for each in self._counters:
+            each.count_added(new, known)
+
+    def count_refused(self, error: Exception, tasks: int) -> None:
+        for each in self._counters:
+            each.count_refused(error, tasks)
