@@ -27,7 +27,7 @@ class Definition(NamedTuple):
     bounds: Sequence[float] = ()
     """The upper bounds of the buckets of a histogram, without infinity."""
     unit: str = ""
-    """The unit of what has none in its name, in the notation of UCUM."""
+    """The unit in the notation of UCUM, unless the end of the name has it."""
 
     @property
     def labels(self) -> Sequence[str]:
@@ -109,18 +109,18 @@ PROCESS = _by_name(
             "State of the breakers of a sink class: 0 closed, 1 half open, 2 open; the highest "
             "of several.",
             ("sink",),
+            unit="{state}",
         ),
         Definition(
-            "redisagg_partition_tasks_limit",
+            "redisagg_partition_limit_tasks",
             "gauge",
             "Pending tasks that a partition may have: its share of max_pending_tasks.",
             unit="{task}",
         ),
         Definition(
-            "redisagg_partition_bytes_limit",
+            "redisagg_partition_limit_bytes",
             "gauge",
             "Bytes of pending tasks that a partition may have: its share of max_pending_bytes.",
-            unit="By",
         ),
     )
 )
@@ -148,16 +148,24 @@ NAMESPACE = _by_name(
             "Time since the earliest group or batch that is not done was due.",
         ),
         Definition("redisagg_dead_batches", "gauge", "Dead letters.", unit="{batch}"),
-        Definition("redisagg_partitions", "gauge", "Partitions of the namespace."),
-        Definition("redisagg_leases", "gauge", "Partitions that have a leader."),
+        Definition(
+            "redisagg_partitions", "gauge", "Partitions of the namespace.", unit="{partition}"
+        ),
+        Definition(
+            "redisagg_leases", "gauge", "Partitions that have a leader.", unit="{partition}"
+        ),
         Definition(
             "redisagg_lease_changes",
             "counter",
             "Partitions that had another leader than at the look before.",
+            unit="{partition}",
         ),
-        Definition("redisagg_flushers", "gauge", "Flushers that live."),
+        Definition("redisagg_flushers", "gauge", "Flushers that live.", unit="{flusher}"),
         Definition(
-            "redisagg_paused_partitions", "gauge", "Partitions in which flushing is paused."
+            "redisagg_paused_partitions",
+            "gauge",
+            "Partitions in which flushing is paused.",
+            unit="{partition}",
         ),
         Definition(
             "redisagg_fullest_partition_tasks",

@@ -97,8 +97,8 @@ class ProcessRecorder:
         self._breakers: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
         """By namespace and sink, and then by flusher and queue: the states of breakers."""
         self._limits: dict[str, dict[Labels, float]] = {
-            "redisagg_partition_tasks_limit": {},
-            "redisagg_partition_bytes_limit": {},
+            "redisagg_partition_limit_tasks": {},
+            "redisagg_partition_limit_bytes": {},
         }
 
     def watch(self, *aggregators: AggregatorBase) -> Self:

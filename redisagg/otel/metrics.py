@@ -46,7 +46,7 @@ def unit_of(definition: Definition) -> str:
     """Returns the unit of an instrument."""
     if definition.name.endswith(_SECONDS):
         return "s"
-    return definition.unit or ("By" if definition.name.endswith("_bytes") else "1")
+    return "By" if definition.name.endswith("_bytes") else definition.unit
 
 
 class Metrics(ProcessRecorder):
@@ -119,7 +119,7 @@ class _Histogram:
         named = (name_of(definition), unit_of(definition), definition.text)
         self.bounds = definition.bounds
         self._histogram = meter.create_histogram(
-            *named, explicit_bucket_boundaries_advisory=self.bounds
+            *named, explicit_bucket_boundaries_advisory=[float(bound) for bound in self.bounds]
         )
         self._labels = definition.labels
         self._thread: ThreadPoolExecutor | None = None

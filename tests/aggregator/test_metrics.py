@@ -348,8 +348,8 @@ def test_how_full_the_fullest_partition_is(make: Make, metrics: Metrics) -> None
     first, *_ = numbered("a", 1)
     agg.add_tasks([first, *(Task("test", n, f"group-{n}") for n in range(8))])
     assert nonzero(samples(metrics), "redisagg_partition") == {
-        "redisagg_partition_tasks_limit{}": 10,
-        "redisagg_partition_bytes_limit{}": 2_000,
+        "redisagg_partition_limit_tasks{}": 10,
+        "redisagg_partition_limit_bytes{}": 2_000,
     }
     partitions = agg.stats().partitions
     fullest = samples(NamespaceCollector(agg))
@@ -467,8 +467,8 @@ PROCESS = {
     "redisagg_merge_duration_seconds",
     "redisagg_sink_duration_seconds",
     "redisagg_breaker_state",
-    "redisagg_partition_tasks_limit",
-    "redisagg_partition_bytes_limit",
+    "redisagg_partition_limit_tasks",
+    "redisagg_partition_limit_bytes",
 }
 NAMESPACE = {
     "redisagg_tasks",
