@@ -24,10 +24,14 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from redisagg import Aggregator, App, Task
 from redisagg.errors import AggregatorFull, InvalidTask
+from redisagg.flusher.merging.steps import merge as merge_claim
 from redisagg.flusher.merging.tracing import LINKS, MAX_LINKS, TRACEPARENT
 from redisagg.otel import Tracing, links_of
+from redisagg.otel.spans import MergeSpan
 from redisagg.sinks import CallableSink, StreamSink
+from redisagg.sinks.routing import Router
 from tests.support.aggregators import Make
+from tests.support.claims import claim_of
 from tests.support.markdown import CHECKOUT, read, rows, section
 from tests.support.servers import wait_until
 from tests.support.tasks import await_batches, await_dead, enqueued, numbered
@@ -368,6 +372,24 @@ def test_a_merge_that_hangs_ends_with_its_timeout(make: Make, spans: Spans) -> N
         span = spans.one("merge")
         end.set()
     assert (span.attributes or {})["error.type"] == "MergeTimeout"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_thread_leaves_the_span_after_the_merge(spans: Spans, fails: bool) -> None:
+    seen = list[int]()
+
+    def note_span(group: str, tasks: list[Task]) -> None:
+        seen.append(trace.get_current_span().get_span_context().span_id)
+        if fails:
+            raise ValueError
+
+    with spans.tracer.start_as_current_span("outer") as outer:
+        span = spans.tracer.start_span("merge")
+        claim = claim_of([Task("test", 1, "a")])._replace(span=MergeSpan(span))
+        outcome = merge_claim(note_span, Router(StreamSink("x"), False, 10**6), claim)
+        assert (outcome.failure is not None) is fails
+        assert seen == [span.get_span_context().span_id]
+        assert trace.get_current_span() is outer
 
 
 # --- deliveries ----------------------------------------------------------------------------------
