@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import click
@@ -37,6 +37,11 @@ from redisagg.cli.output import printable
     help="Start anew when a Python file in the working directory changes; for development.",
 )
 @metrics_options
+@click.option(
+    "--otel",
+    is_flag=True,
+    help="Traces and metrics by OpenTelemetry; its SDK has to be set up.",
+)
 @log_options
 @click.pass_context
 def worker(
@@ -49,6 +54,7 @@ def worker(
     concurrency: int | None,
     metrics_port: int | None,
     metrics_address: str,
+    otel: bool,
     log_level: str,
     log_format: str,
     reload: bool,
@@ -78,8 +84,24 @@ def worker(
     names = ", ".join(repr(printable(each.name)) for each in aggregators)
     if metrics_port is not None:
         serve_metrics_of(aggregators, metrics_address, metrics_port)
+    if otel:
+        _watch_by_otel(aggregators)
     click.echo(f"redisagg: flushing {names}", err=True)
     run_together(aggregators, concurrency)
+
+
+def _watch_by_otel(aggregators: Sequence[AnyAggregator]) -> None:
+    """Traces aggregators, and counts what they do.
+
+    Raises:
+        click.ClickException: opentelemetry-api is not installed.
+    """
+    try:
+        from redisagg.otel import Metrics, Tracing
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    Tracing().watch(*aggregators)
+    Metrics().watch(*aggregators)
 
 
 def _run_reloading() -> None:

@@ -18,6 +18,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from redisagg.errors import MergedTaskTooLarge, RetryAfter, Unavailable, Unrecoverable, wait_of
+from redisagg.observers import MergeSpan
 from redisagg.protocol.answers import Answered
 from redisagg.sinks.base import MergedTask, RedisQueue
 from redisagg.texts import summary_of, traceback_of
@@ -167,6 +168,13 @@ class Trace(Protocol):
     def begin(self) -> None:
         """The merge, a delivery or the commit begins; in any thread."""
 
+    def merging(self, claim: Claim) -> Claim:
+        """The merge has begun, in any thread; returns the claim with its span, if it has one."""
+        ...
+
+    def delivering(self, sink: str, merged: MergedTask) -> None:
+        """A delivery begins, in this asyncio task."""
+
     def merged(self, claim: Claim, outcome: MergeOutcome) -> None:
         """The merge has ended."""
 
@@ -225,6 +233,8 @@ class Claim(NamedTuple):
     """When it was first claimed, ms."""
     begin_by: float = 0.0
     """The time by `time.monotonic` until which its merge may begin, if it has a permit; else 0."""
+    span: MergeSpan | None = None
+    """The span of its merge, if that is traced."""
 
     @property
     def has_result(self) -> bool:
@@ -298,14 +308,16 @@ class Batch:
             False if the batch has been abandoned: it must not be merged.
         """
         with _begin_lock:
-            if self.state is _CLAIMED:
-                self.state = _MERGING
-                if self.trace is not None:
-                    self.trace.begin()
-                if self.permit is not None and not self.claim.stored_result:
-                    self.permit.begin()
-                return True
-            return self.state is _MERGING
+            if self.state is not _CLAIMED:
+                return self.state is _MERGING
+            self.state = _MERGING
+            if self.trace is not None:
+                self.trace.begin()
+            if self.permit is not None and not self.claim.stored_result:
+                self.permit.begin()
+        if self.trace is not None:
+            self.claim = self.trace.merging(self.claim)
+        return True
 
     def fail_unless_begun(self, failure: Failure) -> bool:
         """Gives the batch an outcome if its merge has not begun, which then never begins.
@@ -346,6 +358,9 @@ class Batch:
         """Takes the outcome of the merge, on the event loop; ignored if the batch was abandoned."""
         if self.permit is not None:
             self.permit.merge_over(outcome if self.state is _MERGING else None)
+        if self.claim.span is not None:
+            error = "" if outcome.failure is None else outcome.failure.error
+            self.claim.span.end(error, len(outcome.merged))
         if self.state is _MERGING:
             self.outcome = outcome
             self.state = _MERGED

@@ -20,9 +20,11 @@ from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.event_log import EventLog
 from redisagg.flusher.event_queue import make_event_queue
 from redisagg.merge_function import wants_info
-from redisagg.observers import Listener, Observers
+from redisagg.observers import BatchSpans, Listener, Observers, Tracer
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace
+from redisagg.sinks.base import MergedTask
+from redisagg.sinks.limited_calls import carries_context
 from redisagg.texts import logger, redact
 
 _log = logger("events")
@@ -44,8 +46,9 @@ class Reporter:
         self, namespace: str, flusher_id: str, listeners: Sequence[Listener], *, of_batches: bool
     ) -> None:
         self.of_batches = of_batches
-        self._namespace = namespace
-        self._flusher_id = flusher_id
+        self.namespace = namespace
+        self.flusher_id = flusher_id
+        self.tracer: Tracer | None = None
         self._listeners: dict[type[Event], list[Listener]] = {}
         self._all = listeners
         self._failed = False
@@ -61,7 +64,7 @@ class Reporter:
         listeners = self._listeners_to(kind)  # type: ignore[arg-type]
         if not listeners:
             return
-        event = kind(at=time.time(), namespace=self._namespace, flusher=self._flusher_id, **fields)
+        event = kind(at=time.time(), namespace=self.namespace, flusher=self.flusher_id, **fields)
         for listener in listeners:
             try:
                 listener(event, entries)
@@ -112,8 +115,9 @@ async def reporting(
     listeners: list[Listener] = [log, *observers.listeners]
     if queue is not None:
         listeners.append(queue)
-    of_batches = len(listeners) > 1 or log.of_batches
+    of_batches = len(listeners) > 1 or log.of_batches or observers.tracer is not None
     report = Reporter(keyspace.name, flusher_id, listeners, of_batches=of_batches)
+    report.tracer = observers.tracer
     since, error = time.monotonic(), ""
     partitions = len(keyspace.partitions)
     report(events.FlusherStarted, partitions=partitions, concurrency=config.concurrency)
@@ -144,6 +148,13 @@ class BatchReports:
         self._ahead: float | None = None
         """Seconds by which Redis' clock is ahead of `time.monotonic`, at least."""
         self._ahead_at = 0.0
+        self._claim_begun = 0
+        """When the last claim was sent, nanoseconds since the epoch; 0 if nothing is traced."""
+
+    def claiming(self) -> None:
+        """A claim is sent."""
+        if self.report.tracer is not None:
+            self._claim_begun = time.time_ns()
 
     def trace(self, batch: Batch) -> None:
         """Gives a batch that has just been claimed its trace."""
@@ -153,7 +164,12 @@ class BatchReports:
             ahead = claim.created / 1000 - now
             if self._ahead is None or ahead > self._ahead or now - self._ahead_at > _CLOCK_SECONDS:
                 self._ahead, self._ahead_at = ahead, now
-        batch.trace = BatchTrace(self, facts_of(claim, self._partition))
+        facts, spans = facts_of(claim, self._partition), None
+        if self.report.tracer is not None:
+            of_flusher = (self.report.namespace, self.report.flusher_id)
+            times = (self._claim_begun, time.time_ns())
+            spans = self.report.tracer.claimed(*of_flusher, facts, *times)
+        batch.trace = BatchTrace(self, facts, spans)
         if self._strips_info:
             batch.claim = claim._replace(created=0)  # which stands for all of the info
         self.report(events.BatchClaimed, batch=batch.trace.facts)
@@ -181,12 +197,22 @@ def facts_of(claim: Claim, partition: int) -> EventBatch:
 
 
 class BatchTrace:
-    """Reports one batch in one attempt, and keeps its times."""
+    """Reports one batch in one attempt, and keeps its times.
 
-    __slots__ = ("_begun", "_delivered", "_merge_seconds", "_reports", "_sink", "_split", "facts")
+    Args:
+        spans: make the spans of the batch, if it is traced.
+    """
 
-    def __init__(self, reports: BatchReports, facts: EventBatch) -> None:
+    __slots__ = (
+        *("_begun", "_delivered", "_merge_seconds", "_reports", "_sink", "_spans", "_split"),
+        "facts",
+    )
+
+    def __init__(
+        self, reports: BatchReports, facts: EventBatch, spans: BatchSpans | None = None
+    ) -> None:
         self._reports = reports
+        self._spans = spans
         self.facts = facts
         self._begun = 0.0
         """When the present step began: the merge, a delivery or the commit."""
@@ -199,6 +225,20 @@ class BatchTrace:
     def begin(self) -> None:
         """The merge, a delivery or the commit begins; in any thread."""
         self._begun = time.monotonic()
+
+    def merging(self, claim: Claim) -> Claim:
+        """The merge has begun, in any thread; returns the claim with its span, if it has one."""
+        if self._spans is None:
+            return claim
+        span = self._spans.merging(None if claim.stored_result else claim.entries)
+        return claim if span is None else claim._replace(span=span)
+
+    def delivering(self, sink: str, merged: MergedTask) -> None:
+        """A delivery begins, in this asyncio task."""
+        if self._spans is not None:
+            self._spans.delivering(sink, merged.batch_id)
+            carries_context.set(True)
+        self.begin()
 
     def merged(self, claim: Claim, outcome: MergeOutcome) -> None:
         """The merge has ended."""
@@ -223,28 +263,34 @@ class BatchTrace:
         """A delivery has ended, or the queue in Redis has refused the batch."""
         self._sink = sink
         self._delivered += error is None
+        seconds = time.monotonic() - self._begun
+        text = "" if error is None else Failure.of(error).error
+        if self._spans is not None:
+            self._spans.delivered(sink, seconds, text)
         self._reports.report(
-            events.BatchDelivered,
-            batch=self.facts,
-            sink=self._sink,
-            seconds=time.monotonic() - self._begun,
-            error="" if error is None else Failure.of(error).error,
+            events.BatchDelivered, batch=self.facts, sink=sink, seconds=seconds, error=text
         )
 
     def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
         """The batch has left."""
         sink = self._sink if outcome.enqueue is None else outcome.enqueue.queue.sink
         due_at = self.facts.due_at or self.facts.claimed_at
+        tasks = outcome.enqueued + len(outcome.merged) + self._delivered
+        seconds = 0.0 if outcome.enqueue is None else time.monotonic() - self._begun
+        if self._spans is not None and outcome.enqueue is not None:
+            keys = outcome.enqueue.queue.keys
+            queue = keys[0].decode("utf-8", "replace") if keys else sink
+            self._spans.enqueued(queue, seconds, tasks)
         self._reports.report(
             events.BatchEnqueued,
             claim.entries or (),
             batch=self.facts,
             sink=sink,
-            tasks=outcome.enqueued + len(outcome.merged) + self._delivered,
+            tasks=tasks,
             failed=len(outcome.failed),
             lag=max(0.0, self._reports.redis_time() - due_at),
             merge_seconds=self._merge_seconds,
-            sink_seconds=0.0 if outcome.enqueue is None else time.monotonic() - self._begun,
+            sink_seconds=seconds,
         )
 
     def given_back(self, delay: float, failure: Failure | None) -> None:

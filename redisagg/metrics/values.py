@@ -3,65 +3,50 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from redisagg.instruments.definitions import Definition, Labels
+
+
+def family_of(definition: Definition, values: Mapping[Labels, float]) -> Any:
+    """Returns a counter or gauge with these values, as prometheus-client takes it."""
+    kind = CounterMetricFamily if definition.kind == "counter" else GaugeMetricFamily
+    family = kind(definition.name, definition.text, labels=definition.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
 
 
 class Counter:
-    """A counter for each combination of labels.
+    """A counter for each combination of labels; see `redisagg.instruments.process.AnyCounter`."""
 
-    Args:
-        name: of the metric, without ``_total``.
-        text: the help text.
-        labels: the names of the labels.
-    """
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+        self._values: dict[Labels, float] = {}
 
-    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self._names = (name, text, labels)
-        self._values: dict[tuple[str, ...], float] = {}
-
-    def add(self, labels: tuple[str, ...], amount: float = 1) -> None:
-        """Adds to the counter of these labels."""
+    def add(self, labels: Labels, amount: float = 1) -> None:
         self._values[labels] = self._values.get(labels, 0) + amount
 
     def collect(self) -> Any:
         """Returns the present values."""
-        name, text, labels = self._names
-        family = CounterMetricFamily(name, text, labels=labels)
-        for each, value in self._values.items():
-            family.add_metric(each, value)
-        return family
+        return family_of(self._definition, self._values)
 
 
 class Histogram:
-    """A histogram for each combination of labels.
+    """A histogram for each combination of labels; see `redisagg.instruments.process`."""
 
-    Args:
-        name, text, labels: as of `Counter`.
-        bounds: the upper bounds of the buckets, without infinity.
-    """
+    def __init__(self, definition: Definition) -> None:
+        self.bounds = definition.bounds
+        self._definition = definition
+        self._values: dict[Labels, _Buckets] = {}
 
-    def __init__(
-        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
-    ) -> None:
-        self.bounds = bounds
-        self._names = (name, text, labels)
-        self._values: dict[tuple[str, ...], _Buckets] = {}
-
-    def observe(self, labels: tuple[str, ...], value: float) -> None:
-        """Counts a value."""
+    def observe(self, labels: Labels, value: float) -> None:
         self.count(labels, bisect_left(self.bounds, value), 1, value)
 
-    def count(self, labels: tuple[str, ...], bucket: int, values: int, total: float) -> None:
-        """Counts values that belong into one bucket.
-
-        Args:
-            bucket: the place of the first bound that is no less than they are.
-            values: the number of the values.
-            total: their sum.
-        """
+    def count(self, labels: Labels, bucket: int, values: int, total: float) -> None:
         buckets = self._values.get(labels)
         if buckets is None:
             buckets = self._values[labels] = _Buckets(len(self.bounds) + 1)
@@ -70,8 +55,8 @@ class Histogram:
 
     def collect(self) -> Any:
         """Returns the present values."""
-        name, text, labels = self._names
-        family = HistogramMetricFamily(name, text, labels=labels)
+        definition = self._definition
+        family = HistogramMetricFamily(definition.name, definition.text, labels=definition.labels)
         for each, buckets in self._values.items():
             family.add_metric(each, list(self._cumulated(buckets)), buckets.total)
         return family

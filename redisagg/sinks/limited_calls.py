@@ -14,8 +14,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -29,6 +30,9 @@ begins_of_delivery: ContextVar[Callable[[], None] | None] = ContextVar(
 )
 """Is called when a call in a thread begins that had to wait for the thread; it may raise, and then
 the call is not made."""
+
+carries_context: ContextVar[bool] = ContextVar("redisagg_carries_context", default=False)
+"""Whether calls in threads have the context variables of their caller, such as its span."""
 
 _IDLE_SECONDS = 2.0
 """Seconds after which a thread without a call ends."""
@@ -225,6 +229,8 @@ class ThreadedCalls:
                     self._release()
                 raise
         loop = asyncio.get_running_loop()
+        if carries_context.get():
+            function = partial(copy_context().run, function)
         call = _Call(function, args, loop, loop.create_future())
         try:
             self._start(call)

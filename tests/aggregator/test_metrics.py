@@ -149,6 +149,20 @@ def test_a_call_that_is_repeated_is_counted_once(make: Make, metrics: Metrics) -
     assert nonzero(samples(metrics), "redisagg_tasks") == {"redisagg_tasks_added_total{}": 4}
 
 
+def test_two_watch_the_same_aggregator(make: Make, metrics: Metrics) -> None:
+    agg, other = make(max_task_bytes=100), Metrics()
+    metrics.watch(agg)
+    other.watch(agg)
+    agg.add_tasks(numbered("a", 3))
+    with pytest.raises(InvalidTask):
+        agg.add_task(Task("test", "x" * 200, "a"))
+    for each in (metrics, other):
+        assert nonzero(samples(each), "redisagg_tasks") == {
+            "redisagg_tasks_added_total{}": 3,
+            "redisagg_tasks_refused_total{reason=too_large}": 1,
+        }
+
+
 # --- flushers ------------------------------------------------------------------------------------
 
 
@@ -249,7 +263,7 @@ def test_who_is_not_watched_pays_nothing(make: Make, monkeypatch: pytest.MonkeyP
 def test_what_is_in_redis(make: Make, sync_redis: redis.Redis) -> None:
     agg = make(group_max_size=3)
     state = samples(NamespaceCollector(agg))
-    assert set(state.values()) == {0}
+    assert nonzero(state, "redisagg") == {"redisagg_partitions{}": 2}
     agg.add_tasks(numbered("waits", 2))
     agg.add_tasks(numbered("full", 3))
     agg.add_tasks(numbered("urgent", 3, priority=5))
@@ -317,7 +331,8 @@ def test_dead_letters_retries_leases_and_flushers(make: Make) -> None:
         wait_until(
             lambda: samples(collector)["redisagg_oldest_overdue_seconds{}"] > 0.3, what="overdue"
         )
-    assert nonzero(first, "redisagg_tasks", "redisagg_dead", "redisagg_l", "redisagg_f") == {
+    names = ("tasks", "dead", "leases", "flushers")
+    assert nonzero(first, *(f"redisagg_{name}" for name in names)) == {
         "redisagg_tasks{state=in_flight}": 2,
         "redisagg_tasks{state=dead}": 2,
         "redisagg_dead_batches{}": 1,
@@ -325,6 +340,41 @@ def test_dead_letters_retries_leases_and_flushers(make: Make) -> None:
         "redisagg_flushers{}": 1,
     }
     assert first["redisagg_groups{state=held}"] == 1
+
+
+def test_how_full_the_fullest_partition_is(make: Make, metrics: Metrics) -> None:
+    agg = make(max_pending_tasks=21, max_pending_bytes=4_000, max_task_bytes=500)
+    metrics.watch(agg, make())  # the other one has no limits
+    first, *_ = numbered("a", 1)
+    agg.add_tasks([first, *(Task("test", n, f"group-{n}") for n in range(8))])
+    assert nonzero(samples(metrics), "redisagg_partition") == {
+        "redisagg_partition_limit_tasks{}": 10,
+        "redisagg_partition_limit_bytes{}": 2_000,
+    }
+    partitions = agg.stats().partitions
+    fullest = samples(NamespaceCollector(agg))
+    assert fullest["redisagg_fullest_partition_tasks{}"] == max(p.pending for p in partitions)
+    assert fullest["redisagg_fullest_partition_bytes{}"] == max(p.stored_bytes for p in partitions)
+    assert max(p.pending for p in partitions) < 9  # both have some
+
+
+def test_changes_of_leaders(make: Make) -> None:
+    agg, collector = make(), NamespaceCollector(make())
+    names = ("redisagg_lease_changes", "redisagg_leases", "redisagg_partitions")
+    assert nonzero(samples(collector), *names) == {"redisagg_partitions{}": 2}
+    for changes in (2, 4):
+        with agg:
+            await_led(agg)
+            for _ in range(2):  # without a change nothing is counted
+                assert samples(collector)["redisagg_lease_changes_total{}"] == changes
+
+
+def test_paused_partitions(make: Make) -> None:
+    agg = make()
+    agg.pause()
+    assert samples(NamespaceCollector(agg))["redisagg_paused_partitions{}"] == 2
+    agg.resume()
+    assert samples(NamespaceCollector(agg))["redisagg_paused_partitions{}"] == 0
 
 
 def test_keys_that_redisagg_did_not_write_spoil_no_other_number(
@@ -417,14 +467,21 @@ PROCESS = {
     "redisagg_merge_duration_seconds",
     "redisagg_sink_duration_seconds",
     "redisagg_breaker_state",
+    "redisagg_partition_limit_tasks",
+    "redisagg_partition_limit_bytes",
 }
 NAMESPACE = {
     "redisagg_tasks",
     "redisagg_groups",
     "redisagg_oldest_overdue_seconds",
     "redisagg_dead_batches",
+    "redisagg_partitions",
     "redisagg_leases",
+    "redisagg_lease_changes",
     "redisagg_flushers",
+    "redisagg_paused_partitions",
+    "redisagg_fullest_partition_tasks",
+    "redisagg_fullest_partition_bytes",
 }
 
 

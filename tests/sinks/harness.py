@@ -93,10 +93,15 @@ class Trial:
         Args:
             arguments: further arguments of the command.
         """
-        env = {name: self._filled(value) for name, value in self.system.env.items()}
         command = [self._filled(part) for part in (*self.system.worker, *arguments)]
-        with running(command, self.log("worker"), env={**env, RECEIVED: str(self._received)}):
+        with running(command, self.log("worker"), env=self.env):
             yield
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the worker has in its environment beside that of the tests."""
+        env = {name: self._filled(value) for name, value in self.system.env.items()}
+        return {**env, RECEIVED: str(self._received)}
 
     def deliver(self, *batches: Mapping[str, Any], sink: str | None = None) -> None:
         """Delivers by the sink, without a flusher; see `tests.sinks.deliver`."""

@@ -323,6 +323,8 @@ class Claimer:
         if self._permits is not None and self._permits.limits_groups:
             return await self._claim_one_each(items, max(1, most), poll, probing)
         together = [requests.claim(items, limit, max(1, most)), poll]
+        if self._reports is not None:
+            self._reports.claiming()
         claimed, due = await self._session.send_all(together, once=True)
         pause = self._pause()
         for reply in claimed:
@@ -342,6 +344,8 @@ class Claimer:
         if put_off:
             self._note_waiting_suspect(put_off)
             together.append(requests.put_off(put_off))
+        if self._reports is not None:
+            self._reports.claiming()
         *replies, due = await self._session.send_all([*together, poll], once=True)
         place, pause = 0, self._pause()
         for claimed in replies[: len(allowed)]:

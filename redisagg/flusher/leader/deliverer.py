@@ -115,7 +115,7 @@ class Deliverer:
             last = batch.outcome is not None and len(batch.outcome.deliveries) == 1
             begins = partial(_begin, permit, timeout, last=last)
         if batch.trace is not None:
-            batch.trace.begin()
+            batch.trace.delivering(type(sink).__name__, merged)
         try:
             returned = await self._deliveries.deliver(sink, merged, begins)
         except _PermitEnds:

@@ -57,6 +57,8 @@ class LoopMerger(TaskMerger):
         except PermitExpired:
             outcome.failure = TOO_LATE
             return outcome
+        if claim.span is not None:
+            claim.span.enter()  # of this asyncio task, which ends with the merge
         ended = await self._calls.run(self.function, *given, timeout=self.timeout)  # type: ignore[arg-type]
         if ended is None:
             _log.warning(

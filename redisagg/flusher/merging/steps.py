@@ -56,6 +56,8 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
         group, tasks = prepare(claim, outcome, router)
         if tasks:
             check_permit(claim)
+            if claim.span is not None:
+                claim.span.enter()
             returned: Any = function(*arguments(claim, outcome, group, tasks))
             if type(returned) is not Task and inspect.isawaitable(returned):
                 # It is a plain function that returns a coroutine.
@@ -68,6 +70,9 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
         outcome.failure = TOO_LATE
     except BaseException as error:
         outcome.failure = Failure.of(error)
+    finally:
+        if claim.span is not None:
+            claim.span.exit()
     return outcome
 
 
@@ -393,6 +398,8 @@ def _merged_tasks(claim: Claim, tasks: Sequence[Task], returned: Any) -> list[Me
     group = group_of(claim.group).decode("utf-8", "replace")
     batch_id, reason = claim.batch_id.decode(), claim.reason.decode("utf-8", "replace")
     trace, count = trace_headers(tasks, len(several)), len(tasks)
+    if claim.span is not None:
+        trace = {**trace, **claim.span.headers}
     all_merged: list[MergedTask] = []
     for number, task in enumerate(several, 1):
         if not isinstance(task, Task):

@@ -1,0 +1,1 @@
+"""What is measured, whoever exports it."""
