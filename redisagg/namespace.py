@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration, seconds, to_ms
-from redisagg.errors import InvalidConfig
+from redisagg.errors import InvalidConfig, NamespaceMismatch
 from redisagg.merges import collect
 from redisagg.observers import Observers
 from redisagg.protocol import registration
@@ -119,6 +119,10 @@ class Namespace:
             KeyConflict: the record holds a value that redisagg did not write.
         """
         yield from registration.register(self.keyspace)
+
+    def note_refusal(self, error: NamespaceMismatch) -> Operation[None]:
+        """Notes in Redis why a flusher of this host can't run, for those who look."""
+        yield from registration.note_refusal(self.keyspace, error)
 
     def check(self) -> Operation[bool]:
         """Compares the record of the namespace with the settings, and writes nothing.

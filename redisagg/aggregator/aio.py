@@ -19,9 +19,11 @@ from redisagg.aggregator.base import (
     CLOSE_TIMEOUT,
     FORGET_TIMEOUT,
     IDLE_POLL_INTERVAL,
+    OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
+    paused_by,
     with_index,
 )
 from redisagg.aggregator.bounded import await_within
@@ -31,13 +33,14 @@ from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
     InvalidTask,
+    NamespaceMismatch,
     RedisAggError,
     RedisUnavailable,
 )
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, locating, policing, steering
+from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -61,11 +64,14 @@ from redisagg.views import (
     BatchState,
     DeadLetter,
     DeadReason,
+    Explanation,
+    FlusherState,
     GroupPage,
     GroupPlace,
     GroupState,
     Location,
     Stats,
+    Trouble,
 )
 
 _log = logger("producer")
@@ -331,7 +337,7 @@ class AsyncAggregator(AggregatorBase):
         self._check_loop_of_flusher()
         if not self.is_running:
             check_executor(self._config)
-            await self._register()
+            await self._register_flusher()
         if not self.is_running:  # another call may have started one meanwhile
             self._start_flusher(self._namespace)
 
@@ -418,7 +424,7 @@ class AsyncAggregator(AggregatorBase):
         """
         namespace = self._namespace.with_concurrency(concurrency)
         check_executor(self._config)
-        await self._register()
+        await self._register_flusher()
         if self.is_running:
             raise FlusherFailed("a flusher of this aggregator runs already; stop it first")
         flusher = self._start_flusher(namespace)
@@ -483,7 +489,7 @@ class AsyncAggregator(AggregatorBase):
         """
         return await self._run(steering.flush_all(self._keyspace))
 
-    async def pause(self, group_key: GroupKey | None = None) -> None:
+    async def pause(self, group_key: GroupKey | None = None, *, by: str | None = None) -> None:
         """Stops flushing on all nodes until `resume` is called, of all groups or of one.
 
         Tasks can still be added, and running merges end. Batches that wait for another attempt
@@ -492,16 +498,20 @@ class AsyncAggregator(AggregatorBase):
         Args:
             group_key: key of the group, which need not exist yet; None for all groups. A pause of
                 all groups and that of a group are independent of each other.
+            by: who pauses, for those who ask why nothing is flushed; by default the user and the
+                host of this process.
 
         Raises:
+            InvalidConfig: `by` is no text of up to 256 bytes.
             InvalidGroupKey: the group key is wrong.
         """
         group = None if group_key is None else group_key_bytes(group_key)
+        name = paused_by(by)
         await self._register()  # tasks that are added later wait too
         if group is None:
-            await self._run(steering.pause(self._keyspace, paused=True))
+            await self._run(steering.pause(self._keyspace, paused=True, by=name))
         else:
-            await self._run(steering.pause_group(self._keyspace, group, paused=True))
+            await self._run(steering.pause_group(self._keyspace, group, paused=True, by=name))
 
     async def resume(self, group_key: GroupKey | None = None) -> None:
         """Resumes flushing on all nodes after `pause`.
@@ -704,6 +714,49 @@ class AsyncAggregator(AggregatorBase):
         """
         group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
         return await self._run(locating.locate(self._keyspace, group, raw_id))
+
+    async def explain(self, group_key: GroupKey) -> Explanation:
+        """Says why the tasks of a group are not flushed yet, and what to do.
+
+        Reads a bounded number of values, whatever waits; an observer's rights are enough. On a
+        cluster a master that does not answer is part of the answer.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            One cause as a sentence, and what else is wrong; also whether the group is late.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = group_key_bytes(group_key)
+        operation = explaining.explain(
+            self._keyspace, group, clustered=self._here().transport.clustered
+        )
+        return await self._observe(operation)
+
+    async def get_troubles(self) -> list[Trouble]:
+        """Says what keeps tasks of the namespace from being flushed, the worst first.
+
+        Returns:
+            What concerns all groups or those of some partitions; empty if all is well.
+        """
+        found, _ = await self._observe(
+            observing.health(self._keyspace, clustered=self._here().transport.clustered)
+        )
+        return observing.troubles(found)
+
+    async def get_flushers(self) -> list[FlusherState]:
+        """Reads the live flushers.
+
+        Returns:
+            What each one leads, and which sinks it found down.
+        """
+        found, _ = await self._observe(
+            observing.health(self._keyspace, clustered=self._here().transport.clustered)
+        )
+        return observing.flusher_states(found)
 
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
@@ -916,6 +969,20 @@ class AsyncAggregator(AggregatorBase):
         except RedisAggError as error:
             raise copy.copy(error) from error.__cause__  # each caller gets its own exception
         self._registered = True
+
+    async def _register_flusher(self) -> None:
+        """As `_register`; a refusal is noted in Redis, so that `explain` can name it."""
+        try:
+            await self._register()
+        except NamespaceMismatch as error:
+            with suppress(RedisAggError):
+                await self._here().transport.once(self._namespace.note_refusal(error))
+            raise
+
+    async def _observe(self, operation: Operation[T]) -> T:
+        """Runs an operation that looks at what may be broken, so it does not wait for long."""
+        timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
+        return await AsyncTransport(self._here().transport.client, timeout).run(operation)
 
     async def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""

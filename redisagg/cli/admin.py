@@ -188,10 +188,11 @@ def postpone(aggregator: Aggregator, group: str, until: datetime, as_json: bool)
 @click.command()
 @click.argument("group", required=False)
 @with_aggregator
+@click.option("--by", metavar="NAME", help="Who pauses, for `redisagg why`; by default USER@HOST.")
 @json_option
-def pause(aggregator: Aggregator, group: str | None, as_json: bool) -> None:
+def pause(aggregator: Aggregator, group: str | None, by: str | None, as_json: bool) -> None:
     """Stop flushing GROUP, or all groups, on all nodes; tasks can still be added."""
-    aggregator.pause(group)
+    aggregator.pause(group, by=by)
     _report(as_json, {"paused": True}, "paused")
 
 

@@ -17,6 +17,7 @@ from redisagg.cli.ingest import ingest
 from redisagg.cli.output import printable
 from redisagg.cli.policy import policy
 from redisagg.cli.tail import tail
+from redisagg.cli.why import why
 from redisagg.cli.worker import worker
 from redisagg.errors import RedisAggError
 from redisagg.texts import redact
@@ -57,6 +58,6 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, exporter, tail),
-    *(groups, peek, locate, stats, flush, postpone, cancel, pause, resume, policy, dead),
+    *(groups, peek, locate, why, stats, flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)
