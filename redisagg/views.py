@@ -387,3 +387,37 @@ class FlusherState:
     waits_since: float | None = None
     """Since when it waits for a permit, by `max_concurrency` or `rate_limit`; None if it does not.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A namespace in one look."""
+
+    at: float
+    """The time of Redis."""
+    troubles: Sequence[Trouble]
+    """What keeps tasks from being flushed, the worst first; empty if all is well."""
+    flushers: Sequence[FlusherState]
+    """The live flushers."""
+    stats: Stats | None
+    """The counts; None while a master of a cluster does not answer, as all below."""
+    groups_due: int | None
+    """Groups that are due and not claimed yet."""
+    groups_waiting: int | None
+    """Groups that are not due yet."""
+    groups_held: int | None
+    """Groups all of whose tasks are in batches, or that a retry or a pause holds back."""
+    oldest_overdue: float | None
+    """Seconds since the earliest of all due groups and batches in flight was due; 0 without any."""
+    memory_used: int
+    """Bytes of memory that Redis uses; on a cluster those of the fullest master."""
+    memory_limit: int
+    """Its `maxmemory` in bytes; 0 for none."""
+
+
+class BatchPage(NamedTuple):
+    """A page of batches in flight."""
+
+    states: list[BatchState]
+    next: GroupPlace | None
+    """The place of the next page, for `read_batches`; None after the last page."""

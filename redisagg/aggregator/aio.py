@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from redis.asyncio import Redis
 
@@ -61,6 +61,7 @@ from redisagg.transport.endpoint import AnyClient, AsyncClient, aclose, waits_wi
 from redisagg.transport.uncancelled import Uncancelled
 from redisagg.views import (
     AppliedPolicy,
+    BatchPage,
     BatchState,
     DeadLetter,
     DeadReason,
@@ -70,6 +71,7 @@ from redisagg.views import (
     GroupPlace,
     GroupState,
     Location,
+    Overview,
     Stats,
     Trouble,
 )
@@ -747,6 +749,16 @@ class AsyncAggregator(AggregatorBase):
         )
         return observing.troubles(found)
 
+    async def overview(self) -> Overview:
+        """Reads the namespace in one look: counts, flushers, and what is wrong.
+
+        Returns:
+            The counts, the oldest that is overdue, the flushers and the troubles. The cost does
+            not grow with the number of groups.
+        """
+        operation = observing.overview(self._keyspace, clustered=self._here().transport.clustered)
+        return await self._observe(operation)
+
     async def get_flushers(self) -> list[FlusherState]:
         """Reads the live flushers.
 
@@ -768,6 +780,41 @@ class AsyncAggregator(AggregatorBase):
             The batches, oldest first.
         """
         return await self._run(inspecting.batches(self._keyspace, tasks=tasks))
+
+    async def read_batches(
+        self,
+        place: GroupPlace | None = None,
+        *,
+        tasks: bool = False,
+        state: Literal["claimed", "retry"] | None = None,
+        group_key: GroupKey | None = None,
+        error: str | None = None,
+    ) -> BatchPage:
+        """Reads a page of the batches that `get_batches` reads, in any order.
+
+        A batch may be in several pages while batches come and go; a page may be empty although
+        others follow.
+
+        Args:
+            place: the `next` of the page before; None for the first page.
+            tasks: whether to read their tasks too.
+            state: only those in this state, ``"claimed"`` or ``"retry"``.
+            group_key: only those of this group.
+            error: only those with this text in the error of their last attempt.
+
+        Returns:
+            The batches, and the place of the next page.
+
+        Raises:
+            InvalidConfig: the state, the text or the place is wrong.
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = None if group_key is None else group_key_bytes(group_key)
+        return await self._run(
+            inspecting.batch_page(
+                self._keyspace, place, tasks=tasks, state=state, group=group, error=error
+            )
+        )
 
     async def stats(self) -> Stats:
         """Reads the counts of tasks, groups and batches; takes constant time for each partition.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from redis import Redis
 
@@ -56,6 +56,7 @@ from redisagg.transport.endpoint import AnyClient, SyncClient, close, waits_with
 from redisagg.transport.threads import Transport
 from redisagg.views import (
     AppliedPolicy,
+    BatchPage,
     BatchState,
     DeadLetter,
     DeadReason,
@@ -65,6 +66,7 @@ from redisagg.views import (
     GroupPlace,
     GroupState,
     Location,
+    Overview,
     Stats,
     Trouble,
 )
@@ -712,6 +714,16 @@ class Aggregator(AggregatorBase):
         )
         return observing.troubles(found)
 
+    def overview(self) -> Overview:
+        """Reads the namespace in one look: counts, flushers, and what is wrong.
+
+        Returns:
+            The counts, the oldest that is overdue, the flushers and the troubles. The cost does
+            not grow with the number of groups.
+        """
+        operation = observing.overview(self._keyspace, clustered=self._transport.clustered)
+        return self._observe(operation)
+
     def get_flushers(self) -> list[FlusherState]:
         """Reads the live flushers.
 
@@ -733,6 +745,41 @@ class Aggregator(AggregatorBase):
             The batches, oldest first.
         """
         return self._run(inspecting.batches(self._keyspace, tasks=tasks))
+
+    def read_batches(
+        self,
+        place: GroupPlace | None = None,
+        *,
+        tasks: bool = False,
+        state: Literal["claimed", "retry"] | None = None,
+        group_key: GroupKey | None = None,
+        error: str | None = None,
+    ) -> BatchPage:
+        """Reads a page of the batches that `get_batches` reads, in any order.
+
+        A batch may be in several pages while batches come and go; a page may be empty although
+        others follow.
+
+        Args:
+            place: the `next` of the page before; None for the first page.
+            tasks: whether to read their tasks too.
+            state: only those in this state, ``"claimed"`` or ``"retry"``.
+            group_key: only those of this group.
+            error: only those with this text in the error of their last attempt.
+
+        Returns:
+            The batches, and the place of the next page.
+
+        Raises:
+            InvalidConfig: the state, the text or the place is wrong.
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = None if group_key is None else group_key_bytes(group_key)
+        return self._run(
+            inspecting.batch_page(
+                self._keyspace, place, tasks=tasks, state=state, group=group, error=error
+            )
+        )
 
     def stats(self) -> Stats:
         """Reads the counts of tasks, groups and batches; takes constant time for each partition.

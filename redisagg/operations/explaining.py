@@ -302,7 +302,7 @@ def _causes(g: _Group) -> Iterator[Trouble | None]:
         yield _suspect(g)
         yield _group_limited(g, record)
         yield _retry(g, record)
-    if is_due and not record.held and not g.is_ready:
+    if is_due and not record.held:
         yield _group_limited(g, record)
     yield observing.limited(found)
     if record.claimed and not record.held:
@@ -490,9 +490,6 @@ def _group_limited(g: _Group, record: GroupRecord) -> Trouble | None:
         return None
     if any(each.record.error for each in g.batches):
         return None
-    until = record.held_until if record.held else g.due_score
-    if until is None or (not g.permits.held and not g.permits.units):
-        return None
     if leader.group_concurrency and g.permits.held >= leader.group_concurrency:
         return Trouble(
             "concurrency",
@@ -501,7 +498,8 @@ def _group_limited(g: _Group, record: GroupRecord) -> Trouble | None:
             "Wait for one to end, or raise group_concurrency.",
         )
     rate = leader.group_rate_limit
-    if rate is None:
+    until = record.held_until if record.held else g.due_score
+    if rate is None or until is None or not g.permits.units:
         return None
     return Trouble(
         "rate_limit",

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal, NamedTuple, cast
 
 from redisagg.errors import AuthenticationFailed, RedisAggError, RedisUnavailable
+from redisagg.operations.measuring import measure
 from redisagg.protocol import registration
 from redisagg.protocol.keys import WITH_POLICIES, Keyspace, PartitionKeys
 from redisagg.protocol.operations import Lenient, Operation
@@ -22,7 +23,7 @@ from redisagg.protocol.scripts import Request, call, command
 from redisagg.protocol.status import REFUSED, FlusherStatus, SinkStatus, unpack_status
 from redisagg.rate_limit import RateLimit
 from redisagg.texts import escape_control
-from redisagg.views import FlusherState, SinkState, Trouble
+from redisagg.views import FlusherState, Overview, SinkState, Trouble
 
 _STATE = ("partitions", "clock", "paused", "paused_by", "owner", "expires", "lease", "wake")
 
@@ -322,6 +323,27 @@ def _sink_state(status: SinkStatus) -> SinkState:
         reason=status.reason,
         since=status.since_ms / 1000,
         until=status.until_ms / 1000,
+    )
+
+
+def overview(keyspace: Keyspace, *, clustered: bool) -> Operation[Overview]:
+    """Reads a namespace in one look; arguments and errors as of `health`."""
+    found, _ = yield from health(keyspace, clustered=clustered)
+    measures = None
+    if not found.away:
+        measures = yield from measure(keyspace)
+    memory = max(found.memory, key=lambda each: each.used / (each.most or 2**62), default=None)
+    return Overview(
+        at=found.now / 1000,
+        troubles=troubles(found),
+        flushers=flusher_states(found),
+        stats=measures and measures.stats,
+        groups_due=measures and measures.groups_due,
+        groups_waiting=measures and measures.groups_waiting,
+        groups_held=measures and measures.groups_held,
+        oldest_overdue=measures and measures.oldest_overdue,
+        memory_used=memory.used if memory else 0,
+        memory_limit=memory.most if memory else 0,
     )
 
 

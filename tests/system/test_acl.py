@@ -270,7 +270,8 @@ def observe(user: User, admin: User) -> None:
     assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
     assert user.run(measuring.measure(SPACE)).oldest_overdue > 0
     health, replies = user.run(observing.health(SPACE, clustered=False))
-    assert health.memory and health.live == ["me"] and not replies
+    assert health.memory
+    assert (health.live, replies) == (["me"], [])
     for group in (b"waiting", b"retry", b"dead1", b"nobody"):
         assert user.run(explaining.explain(SPACE, group, clustered=False))
     user.run(reading.read_sink(namespace, [QUEUE], {}, 10))
