@@ -415,6 +415,25 @@ class Overview:
     """Its `maxmemory` in bytes; 0 for none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `redisagg doctor` has found."""
+
+    check: Literal["server", "namespace", "rights", "groups", "batches", "keys"]
+    """What was looked at."""
+    level: Literal["error", "warning", "note"]
+    """``"error"``: tasks are lost or stuck, or may be. ``"warning"``: they are after a failure, or
+    soon. ``"note"``: good to know."""
+    text: str
+    """What it is, as one sentence."""
+    advice: str = ""
+    """What to do, as one sentence; empty if nothing."""
+    mendable: bool = False
+    """Whether ``--repair`` mends it."""
+    mended: bool = False
+    """Whether it was mended just now."""
+
+
 class BatchPage(NamedTuple):
     """A page of batches in flight."""
 

@@ -13,6 +13,7 @@ from redisagg.cli.admin import cancel, flush, groups, locate, pause, peek, postp
 from redisagg.cli.batches import batches
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
+from redisagg.cli.doctor import doctor
 from redisagg.cli.exporter import exporter
 from redisagg.cli.ingest import ingest
 from redisagg.cli.output import printable
@@ -60,20 +61,7 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, exporter, tail),
-    *(
-        groups,
-        peek,
-        locate,
-        why,
-        batches,
-        stats,
-        flush,
-        postpone,
-        cancel,
-        pause,
-        resume,
-        policy,
-        dead,
-    ),
+    *(groups, peek, locate, why, batches, stats, doctor),
+    *(flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)
