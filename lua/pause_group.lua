@@ -4,6 +4,7 @@
 -- KEYS   1 state  2 groups  3 due  4 ready
 -- ARGV   1 '1' to pause, '0' to resume  2 wake channel
 --        3 partition number/number of partitions, such as 3/16  4 group key
+--        5 who pauses; may be left out
 -- Reply  1 if this changed something, else 0
 
 -- @include arguments
@@ -21,8 +22,10 @@
 
 local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local pause, channel, place, group = ARGV[1] == '1', ARGV[2], ARGV[3], ARGV[4]
-local LONGEST_KEY = 512
-assert_arguments(#KEYS == 4 and #ARGV == 4 and #group > 0 and #group <= LONGEST_KEY)
+local by = ARGV[5] or ''
+local LONGEST_KEY, LONGEST_NAME = 512, 256
+assert_arguments(#KEYS == 4 and #ARGV >= 4 and #group > 0 and #group <= LONGEST_KEY
+  and #by <= LONGEST_NAME)
 
 local schema, stored_partitions = unpack(redis.call('HMGET', state, 'schema', 'partitions'))
 local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place)
@@ -35,7 +38,8 @@ if not pause then write_in_full_memory(state) end
 g = g or new_group()
 local now = clock()
 use_segments()
-segments.use_rules(g)[PAUSED] = pause and 1 or 0
+local rules = segments.use_rules(g)
+rules[PAUSED], rules[PAUSED_BY] = pause and now or 0, pause and by or ''
 if g[WAITING] == 0 then no_task_waits(g) end
 segments.drop_rules(g)
 write_group(groups, group, g)  -- the first write, which a full memory refuses

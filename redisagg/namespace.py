@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration, seconds, to_ms
-from redisagg.errors import InvalidConfig
+from redisagg.errors import InvalidConfig, NamespaceMismatch
 from redisagg.merges import collect
 from redisagg.observers import Observers
 from redisagg.protocol import registration
@@ -120,6 +120,10 @@ class Namespace:
         """
         yield from registration.register(self.keyspace)
 
+    def note_refusal(self, error: NamespaceMismatch) -> Operation[None]:
+        """Notes in Redis why a flusher of this host can't run, for those who look."""
+        yield from registration.note_refusal(self.keyspace, error)
+
     def check(self) -> Operation[bool]:
         """Compares the record of the namespace with the settings, and writes nothing.
 
@@ -166,7 +170,8 @@ def recorded_partitions(name: str) -> Operation[int | None]:
         KeyConflict: the record holds a value that redisagg did not write.
     """
     keyspace = Keyspace(name, 1)
-    recorded = yield from ask(command("HGET", keyspace.meta, b"partitions"))
+    # HMGET, since the roles of docs/security.md may not run HGET on this key.
+    [recorded] = yield from ask(command("HMGET", keyspace.meta, b"partitions"))
     return None if recorded is None else registration.recorded_number(keyspace.meta, recorded)
 
 

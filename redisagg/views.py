@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from redisagg.protocol.entries import StoredTask
 
@@ -270,3 +270,173 @@ class Stats(Counts):
     unreadable: Sequence[int] = ()
     """Numbers of partitions that are left out of everything above, since their counts can't be
     read: a key holds a value that redisagg did not write."""
+
+
+Cause: TypeAlias = Literal[
+    "unknown",
+    "done",
+    "not_due",
+    "cooling",
+    "postponed",
+    "redis_full",
+    "wrong_partitions",
+    "partition_away",
+    "clock",
+    "no_flusher",
+    "paused",
+    "group_paused",
+    "no_leader",
+    "sink_down",
+    "retry",
+    "suspect",
+    "rate_limit",
+    "concurrency",
+    "in_flight",
+    "backlog",
+    "dead_letters",
+    "foreign",
+]
+"""What holds the tasks of a group; docs/why.md describes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that keeps tasks from being flushed, of one group or of a namespace."""
+
+    cause: Cause
+    """What it is."""
+    text: str
+    """One sentence that says what, since when and until when."""
+    advice: str
+    """What to do, as one sentence; empty if nothing."""
+    since: float | None = None
+    """When it began, if that is known."""
+    until: float | None = None
+    """When it ends by itself, if that is known."""
+    partitions: Sequence[int] = ()
+    """The partitions that it concerns; empty for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why the tasks of a group are not flushed yet."""
+
+    group_key: str
+    """Text form of the group key."""
+    late: bool
+    """Whether a task should have left more than a second ago, or is in a dead letter."""
+    overdue: float
+    """Seconds since the earliest task of the group that is not done was due; 0 if none is."""
+    trouble: Trouble
+    """What holds the group; `Trouble.cause` says in one word what."""
+    also: Sequence[Trouble] = ()
+    """What else would hold it, or is wrong in the namespace."""
+    waiting: int = 0
+    """Number of its tasks that wait."""
+    in_flight: int = 0
+    """Number of its tasks in batches."""
+    due_at: float | None = None
+    """When the waiting tasks are due, as in `GroupState`."""
+    partition: int = 0
+    """Number of the partition of the group."""
+    batch_id: str | None = None
+    """Id of the batch that holds the group, if there is one."""
+
+    @property
+    def cause(self) -> Cause:
+        """What holds the group, in one word."""
+        return self.trouble.cause
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """A sink, or the merge function, that a flusher leaves alone since it does not work."""
+
+    sink: str
+    """Class of the sink, or ``"the merge function"``."""
+    queue: str
+    """What tells it from others of its class; empty for the merge function."""
+    state: Literal["open", "half open"]
+    """``"open"``: nothing is sent. ``"half open"``: it is tried with a few batches."""
+    reason: str
+    """``"failures"``, or ``"busy"`` if it has asked for a pause."""
+    since: float
+    """When it was found down."""
+    until: float
+    """When it is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlusherState:
+    """A live flusher."""
+
+    flusher_id: str
+    """Its id, which begins with host and process."""
+    partitions: Sequence[int]
+    """The partitions that it leads."""
+    started_at: float | None
+    """When it started; None if it has not said so yet, as all below."""
+    concurrency: int | None
+    """Number of batches that it merges at the same time."""
+    max_attempts: int | None
+    """Number of attempts of a batch before it becomes a dead letter."""
+    sinks_down: Sequence[SinkState] = ()
+    """The sinks that it leaves alone, 16 at most."""
+    sinks_working: int = 0
+    """Number of its other sinks."""
+    waits_since: float | None = None
+    """Since when it waits for a permit, by `max_concurrency` or `rate_limit`; None if it does not.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A namespace in one look."""
+
+    at: float
+    """The time of Redis."""
+    troubles: Sequence[Trouble]
+    """What keeps tasks from being flushed, the worst first; empty if all is well."""
+    flushers: Sequence[FlusherState]
+    """The live flushers."""
+    stats: Stats | None
+    """The counts; None while a master of a cluster does not answer, as all below."""
+    groups_due: int | None
+    """Groups that are due and not claimed yet."""
+    groups_waiting: int | None
+    """Groups that are not due yet."""
+    groups_held: int | None
+    """Groups all of whose tasks are in batches, or that a retry or a pause holds back."""
+    oldest_overdue: float | None
+    """Seconds since the earliest of all due groups and batches in flight was due; 0 without any."""
+    memory_used: int
+    """Bytes of memory that Redis uses; on a cluster those of the fullest master."""
+    memory_limit: int
+    """Its `maxmemory` in bytes; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `redisagg doctor` has found."""
+
+    check: Literal["server", "namespace", "rights", "groups", "batches", "keys"]
+    """What was looked at."""
+    level: Literal["error", "warning", "note"]
+    """``"error"``: tasks are lost or stuck, or may be. ``"warning"``: they are after a failure, or
+    soon. ``"note"``: good to know."""
+    text: str
+    """What it is, as one sentence."""
+    advice: str = ""
+    """What to do, as one sentence; empty if nothing."""
+    mendable: bool = False
+    """Whether ``--repair`` mends it."""
+    mended: bool = False
+    """Whether it was mended just now."""
+
+
+class BatchPage(NamedTuple):
+    """A page of batches in flight."""
+
+    states: list[BatchState]
+    next: GroupPlace | None
+    """The place of the next page, for `read_batches`; None after the last page."""

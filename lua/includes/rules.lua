@@ -14,8 +14,8 @@ local LEADING    = 9   -- 1 if the first task after a min interval is due at onc
 local COMMON     = 10  -- limits of entries that store none: a text, see includes/limits.lua
 local SEGMENTS   = 11  -- summaries of the waiting tasks (includes/segments.lua); '' if they differ
                        -- in nothing but their bytes, and no batch has a maximum of bytes or weight
-local RESERVED   = 12  -- '': for later releases, as a text that others leave as it is
-local PAUSED     = 13  -- 1 while the group is paused: no batch is cut from it
+local PAUSED_BY  = 12  -- who has paused the group; ''
+local PAUSED     = 13  -- since when the group is paused, ms: no batch is cut from it
 
 -- Bytes of one summary in SEGMENTS.
 local SEGMENT_BYTES = 72
@@ -24,6 +24,6 @@ local function assert_rules(rules)
   assert_whole(rules, WEIGHT, LEADING)
   assert_whole(rules, PAUSED, PAUSED)
   local texts = type(rules[COMMON]) == 'string' and type(rules[SEGMENTS]) == 'string'
-    and type(rules[RESERVED]) == 'string' and #rules[SEGMENTS] % SEGMENT_BYTES == 0
+    and type(rules[PAUSED_BY]) == 'string' and #rules[SEGMENTS] % SEGMENT_BYTES == 0
   if not texts or #rules ~= PAUSED then error('foreign bytes') end
 end

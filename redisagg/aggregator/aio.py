@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from redis.asyncio import Redis
 
@@ -19,9 +19,11 @@ from redisagg.aggregator.base import (
     CLOSE_TIMEOUT,
     FORGET_TIMEOUT,
     IDLE_POLL_INTERVAL,
+    OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
+    paused_by,
     with_index,
 )
 from redisagg.aggregator.bounded import await_within
@@ -31,13 +33,14 @@ from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
     InvalidTask,
+    NamespaceMismatch,
     RedisAggError,
     RedisUnavailable,
 )
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, locating, policing, steering
+from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -58,14 +61,19 @@ from redisagg.transport.endpoint import AnyClient, AsyncClient, aclose, waits_wi
 from redisagg.transport.uncancelled import Uncancelled
 from redisagg.views import (
     AppliedPolicy,
+    BatchPage,
     BatchState,
     DeadLetter,
     DeadReason,
+    Explanation,
+    FlusherState,
     GroupPage,
     GroupPlace,
     GroupState,
     Location,
+    Overview,
     Stats,
+    Trouble,
 )
 
 _log = logger("producer")
@@ -331,7 +339,7 @@ class AsyncAggregator(AggregatorBase):
         self._check_loop_of_flusher()
         if not self.is_running:
             check_executor(self._config)
-            await self._register()
+            await self._register_flusher()
         if not self.is_running:  # another call may have started one meanwhile
             self._start_flusher(self._namespace)
 
@@ -418,7 +426,7 @@ class AsyncAggregator(AggregatorBase):
         """
         namespace = self._namespace.with_concurrency(concurrency)
         check_executor(self._config)
-        await self._register()
+        await self._register_flusher()
         if self.is_running:
             raise FlusherFailed("a flusher of this aggregator runs already; stop it first")
         flusher = self._start_flusher(namespace)
@@ -483,7 +491,7 @@ class AsyncAggregator(AggregatorBase):
         """
         return await self._run(steering.flush_all(self._keyspace))
 
-    async def pause(self, group_key: GroupKey | None = None) -> None:
+    async def pause(self, group_key: GroupKey | None = None, *, by: str | None = None) -> None:
         """Stops flushing on all nodes until `resume` is called, of all groups or of one.
 
         Tasks can still be added, and running merges end. Batches that wait for another attempt
@@ -492,16 +500,20 @@ class AsyncAggregator(AggregatorBase):
         Args:
             group_key: key of the group, which need not exist yet; None for all groups. A pause of
                 all groups and that of a group are independent of each other.
+            by: who pauses, for those who ask why nothing is flushed; by default the user and the
+                host of this process.
 
         Raises:
+            InvalidConfig: `by` is no text of up to 256 bytes.
             InvalidGroupKey: the group key is wrong.
         """
         group = None if group_key is None else group_key_bytes(group_key)
+        name = paused_by(by)
         await self._register()  # tasks that are added later wait too
         if group is None:
-            await self._run(steering.pause(self._keyspace, paused=True))
+            await self._run(steering.pause(self._keyspace, paused=True, by=name))
         else:
-            await self._run(steering.pause_group(self._keyspace, group, paused=True))
+            await self._run(steering.pause_group(self._keyspace, group, paused=True, by=name))
 
     async def resume(self, group_key: GroupKey | None = None) -> None:
         """Resumes flushing on all nodes after `pause`.
@@ -705,6 +717,59 @@ class AsyncAggregator(AggregatorBase):
         group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
         return await self._run(locating.locate(self._keyspace, group, raw_id))
 
+    async def explain(self, group_key: GroupKey) -> Explanation:
+        """Says why the tasks of a group are not flushed yet, and what to do.
+
+        Reads a bounded number of values, whatever waits; an observer's rights are enough. On a
+        cluster a master that does not answer is part of the answer.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            One cause as a sentence, and what else is wrong; also whether the group is late.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = group_key_bytes(group_key)
+        operation = explaining.explain(
+            self._keyspace, group, clustered=self._here().transport.clustered
+        )
+        return await self._observe(operation)
+
+    async def get_troubles(self) -> list[Trouble]:
+        """Says what keeps tasks of the namespace from being flushed, the worst first.
+
+        Returns:
+            What concerns all groups or those of some partitions; empty if all is well.
+        """
+        found, _ = await self._observe(
+            observing.health(self._keyspace, clustered=self._here().transport.clustered)
+        )
+        return observing.troubles(found)
+
+    async def overview(self) -> Overview:
+        """Reads the namespace in one look: counts, flushers, and what is wrong.
+
+        Returns:
+            The counts, the oldest that is overdue, the flushers and the troubles. The cost does
+            not grow with the number of groups.
+        """
+        operation = observing.overview(self._keyspace, clustered=self._here().transport.clustered)
+        return await self._observe(operation)
+
+    async def get_flushers(self) -> list[FlusherState]:
+        """Reads the live flushers.
+
+        Returns:
+            What each one leads, and which sinks it found down.
+        """
+        found, _ = await self._observe(
+            observing.health(self._keyspace, clustered=self._here().transport.clustered)
+        )
+        return observing.flusher_states(found)
+
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
 
@@ -715,6 +780,41 @@ class AsyncAggregator(AggregatorBase):
             The batches, oldest first.
         """
         return await self._run(inspecting.batches(self._keyspace, tasks=tasks))
+
+    async def read_batches(
+        self,
+        place: GroupPlace | None = None,
+        *,
+        tasks: bool = False,
+        state: Literal["claimed", "retry"] | None = None,
+        group_key: GroupKey | None = None,
+        error: str | None = None,
+    ) -> BatchPage:
+        """Reads a page of the batches that `get_batches` reads, in any order.
+
+        A batch may be in several pages while batches come and go; a page may be empty although
+        others follow.
+
+        Args:
+            place: the `next` of the page before; None for the first page.
+            tasks: whether to read their tasks too.
+            state: only those in this state, ``"claimed"`` or ``"retry"``.
+            group_key: only those of this group.
+            error: only those with this text in the error of their last attempt.
+
+        Returns:
+            The batches, and the place of the next page.
+
+        Raises:
+            InvalidConfig: the state, the text or the place is wrong.
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = None if group_key is None else group_key_bytes(group_key)
+        return await self._run(
+            inspecting.batch_page(
+                self._keyspace, place, tasks=tasks, state=state, group=group, error=error
+            )
+        )
 
     async def stats(self) -> Stats:
         """Reads the counts of tasks, groups and batches; takes constant time for each partition.
@@ -916,6 +1016,20 @@ class AsyncAggregator(AggregatorBase):
         except RedisAggError as error:
             raise copy.copy(error) from error.__cause__  # each caller gets its own exception
         self._registered = True
+
+    async def _register_flusher(self) -> None:
+        """As `_register`; a refusal is noted in Redis, so that `explain` can name it."""
+        try:
+            await self._register()
+        except NamespaceMismatch as error:
+            with suppress(RedisAggError):
+                await self._here().transport.once(self._namespace.note_refusal(error))
+            raise
+
+    async def _observe(self, operation: Operation[T]) -> T:
+        """Runs an operation that looks at what may be broken, so it does not wait for long."""
+        timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
+        return await AsyncTransport(self._here().transport.client, timeout).run(operation)
 
     async def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""

@@ -5,14 +5,18 @@ Its state, and the methods that need no round trip.
 
 from __future__ import annotations
 
+import getpass
+import socket
+
 from redisagg.aggregator import reading
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.errors import InvalidTask, KeyConflict
+from redisagg.errors import InvalidConfig, InvalidTask, KeyConflict
 from redisagg.namespace import Namespace
 from redisagg.observers import Observers
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
+from redisagg.texts import shorten
 from redisagg.transport.endpoint import AnyClient
 from redisagg.views import Stats
 
@@ -27,6 +31,13 @@ FORGET_TIMEOUT = 1.0
 
 CLOSE_TIMEOUT = 0.15
 """Seconds that closing the connections may take at least, beyond the time of a flusher."""
+
+
+OBSERVE_TIMEOUT = 5.0
+"""Seconds for which an operation that looks at what may be broken is retried."""
+
+_LONGEST_NAME = 256
+"""Bytes of the name of who pauses."""
 
 
 class AggregatorBase:
@@ -98,6 +109,23 @@ def with_index(error: InvalidTask, index: int) -> InvalidTask:
     """Puts the index of a task in `add_tasks` before the message of its error."""
     error.args = (f"tasks[{index}]: {error}",)
     return error
+
+
+def paused_by(by: str | None) -> bytes:
+    """Checks the name of who pauses; by default the user and the host of this process.
+
+    Raises:
+        InvalidConfig: it is no text, or too long.
+    """
+    if by is None:
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError, ImportError):  # the user has no entry in this container
+            user = "somebody"
+        return f"{user[:64]}@{socket.gethostname()[:64]}".encode(errors="replace")
+    if not isinstance(by, str) or len(name := by.encode(errors="replace")) > _LONGEST_NAME:
+        raise InvalidConfig(f"by must be a text of up to {_LONGEST_NAME} bytes, not {shorten(by)}")
+    return name
 
 
 def is_idle(stats: Stats) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from redis import Redis
 
@@ -16,9 +16,11 @@ from redisagg.aggregator import reading
 from redisagg.aggregator.base import (
     FORGET_TIMEOUT,
     IDLE_POLL_INTERVAL,
+    OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
+    paused_by,
     with_index,
 )
 from redisagg.aggregator.bounded import call_within
@@ -28,12 +30,13 @@ from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
     InvalidTask,
+    NamespaceMismatch,
     RedisAggError,
     RedisUnavailable,
 )
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
-from redisagg.operations import inspecting, locating, policing, steering
+from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
@@ -53,14 +56,19 @@ from redisagg.transport.endpoint import AnyClient, SyncClient, close, waits_with
 from redisagg.transport.threads import Transport
 from redisagg.views import (
     AppliedPolicy,
+    BatchPage,
     BatchState,
     DeadLetter,
     DeadReason,
+    Explanation,
+    FlusherState,
     GroupPage,
     GroupPlace,
     GroupState,
     Location,
+    Overview,
     Stats,
+    Trouble,
 )
 
 _log = logger("producer")
@@ -313,7 +321,8 @@ class Aggregator(AggregatorBase):
         if self.is_running:
             return
         check_executor(self._config)
-        self._register()  # without the lock, for which `stop` would wait if Redis does not answer
+        # Without the lock, for which `stop` would wait if Redis does not answer.
+        self._register_flusher()
         with self._lock:
             if not self.is_running:
                 self._flusher = FlusherThread(self._namespace)
@@ -377,7 +386,7 @@ class Aggregator(AggregatorBase):
         """
         namespace = self._namespace.with_concurrency(concurrency)
         check_executor(self._config)
-        self._register()
+        self._register_flusher()
         endings = Endings()
         with Signals(endings.report):
             with self._lock:
@@ -449,7 +458,7 @@ class Aggregator(AggregatorBase):
         """
         return self._run(steering.flush_all(self._keyspace))
 
-    def pause(self, group_key: GroupKey | None = None) -> None:
+    def pause(self, group_key: GroupKey | None = None, *, by: str | None = None) -> None:
         """Stops flushing on all nodes until `resume` is called, of all groups or of one.
 
         Tasks can still be added, and running merges end. Batches that wait for another attempt
@@ -458,16 +467,20 @@ class Aggregator(AggregatorBase):
         Args:
             group_key: key of the group, which need not exist yet; None for all groups. A pause of
                 all groups and that of a group are independent of each other.
+            by: who pauses, for those who ask why nothing is flushed; by default the user and the
+                host of this process.
 
         Raises:
+            InvalidConfig: `by` is no text of up to 256 bytes.
             InvalidGroupKey: the group key is wrong.
         """
         group = None if group_key is None else group_key_bytes(group_key)
+        name = paused_by(by)
         self._register()  # tasks that are added later wait too
         if group is None:
-            self._run(steering.pause(self._keyspace, paused=True))
+            self._run(steering.pause(self._keyspace, paused=True, by=name))
         else:
-            self._run(steering.pause_group(self._keyspace, group, paused=True))
+            self._run(steering.pause_group(self._keyspace, group, paused=True, by=name))
 
     def resume(self, group_key: GroupKey | None = None) -> None:
         """Resumes flushing on all nodes after `pause`.
@@ -671,6 +684,57 @@ class Aggregator(AggregatorBase):
         group, raw_id = group_key_bytes(group_key), task_id_bytes(task_id)
         return self._run(locating.locate(self._keyspace, group, raw_id))
 
+    def explain(self, group_key: GroupKey) -> Explanation:
+        """Says why the tasks of a group are not flushed yet, and what to do.
+
+        Reads a bounded number of values, whatever waits; an observer's rights are enough. On a
+        cluster a master that does not answer is part of the answer.
+
+        Args:
+            group_key: key of the group.
+
+        Returns:
+            One cause as a sentence, and what else is wrong; also whether the group is late.
+
+        Raises:
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = group_key_bytes(group_key)
+        operation = explaining.explain(self._keyspace, group, clustered=self._transport.clustered)
+        return self._observe(operation)
+
+    def get_troubles(self) -> list[Trouble]:
+        """Says what keeps tasks of the namespace from being flushed, the worst first.
+
+        Returns:
+            What concerns all groups or those of some partitions; empty if all is well.
+        """
+        found, _ = self._observe(
+            observing.health(self._keyspace, clustered=self._transport.clustered)
+        )
+        return observing.troubles(found)
+
+    def overview(self) -> Overview:
+        """Reads the namespace in one look: counts, flushers, and what is wrong.
+
+        Returns:
+            The counts, the oldest that is overdue, the flushers and the troubles. The cost does
+            not grow with the number of groups.
+        """
+        operation = observing.overview(self._keyspace, clustered=self._transport.clustered)
+        return self._observe(operation)
+
+    def get_flushers(self) -> list[FlusherState]:
+        """Reads the live flushers.
+
+        Returns:
+            What each one leads, and which sinks it found down.
+        """
+        found, _ = self._observe(
+            observing.health(self._keyspace, clustered=self._transport.clustered)
+        )
+        return observing.flusher_states(found)
+
     def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
         """Reads all batches that are being merged or wait for a retry.
 
@@ -681,6 +745,41 @@ class Aggregator(AggregatorBase):
             The batches, oldest first.
         """
         return self._run(inspecting.batches(self._keyspace, tasks=tasks))
+
+    def read_batches(
+        self,
+        place: GroupPlace | None = None,
+        *,
+        tasks: bool = False,
+        state: Literal["claimed", "retry"] | None = None,
+        group_key: GroupKey | None = None,
+        error: str | None = None,
+    ) -> BatchPage:
+        """Reads a page of the batches that `get_batches` reads, in any order.
+
+        A batch may be in several pages while batches come and go; a page may be empty although
+        others follow.
+
+        Args:
+            place: the `next` of the page before; None for the first page.
+            tasks: whether to read their tasks too.
+            state: only those in this state, ``"claimed"`` or ``"retry"``.
+            group_key: only those of this group.
+            error: only those with this text in the error of their last attempt.
+
+        Returns:
+            The batches, and the place of the next page.
+
+        Raises:
+            InvalidConfig: the state, the text or the place is wrong.
+            InvalidGroupKey: the group key is wrong.
+        """
+        group = None if group_key is None else group_key_bytes(group_key)
+        return self._run(
+            inspecting.batch_page(
+                self._keyspace, place, tasks=tasks, state=state, group=group, error=error
+            )
+        )
 
     def stats(self) -> Stats:
         """Reads the counts of tasks, groups and batches; takes constant time for each partition.
@@ -842,6 +941,20 @@ class Aggregator(AggregatorBase):
     def _register(self) -> None:
         self._transport.run(self._namespace.register())
         self._registered = True
+
+    def _register_flusher(self) -> None:
+        """As `_register`; a refusal is noted in Redis, so that `explain` can name it."""
+        try:
+            self._register()
+        except NamespaceMismatch as error:
+            with suppress(RedisAggError):
+                self._transport.once(self._namespace.note_refusal(error))
+            raise
+
+    def _observe(self, operation: Operation[T]) -> T:
+        """Runs an operation that looks at what may be broken, so it does not wait for long."""
+        timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
+        return Transport(self._transport.client, timeout).run(operation)
 
     def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""

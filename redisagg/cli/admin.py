@@ -130,27 +130,6 @@ def locate(aggregator: Aggregator, group: str, task_id: str, as_json: bool) -> N
 
 
 @click.command()
-@with_aggregator
-@json_option
-def stats(aggregator: Aggregator, as_json: bool) -> None:
-    """Show the counts of tasks, groups and batches, in total and for each partition."""
-    found = aggregator.stats()
-    if as_json:
-        print_json(found)
-        return
-    columns = ["pending", "in_flight", "dead", "flushed", "groups", "batches_in_flight"]
-    columns += ["batches_in_retry", "batches_dead", "batches_flushed"]
-    rows: list[tuple[object, ...]] = [("total", *(getattr(found, c) for c in columns), "")]
-    for partition in found.partitions:
-        counts = (getattr(partition, column) for column in columns)
-        rows.append((partition.partition, *counts, partition.leader or "no leader"))
-    print_table(("partition", *(c.replace("_", " ") for c in columns), "leader"), rows)
-    echo(f"flushers: {len(found.flushers)}" + (", paused" if found.paused else ""))
-    if found.unreadable:
-        echo(f"partitions that can't be read: {', '.join(map(str, found.unreadable))}")
-
-
-@click.command()
 @argument_or_all("group", "a group")
 @with_aggregator
 @json_option
@@ -188,10 +167,11 @@ def postpone(aggregator: Aggregator, group: str, until: datetime, as_json: bool)
 @click.command()
 @click.argument("group", required=False)
 @with_aggregator
+@click.option("--by", metavar="NAME", help="Who pauses, for `redisagg why`; by default USER@HOST.")
 @json_option
-def pause(aggregator: Aggregator, group: str | None, as_json: bool) -> None:
+def pause(aggregator: Aggregator, group: str | None, by: str | None, as_json: bool) -> None:
     """Stop flushing GROUP, or all groups, on all nodes; tasks can still be added."""
-    aggregator.pause(group)
+    aggregator.pause(group, by=by)
     _report(as_json, {"paused": True}, "paused")
 
 

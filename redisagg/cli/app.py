@@ -9,14 +9,18 @@ from typing import Any
 import click
 
 import redisagg
-from redisagg.cli.admin import cancel, flush, groups, locate, pause, peek, postpone, resume, stats
+from redisagg.cli.admin import cancel, flush, groups, locate, pause, peek, postpone, resume
+from redisagg.cli.batches import batches
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
+from redisagg.cli.doctor import doctor
 from redisagg.cli.exporter import exporter
 from redisagg.cli.ingest import ingest
 from redisagg.cli.output import printable
 from redisagg.cli.policy import policy
+from redisagg.cli.stats import stats
 from redisagg.cli.tail import tail
+from redisagg.cli.why import why
 from redisagg.cli.worker import worker
 from redisagg.errors import RedisAggError
 from redisagg.texts import redact
@@ -57,6 +61,7 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, exporter, tail),
-    *(groups, peek, locate, stats, flush, postpone, cancel, pause, resume, policy, dead),
+    *(groups, peek, locate, why, batches, stats, doctor),
+    *(flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)

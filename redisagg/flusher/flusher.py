@@ -12,7 +12,7 @@ from functools import partial
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.backoff import break_delay
-from redisagg.flusher.breaker import Breaker, Breakers
+from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
 from redisagg.flusher.budget import Isolation, MemoryBudget
 from redisagg.flusher.connections import Connections
 from redisagg.flusher.leader import Leader
@@ -20,6 +20,7 @@ from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.merging import make_merger
 from redisagg.flusher.permits import MESSAGE, Permits
 from redisagg.flusher.reporter import Reporter, reporting
+from redisagg.flusher.status import StatusPublisher
 from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace, PartitionKeys
@@ -89,8 +90,22 @@ class Flusher:
 
         budget, isolation = MemoryBudget(wake_all), Isolation()
         delay = partial(break_delay, self.config)
-        breakers = Breakers(delay, breakers_changed, report.breaker)
-        merges = Breaker("the merge function", delay, breakers_changed, report=report.breaker)
+
+        def report_breaker(
+            breaker: Breaker, state: BreakerState, seconds: float, reason: str
+        ) -> None:
+            report.breaker(breaker, state, seconds, reason)
+            status.breaker(breaker, state, seconds, reason)
+
+        breakers = Breakers(delay, breakers_changed, report_breaker)
+        merges = Breaker("the merge function", delay, breakers_changed, report=report_breaker)
+        status = StatusPublisher(
+            flusher_id=flusher_id,
+            keyspace=self.keyspace,
+            config=self.config,
+            transport=self.connections.leases,
+            known=breakers.__len__,
+        )
 
         permits: Permits | None = None
         if self.config.limits_work:
@@ -154,8 +169,10 @@ class Flusher:
 
         stopping = asyncio.create_task(stop.wait())
         keeping = asyncio.create_task(keep())
+        publishing = asyncio.create_task(status.run())
         try:
             await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            publishing.cancel()  # the status goes when the flusher leaves
             # If Redis can't be reached now, the leases run out by themselves.
             within = seconds(self.config.shutdown_timeout) + _RELEASE_TIMEOUT
             await asyncio.wait({keeping}, timeout=within)
@@ -169,6 +186,7 @@ class Flusher:
             merger.close()
             listener.remove(channel, on_message)
             await asyncio.gather(keeping, return_exceptions=True)
+            await cancel_and_wait(publishing)
             if permits is not None:
                 await permits.close()
             await deliveries.close()

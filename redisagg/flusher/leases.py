@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from redisagg import events
@@ -23,6 +24,7 @@ from redisagg.flusher.assignment import share
 from redisagg.flusher.leader import Leader
 from redisagg.flusher.reporter import Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
+from redisagg.protocol import registration
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.scripts import Request, call
 from redisagg.texts import logger, redact
@@ -110,6 +112,9 @@ class LeaseKeeper:
             if self._mismatch is not None:
                 # The others would leave partitions to this flusher that it does not know.
                 await self._leave()
+                with suppress(RedisAggError):
+                    noting = registration.note_refusal(self._keyspace, self._mismatch)
+                    await self._transport.once(noting)
                 raise self._mismatch
             flushers = await self._join()
             if flushers:  # else the share stays as it is
@@ -149,7 +154,11 @@ class LeaseKeeper:
 
     async def _leave(self) -> None:
         await self._send(
-            call("leave", [self._keyspace.flushers], self._id, self._keyspace.wake_channel)
+            call(
+                "leave",
+                [self._keyspace.flushers, self._keyspace.status],
+                *(self._id, self._keyspace.wake_channel),
+            )
         )
 
     # --- one partition -----------------------------------------------------------------------

@@ -8,11 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 from redisagg.durations import seconds
-from redisagg.errors import FlusherFailed
+from redisagg.errors import FlusherFailed, NamespaceMismatch, RedisAggError
 from redisagg.flusher.connections import shared_connections
 from redisagg.flusher.event_loop import LoopThread, enter_shared_thread
 from redisagg.flusher.flusher import Flusher
@@ -308,7 +309,13 @@ def _register(namespace: Namespace) -> None:
     """Records a namespace, on a connection that is closed again."""
     client = namespace.producer_endpoint().blocking()
     try:
-        Transport(client, seconds(namespace.config.add_timeout)).run(namespace.register())
+        transport = Transport(client, seconds(namespace.config.add_timeout))
+        try:
+            transport.run(namespace.register())
+        except NamespaceMismatch as error:
+            with suppress(RedisAggError):
+                transport.once(namespace.note_refusal(error))
+            raise
     finally:
         close(client)
 

@@ -32,6 +32,7 @@ from redisagg.protocol.scripts import Request, call, command
 from redisagg.texts import logger, shorten
 from redisagg.views import (
     FIRST_SCAN,
+    BatchPage,
     BatchState,
     Counts,
     DeadLetter,
@@ -272,6 +273,54 @@ def batches(keyspace: Keyspace, *, tasks: bool) -> Operation[list[BatchState]]:
         states += yield from _batches(some, skipped, tasks=tasks)
     skipped.log()
     return states
+
+
+def batch_page(
+    keyspace: Keyspace,
+    place: GroupPlace | None,
+    *,
+    tasks: bool,
+    state: str | None,
+    group: bytes | None,
+    error: str | None,
+) -> Operation[BatchPage]:
+    """Reads a page of the batches in flight, in any order.
+
+    Args:
+        place: the one that the page before names; None for the first page.
+        state: of the batches; None for any.
+        group: the key of their group; None for any.
+        error: a part of their error, in letters of any case; None for any.
+
+    Raises:
+        InvalidConfig: there is no such state or no such partition.
+    """
+    if state not in (None, "claimed", "retry"):
+        raise InvalidConfig(f"state must be 'claimed', 'retry' or None, not {shorten(state)}")
+    if error is not None and not isinstance(error, str):
+        raise InvalidConfig(f"error must be a str or None, not {shorten(error)}")
+    only = None if group is None else keyspace.partition_of(group).number
+    place = place or GroupPlace(only or 0)
+    check_range("the partition of a place", place.partition, 0, len(keyspace.partitions) - 1)
+    partition = keyspace.partitions[place.partition]
+    skipped = _Skipped("batches")
+    page, cursor, size = yield from _scan_page(partition.batches, skipped, place.cursor, place.size)
+    wanted = error.casefold() if error else ""
+    found = [
+        _FoundBatch(partition, name, record)
+        for name, record in _records(batch_record, page, skipped).items()
+        if (group is None or group_of(record.group) == group)
+        and (not wanted or wanted in _text(record.error).casefold())
+    ]
+    states: list[BatchState] = []
+    for some in _rounds(found):
+        read = yield from _batches(some, skipped, tasks=tasks)
+        states += (each for each in read if state in (None, each.state))
+    skipped.log()
+    following = place._replace(cursor=cursor, size=size) if cursor else None
+    if following is None and only is None and place.partition + 1 < len(keyspace.partitions):
+        following = GroupPlace(place.partition + 1)
+    return BatchPage(states, following)
 
 
 def batch_around(

@@ -81,7 +81,7 @@ def cancel_group(keyspace: Keyspace, group: bytes) -> Operation[int]:
     return count
 
 
-def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
+def pause(keyspace: Keyspace, *, paused: bool, by: bytes = b"") -> Operation[None]:
     """Stops or resumes flushing in all partitions."""
     yield from ask_all(
         [
@@ -91,6 +91,7 @@ def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
                 int(paused),
                 keyspace.wake_channel,
                 p.label,
+                by,
                 registers=keyspace,
             )
             for p in keyspace.partitions
@@ -98,14 +99,16 @@ def pause(keyspace: Keyspace, *, paused: bool) -> Operation[None]:
     )
 
 
-def pause_group(keyspace: Keyspace, group: bytes, *, paused: bool) -> Operation[None]:
+def pause_group(
+    keyspace: Keyspace, group: bytes, *, paused: bool, by: bytes = b""
+) -> Operation[None]:
     """Stops or resumes the cutting of batches from one group, whether it exists or not."""
     p = keyspace.partition_of(group)
     yield from ask(
         call(
             "pause_group",
             _index_keys(p),
-            *(int(paused), keyspace.wake_channel, p.label, group),
+            *(int(paused), keyspace.wake_channel, p.label, group, by),
             registers=keyspace,
         )
     )

@@ -106,6 +106,7 @@ class Keyspace:
         self.meta = prefix + b"meta"
         self.flushers = prefix + b"flushers"
         self.policies = prefix + b"policies"
+        self.status = prefix + b"status"
         self.permits = prefix + b"permits"
         self.wake_channel = prefix + b"wake"
         self.answers_channel = prefix + b"answers"

@@ -17,6 +17,14 @@ T = TypeVar("T")
 Operation: TypeAlias = Generator[Sequence[Request], list[Any], T]
 
 
+class Lenient(list[Request]):
+    """Requests of a round trip that is not repeated if a node of a cluster does not answer.
+
+    The reply to a request for that node is `RedisUnavailable`. A connection that is lost without a
+    cluster concerns all requests, and is retried as always.
+    """
+
+
 def ask(request: Request) -> Operation[Any]:
     """Sends one request and returns its reply; raises the error if Redis refused it."""
     [reply] = yield [request]

@@ -79,7 +79,7 @@ class GroupRules(NamedTuple):
     leading: int = 0
     common: bytes = b""
     segments: bytes = b""
-    reserved: bytes = b""
+    paused_by: bytes = b""
     paused: int = 0
 
 

@@ -8,12 +8,14 @@ repeats the call.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 
 from redisagg.errors import KeyConflict, NamespaceMismatch
 from redisagg.protocol.keys import SCHEMA, WITH_POLICIES, Keyspace
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.scripts import Request, call, command
+from redisagg.protocol.status import LONGEST_ERROR, REFUSED, pack_status
 
 
 def record(keyspace: Keyspace) -> Request:
@@ -58,6 +60,18 @@ def register(keyspace: Keyspace) -> Operation[None]:
                 _compare_partitions(keyspace, recorded_number(p.state, number))
         found = yield from ask(call("register", [keyspace.meta], SCHEMA, len(keyspace.partitions)))
     compare(keyspace, found)
+
+
+def note_refusal(keyspace: Keyspace, error: NamespaceMismatch) -> Operation[None]:
+    """Notes in Redis why a flusher of this host can't run, for those who look.
+
+    Nothing is written to a namespace of another schema.
+    """
+    [schema] = yield from ask(command("HMGET", keyspace.meta, b"schema"))
+    if schema == b"%d" % SCHEMA:
+        host = socket.gethostname()[:64]
+        text = pack_status({"error": str(error)[:LONGEST_ERROR]})
+        yield [call("report_status", [keyspace.status], REFUSED + host, text)]
 
 
 def register_again(keyspace: Keyspace, states: Iterable[bytes]) -> Operation[None]:

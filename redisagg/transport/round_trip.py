@@ -25,7 +25,7 @@ except ImportError:
 
 from redisagg.errors import RedisAggError
 from redisagg.protocol.keys import Keyspace
-from redisagg.protocol.operations import Operation
+from redisagg.protocol.operations import Lenient, Operation
 from redisagg.protocol.policies import KnownPolicies
 from redisagg.protocol.registration import register_again
 from redisagg.protocol.scripts import Request
@@ -138,7 +138,7 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         yield from _send_with_policies(policed.policies, requests, replies)
     for i, reply in enumerate(replies):
         if isinstance(reply, Exception):
-            if is_transient(reply):
+            if is_transient(reply) and not isinstance(requests, Lenient):
                 raise reply
             replies[i] = translate_error(reply, requests[i])
     return replies

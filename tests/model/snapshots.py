@@ -152,7 +152,7 @@ def _group(packed: bytes) -> dict[str, int]:
     del fields["rules"]
     rules = record.rules_in_force
     fields["interval"], fields["leading"] = rules.interval, rules.leading
-    fields["cool_until"], fields["paused"] = rules.cool_until, rules.paused
+    fields["cool_until"], fields["paused"] = rules.cool_until, int(rules.paused > 0)
     if fields["waiting"]:
         fields["weight"] = rules.weight if rules.segments else record.waiting
         fields |= {name: getattr(rules, name) for name in ("max_bytes", "max_weight", "due")}

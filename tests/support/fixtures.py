@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import redis
@@ -18,6 +18,9 @@ from tests.support.aggregators import KINDS, Make, making
 from tests.support.processes import Processes, running_processes
 from tests.support.proxy import Proxy, running_proxy
 from tests.support.tasks import Measured, quick_config, server_ms
+from tests.support.troubles import Ground, Planted, planted
+
+Plants: TypeAlias = Callable[[str], Planted]
 
 _MEASURED = "measured"
 """The user property by which a test's report carries a line, from another process too."""
@@ -106,3 +109,11 @@ def redis_at(sync_redis: redis.Redis, tmp_path: Path) -> Callable[[datetime], An
             yield
 
     return at
+
+
+@pytest.fixture
+def plant(request: pytest.FixtureRequest, make: Make, redis_url: str) -> Iterator[Plants]:
+    """Plants a trouble of `tests.support.troubles` by its name, until the test ends."""
+    ground = Ground(request.getfixturevalue, make, redis_url)
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(planted(name, ground))

@@ -15,7 +15,15 @@ from redisagg import AggregationConfig, Aggregator, Policy, Results, Task
 from redisagg.aggregator import reading
 from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
-from redisagg.operations import inspecting, locating, measuring, policing, steering
+from redisagg.operations import (
+    explaining,
+    inspecting,
+    locating,
+    measuring,
+    observing,
+    policing,
+    steering,
+)
 from redisagg.payload import pack
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.operations import Operation
@@ -202,7 +210,11 @@ def flush(user: User, admin: User) -> None:
     user.commit_slice(token, fan_out, b"e", 1)
     user("renew", [P.state], token, 1000)
     user("release", [P.state, P.claims], token, SPACE.wake_channel)
-    user("leave", [SPACE.flushers], "me", SPACE.wake_channel)
+    user("report_status", [SPACE.status], "old", "{}")
+    admin.client.hset(SPACE.status, "old", "1 {}")
+    user("report_status", [SPACE.status], "me", "{}")
+    assert admin.client.hkeys(SPACE.status) == [b"me"]
+    user("leave", [SPACE.flushers, SPACE.status], "me", SPACE.wake_channel)
     listen(user)
 
 
@@ -257,6 +269,11 @@ def observe(user: User, admin: User) -> None:
     assert user.run(inspecting.dead_letter(SPACE, letters[0].decode()))
     assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
     assert user.run(measuring.measure(SPACE)).oldest_overdue > 0
+    health, replies = user.run(observing.health(SPACE, clustered=False))
+    assert health.memory
+    assert (health.live, replies) == (["me"], [])
+    for group in (b"waiting", b"retry", b"dead1", b"nobody"):
+        assert user.run(explaining.explain(SPACE, group, clustered=False))
     user.run(reading.read_sink(namespace, [QUEUE], {}, 10))
     admin.run(policing.set_policy(SPACE, "*", Policy(max_size=1)))
     assert user.run(policing.policies(SPACE))
