@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import socket
 import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
+from redisagg import Task, Unrecoverable
+from redisagg.errors import AggregatorFull
 from redisagg.instruments.definitions import NAMESPACE, PROCESS, Definition
+from redisagg.metrics import Metrics, NamespaceCollector
+from redisagg.metrics.server import MetricsServer
+from redisagg.metrics.values import Histogram, family_of
+from redisagg.sinks import CallableSink
+from tests.support.aggregators import Make
 from tests.support.markdown import CHECKOUT, anchors, read, section
+from tests.support.servers import wait_until
+from tests.support.tasks import numbered
 
 ALERTS = read("monitoring/alerts.yml")
 CASES = read("monitoring/alerts_test.yml")
@@ -47,6 +63,14 @@ def promtool() -> str:
     if found is None:
         pytest.skip("promtool, of Debian's package prometheus, is not on PATH")
     return found
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which a program can listen."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run(*arguments: str | Path) -> str:
@@ -162,10 +186,6 @@ def test_the_panels_of_the_board_lie_side_by_side() -> None:
 
 def test_the_names_of_time_series_are_those_of_prometheus() -> None:
     """What the tests above compare with is what prometheus-client makes of the definitions."""
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.parser import text_string_to_metric_families
-
-    from redisagg.metrics.values import Histogram, family_of
 
     def made(definition: Definition) -> Any:
         labels = tuple("x" for _ in definition.labels)
@@ -184,3 +204,106 @@ def test_the_names_of_time_series_are_those_of_prometheus() -> None:
     text = generate_latest(registry).decode()
     found = {s.name for family in text_string_to_metric_families(text) for s in family.samples}
     assert found == EXPORTED.keys()
+
+
+# --- with a real Prometheus ----------------------------------------------------------------------
+
+CONFIG = """
+global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+scrape_configs:
+  - job_name: redisagg
+    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+rule_files: [alerts.yml]
+"""
+
+
+class Prometheus:
+    """A server that scrapes a port, with all alerts firing at once."""
+
+    def __init__(self, folder: Path, port: int, target: int) -> None:
+        (folder / "alerts.yml").write_text(re.sub(r"\n +for: .*", "", ALERTS))
+        (folder / "prometheus.yml").write_text(CONFIG.format(port=target))
+        self._url = f"http://127.0.0.1:{port}/api/v1"
+        self.command = (
+            *("prometheus", f"--config.file={folder / 'prometheus.yml'}"),
+            *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"),
+        )
+
+    def _get(self, path: str) -> Any:
+        try:
+            with urllib.request.urlopen(f"{self._url}/{path}", timeout=20) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # it starts
+                raise AssertionError(error.read().decode()) from None
+        except urllib.error.URLError:
+            pass
+        return None
+
+    def has(self, expression: str) -> bool:
+        """Whether an expression has a value."""
+        found = self._get(f"query?query={urllib.parse.quote(expression)}")
+        return bool(found and found["result"])
+
+    def firing(self) -> set[str]:
+        """The names of the alerts that fire."""
+        found = self._get("alerts") or {"alerts": []}
+        return {each["labels"]["alertname"] for each in found["alerts"]}
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on PATH")
+def test_a_real_prometheus(make: Make, free_port: int, tmp_path: Path) -> None:
+    """Each query of the board has a value, and alerts fire."""
+
+    def refuse(task: Task, batch_id: str) -> None:
+        raise Unrecoverable("no")
+
+    def merge(group: str, tasks: list[Task]) -> None:
+        raise ValueError
+
+    limits: dict[str, Any] = {"max_pending_tasks": 10_000, "max_pending_bytes": 10**8, "partitions": 2}
+    quick = make(group_max_size=2, max_attempts=1, **limits)
+    failing = make(group_max_size=2, max_attempts=1, sink=CallableSink(refuse), **limits)
+    merging = make(group_max_size=2, max_attempts=1, group_aggregator=merge, **limits)
+    full = make(name="full", max_pending_tasks=2)
+    metrics = Metrics().watch(quick, failing, merging, full)
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    registry.register(NamespaceCollector(quick))
+    server = MetricsServer(registry, "127.0.0.1", 0)
+    server.start()
+    prometheus = Prometheus(tmp_path, free_port, server.server_address[1])
+
+    def flush_some() -> None:
+        for agg in (quick, failing, merging):
+            dead = agg.stats().dead
+            with agg:
+                tasks = numbered("a", 2)
+                agg.add_tasks([*tasks, tasks[0]])
+                assert agg.wait_until_idle(20)
+            assert (agg.stats().dead > dead) is (agg is not quick)
+
+    def has_all(expressions: set[str]) -> bool:
+        expressions -= {each for each in expressions if prometheus.has(each)}
+        return not expressions
+
+    left = {
+        each.replace("$__rate_interval", "1m").replace("$namespace", ".*") for each in expressions()
+    }
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        flush_some()
+        with pytest.raises(AggregatorFull):
+            full.add_tasks(numbered("b", 3))
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(prometheus.command, stdout=log, stderr=log)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        wait_until(lambda: prometheus.has("redisagg_flushers"), timeout=60, what="it scrapes")
+        flush_some()
+        with pytest.raises(AggregatorFull):
+            full.add_tasks(numbered("b", 3))
+        wait_until(lambda: has_all(left), timeout=60, what=f"each has a value: {left}")
+        expected = {"RedisaggNoFlusher", "RedisaggDeadLettersGrowing", "RedisaggTasksRefused"}
+        wait_until(lambda: prometheus.firing() >= expected, timeout=60, what="they fire")
