@@ -129,6 +129,13 @@ PROCESS = _by_name(
 NAMESPACE = _by_name(
     (
         Definition(
+            "redisagg_troubles",
+            "gauge",
+            "1 if something keeps tasks of the namespace from being flushed, by its cause; else 0.",
+            ("cause",),
+            unit="{trouble}",
+        ),
+        Definition(
             "redisagg_tasks",
             "gauge",
             "Tasks that wait, are in batches in flight, or in dead letters.",

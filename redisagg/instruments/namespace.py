@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 from redisagg.aggregator import Aggregator
 from redisagg.instruments.definitions import NAMESPACE, Labels
-from redisagg.operations.measuring import measure
-from redisagg.views import PartitionStats, Stats
+from redisagg.views import Cause, Overview, PartitionStats, Stats
+
+CAUSES: Sequence[Cause] = (
+    *("partition_away", "redis_full", "wrong_partitions", "clock", "no_flusher", "paused"),
+    *("no_leader", "sink_down", "concurrency", "rate_limit"),
+)
+"""The causes that concern a namespace, not a single group."""
 
 
 class NamespaceReader:
@@ -28,8 +33,11 @@ class NamespaceReader:
     def read(self) -> dict[str, dict[Labels, float]]:
         """Asks Redis; returns the values of all metrics in `NAMESPACE`, by their names.
 
+        While a master of a cluster does not answer, only the troubles and the number of partitions
+        have a value.
+
         Raises:
-            RedisAggError: Redis can't be asked within `add_timeout`.
+            RedisAggError: Redis can't be asked.
         """
         found: dict[str, dict[Labels, float]] = {name: {} for name in NAMESPACE}
         for each in self._aggregators:
@@ -39,20 +47,30 @@ class NamespaceReader:
         return found
 
     def _values(self, aggregator: Aggregator) -> dict[tuple[str, ...], float]:
-        measures = aggregator._run(measure(aggregator._keyspace))
-        stats, partitions = measures.stats, measures.stats.partitions
+        found = aggregator.overview()
+        causes: dict[str, float] = dict.fromkeys(CAUSES, 0)
+        causes.update((each.cause, 1) for each in found.troubles)
+        values: dict[tuple[str, ...], float] = {
+            ("redisagg_partitions",): aggregator.config.partitions,
+            **{("redisagg_troubles", cause): value for cause, value in causes.items()},
+        }
+        if found.stats is not None:
+            values.update(self._counts(aggregator.name, found, found.stats))
+        return values
+
+    def _counts(self, name: str, found: Overview, stats: Stats) -> dict[tuple[str, ...], float]:
+        partitions = stats.partitions
         return {
             ("redisagg_tasks", "waiting"): stats.pending,
             ("redisagg_tasks", "in_flight"): stats.in_flight,
             ("redisagg_tasks", "dead"): stats.dead,
-            ("redisagg_groups", "waiting"): measures.groups_waiting,
-            ("redisagg_groups", "due"): measures.groups_due,
-            ("redisagg_groups", "held"): measures.groups_held,
-            ("redisagg_oldest_overdue_seconds",): measures.oldest_overdue,
+            ("redisagg_groups", "waiting"): found.groups_waiting or 0,
+            ("redisagg_groups", "due"): found.groups_due or 0,
+            ("redisagg_groups", "held"): found.groups_held or 0,
+            ("redisagg_oldest_overdue_seconds",): found.oldest_overdue or 0,
             ("redisagg_dead_batches",): stats.batches_dead,
-            ("redisagg_partitions",): len(aggregator._keyspace.partitions),
             ("redisagg_leases",): sum(each.leader is not None for each in partitions),
-            ("redisagg_lease_changes",): self._count_changes(aggregator.name, stats),
+            ("redisagg_lease_changes",): self._count_changes(name, stats),
             ("redisagg_flushers",): len(stats.flushers),
             ("redisagg_paused_partitions",): sum(each.paused for each in partitions),
             ("redisagg_fullest_partition_tasks",): max(map(_pending, partitions), default=0),

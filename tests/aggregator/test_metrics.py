@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,11 +24,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from redisagg import Aggregator, AsyncAggregator, RetryAfter, Task, errors
 from redisagg.errors import AggregatorFull, InvalidTask
+from redisagg.instruments.namespace import CAUSES
 from redisagg.metrics import Metrics, NamespaceCollector
 from redisagg.metrics.server import MetricsServer
 from redisagg.producer.rounds import stream_round
 from redisagg.sinks import CallableSink
 from redisagg.testing.embedded import EmbeddedRedis
+from redisagg.views import Trouble
 from tests.support.aggregators import Make
 from tests.support.markdown import CHECKOUT, read, rows, section
 from tests.support.servers import wait_until
@@ -263,7 +266,10 @@ def test_who_is_not_watched_pays_nothing(make: Make, monkeypatch: pytest.MonkeyP
 def test_what_is_in_redis(make: Make, sync_redis: redis.Redis) -> None:
     agg = make(group_max_size=3)
     state = samples(NamespaceCollector(agg))
-    assert nonzero(state, "redisagg") == {"redisagg_partitions{}": 2}
+    assert nonzero(state, "redisagg") == {
+        "redisagg_partitions{}": 2,
+        "redisagg_troubles{cause=no_flusher}": 1,
+    }
     agg.add_tasks(numbered("waits", 2))
     agg.add_tasks(numbered("full", 3))
     agg.add_tasks(numbered("urgent", 3, priority=5))
@@ -369,6 +375,29 @@ def test_changes_of_leaders(make: Make) -> None:
                 assert samples(collector)["redisagg_lease_changes_total{}"] == changes
 
 
+def test_troubles(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    agg = make()
+    collector = NamespaceCollector(agg)
+    agg.pause()
+    expected = {"redisagg_troubles{cause=no_flusher}": 1, "redisagg_troubles{cause=paused}": 1}
+    found = samples(collector)
+    assert nonzero(found, "redisagg_troubles") == expected
+    assert len([key for key in found if key.startswith("redisagg_troubles")]) == len(CAUSES)
+    agg.resume()
+    with agg:
+        await_led(agg)
+        wait_until(lambda: not nonzero(samples(collector), "redisagg_troubles"), what="it is well")
+    # A master of a cluster is away, so nothing can be counted.
+    away = Trouble("partition_away", "Partition 1 can't be reached.", "Bring it back.")
+    seen = replace(agg.overview(), stats=None, groups_due=None, troubles=[away])
+    monkeypatch.setattr(agg, "overview", lambda: seen)
+    assert nonzero(samples(collector), "redisagg") == {
+        "redisagg_partitions{}": 2,
+        "redisagg_troubles{cause=partition_away}": 1,
+    }
+    assert "redisagg_flushers{}" not in samples(collector)
+
+
 def test_paused_partitions(make: Make) -> None:
     agg = make()
     agg.pause()
@@ -471,6 +500,7 @@ PROCESS = {
     "redisagg_partition_limit_bytes",
 }
 NAMESPACE = {
+    "redisagg_troubles",
     "redisagg_tasks",
     "redisagg_groups",
     "redisagg_oldest_overdue_seconds",

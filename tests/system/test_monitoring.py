@@ -23,12 +23,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from redisagg import Task, Unrecoverable
 from redisagg.errors import AggregatorFull
 from redisagg.instruments.definitions import NAMESPACE, PROCESS, Definition
+from redisagg.instruments.namespace import CAUSES
 from redisagg.metrics import Metrics, NamespaceCollector
 from redisagg.metrics.server import MetricsServer
 from redisagg.metrics.values import Histogram, family_of
 from redisagg.sinks import CallableSink
 from tests.support.aggregators import Make
-from tests.support.markdown import CHECKOUT, anchors, read, section
+from tests.support.markdown import CHECKOUT, anchors, read, rows, section
 from tests.support.servers import wait_until
 from tests.support.tasks import numbered
 
@@ -110,6 +111,11 @@ def test_each_alert_names_its_entry_in_the_runbook(alert: str) -> None:
 def test_the_runbook_has_no_other_entries() -> None:
     title, *entries = anchors(read("docs/runbook.md"))
     assert {title, *entries} == {"runbook", *(name.lower() for name in NAMES)}
+
+
+def test_the_runbook_has_each_cause_of_a_trouble() -> None:
+    table = rows(section(read("docs/runbook.md"), "RedisaggTrouble"))
+    assert {cause for row in table for cause in re.findall(r"`(\w+)`", row[0])} == {*CAUSES}
 
 
 def test_the_alerts_use_metrics_that_exist() -> None:
@@ -261,7 +267,11 @@ def test_a_real_prometheus(make: Make, free_port: int, tmp_path: Path) -> None:
     def merge(group: str, tasks: list[Task]) -> None:
         raise ValueError
 
-    limits: dict[str, Any] = {"max_pending_tasks": 10_000, "max_pending_bytes": 10**8, "partitions": 2}
+    limits: dict[str, Any] = {
+        "max_pending_tasks": 10_000,
+        "max_pending_bytes": 10**8,
+        "partitions": 2,
+    }
     quick = make(group_max_size=2, max_attempts=1, **limits)
     failing = make(group_max_size=2, max_attempts=1, sink=CallableSink(refuse), **limits)
     merging = make(group_max_size=2, max_attempts=1, group_aggregator=merge, **limits)
