@@ -27,7 +27,7 @@ from redisagg.protocol.records import (
 )
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import command
-from redisagg.protocol.status import FlusherStatus
+from redisagg.protocol.status import MERGE_FUNCTION, FlusherStatus
 from redisagg.views import FIRST_SCAN, Explanation, Trouble
 
 LATE_AFTER = 1.0
@@ -428,7 +428,7 @@ def _sink_down(g: _Group) -> Trouble | None:
     leader = g.leader
     if leader is None or not leader.sinks:
         return None
-    merges = any(not each.queue and " " in each.sink for each in leader.sinks)
+    merges = any(each.sink == MERGE_FUNCTION for each in leader.sinks)
     merged = any(each.record.merged or each.record.result for each in g.batches)
     if leader.sinks_working and not merges and not merged:
         return None

@@ -20,7 +20,13 @@ from redisagg.protocol.keys import WITH_POLICIES, Keyspace, PartitionKeys
 from redisagg.protocol.operations import Lenient, Operation
 from redisagg.protocol.replies import as_dict
 from redisagg.protocol.scripts import Request, call, command
-from redisagg.protocol.status import REFUSED, FlusherStatus, SinkStatus, unpack_status
+from redisagg.protocol.status import (
+    MERGE_FUNCTION,
+    REFUSED,
+    FlusherStatus,
+    SinkStatus,
+    unpack_status,
+)
 from redisagg.rate_limit import RateLimit
 from redisagg.texts import escape_control
 from redisagg.views import FlusherState, Overview, SinkState, Trouble
@@ -533,7 +539,7 @@ def sinks_down(found: Health, statuses: Mapping[str, FlusherStatus]) -> Trouble 
     down = [(flusher, sink) for flusher, status in statuses.items() for sink in status.sinks]
     if not down:
         return None
-    names = list(dict.fromkeys(_sink_name(sink) for _, sink in down))
+    names = list(dict.fromkeys(_named_sink(sink) for _, sink in down))
     since = min(sink.since_ms for _, sink in down)
     until = max(min(sink.until_ms for _, sink in down), found.now)
     flushers = len({flusher for flusher, _ in down})
@@ -638,10 +644,14 @@ def flushers_text(found: Health) -> str:
     return "1 flusher" if len(found.live) == 1 else f"{len(found.live)} flushers"
 
 
-def _sink_name(sink: SinkStatus) -> str:
-    if not sink.queue or sink.queue.isdigit():  # a number tells objects of a process apart
-        return sink.sink if " " in sink.sink else f"the sink {sink.sink}"
-    return f"the sink {sink.sink} {sink.queue}"
+def sink_name(sink: SinkStatus | SinkState) -> str:
+    """The name of a sink; the number that tells objects of a process apart is of no use."""
+    return f"{sink.sink} {'' if sink.queue.isdigit() else sink.queue}".rstrip()
+
+
+def _named_sink(sink: SinkStatus) -> str:
+    name = sink_name(sink)
+    return name if sink.sink == MERGE_FUNCTION else f"the sink {name}"
 
 
 def _list(names: Sequence[str]) -> str:
