@@ -548,8 +548,9 @@ def _dead(g: _Group) -> Trouble | None:
     name = newest.decode("utf-8", "replace")
     return Trouble(
         "dead_letters",
-        f"{number} of the group, with {tasks:,} tasks, {are}; {name} died at "
-        f"{at(record.died, g.now)} after {record.attempts} attempts with {error}.",
+        f"{number} of the group, with {tasks:,} {'task' if tasks == 1 else 'tasks'}, {are}; "
+        f"{name} died at {at(record.died, g.now)} after {record.attempts} "
+        f"{'attempt' if record.attempts == 1 else 'attempts'} with {error}.",
         f"Repair the cause, then: redisagg dead show {name}, redisagg dead requeue {name}.",
         since=record.died / 1000,
     )

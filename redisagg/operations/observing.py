@@ -394,10 +394,13 @@ def redis_full(found: Health) -> Trouble | None:
     if full is None:
         return None
     part = 100 * full.used / full.most
+    what = "adds are refused; tasks that were not added are in no group"
+    if full.policy != "noeviction":
+        what = f"its policy {full.policy} may remove what redisagg has stored"
     return Trouble(
         "redis_full",
         f"Redis is full: it uses {_mib(full.used)} of its maxmemory of {_mib(full.most)} "
-        f"({part:.0f}%), so adds are refused; tasks that were not added are in no group.",
+        f"({part:.0f}%), so {what}.",
         "Raise maxmemory, or remove what fills it; producers can wait for room by full_timeout.",
     )
 
@@ -595,8 +598,12 @@ def limited(found: Health) -> Trouble | None:
 
 def rate_text(rate: RateLimit) -> str:
     """A rate limit in words."""
-    of = "units of weight" if rate.of == "weight" else rate.of
-    return f"at most {rate.limit:,} {of} in {span(rate.per_ms)}"
+    one, many = {
+        "batches": ("batch", "batches"),
+        "tasks": ("task", "tasks"),
+        "weight": ("unit of weight", "units of weight"),
+    }[rate.of]
+    return f"at most {rate.limit:,} {one if rate.limit == 1 else many} in {span(rate.per_ms)}"
 
 
 def span(ms: float) -> str:

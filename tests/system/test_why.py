@@ -26,10 +26,10 @@ WORDS = {
     "no_flusher": r"No flusher is alive since \d\d:\d\d:\d\d UTC .* ago\); the last one was \S+\.",
     "paused": r"Flushing is paused since .* by ann\.",
     "sink_down": r"The sink CallableSink has been down since .*; next try at ",
-    "poison_group": r"with 1 tasks, is a dead letter; .* died .* after 2 attempts with ValueError",
+    "poison_group": r"with 1 task, is a dead letter; .* died .* after 2 attempts with ValueError",
     "retry": r"Attempt 1 of 10 to merge the batch \S+ failed with ValueError: no such tenant; "
     r"next attempt at .* \(in \d+ s\)",
-    "rate_limit": r"rate limited until .*: at most 1 batches in 10 min 0 s",
+    "rate_limit": r"rate limited until .*: at most 1 batch in 10 min 0 s",
     "lease_without_leader": r"Partition \d has a lease but no leader: ghost holds it",
     "redis_full": r"Redis is full: it uses .* of its maxmemory of ",
     "partition_away": r"Partition.* can't be reached: ",
