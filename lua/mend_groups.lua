@@ -2,7 +2,7 @@
 --
 -- KEYS   1 state  2 groups  3 due  4 ready
 -- ARGV   1 wake channel  2 partition number  3 '1' to mend, '' to look only
---        then group keys, 200 at most
+--        then group keys, 100 at most
 -- Reply  the groups that were wrong: tasks wait and nothing looks at them, or there is no record
 --
 -- A group whose record can't be read is left as it is. Safe at any time: the record decides, and
@@ -19,7 +19,7 @@
 
 local state, groups, due, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local channel, partition, mend = ARGV[1], ARGV[2], ARGV[3] == '1'
-local FIRST_GROUP, MOST_GROUPS = 4, 200
+local FIRST_GROUP, MOST_GROUPS = 4, 100
 assert_arguments(#KEYS == 4 and #ARGV >= 3 and #ARGV - 3 <= MOST_GROUPS)
 
 local refused = refuse_schema(redis.call('HGET', state, 'schema'))

@@ -20,6 +20,7 @@ from redisagg.cli.output import printable
 from redisagg.cli.policy import policy
 from redisagg.cli.stats import stats
 from redisagg.cli.tail import tail
+from redisagg.cli.top import top
 from redisagg.cli.why import why
 from redisagg.cli.worker import worker
 from redisagg.errors import RedisAggError
@@ -61,7 +62,7 @@ def cli() -> None:
 
 for command in (
     *(demo, ingest, worker, exporter, tail),
-    *(groups, peek, locate, why, batches, stats, doctor),
+    *(groups, peek, locate, why, batches, stats, top, doctor),
     *(flush, postpone, cancel, pause, resume, policy, dead),
 ):
     cli.add_command(command)

@@ -14,7 +14,7 @@ from redisagg.aggregator import Aggregator
 from redisagg.cli.options import json_option, with_aggregator
 from redisagg.cli.output import echo, print_json, printable, stderr
 from redisagg.cli.why import WRONG
-from redisagg.errors import RedisAggError
+from redisagg.errors import AuthenticationFailed, RedisAggError
 from redisagg.operations import checking, servers
 from redisagg.transport.failures import translate_error
 from redisagg.views import Finding
@@ -123,7 +123,12 @@ class _Examination:
 
     def namespace(self) -> Iterator[Finding]:
         """What `why` would name for all groups: only what does not pass by itself."""
-        for trouble in self._aggregator.get_troubles():
+        try:
+            troubles = self._aggregator.get_troubles()
+        except AuthenticationFailed as error:
+            yield Finding("namespace", "note", f"It was not checked: {_sentence(error)}")
+            return
+        for trouble in troubles:
             level: Any = "warning"
             if trouble.cause in ("wrong_partitions", "partition_away", "redis_full"):
                 level = "error"
@@ -156,8 +161,11 @@ class _Examination:
             checked = checking.check_partition(self._keyspace, p, mend=self._repair)
             try:
                 yield from self._transport.run(checked)
+            except AuthenticationFailed as error:
+                yield Finding("groups", "note", f"They were not checked: {_sentence(error)}")
+                return
             except RedisAggError as error:
-                text = f"Partition {p.number} can't be checked: {str(error).rstrip('.')}."
+                text = f"Partition {p.number} can't be checked: {_sentence(error)}"
                 yield Finding("groups", "error", text)
 
     def keys(self) -> Iterator[Finding]:
@@ -192,6 +200,11 @@ def _progress(items: list[Any], what: str) -> Iterable[Any]:
     if not console.is_terminal:
         return items
     return track(items, description=what, console=console, transient=True)
+
+
+def _sentence(error: Exception) -> str:
+    """The end of a sentence."""
+    return f"{str(error).rstrip('.')}."
 
 
 def _or_none(ask: Any) -> Any:

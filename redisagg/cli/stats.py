@@ -8,7 +8,7 @@ from redisagg.aggregator import Aggregator
 from redisagg.cli.options import json_option, with_aggregator
 from redisagg.cli.output import ago, echo, plain, print_json, print_table
 from redisagg.cli.watching import repeat, watch_options
-from redisagg.operations.observing import span
+from redisagg.operations.observing import sink_name, span
 from redisagg.views import FlusherState, Overview, Stats
 
 
@@ -71,7 +71,7 @@ def _print_counts(found: Stats) -> None:
 
 def flusher_row(flusher: FlusherState) -> tuple[object, ...]:
     """What a table says of a flusher."""
-    down = ", ".join(f"{each.sink} {each.queue}".rstrip() for each in flusher.sinks_down)
+    down = ", ".join(sink_name(each) for each in flusher.sinks_down)
     return (
         flusher.flusher_id,
         len(flusher.partitions),

@@ -24,6 +24,7 @@ from redisagg.flusher.status import StatusPublisher
 from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.status import MERGE_FUNCTION
 from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
 from redisagg.sinks.routing import Deliveries, Route, Router
 from redisagg.texts import logger
@@ -98,7 +99,7 @@ class Flusher:
             status.breaker(breaker, state, seconds, reason)
 
         breakers = Breakers(delay, breakers_changed, report_breaker)
-        merges = Breaker("the merge function", delay, breakers_changed, report=report_breaker)
+        merges = Breaker(MERGE_FUNCTION, delay, breakers_changed, report=report_breaker)
         status = StatusPublisher(
             flusher_id=flusher_id,
             keyspace=self.keyspace,

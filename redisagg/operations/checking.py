@@ -27,7 +27,7 @@ from redisagg.protocol.scripts import Request, call, command
 from redisagg.texts import escape_control
 from redisagg.views import FIRST_SCAN, Finding
 
-_GROUPS_PER_CALL = 200
+_GROUPS_PER_CALL = 100
 _BATCHES_PER_CALL = 300
 _PAGE = 500
 _PAGE_BYTES = 1 << 20

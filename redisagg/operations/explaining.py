@@ -27,7 +27,7 @@ from redisagg.protocol.records import (
 )
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import command
-from redisagg.protocol.status import FlusherStatus
+from redisagg.protocol.status import MERGE_FUNCTION, FlusherStatus
 from redisagg.views import FIRST_SCAN, Explanation, Trouble
 
 LATE_AFTER = 1.0
@@ -428,7 +428,7 @@ def _sink_down(g: _Group) -> Trouble | None:
     leader = g.leader
     if leader is None or not leader.sinks:
         return None
-    merges = any(not each.queue and " " in each.sink for each in leader.sinks)
+    merges = any(each.sink == MERGE_FUNCTION for each in leader.sinks)
     merged = any(each.record.merged or each.record.result for each in g.batches)
     if leader.sinks_working and not merges and not merged:
         return None
@@ -548,8 +548,9 @@ def _dead(g: _Group) -> Trouble | None:
     name = newest.decode("utf-8", "replace")
     return Trouble(
         "dead_letters",
-        f"{number} of the group, with {tasks:,} tasks, {are}; {name} died at "
-        f"{at(record.died, g.now)} after {record.attempts} attempts with {error}.",
+        f"{number} of the group, with {tasks:,} {'task' if tasks == 1 else 'tasks'}, {are}; "
+        f"{name} died at {at(record.died, g.now)} after {record.attempts} "
+        f"{'attempt' if record.attempts == 1 else 'attempts'} with {error}.",
         f"Repair the cause, then: redisagg dead show {name}, redisagg dead requeue {name}.",
         since=record.died / 1000,
     )

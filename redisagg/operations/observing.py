@@ -20,7 +20,13 @@ from redisagg.protocol.keys import WITH_POLICIES, Keyspace, PartitionKeys
 from redisagg.protocol.operations import Lenient, Operation
 from redisagg.protocol.replies import as_dict
 from redisagg.protocol.scripts import Request, call, command
-from redisagg.protocol.status import REFUSED, FlusherStatus, SinkStatus, unpack_status
+from redisagg.protocol.status import (
+    MERGE_FUNCTION,
+    REFUSED,
+    FlusherStatus,
+    SinkStatus,
+    unpack_status,
+)
 from redisagg.rate_limit import RateLimit
 from redisagg.texts import escape_control
 from redisagg.views import FlusherState, Overview, SinkState, Trouble
@@ -388,10 +394,13 @@ def redis_full(found: Health) -> Trouble | None:
     if full is None:
         return None
     part = 100 * full.used / full.most
+    what = "adds are refused; tasks that were not added are in no group"
+    if full.policy != "noeviction":
+        what = f"its policy {full.policy} may remove what redisagg has stored"
     return Trouble(
         "redis_full",
         f"Redis is full: it uses {_mib(full.used)} of its maxmemory of {_mib(full.most)} "
-        f"({part:.0f}%), so adds are refused; tasks that were not added are in no group.",
+        f"({part:.0f}%), so {what}.",
         "Raise maxmemory, or remove what fills it; producers can wait for room by full_timeout.",
     )
 
@@ -533,7 +542,7 @@ def sinks_down(found: Health, statuses: Mapping[str, FlusherStatus]) -> Trouble 
     down = [(flusher, sink) for flusher, status in statuses.items() for sink in status.sinks]
     if not down:
         return None
-    names = list(dict.fromkeys(_sink_name(sink) for _, sink in down))
+    names = list(dict.fromkeys(_named_sink(sink) for _, sink in down))
     since = min(sink.since_ms for _, sink in down)
     until = max(min(sink.until_ms for _, sink in down), found.now)
     flushers = len({flusher for flusher, _ in down})
@@ -589,8 +598,12 @@ def limited(found: Health) -> Trouble | None:
 
 def rate_text(rate: RateLimit) -> str:
     """A rate limit in words."""
-    of = "units of weight" if rate.of == "weight" else rate.of
-    return f"at most {rate.limit:,} {of} in {span(rate.per_ms)}"
+    one, many = {
+        "batches": ("batch", "batches"),
+        "tasks": ("task", "tasks"),
+        "weight": ("unit of weight", "units of weight"),
+    }[rate.of]
+    return f"at most {rate.limit:,} {one if rate.limit == 1 else many} in {span(rate.per_ms)}"
 
 
 def span(ms: float) -> str:
@@ -638,10 +651,14 @@ def flushers_text(found: Health) -> str:
     return "1 flusher" if len(found.live) == 1 else f"{len(found.live)} flushers"
 
 
-def _sink_name(sink: SinkStatus) -> str:
-    if not sink.queue or sink.queue.isdigit():  # a number tells objects of a process apart
-        return sink.sink if " " in sink.sink else f"the sink {sink.sink}"
-    return f"the sink {sink.sink} {sink.queue}"
+def sink_name(sink: SinkStatus | SinkState) -> str:
+    """The name of a sink; the number that tells objects of a process apart is of no use."""
+    return f"{sink.sink} {'' if sink.queue.isdigit() else sink.queue}".rstrip()
+
+
+def _named_sink(sink: SinkStatus) -> str:
+    name = sink_name(sink)
+    return name if sink.sink == MERGE_FUNCTION else f"the sink {name}"
 
 
 def _list(names: Sequence[str]) -> str:

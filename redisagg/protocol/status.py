@@ -22,6 +22,9 @@ LONGEST_TEXT = 200
 LONGEST_ERROR = 500
 """Characters of an error in a status."""
 
+MERGE_FUNCTION = "the merge function"
+"""The name of the breaker of the merge function, in place of the class of a sink."""
+
 REFUSED = "refused:"
 """Before the name of a host in place of a flusher id: a flusher could not start there."""
 

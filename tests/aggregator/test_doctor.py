@@ -340,6 +340,20 @@ def test_it_says_what_it_may_not_check(
     assert asked.exit_code == 0, asked.output
 
 
+def test_a_user_who_may_do_nothing_learns_what_was_not_checked(
+    run: Run, make: Make, redis_url: str, sync_redis: redis.Redis
+) -> None:
+    make(name="emails").add_task(Task("t", 1, "g"))
+    try:
+        sync_redis.execute_command("ACL SETUSER", "few", "reset", "on", ">x", "~*", "+hmget")
+        asked = run("doctor", "-n", "emails", "--redis", redis_url.replace("://", "://few:x@"))
+    finally:
+        sync_redis.execute_command("ACL DELUSER", "few")
+    assert asked.exit_code == 0, asked.output
+    for words in ("INFO is refused", "namespace: It was not", "groups: They were not", "keys: The"):
+        assert words in asked.output
+
+
 def test_docs_name_all_checks() -> None:
     text = Path(ROOT / "docs" / "cli.md").read_text("utf-8").partition("## doctor")[2]
     for word in ("eviction", "persistence", "memory", "version", "slots", "rights", "index"):

@@ -271,3 +271,22 @@ def test_a_status_of_long_ago_is_removed(make: Make, sync_redis: redis.Redis) ->
             lambda: not {b"dead", b"odd"} & set(sync_redis.hkeys(SPACE.status.decode())),
             what="they are removed",
         )
+
+
+def test_the_cost_does_not_grow_with_the_groups(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make()
+    agg.add_task(Task("t", 1, "g"))
+
+    def calls() -> int:
+        for look in (lambda: agg.explain("g"), agg.get_troubles, agg.overview):
+            look()
+        sync_redis.config_resetstat()
+        agg.explain("g")
+        agg.get_troubles()
+        stats: Any = sync_redis.info("commandstats")
+        return sum(int(each["calls"]) for each in stats.values())
+
+    few = calls()
+    agg.add_tasks(Task("t", n, f"g{n}") for n in range(2_000))
+    assert calls() == few
+    assert few < 60

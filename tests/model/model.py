@@ -327,7 +327,12 @@ class Group:
     """Absolute number of the first task whose id may be in `numbers`."""
     cancelled: int = 0
     """Number of tasks that were cancelled since a task waits."""
-    paused: bool = False
+    paused_at: int = 0
+    """Since when it is paused; 0 if it is not."""
+
+    @property
+    def paused(self) -> bool:
+        return self.paused_at > 0
 
     @property
     def stays(self) -> bool:
@@ -526,7 +531,8 @@ class Partition:
         self.lease = 0
         self.clock = 0
         self.wake = 0
-        self.paused = False
+        self.paused_at = 0
+        """Since when the partition is paused; 0 if it is not."""
         self.sequence = 0
         self.flushed = 0
         self.flushed_tasks = 0
@@ -1426,10 +1432,15 @@ class Partition:
     def pause(self, paused: bool) -> int:
         self._refuse_unregistered()
         changed = self.paused != paused
-        self.paused = paused
+        if changed:
+            self.paused_at = self.now if paused else 0
         if not paused:
             self.wake = 0
         return int(changed)
+
+    @property
+    def paused(self) -> bool:
+        return self.paused_at > 0
 
     def pause_group(self, name: bytes, paused: bool) -> int:
         self._refuse_unregistered()
@@ -1437,7 +1448,7 @@ class Partition:
         if paused == bool(known and known.paused):
             return 0
         group = self.groups.setdefault(name, Group())
-        group.paused = paused
+        group.paused_at = self.now if paused else 0
         self._schedule(name)
         if group.waiting and not self.held(name) and not paused:
             self._wake(group.due_at)

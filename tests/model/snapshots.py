@@ -107,6 +107,7 @@ def in_model(model: Partition, keys: PartitionKeys) -> Snapshot:
         "clock": model.clock,
         "wake": model.wake,
         "paused": int(model.paused),
+        "paused_by": model.paused_at,
         "sequence": model.sequence,
     }
     groups = model.groups.items()
@@ -152,7 +153,7 @@ def _group(packed: bytes) -> dict[str, int]:
     del fields["rules"]
     rules = record.rules_in_force
     fields["interval"], fields["leading"] = rules.interval, rules.leading
-    fields["cool_until"], fields["paused"] = rules.cool_until, int(rules.paused > 0)
+    fields["cool_until"], fields["paused"] = rules.cool_until, rules.paused
     if fields["waiting"]:
         fields["weight"] = rules.weight if rules.segments else record.waiting
         fields |= {name: getattr(rules, name) for name in ("max_bytes", "max_weight", "due")}
@@ -193,7 +194,7 @@ def _fields(group: Group, held: int) -> dict[str, int]:
         "interval": group.interval,
         "leading": group.leading,
         "cool_until": group.cool_until,
-        "paused": int(group.paused),
+        "paused": group.paused_at,
     }
     if group.waiting:
         fields["first"] = group.waiting[0].arrival

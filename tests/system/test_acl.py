@@ -9,10 +9,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import pytest
 import redis
+from click.testing import CliRunner
 from redis.exceptions import NoPermissionError
 
 from redisagg import AggregationConfig, Aggregator, Policy, Results, Task
 from redisagg.aggregator import reading
+from redisagg.cli.app import cli
 from redisagg.errors import AuthenticationFailed, NotReplicated
 from redisagg.namespace import Namespace
 from redisagg.operations import (
@@ -539,6 +541,23 @@ def test_a_producer_that_waits_for_replicas_needs_the_right_to_wait(
             producer = make(NAME, url_of(server, "producer"), config=config)
             with pytest.raises(error, match=r"\(WAIT,|0 of 1 replicas"):
                 producer.add_task(Task("t", 1, "g"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(("why", "waiting"), ("batches", "--json", "--tasks"), ("stats",), ("top", "--once")),
+        *(("groups",), ("peek", "waiting"), ("locate", "waiting", "1"), ("dead", "list")),
+    ],
+    ids=" ".join,
+)
+def test_an_observer_may_use_the_command_line(
+    server: EmbeddedRedis, admin: User, line: tuple[str, ...]
+) -> None:
+    furnish(admin)
+    asked = CliRunner().invoke(cli, [*line, "--name", NAME, "--redis", url_of(server, "observer")])
+    assert asked.exit_code in ((0, 4) if line[0] == "why" else (0,)), asked.output
+    assert refused(admin) == set()
 
 
 def test_a_flusher_with_limits_on_work_needs_further_rights(
