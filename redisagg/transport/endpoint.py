@@ -159,7 +159,7 @@ def _blocking_sentinel(*, ssl: bool = False, **options: Any) -> Any:
     return Endpoint(options, ssl).blocking()
 
 
-def endpoint_of(source: AnyClient) -> Endpoint:
+def endpoint_of(source: AnyClient | Endpoint) -> Endpoint:
     """Returns the endpoint of a URL or a client.
 
     URLs are ``redis://``, ``rediss://`` and ``unix://`` as redis-py reads them,
@@ -168,11 +168,14 @@ def endpoint_of(source: AnyClient) -> Endpoint:
     connections to Sentinels. All take redis-py's options after a ``?``.
 
     Args:
-        source: a URL, or a client of redis-py, blocking or asyncio.
+        source: a URL, or a client of redis-py, blocking or asyncio; or an endpoint, which is
+            returned as it is.
 
     Raises:
         InvalidConfig: it is neither a URL of these forms nor a client of redis-py.
     """
+    if isinstance(source, Endpoint):
+        return source
     if isinstance(source, str):
         return _from_url(source)
     if isinstance(source, redis.RedisCluster | aio.RedisCluster):
