@@ -324,9 +324,14 @@ class _Calls:
 
 
 class _Transport(AsyncTransport):
-    """Knows how many calls are under way."""
+    """Knows whether calls are under way."""
 
-    under_way = 0
+    def __init__(self, client: Any, timeout: float) -> None:
+        super().__init__(client, timeout)
+        self.quiet = asyncio.Event()
+        """Whether none is."""
+        self.quiet.set()
+        self._under_way = 0
 
     async def exchange(
         self,
@@ -336,13 +341,16 @@ class _Transport(AsyncTransport):
         durability: Durability | None = None,
         repeat_until: float | None = None,
     ) -> list[Any]:
-        self.under_way += 1
+        self._under_way += 1
+        self.quiet.clear()
         try:
             return await super().exchange(
                 requests, once=once, durability=durability, repeat_until=repeat_until
             )
         finally:
-            self.under_way -= 1
+            self._under_way -= 1
+            if not self._under_way:
+                self.quiet.set()
 
 
 @dataclass(slots=True)
@@ -356,12 +364,13 @@ class _Round:
     @property
     def is_settled(self) -> bool:
         leaders = self.parts.leaders.values()
-        return not self.transport.under_way and all(each.is_settled for each in leaders)
+        return self.transport.quiet.is_set() and all(each.is_settled for each in leaders)
 
     async def settle(self) -> None:
         """Waits until all that is left waits for time to pass, or a leader has ended."""
         calm = spins = 0
         while calm < _CALM and not any(task.done() for task in self.running):
+            await self.transport.quiet.wait()
             spins += 1
             await asyncio.sleep(0 if spins < _SPINS else 0.001)
             calm = calm + 1 if self.is_settled else 0

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import redis
+
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.app import App, AppAggregator
 from redisagg.app.batched import Batched
@@ -34,6 +36,8 @@ T = TypeVar("T", bound=Target)
 DATABASES = 1024
 """The number of databases of a server for tests: each kit takes the next one."""
 
+_USUAL_DATABASES = "16"
+
 _MOST_ROUNDS = 1_000
 """The number of times that `drain` moves the clock."""
 
@@ -51,11 +55,10 @@ class Kit:
     """
 
     def __init__(self, server: EmbeddedRedis) -> None:
-        with server.client() as client:
-            databases = int(client.config_get("databases")["databases"])
-        self.url = f"{server.url.rpartition('/')[0]}/{next(_numbers) % databases}"
+        number = next(_numbers) % int(server.config.get("databases", _USUAL_DATABASES))
+        self.url = f"{server.url.rpartition('/')[0]}/{number}"
         """The URL of the database."""
-        self.redis = server.client(db=int(self.url.rpartition("/")[2]))
+        self.redis = redis.Redis.from_url(self.url)
         """A client for looking into the database."""
         self.redis.flushdb()
         self.clock = Clock()

@@ -277,7 +277,7 @@ def _from_url(url: str) -> Endpoint:
     base, _, topology = scheme.partition("+")
     if base in {"memory", "fakeredis", "fake"}:
         raise InvalidConfig(
-            f"there is no {base}:// in redisagg, whose scripts are run by a Redis server; {_IN_TESTS}"
+            f"there is no {base}:// in redisagg: a Redis server runs its scripts; {_IN_TESTS}"
         )
     if base not in {"redis", "rediss", "unix"} or topology not in {"", "sentinel", "cluster"}:
         raise InvalidConfig(

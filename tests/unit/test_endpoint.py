@@ -101,7 +101,7 @@ class FakeConnection(redis.Connection):
 def test_clients_of_fakeredis_are_named_as_such(client: Any) -> None:
     with pytest.raises(InvalidConfig, match=r"can't run the scripts.*redisagg\.testing"):
         endpoint_of(client)
-    with pytest.raises(InvalidConfig, match="docs/testing.md"):
+    with pytest.raises(InvalidConfig, match=r"docs/testing\.md"):
         Aggregator("tests", client)
 
 
