@@ -120,6 +120,11 @@ class Parts:
             report=self._report if self._report.of_batches else None,
         )
 
+    def abandon(self) -> None:
+        """Ends as a process that is killed: nothing is given back."""
+        if self.permits is not None:
+            self.permits.cancel()
+
     async def close(self) -> None:
         """Gives the permits back, and closes the sinks; no leader runs any more."""
         if self.permits is not None:

@@ -384,6 +384,11 @@ class Permits:
         if self._waiters:
             self._woken.set()
 
+    def cancel(self) -> None:
+        """Ends without a word to Redis."""
+        for task in (self._sending, *self._noting.values()):
+            task.cancel()
+
     async def close(self) -> None:
         """Tells Redis what is over, within a short time."""
         await cancel_and_wait(self._sending, *self._noting.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from redisagg.testing.clock import Clock
 from redisagg.testing.conformance import Received, SinkConformance
-from redisagg.testing.driver import BatchFailure, Flushed
+from redisagg.testing.driver import BatchFailure, Crash, Flushed
 from redisagg.testing.embedded import EmbeddedRedis
 from redisagg.testing.kit import Kit
 from redisagg.testing.recording import RecordingSink, assert_batched
@@ -16,6 +16,7 @@ from redisagg.testing.recording import RecordingSink, assert_batched
 __all__ = [
     "BatchFailure",
     "Clock",
+    "Crash",
     "EmbeddedRedis",
     "Flushed",
     "Kit",

@@ -50,6 +50,22 @@ _SPINS = 300
 """Turns after which the wait for a thread or a coroutine of the user sleeps between its looks."""
 
 
+class Crash(BaseException):
+    """A merge function or a sink of a test raises it to have the flusher die at that place.
+
+    Nothing more of that flusher reaches Redis, as if its process were killed. `flush_due` raises
+    this exception. Its leases end when the clock has moved by `lease_time`.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        _crashes.append(self)
+
+
+_crashes: list[Crash] = []
+"""Those that were raised in the flush that runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchFailure:
     """An attempt at a batch that failed."""
@@ -341,6 +357,8 @@ class _Transport(AsyncTransport):
         durability: Durability | None = None,
         repeat_until: float | None = None,
     ) -> list[Any]:
+        if _crashes:
+            await asyncio.Event().wait()  # the dead send nothing
         self._under_way += 1
         self.quiet.clear()
         try:
@@ -374,6 +392,8 @@ class _Round:
             spins += 1
             await asyncio.sleep(0 if spins < _SPINS else 0.001)
             calm = calm + 1 if self.is_settled else 0
+            if _crashes:
+                raise _crashes[0]
 
 
 class Driver:
@@ -445,6 +465,7 @@ class Driver:
         report: _Reporter,
         make: Callable[[AggregationConfig, Router], Merger],
     ) -> Flushed:
+        _crashes.clear()
         tokens = await self._acquire(transport)
         parts = self._parts = Parts(
             flusher_id=self._id,
@@ -471,8 +492,21 @@ class Driver:
             return report.flushed
         finally:
             parts.merger.close()
-            await parts.close()
-            await self._release(transport, tokens)
+            if _crashes:
+                await self._die(parts, transport, tokens)
+            else:
+                await parts.close()
+                await self._release(transport, tokens)
+
+    async def _die(
+        self, parts: Parts, transport: AsyncTransport, tokens: dict[PartitionKeys, int]
+    ) -> None:
+        """Leaves all in Redis as a killed process would; its leases last for `lease_time`."""
+        _crashes.clear()
+        parts.abandon()
+        self._id = new_flusher_id()
+        lease_ms = to_ms(seconds(self._config.lease_time))
+        await transport.exchange([call("renew", [p.state], tokens[p], lease_ms) for p in tokens])
 
     def _blocked(self, parts: Parts) -> float:
         """Seconds until a limit or a breaker lets through what is due."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -88,7 +88,8 @@ class Kit:
         self._undo.close()
         self._clients.close()
         self._thread.close()
-        self.redis.flushdb()
+        with suppress(redis.RedisError):  # the test may have ended the server
+            self.redis.flushdb()
         self.redis.close()
 
     # --- aggregators -----------------------------------------------------------------------------
@@ -217,6 +218,7 @@ class Kit:
         Raises:
             FlusherFailed: a flusher of an aggregator runs elsewhere, or an event loop runs in this
                 thread: use `aflush_due`.
+            Crash: a merge function or a sink has raised it.
             RedisAggError: Redis can't be used.
         """
         return self._thread.run(self._flush(self._drivers_of(targets), self._thread))

@@ -9,7 +9,7 @@ from typing import Any
 from redisagg.sinks.base import DeliverySink, MergedTask, Sink
 from redisagg.sinks.routing import Route
 from redisagg.task import Task, group_key_text
-from redisagg.testing.driver import BatchFailure, Flushed
+from redisagg.testing.driver import BatchFailure, Crash, Flushed
 
 _WIDTH = 70
 """Characters of a value that stands in one line of a difference."""
@@ -35,6 +35,7 @@ class RecordingSink(DeliverySink):
         """For each of `batches` the sink for which it was meant, if the sink is a function."""
         self._like = like
         self._failures: list[BaseException] = [] if into is None else into._failures
+        self._crashes: list[bool] = [] if into is None else into._crashes
         if isinstance(like, Sink):
             self.takes_json = like.takes_json
             # Class variables of the sinks, which depend on the sink here.
@@ -60,11 +61,19 @@ class RecordingSink(DeliverySink):
         """
         self._failures += [error] * times
 
+    def crash_after_next(self) -> None:
+        """Has the flusher die behind the next delivery, before Redis is told of it; see `Crash`.
+
+        The batch is delivered again then, with the same batch id.
+        """
+        self._crashes.append(True)
+
     def clear(self) -> None:
         """Forgets what has arrived, and the errors to come."""
         self.batches.clear()
         self.sinks.clear()
         self._failures.clear()
+        self._crashes.clear()
 
     async def deliver(self, merged: MergedTask) -> None:
         """Keeps a merged task, or raises the next error of `fail`."""
@@ -73,6 +82,9 @@ class RecordingSink(DeliverySink):
         if self._like is not None and not isinstance(self._like, Sink):
             self.sinks.append(self._like(merged.task))
         self.batches.append(merged)
+        if self._crashes:
+            self._crashes.pop()
+            raise Crash("after a delivery")
 
 
 def assert_batched(

@@ -29,7 +29,15 @@ from redisagg import (
 from redisagg.errors import FlusherFailed, InvalidConfig, PayloadError, RedisUnavailable
 from redisagg.protocol.scripts import call
 from redisagg.sinks import CallableSink, ListSink, StreamSink
-from redisagg.testing import Clock, EmbeddedRedis, Flushed, Kit, RecordingSink, assert_batched
+from redisagg.testing import (
+    Clock,
+    Crash,
+    EmbeddedRedis,
+    Flushed,
+    Kit,
+    RecordingSink,
+    assert_batched,
+)
 from tests.support.tasks import await_led
 
 Flush = Callable[..., Flushed]
@@ -444,6 +452,75 @@ def test_a_flusher_of_the_test_can_run_too(redisagg_kit: Kit, clock: Clock) -> N
     agg.stop()
     assert len(redisagg_kit.sink.batches) == 1
     assert redisagg_kit.flush_due() == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_crash_in_a_merge(make: Any, clock: Clock, flush_due: Flush, kind: str) -> None:
+    crashes: list[None] = [None]
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        if crashes:
+            crashes.pop()
+            raise Crash
+        return joined(group, tasks)
+
+    async def amerge(group: str, tasks: list[Task]) -> Task:
+        return merge(group, tasks)
+
+    agg = make(merge if kind == "plain" else amerge, lease_time=10, max_concurrency=3)
+    agg.add_tasks([Task("x", n, f"group {n}") for n in range(3)])
+    clock.advance(minutes=1)
+    with pytest.raises(Crash):
+        flush_due()
+    in_hand = len(agg.get_batches())
+    assert 0 < in_hand <= 3
+    with pytest.raises(FlusherFailed, match="clock by 10 seconds"):
+        flush_due()
+    clock.advance(seconds=10)
+    flushed = flush_due()
+    clock.advance(hours=1)  # the permits of the dead end too
+    flushed.add(flush_due())
+    assert sorted(each.task.payload[0] for each in flushed) == [0, 1, 2]
+    assert flushed.failures == []  # it was no attempt
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_crash_between_a_delivery_and_its_commit(
+    make: Any, clock: Clock, flush_due: Flush, recording_sink: RecordingSink, own: bool
+) -> None:
+    delivered: list[str] = []
+
+    def deliver(task: Task, batch_id: str) -> None:
+        delivered.append(batch_id)
+        if len(delivered) == 1:
+            raise Crash
+
+    agg = make(joined, sink=CallableSink(deliver) if own else None)
+    agg.add_task(Task("x", 1, "ann"))
+    clock.advance(minutes=1)
+    if not own:
+        recording_sink.crash_after_next()
+    with pytest.raises(Crash):
+        flush_due()
+    clock.advance(minutes=1)
+    assert_batched(flush_due(), {"ann": [[1]]})
+    first, second = delivered or [each.batch_id for each in recording_sink.batches]
+    assert first == second
+
+
+async def test_a_crash_on_the_event_loop_of_the_test(
+    redisagg_kit: Kit, clock: Clock, recording_sink: RecordingSink
+) -> None:
+    agg = AsyncAggregator("a", NOWHERE, config=AggregationConfig(group_max_size=1))
+    redisagg_kit.redirect(agg)
+    await agg.add_task(Task("x", 1, "ann"))
+    recording_sink.crash_after_next()
+    with pytest.raises(Crash):
+        await redisagg_kit.aflush_due()
+    clock.advance(minutes=1)
+    assert len(await redisagg_kit.aflush_due()) == 1
+    assert len({each.batch_id for each in recording_sink.batches}) == 1
+    await agg.close()
 
 
 # --- sinks ---------------------------------------------------------------------------------------
