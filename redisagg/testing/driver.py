@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from redisagg.flusher.reporter import BatchReports, BatchTrace, Reporter, report
 from redisagg.namespace import Namespace
 from redisagg.operations.steering import flush_all
 from redisagg.protocol.keys import PartitionKeys
-from redisagg.protocol.scripts import Request, call
+from redisagg.protocol.scripts import Request, call, command
 from redisagg.sinks.base import BlockingSink, MergedTask, Sink
 from redisagg.sinks.callable import CallableSink
 from redisagg.sinks.limited_calls import Ended
@@ -33,7 +33,7 @@ from redisagg.sinks.routing import Router
 from redisagg.testing.clock import Clock
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.durability import Durability
-from redisagg.transport.endpoint import aclose
+from redisagg.transport.endpoint import AsyncClient, Endpoint, aclose
 
 T = TypeVar("T")
 
@@ -200,10 +200,19 @@ class ThisThread:
         self._calls: deque[Callable[[], None]] = deque()
         self._wanted: asyncio.Future[None] | None = None
         self._raised: BaseException | None = None
+        self._client: AsyncClient | None = None
 
     def close(self) -> None:
-        """Closes the event loop."""
+        """Closes the connection and the event loop."""
+        if self._client is not None:
+            self._loop.run_until_complete(aclose(self._client))
         self._loop.close()
+
+    def client(self, endpoint: Endpoint) -> AsyncClient:
+        """Returns the client for the event loop; it is made for the first endpoint."""
+        if self._client is None:
+            self._client = endpoint.asyncio()
+        return self._client
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to its end, and the functions that it hands over.
@@ -421,10 +430,15 @@ class Driver:
         """The destination of merged tasks."""
         return self._namespace.sink
 
-    async def flush_due(self, thread: ThisThread | None = None) -> Flushed:
+    def looks(self) -> list[Request]:
+        """The requests whose replies are 0 where nothing waits and no batch is in flight."""
+        return [command(b"EXISTS", each.groups, each.batches) for each in self._keyspace.partitions]
+
+    async def flush_due(self, client: AsyncClient, thread: ThisThread | None = None) -> Flushed:
         """Flushes what is due by the clock, and what becomes due by it.
 
         Args:
+            client: for this event loop.
             thread: calls plain functions of the user; None for threads, as in a flusher.
 
         Raises:
@@ -435,29 +449,20 @@ class Driver:
         make = make_merger if thread is None else thread.make_merger
         calling = contextlib.nullcontext() if thread is None else thread.calling(self.sink)
         try:
-            async with (
-                self._connected() as transport,
-                reporting(*of_flusher, on_loop=True, kind=_Reporter) as report,
-            ):
+            async with reporting(*of_flusher, on_loop=True, kind=_Reporter) as report:
                 assert isinstance(report, _Reporter)
                 self._report = report
                 with calling:
-                    return await self._flush(transport, report, make)
+                    return await self._flush(self._transport(client), report, make)
         finally:
             self._report = self._parts = None
 
-    async def flush_all(self) -> None:
+    async def flush_all(self, client: AsyncClient) -> None:
         """Makes all waiting tasks due."""
-        async with self._connected() as transport:
-            await transport.run(flush_all(self._keyspace))
+        await self._transport(client).run(flush_all(self._keyspace))
 
-    @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[_Transport]:
-        client = self._namespace.producer_endpoint().asyncio()
-        try:
-            yield _Transport(client, seconds(self._config.add_timeout))
-        finally:
-            await aclose(client)
+    def _transport(self, client: AsyncClient) -> _Transport:
+        return _Transport(client, seconds(self._config.add_timeout))
 
     async def _flush(
         self,
@@ -466,7 +471,7 @@ class Driver:
         make: Callable[[AggregationConfig, Router], Merger],
     ) -> Flushed:
         _crashes.clear()
-        tokens = await self._acquire(transport)
+        tokens: dict[PartitionKeys, int] = {}
         parts = self._parts = Parts(
             flusher_id=self._id,
             keyspace=self._keyspace,
@@ -480,6 +485,7 @@ class Driver:
         try:
             begun, blocked = -1, 0.0
             while True:
+                await self._acquire(transport, tokens)
                 busy, wait = await self._poll(transport, tokens)
                 if not busy or begun == report.begun:
                     break
@@ -515,8 +521,17 @@ class Driver:
         waits += [each.pause() for each in breakers if each.state is not BreakerState.CLOSED]
         return max(waits, default=0.0)
 
-    async def _acquire(self, transport: AsyncTransport) -> dict[PartitionKeys, int]:
-        """Takes the leases of all partitions."""
+    async def _acquire(self, transport: AsyncTransport, tokens: dict[PartitionKeys, int]) -> None:
+        """Takes the leases of further partitions in which something waits.
+
+        Args:
+            tokens: the fencing tokens of those that are led; gets those of the others.
+        """
+        replies = _checked(await transport.exchange(self.looks()))
+        there = zip(self._keyspace.partitions, replies, strict=True)
+        wanted = [each for each, count in there if count and each not in tokens]
+        if not wanted:
+            return
         lease_ms = to_ms(max(_LEASE, seconds(self._config.lease_time)))
         replies = await transport.exchange(
             [
@@ -526,25 +541,22 @@ class Driver:
                     *(self._id, lease_ms, each.label),
                     registers=self._keyspace,
                 )
-                for each in self._keyspace.partitions
+                for each in wanted
             ]
         )
-        tokens: dict[PartitionKeys, int] = {}
         waits: list[int] = []
-        for partition, reply in zip(self._keyspace.partitions, _checked(replies), strict=True):
+        for partition, reply in zip(wanted, _checked(replies), strict=True):
             token, wait_ms = reply
             if token:
                 tokens[partition] = token
             else:
                 waits.append(wait_ms)
         if waits:
-            await self._release(transport, tokens)
             raise FlusherFailed(
                 f"a flusher of {self._keyspace.name!r} leads {len(waits)} of its partitions; stop "
                 "it before flush_due, or, if its process was killed, advance the clock by "
                 f"{max(waits) / 1000:g} seconds, when its leases end"
             )
-        return tokens
 
     async def _release(self, transport: AsyncTransport, tokens: dict[PartitionKeys, int]) -> None:
         channel = self._keyspace.wake_channel
@@ -600,6 +612,17 @@ class Driver:
     ) -> None:
         if self._report is not None:
             self._report.breaker(breaker, state, span, reason)
+
+
+async def busy(client: AsyncClient, drivers: Sequence[Driver]) -> list[Driver]:
+    """Returns the drivers of those aggregators in which something waits or is in flight."""
+    if not drivers:
+        return []
+    looks = [each.looks() for each in drivers]
+    transport = drivers[0]._transport(client)
+    replies = iter(_checked(await transport.exchange([each for some in looks for each in some])))
+    there = [sum(next(replies) for _ in some) for some in looks]
+    return [driver for driver, count in zip(drivers, there, strict=True) if count]
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -20,11 +20,11 @@ from redisagg.settings import Settings
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
 from redisagg.testing.clock import Clock, MovedEndpoint
-from redisagg.testing.driver import Driver, Flushed, ThisThread
+from redisagg.testing.driver import Driver, Flushed, ThisThread, busy
 from redisagg.testing.embedded import EmbeddedRedis
 from redisagg.testing.recording import RecordingSink
 from redisagg.texts import shorten
-from redisagg.transport.endpoint import endpoint_of
+from redisagg.transport.endpoint import AsyncClient, aclose, endpoint_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,6 +37,9 @@ DATABASES = 1024
 """The number of databases of a server for tests: each kit takes the next one."""
 
 _USUAL_DATABASES = "16"
+
+_SOCKET_TIMEOUT = 5.0
+"""Seconds without a reply after which the connection for flushes counts as lost."""
 
 _MOST_ROUNDS = 1_000
 """The number of times that `drain` moves the clock."""
@@ -198,6 +201,7 @@ class Kit:
     def _restore(self, target: Aggregator | AsyncAggregator, before: dict[str, Any]) -> None:
         self._drivers.pop(id(target), None)
         if isinstance(target, Aggregator):
+            target._adder.sequences.drain()  # the database is emptied anyway
             target.close()
         _put_back(target, before)
 
@@ -221,7 +225,9 @@ class Kit:
             Crash: a merge function or a sink has raised it.
             RedisAggError: Redis can't be used.
         """
-        return self._thread.run(self._flush(self._drivers_of(targets), self._thread))
+        return self._thread.run(
+            self._flush(self._client(), self._drivers_of(targets), self._thread)
+        )
 
     async def aflush_due(self, *targets: Target) -> Flushed:
         """As `flush_due`, on the running event loop.
@@ -229,7 +235,11 @@ class Kit:
         An ``async`` merge function is awaited on this event loop, a plain one is called in a thread
         beside it, as in a flusher.
         """
-        return await self._flush(self._drivers_of(targets), None)
+        drivers, client = self._drivers_of(targets), self._new_client()
+        try:
+            return await self._flush(client, drivers, None)
+        finally:
+            await aclose(client)
 
     def drain(self, *targets: Target) -> Flushed:
         """Flushes all that waits, due or not, and moves the clock to each further attempt.
@@ -247,11 +257,24 @@ class Kit:
             FlusherFailed, RedisAggError: as of `flush_due`.
             AssertionError: there is more after 1,000 moves of the clock.
         """
-        return self._thread.run(self._drain(self._drivers_of(targets), self._thread))
+        return self._thread.run(
+            self._drain(self._client(), self._drivers_of(targets), self._thread)
+        )
 
     async def adrain(self, *targets: Target) -> Flushed:
         """As `drain`, on the running event loop; see `aflush_due`."""
-        return await self._drain(self._drivers_of(targets), None)
+        drivers, client = self._drivers_of(targets), self._new_client()
+        try:
+            return await self._drain(client, drivers, None)
+        finally:
+            await aclose(client)
+
+    def _client(self) -> AsyncClient:
+        """The client on the event loop for this thread."""
+        return self._thread.client(self._endpoint.answering_within(_SOCKET_TIMEOUT))
+
+    def _new_client(self) -> AsyncClient:
+        return self._endpoint.answering_within(_SOCKET_TIMEOUT).asyncio()
 
     def _drivers_of(self, targets: Iterable[Target]) -> list[Driver]:
         if self._closed:
@@ -266,24 +289,28 @@ class Kit:
                 )
         return [self._drivers[id(each)][1] for each in chosen]
 
-    async def _flush(self, drivers: list[Driver], thread: ThisThread | None) -> Flushed:
+    async def _flush(
+        self, client: AsyncClient, drivers: list[Driver], thread: ThisThread | None
+    ) -> Flushed:
         flushed = Flushed()
         while True:
             some = Flushed()
-            for driver in drivers:
-                some.add(await driver.flush_due(thread))
+            for driver in await busy(client, drivers):
+                some.add(await driver.flush_due(client, thread))
             flushed.add(some)
             # What one has flushed may have made something of another one due.
             if len(drivers) < 2 or not some.steps:
                 flushed.next_due = some.next_due
                 return flushed
 
-    async def _drain(self, drivers: list[Driver], thread: ThisThread | None) -> Flushed:
+    async def _drain(
+        self, client: AsyncClient, drivers: list[Driver], thread: ThisThread | None
+    ) -> Flushed:
         flushed = Flushed()
         for _ in range(_MOST_ROUNDS):
-            for driver in drivers:
-                await driver.flush_all()
-            some = await self._flush(drivers, thread)
+            for driver in await busy(client, drivers):
+                await driver.flush_all(client)
+            some = await self._flush(client, drivers, thread)
             flushed.add(some)
             if some.next_due is None:
                 flushed.next_due = None

@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-APP = """
-from redisagg import App, Task
+SHOP = Path(__file__).parents[1] / "support" / "shop"
+"""The code of a user with a hundred tests."""
 
-app = App("redis://nowhere.invalid:1/0")
-
-
-@app.aggregator("digests", group_grace_period=3600, retry_delay=60)
-def digest(group, tasks):
-    return Task("digest", [task.payload for task in tasks], group)
-"""
-
-CONFTEST = """
+MORE = """
 import pytest
-from redisagg import AggregationConfig
-from shop import app as shop_app
-
-
-@pytest.fixture(autouse=True)
-def redirected(redisagg_kit):
-    redisagg_kit.redirect(shop_app)
+from redisagg import AggregationConfig, Task
 
 
 @pytest.fixture
 def redisagg_config():
     return AggregationConfig(group_grace_period=7200, group_max_delay=None)
-"""
-
-TESTS = """
-import pytest
-from redisagg import Task
-from redisagg.testing import assert_batched
-from shop import digest
 
 
-@pytest.mark.parametrize("number", range(8))
-def test_digests(clock, flush_due, drain, recording_sink, number):
-    digest.add(number, group_key="ann")
-    clock.advance(hours=1)
-    assert_batched(flush_due(), {"ann": [[number]]})
-    digest.add(0, group_key="ann")
-    assert_batched(drain(), {"ann": [[0]]})
-    assert recording_sink.payloads == [[number], [0]]
-
-
-def test_fixtures(aggregator, app, clock, flush_due):
+def test_fixtures(aggregator, app, clock, flush_due, recording_sink):
     aggregator.add_task(Task("x", 1, "ann"))
 
     @app.aggregator("more")
@@ -64,16 +34,14 @@ def test_fixtures(aggregator, app, clock, flush_due):
     assert flush_due() == []
     clock.advance(hours=1)
     assert {each.group for each in flush_due()} == {"ann", "ben"}
-
-
-def test_a_server_of_its_own(redisagg_server, worker_id):
-    with open("servers", "a") as servers:
-        print(worker_id, redisagg_server.port, file=servers)
+    assert len(recording_sink.batches) == 2
 """
 
 
-def test_the_fixtures_in_parallel(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(shop=APP, conftest=CONFTEST, test_shop=TESTS)
+def test_a_hundred_tests_of_a_user_in_parallel(pytester: pytest.Pytester) -> None:
+    for path in SHOP.glob("*.py"):
+        shutil.copy(path, pytester.path)
+    pytester.makepyfile(test_more=MORE)
     pytester.makeini(
         "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
     )
@@ -81,7 +49,7 @@ def test_the_fixtures_in_parallel(pytester: pytest.Pytester) -> None:
     by_hand = () if found else ("-p", "redisagg.testing.plugin")
     pytester.syspathinsert()
     result = pytester.runpytest_subprocess(*by_hand, "-n", "2")
-    result.assert_outcomes(passed=10)
+    result.assert_outcomes(passed=101)
 
 
 def test_the_entry_point() -> None:
