@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("loaded")
 
 pytest_plugins = [
     *("tests.support.fixtures", "tests.support.cli", "tests.support.scheduling"),
-    *("redisagg.testing.plugin", "pytester"),
+    "redisagg.testing.plugin",
 ]
 
 

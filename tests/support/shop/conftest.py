@@ -1,9 +1,12 @@
+"""Has the aggregators of the shop use the server and the clock of each test."""
+
 from collections.abc import Iterator
 
 import pytest
-from batching import api, app, sent
 
+from redisagg import AggregationConfig
 from redisagg.testing import Kit
+from tests.support.shop.batching import api, app, sent
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +16,8 @@ def batching(redisagg_kit: Kit) -> Iterator[None]:
     redisagg_kit.redirect(api)
     yield
     sent.clear()
+
+
+@pytest.fixture
+def redisagg_config() -> AggregationConfig:
+    return AggregationConfig(group_grace_period=7200, group_max_delay=None)

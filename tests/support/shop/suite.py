@@ -4,10 +4,10 @@ import datetime as dt
 from collections.abc import Callable
 
 import pytest
-from batching import api, daily, digest, embed, insert, sent, users
 
-from redisagg import Task
-from redisagg.testing import Clock, Crash, Flushed, Kit, assert_batched
+from redisagg import Aggregator, App, Task
+from redisagg.testing import Clock, Crash, Flushed, Kit, RecordingSink, assert_batched
+from tests.support.shop.batching import api, daily, digest, embed, insert, sent, users
 
 Flush = Callable[..., Flushed]
 
@@ -98,3 +98,20 @@ def test_a_digest_is_sent_once_though_the_worker_dies(
     clock.advance(hours=1)
     flush_due()
     assert [each["items"] for each in sent] == [list(range(items))]
+
+
+def test_fixtures(
+    aggregator: Aggregator, app: App, clock: Clock, flush_due: Flush, recording_sink: RecordingSink
+) -> None:
+    aggregator.add_task(Task("x", 1, "ann"))
+
+    @app.aggregator("more")
+    def more(group: str, tasks: list[Task]) -> Task:
+        return Task("more", len(tasks), group)
+
+    more.add(1, group_key="ben")
+    clock.advance(hours=1)
+    assert flush_due() == []
+    clock.advance(hours=1)
+    assert {each.group for each in flush_due()} == {"ann", "ben"}
+    assert len(recording_sink.batches) == 2
