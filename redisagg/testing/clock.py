@@ -9,14 +9,16 @@ they are, and know nothing of this.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from redisagg.protocol.scripts import Request, Script
-from redisagg.transport.endpoint import AsyncClient, Endpoint, SyncClient
+from redisagg.transport.endpoint import AsyncClient, Endpoint, SyncClient, aclose
 from redisagg.transport.round_trip import RULES, Command, Step, round_trip
 
 _REDIS_TIME = b"  return seconds * 1000 + math.floor(microseconds / 1000)\n"
@@ -202,4 +204,26 @@ class MovedEndpoint(Endpoint):
         """Makes a client for asyncio; as `Endpoint.asyncio`."""
         client = Endpoint.asyncio(self)
         setattr(client, RULES, self.clock.round_trip)
+        with suppress(RuntimeError):  # no event loop runs; who asks for it closes it
+            asyncio.get_running_loop()
+            ending: Any = _close_with_loop(client)
+            with suppress(StopIteration):
+                ending.__anext__().send(None)  # up to its `yield`
+            setattr(client, _ENDING, ending)
         return client
+
+
+_ENDING = "redisagg_ending"
+
+
+async def _close_with_loop(client: AsyncClient) -> AsyncIterator[None]:
+    """Is ended with its event loop, as all asynchronous generators; closes a client then.
+
+    Nobody closes those of the aggregators of a test, and a connection that is left open is a
+    `ResourceWarning`, which many runs of tests count as an error.
+    """
+    try:
+        yield
+    finally:
+        with suppress(Exception):
+            await aclose(client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -156,38 +156,45 @@ class Kit:
     def _redirect_app(self, app: App, keep_sink: bool) -> None:
         for each in app.aggregators.values():
             self._redirect(each, keep_sink)
+
         enter = app._enter
 
         def enter_redirected(made: AppAggregator[..., Any]) -> None:
             enter(made)
             self._redirect(made, keep_sink)
 
-        vars(app)["_enter"] = enter_redirected
-        self._undo.callback(vars(app).pop, "_enter", None)
+        self._replace(app, "_enter", enter_redirected)
+
+    def _replace(self, app: App, method: str, other: Callable[..., Any]) -> None:
+        """Replaces a method of an app until the kit is closed."""
+        before = dict(vars(app))
+        vars(app)[method] = other
+
+        def undo() -> None:
+            vars(app).pop(method)
+            if method in before:  # that of another kit
+                vars(app)[method] = before[method]
+
+        self._undo.callback(undo)
 
     def _redirect(self, target: Aggregator | AsyncAggregator, keep_sink: bool) -> None:
-        config = replace(target.config, executor="thread")
         own = target._namespace.sink
-        sink = own if keep_sink else RecordingSink(like=own, into=self.sink)
-        made: Aggregator | AsyncAggregator
+        kind = Aggregator if isinstance(target, Aggregator) else AsyncAggregator
         endpoint: Any = self._endpoint
-        if isinstance(target, AppAggregator):
-            made = AppAggregator(
-                *(target.__wrapped__, target.name, endpoint),
-                config=config,
-                sink=sink,
-                clients=self._clients,
-            )
-        elif isinstance(target, Aggregator):
-            made = Aggregator(target.name, endpoint, config=config, sink=sink)
-        else:
-            made = AsyncAggregator(target.name, endpoint, config=config, sink=sink)
+        made = kind(
+            target.name,
+            endpoint,
+            config=replace(target.config, executor="thread"),
+            sink=own if keep_sink else RecordingSink(like=own, into=self.sink),
+        )
         made._namespace.clock._monotonic = self.clock.monotonic
         before = dict(vars(target))
         self._undo.callback(self._restore, target, before)
         vars(target).update(vars(made))
-        if isinstance(target, AppAggregator) and "_twin" in before:
-            self._redirect_twin(target, before["_twin"])
+        if isinstance(target, AppAggregator):
+            target._clients = self._clients
+            if "_twin" in before:
+                self._redirect_twin(target, before["_twin"])
         self._drivers[id(target)] = target, Driver(target._namespace, self.clock)
 
     def _redirect_twin(self, target: AppAggregator[..., Any], twin: AsyncAggregator) -> None:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,13 @@ def test_a_digest_is_sent_once_though_the_worker_dies(
     clock.advance(hours=1)
     flush_due()
     assert [each["items"] for each in sent] == [list(range(items))]
+
+
+@pytest.mark.asyncio
+async def test_on_an_event_loop(clock: Clock, aflush_due: Callable[..., Any]) -> None:
+    await daily.aadd(1, group_key="ann")
+    clock.advance(days=1)
+    assert_batched(await aflush_due(), {"ann": [1]})
 
 
 def test_fixtures(
