@@ -1,7 +1,7 @@
 """Support for tests: a private Redis server, a kit for your own code, conformance tests for sinks.
 
-`redisagg.testing.plugin` has the fixtures of the kit, which pytest finds by itself.
-docs/sinks/own.md shows the conformance tests.
+docs/testing.md shows the kit, docs/sinks/own.md the conformance tests. `redisagg.testing.plugin`
+has the fixtures of the kit, which pytest finds by itself.
 """
 
 from __future__ import annotations
