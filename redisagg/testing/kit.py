@@ -313,7 +313,7 @@ class Kit:
     async def _drain(
         self, client: AsyncClient, drivers: list[Driver], thread: ThisThread | None
     ) -> Flushed:
-        flushed = Flushed()
+        flushed, some = Flushed(), Flushed()
         for _ in range(_MOST_ROUNDS):
             for driver in await busy(client, drivers):
                 await driver.flush_all(client)
