@@ -113,6 +113,17 @@ class Kit:
         made = Aggregator(name, self.url, config=config, sink=sink)
         return self.redirect(made, keep_sink=sink is not None)
 
+    def async_aggregator(
+        self,
+        name: str = "tests",
+        *,
+        config: AggregationConfig | None = None,
+        sink: Sink | Route | str | None = None,
+    ) -> AsyncAggregator:
+        """Makes an aggregator of this kit for asyncio; arguments as of `aggregator`."""
+        made = AsyncAggregator(name, self.url, config=config, sink=sink)
+        return self.redirect(made, keep_sink=sink is not None)
+
     def app(self, *, config: AggregationConfig | None = None) -> App:
         """Makes an app whose aggregators are of this kit.
 
@@ -164,6 +175,15 @@ class Kit:
             self._redirect(made, keep_sink)
 
         self._replace(app, "_enter", enter_redirected)
+        configure = getattr(app, "configure", None)
+        if configure is not None:
+
+            def configure_redirected(*settings: Any) -> None:
+                configure(*settings)  # makes the aggregators anew
+                for each in app._aggregators.values():
+                    self._redirect(each, keep_sink)
+
+            self._replace(app, "configure", configure_redirected)
 
     def _replace(self, app: App, method: str, other: Callable[..., Any]) -> None:
         """Replaces a method of an app until the kit is closed."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from redisagg import AggregationConfig, Aggregator, App
+    from redisagg import AggregationConfig, Aggregator, App, AsyncAggregator
     from redisagg.testing import Clock, EmbeddedRedis, Kit, RecordingSink
 
 
@@ -39,7 +39,7 @@ def redisagg_kit(redisagg_server: EmbeddedRedis) -> Iterator[Kit]:
 
 @pytest.fixture
 def redisagg_config() -> AggregationConfig:
-    """The settings of the fixtures `aggregator` and `app`; override it to change them."""
+    """The settings of the aggregators of the next fixtures; override it to change them."""
     from redisagg.config import AggregationConfig
 
     return AggregationConfig()
@@ -49,6 +49,12 @@ def redisagg_config() -> AggregationConfig:
 def aggregator(redisagg_kit: Kit, redisagg_config: AggregationConfig) -> Aggregator:
     """An aggregator for this test alone."""
     return redisagg_kit.aggregator(config=redisagg_config)
+
+
+@pytest.fixture
+def async_aggregator(redisagg_kit: Kit, redisagg_config: AggregationConfig) -> AsyncAggregator:
+    """An aggregator for asyncio for this test alone; with `aggregator` it has one namespace."""
+    return redisagg_kit.async_aggregator(config=redisagg_config)
 
 
 @pytest.fixture

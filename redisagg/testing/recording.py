@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from redisagg.sinks.base import DeliverySink, MergedTask, Sink
+from redisagg.payload import to_json
+from redisagg.sinks.base import DeliverySink, MergedTask, ScriptSink, Sink
 from redisagg.sinks.routing import Route
 from redisagg.task import Task, group_key_text
 from redisagg.testing.driver import BatchFailure, Crash, Flushed
@@ -76,11 +77,22 @@ class RecordingSink(DeliverySink):
         self._crashes.clear()
 
     async def deliver(self, merged: MergedTask) -> None:
-        """Keeps a merged task, or raises the next error of `fail`."""
+        """Keeps a merged task.
+
+        Raises:
+            PayloadError: the sink in whose place it is has no form for it.
+            BaseException: the next error of `fail`.
+        """
         if self._failures:
             raise self._failures.pop(0)
-        if self._like is not None and not isinstance(self._like, Sink):
-            self.sinks.append(self._like(merged.task))
+        sink = self._like
+        if sink is not None and not isinstance(sink, Sink):
+            sink = sink(merged.task)
+            self.sinks.append(sink)
+        if isinstance(sink, ScriptSink):
+            sink.arguments(merged)  # raises what the queue has no form for
+        elif sink is not None and sink.takes_json:
+            to_json(merged.task.payload)
         self.batches.append(merged)
         if self._crashes:
             self._crashes.pop()

@@ -22,13 +22,14 @@ from redisagg import (
     RateLimit,
     Results,
     RetryAfter,
+    Settings,
     Task,
     TaskFailed,
     Unavailable,
 )
 from redisagg.errors import FlusherFailed, InvalidConfig, PayloadError, RedisUnavailable
 from redisagg.protocol.scripts import call
-from redisagg.sinks import CallableSink, ListSink, StreamSink
+from redisagg.sinks import CallableSink, ListSink, StreamSink, WebhookSink
 from redisagg.testing import (
     Clock,
     Crash,
@@ -508,6 +509,15 @@ def test_a_crash_between_a_delivery_and_its_commit(
     assert first == second
 
 
+async def test_both_kinds_of_aggregators_have_one_namespace(
+    aggregator: Aggregator, async_aggregator: AsyncAggregator, adrain: Any
+) -> None:
+    aggregator.add_task(Task("x", 1, "ann"))
+    await async_aggregator.add_task(Task("x", 2, "ann"))
+    [merged] = await adrain(async_aggregator)
+    assert merged.count == 2
+
+
 async def test_a_crash_on_the_event_loop_of_the_test(
     redisagg_kit: Kit, clock: Clock, recording_sink: RecordingSink
 ) -> None:
@@ -599,6 +609,27 @@ def test_the_sink_refuses_what_the_real_one_would(redisagg_kit: Kit) -> None:
         agg.add_task(Task("x", float("nan"), "ann"))
 
 
+def test_a_merged_task_that_the_real_sink_refuses(
+    redisagg_kit: Kit, clock: Clock, flush_due: Flush
+) -> None:
+    def merge(group: str, tasks: list[Task]) -> Task:
+        return Task("x", float("nan"), group)
+
+    config = AggregationConfig(group_aggregator=merge, group_max_size=1, max_attempts=1)
+    sinks: dict[str, Any] = {
+        "script": StreamSink("merged", format="json"),
+        "outside": WebhookSink("https://nowhere.invalid/"),
+        "chosen": lambda task: StreamSink("merged", format="json"),
+    }
+    for name, sink in sinks.items():
+        agg = Aggregator(name, NOWHERE, config=config, sink=sink)
+        redisagg_kit.redirect(agg)
+        agg.add_task(Task("x", 1, "ann"))
+        [failure] = flush_due(agg).failures
+        assert failure.error.startswith("PayloadError")
+        assert failure.buried
+
+
 def test_a_function_that_chooses_sinks_is_called(redisagg_kit: Kit, clock: Clock) -> None:
     sinks = {"a": StreamSink("a"), "b": StreamSink("b")}
     agg = Aggregator("routed", NOWHERE, sink=lambda task: sinks[task.type[0]])
@@ -626,6 +657,30 @@ def test_an_app_of_the_code_under_test(redisagg_kit: Kit, clock: Clock, flush_du
     later.add(1, group_key="x")
     assert_batched(flush_due(later), {"x": [[1]]})
     emails._aggregators.pop("later")
+
+
+def test_an_app_that_is_configured_in_the_test(redisagg_kit: Kit, clock: Clock) -> None:
+    """As an application factory does it, behind the fixture that redirects the app."""
+
+    class Configured(App):
+        def configure(self, settings: Settings) -> None:
+            for each in self.aggregators.values():
+                other = Aggregator(each.name, settings.url, config=settings.config)
+                vars(each).update(vars(other))
+
+    shop = Configured(NOWHERE)
+
+    @shop.aggregator("configured")
+    def joined_(group: str, tasks: list[Task]) -> Task:
+        return joined(group, tasks)
+
+    redisagg_kit.redirect(shop)
+    shop.configure(Settings(url=NOWHERE, config=AggregationConfig(group_max_size=1)))
+    joined_.add_task(Task("x", 1, "ann"))
+    assert len(redisagg_kit.flush_due()) == 1
+    redisagg_kit.close()
+    assert "configure" not in vars(shop)
+    assert joined_._namespace.endpoint.options["host"] == "nowhere.invalid"
 
 
 def test_all_is_as_before_behind_the_kit(redisagg_server: EmbeddedRedis) -> None:
