@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -816,11 +816,3 @@ def test_all_payloads_in_order_or_something_else_of_them(make: Any, flush_due: F
     assert_batched(Flushed(), {"ann": []})
     with pytest.raises(AssertionError, match="differs"):
         assert_batched(Flushed(), [1])
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_of_redisagg_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    left = set(threading.enumerate()) - before
-    assert not [each for each in left if each.name.startswith("redisagg-flusher")]
