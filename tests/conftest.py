@@ -42,7 +42,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("loaded")
 
-pytest_plugins = ["tests.support.fixtures", "tests.support.cli", "tests.support.scheduling"]
+pytest_plugins = [
+    *("tests.support.fixtures", "tests.support.cli", "tests.support.scheduling"),
+    "redisagg.testing.plugin",
+]
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +61,13 @@ def server_binary() -> Path:
 def redis_server(server_binary: Path) -> Iterator[EmbeddedRedis]:
     """One standalone server for the run; tests take `redis_url`, which empties it."""
     with EmbeddedRedis(server_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redisagg_server(server_binary: Path) -> Iterator[EmbeddedRedis]:
+    """The server of `redisagg.testing.plugin`, on the binary of this run."""
+    with EmbeddedRedis(server_binary, config={"databases": "1024"}) as server:
         yield server
 
 

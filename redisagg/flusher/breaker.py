@@ -294,7 +294,7 @@ class Breakers:
     """A breaker for each sink of a flusher.
 
     Args:
-        delay, changed, report: as in `Breaker`.
+        delay, changed, report, clock: as in `Breaker`.
     """
 
     def __init__(
@@ -302,7 +302,9 @@ class Breakers:
         delay: Callable[[int], float],
         changed: Callable[[], None],
         report: Report | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._delay = delay
         self._changed = changed
         self._report = report
@@ -311,12 +313,20 @@ class Breakers:
     def __len__(self) -> int:
         return len(self._all)
 
+    def __iter__(self) -> Iterator[Breaker]:
+        return iter(self._all)
+
     def of(self, key: Hashable, name: str) -> Breaker:
         """The breaker of the sink with this key and the name of its class."""
         breaker = self._all.get(key)
         if breaker is None:
             breaker = Breaker(
-                name, self._delay, self._changed, queue=_queue_text(key), report=self._report
+                name,
+                self._delay,
+                self._changed,
+                self._clock,
+                queue=_queue_text(key),
+                report=self._report,
             )
             self._all.put(key, breaker)
         return breaker

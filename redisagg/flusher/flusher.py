@@ -5,28 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
-from redisagg.flusher.backoff import break_delay
-from redisagg.flusher.breaker import Breaker, Breakers, BreakerState
-from redisagg.flusher.budget import Isolation, MemoryBudget
+from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.connections import Connections
-from redisagg.flusher.leader import Leader
 from redisagg.flusher.leases import LeaseKeeper
-from redisagg.flusher.merging import make_merger
-from redisagg.flusher.permits import MESSAGE, Permits
+from redisagg.flusher.parts import Parts
+from redisagg.flusher.permits import MESSAGE
 from redisagg.flusher.reporter import Reporter, reporting
 from redisagg.flusher.status import StatusPublisher
 from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.observers import Observers
-from redisagg.protocol.keys import Keyspace, PartitionKeys
-from redisagg.protocol.status import MERGE_FUNCTION
-from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
-from redisagg.sinks.routing import Deliveries, Route, Router
+from redisagg.protocol.keys import Keyspace
+from redisagg.sinks.base import Sink
+from redisagg.sinks.routing import Route
 from redisagg.texts import logger
 
 _log = logger("flusher")
@@ -39,17 +33,6 @@ _RELEASE_TIMEOUT = 0.8
 def new_flusher_id() -> str:
     """Makes a unique id that names the host and the process."""
     return f"{socket.gethostname()[:64]}:{os.getpid()}:{os.urandom(4).hex()}"
-
-
-def _sink_timeout(router: Router) -> float | None:
-    """Seconds that a delivery takes at most; 0 for a queue in Redis, None if that is not known."""
-    with suppress(Exception):  # of the sink's own code; each batch fails by it, and says so
-        sink = router.only()
-        if isinstance(sink, ScriptSink):
-            return 0.0
-        if sink is not None:
-            return timeout_of(sink)
-    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,75 +59,38 @@ class Flusher:
             await self._run(stop, flusher_id, report)
 
     async def _run(self, stop: asyncio.Event, flusher_id: str, report: Reporter) -> None:
-        transport = self.connections.batches
-        router = Router(self.sink, transport.clustered, self.config.max_merged_bytes)
-        merger = make_merger(self.config, router)
-        deliveries = Deliveries(router, SinkContext(self.keyspace, transport))
-
-        def wake_all() -> None:
-            for leader in leaders.values():
-                leader.wake()
-
-        def breakers_changed() -> None:
-            for leader in leaders.values():
-                leader.breakers_changed()
-
-        budget, isolation = MemoryBudget(wake_all), Isolation()
-        delay = partial(break_delay, self.config)
-
         def report_breaker(
             breaker: Breaker, state: BreakerState, seconds: float, reason: str
         ) -> None:
             report.breaker(breaker, state, seconds, reason)
             status.breaker(breaker, state, seconds, reason)
 
-        breakers = Breakers(delay, breakers_changed, report_breaker)
-        merges = Breaker(MERGE_FUNCTION, delay, breakers_changed, report=report_breaker)
+        parts = Parts(
+            flusher_id=flusher_id,
+            keyspace=self.keyspace,
+            config=self.config,
+            sink=self.sink,
+            transport=self.connections.batches,
+            report=report,
+            report_breaker=report_breaker,
+        )
+        permits = parts.permits
         status = StatusPublisher(
             flusher_id=flusher_id,
             keyspace=self.keyspace,
             config=self.config,
             transport=self.connections.leases,
-            known=breakers.__len__,
+            known=parts.health.sinks.__len__,
         )
-
-        permits: Permits | None = None
-        if self.config.limits_work:
-            permits = Permits(
-                flusher_id=flusher_id,
-                keyspace=self.keyspace,
-                config=self.config,
-                transport=transport,
-                most=merger.most,
-                sink_timeout=_sink_timeout(router),
-            )
-
-        def make_leader(partition: PartitionKeys, token: int) -> Leader:
-            return Leader(
-                partition=partition,
-                token=token,
-                config=self.config,
-                transport=transport,
-                merger=merger,
-                deliveries=deliveries,
-                breakers=breakers,
-                merges=merges,
-                budget=budget,
-                isolation=isolation,
-                idle=seconds(self.config.lease_time),
-                permits=permits,
-                report=report if report.of_batches else None,
-            )
-
         keeper = LeaseKeeper(
             flusher_id=flusher_id,
             keyspace=self.keyspace,
             config=self.config,
             transport=self.connections.leases,
-            make_leader=make_leader,
+            make_leader=parts.make_leader,
             report=report,
         )
-        leaders = keeper.leaders
+        leaders = parts.leaders = keeper.leaders
 
         def on_message(message: bytes | None) -> None:
             """Wakes whom a message is for: the number of a partition, or a change of flushers."""
@@ -155,7 +101,7 @@ class Flusher:
             if message is None or not message.isdigit():
                 keeper.wake()
             if message is None:
-                wake_all()
+                parts.wake_all()
             elif message.isdigit() and int(message) in leaders:
                 leaders[int(message)].wake()
 
@@ -163,7 +109,7 @@ class Flusher:
         listener.add(channel, on_message)
 
         async def keep() -> None:
-            preparing = asyncio.create_task(merger.prepare())
+            preparing = asyncio.create_task(parts.merger.prepare())
             await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
             await cancel_and_wait(preparing)
             await keeper.run(stop)
@@ -184,10 +130,8 @@ class Flusher:
         finally:
             stopping.cancel()
             keeping.cancel()
-            merger.close()
+            parts.merger.close()
             listener.remove(channel, on_message)
             await asyncio.gather(keeping, return_exceptions=True)
             await cancel_and_wait(publishing)
-            if permits is not None:
-                await permits.close()
-            await deliveries.close()
+            await parts.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from redisagg import events
 from redisagg.config import AggregationConfig
@@ -80,6 +80,10 @@ class Reporter:
             self._listeners[kind] = found
         return found
 
+    def batches(self, partition: int, config: AggregationConfig) -> BatchReports:
+        """Makes what reports the batches of the leader of a partition."""
+        return BatchReports(self, partition, config)
+
     def breaker(self, breaker: Breaker, state: BreakerState, seconds: float, reason: str) -> None:
         """A breaker has changed its state.
 
@@ -104,11 +108,13 @@ async def reporting(
     observers: Observers,
     *,
     on_loop: bool,
+    kind: type[Reporter] = Reporter,
 ) -> AsyncIterator[Reporter]:
     """Reports the start and the end of a flusher, and makes the reporter of what is between.
 
     Args:
         on_loop: whether an ``async`` `on_event` is called on this event loop.
+        kind: the class of the reporter.
     """
     log = EventLog()
     queue = make_event_queue(observers, on_loop=on_loop)
@@ -116,7 +122,7 @@ async def reporting(
     if queue is not None:
         listeners.append(queue)
     of_batches = len(listeners) > 1 or log.of_batches or observers.tracer is not None
-    report = Reporter(keyspace.name, flusher_id, listeners, of_batches=of_batches)
+    report = kind(keyspace.name, flusher_id, listeners, of_batches=of_batches)
     report.tracer = observers.tracer
     since, error = time.monotonic(), ""
     partitions = len(keyspace.partitions)
@@ -140,6 +146,9 @@ class BatchReports:
         report: of the flusher.
         partition: the number of the partition.
     """
+
+    made: ClassVar[type[BatchTrace]]
+    """The class of the traces: `BatchTrace`."""
 
     def __init__(self, report: Reporter, partition: int, config: AggregationConfig) -> None:
         self.report = report
@@ -169,10 +178,10 @@ class BatchReports:
             of_flusher = (self.report.namespace, self.report.flusher_id)
             times = (self._claim_begun, time.time_ns())
             spans = self.report.tracer.claimed(*of_flusher, facts, *times)
-        batch.trace = BatchTrace(self, facts, spans)
+        batch.trace = self.made(self, facts, spans)
         if self._strips_info:
             batch.claim = claim._replace(created=0)  # which stands for all of the info
-        self.report(events.BatchClaimed, batch=batch.trace.facts)
+        self.report(events.BatchClaimed, batch=facts)
 
     def redis_time(self) -> float:
         """Seconds since the epoch by Redis' clock, about."""
@@ -319,3 +328,6 @@ class BatchTrace:
             error=failure.error,
             traceback=failure.traceback,
         )
+
+
+BatchReports.made = BatchTrace

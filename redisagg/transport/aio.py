@@ -19,7 +19,7 @@ from redisagg.transport.endpoint import AsyncClient
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.nodes import Cluster, Part, route
 from redisagg.transport.outages import outage_of
-from redisagg.transport.round_trip import Command, Step, pack, round_trip
+from redisagg.transport.round_trip import Command, Step, pack, rules_of
 
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ class AsyncTransport:
         self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
         self._outage = outage_of(client)
+        self._rules = rules_of(client)
         self.role_changes = 0
         """How often a connection was found to lead to a server that is no primary any more."""
 
@@ -83,7 +84,7 @@ class AsyncTransport:
     async def _exchange(
         self, requests: Sequence[Request], durability: Durability | None
     ) -> list[Any]:
-        steps = round_trip(requests)
+        steps = self._rules(requests)
         try:
             step = next(steps)
             while True:

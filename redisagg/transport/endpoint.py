@@ -159,7 +159,7 @@ def _blocking_sentinel(*, ssl: bool = False, **options: Any) -> Any:
     return Endpoint(options, ssl).blocking()
 
 
-def endpoint_of(source: AnyClient) -> Endpoint:
+def endpoint_of(source: AnyClient | Endpoint) -> Endpoint:
     """Returns the endpoint of a URL or a client.
 
     URLs are ``redis://``, ``rediss://`` and ``unix://`` as redis-py reads them,
@@ -168,13 +168,20 @@ def endpoint_of(source: AnyClient) -> Endpoint:
     connections to Sentinels. All take redis-py's options after a ``?``.
 
     Args:
-        source: a URL, or a client of redis-py, blocking or asyncio.
+        source: a URL, or a client of redis-py, blocking or asyncio; or an endpoint, which is
+            returned as it is.
 
     Raises:
         InvalidConfig: it is neither a URL of these forms nor a client of redis-py.
     """
+    if isinstance(source, Endpoint):
+        return source
     if isinstance(source, str):
         return _from_url(source)
+    if _is_fake(source):
+        raise InvalidConfig(
+            f"{type(source).__name__} can't run the scripts of redisagg; {_IN_TESTS}"
+        )
     if isinstance(source, redis.RedisCluster | aio.RedisCluster):
         return _from_cluster(source)
     if isinstance(source, redis.Redis | aio.Redis):
@@ -252,9 +259,26 @@ def _sentinels(client: Any) -> list[Any]:
     return list(manager.sentinels) if manager else []
 
 
+_IN_TESTS = (
+    "use a Redis server: in tests the private one of redisagg.testing, which its fixtures and "
+    "Kit.redirect give to aggregators that exist already; see docs/testing.md"
+)
+
+
+def _is_fake(client: object) -> bool:
+    """Whether a client is one of fakeredis, whose Lua lacks libraries that Redis has."""
+    pool = getattr(client, "connection_pool", None)
+    kinds = (*type(client).__mro__, getattr(pool, "connection_class", None))
+    return any(getattr(kind, "__module__", "").partition(".")[0] == "fakeredis" for kind in kinds)
+
+
 def _from_url(url: str) -> Endpoint:
     scheme, _, rest = url.partition("://")
     base, _, topology = scheme.partition("+")
+    if base in {"memory", "fakeredis", "fake"}:
+        raise InvalidConfig(
+            f"there is no {base}:// in redisagg: a Redis server runs its scripts; {_IN_TESTS}"
+        )
     if base not in {"redis", "rediss", "unix"} or topology not in {"", "sentinel", "cluster"}:
         raise InvalidConfig(
             f"the scheme of a Redis URL is redis, rediss or unix, with +sentinel or +cluster "

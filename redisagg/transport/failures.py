@@ -72,6 +72,10 @@ _CLUSTERED = Failure(
     InvalidConfig,
     "the server is a node of a Redis Cluster, connect by redis+cluster:// or a RedisCluster: ",
 )
+_NO_REDIS = (
+    "the server lacks libraries that all scripts have in Redis, as fakeredis does; use a Redis "
+    "server, in tests that of redisagg.testing: "
+)
 _TOO_LARGE = "the data are larger than Redis accepts (proto-max-bulk-len): "
 
 _RULES: dict[str, Failure] = {
@@ -155,6 +159,8 @@ _SIGNS: list[tuple[str, Failure]] = [
         "Protocol error: unauthenticated",
         Failure(_FATAL, AuthenticationFailed, "the password is missing: ", reconnect=True),
     ),
+    # Redis has the libraries struct, cmsgpack and bit in any script.
+    ("attempt to index global", Failure(_CALL, InvalidConfig, _NO_REDIS)),
     # A script failed on a record or a number that none of our scripts wrote.
     ("attempt to ", _FOREIGN),
     ("is not an integer", _FOREIGN),

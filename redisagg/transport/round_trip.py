@@ -11,7 +11,7 @@ them.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from redis.client import NEVER_DECODE
@@ -54,6 +54,13 @@ class Step(NamedTuple):
 
 
 _Steps: TypeAlias = Generator[Step, list[Any], T]
+
+Rules: TypeAlias = Callable[[Sequence[Request]], _Steps[list[Any]]]
+"""What a transport makes a round trip by: `round_trip`, or what does the same around it."""
+
+RULES = "redisagg_round_trip"
+"""The attribute of a client that has other rules than `round_trip`. Only `redisagg.testing` makes
+such clients."""
 
 RAW: dict[str, Any] = {NEVER_DECODE: []}
 """Options for redis-py: replies stay bytes even from a client made with decode_responses=True."""
@@ -104,6 +111,12 @@ def as_bytes(argument: Any) -> bytes:
     if isinstance(argument, float):
         return repr(argument).encode()
     return argument.encode() if isinstance(argument, str) else bytes(argument)
+
+
+def rules_of(client: object) -> Rules:
+    """Returns the rules of round trips with a client."""
+    rules: Rules = getattr(client, RULES, round_trip)
+    return rules
 
 
 def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:

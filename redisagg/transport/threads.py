@@ -22,7 +22,7 @@ from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
 from redisagg.transport.outages import outage_of
-from redisagg.transport.round_trip import Command, Step, pack, round_trip
+from redisagg.transport.round_trip import Command, Step, pack, rules_of
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class Transport:
         self.clustered = isinstance(client, Cluster)
         self._timeout = timeout
         self._outage = outage_of(client)
+        self._rules = rules_of(client)
         if not isinstance(client, Cluster):
             hand_bytes_only(client)
 
@@ -171,7 +172,7 @@ class Transport:
         return finish
 
     def _attempt(self, requests: Sequence[Request], durability: Durability | None) -> Replies:
-        steps = round_trip(requests)
+        steps = self._rules(requests)
         replies = self._send(next(steps), durability)
 
         def finish() -> list[Any]:

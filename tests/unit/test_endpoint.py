@@ -10,6 +10,7 @@ import redis.asyncio as aio
 import redis.asyncio.sentinel as aio_sentinel
 from redis.sentinel import Sentinel
 
+from redisagg import Aggregator
 from redisagg.errors import InvalidConfig
 from redisagg.transport.endpoint import endpoint_of, waits_without_end
 
@@ -68,6 +69,50 @@ def test_clients_of_either_kind() -> None:
     for client in (redis.Redis(port=7, password="x"), aio.Redis(port=7, password="x")):
         options = endpoint_of(client).options
         assert (options["port"], options["password"]) == (7, "x")
+
+
+class FakeRedis(redis.Redis):
+    """As that of fakeredis."""
+
+    __module__ = "fakeredis._clients._sync"
+
+
+class FakeAsyncRedis(aio.Redis):
+    """As that of fakeredis."""
+
+    __module__ = "fakeredis._clients._async"
+
+
+class FakeConnection(redis.Connection):
+    """As that of fakeredis."""
+
+    __module__ = "fakeredis._connection"
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        FakeRedis(),
+        type("MyRedis", (FakeRedis,), {})(),
+        FakeAsyncRedis(),
+        redis.Redis(connection_pool=redis.ConnectionPool(connection_class=FakeConnection)),
+    ],
+)
+def test_clients_of_fakeredis_are_named_as_such(client: Any) -> None:
+    with pytest.raises(InvalidConfig, match=r"can't run the scripts.*redisagg\.testing"):
+        endpoint_of(client)
+    with pytest.raises(InvalidConfig, match=r"docs/testing\.md"):
+        Aggregator("tests", client)
+
+
+def test_a_url_of_no_server() -> None:
+    with pytest.raises(InvalidConfig, match=r"there is no memory://.*redisagg\.testing"):
+        Aggregator("tests", "memory://")
+
+
+def test_an_endpoint_is_itself() -> None:
+    endpoint = endpoint_of("redis://localhost:7")
+    assert endpoint_of(endpoint) is endpoint
 
 
 def test_a_client_behind_sentinels() -> None:

@@ -110,6 +110,7 @@ TEXTS: list[tuple[str, FailureClass, type[RedisAggError]]] = [
     ("Protocol error: invalid multibulk length", BATCH, TaskTooLarge),
     ("string exceeds maximum allowed size (proto-max-bulk-len)", BATCH, TaskTooLarge),
     ("user_script:12: attempt to index a nil value", CALL, KeyConflict),
+    ("attempt to index global 'struct' (a nil value)", CALL, InvalidConfig),
     ("value is not an integer or out of range", CALL, KeyConflict),
     ("bad argument #1 to 'unpack'", CALL, KeyConflict),
     ("Bad data format in input.", CALL, KeyConflict),

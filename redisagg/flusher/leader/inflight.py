@@ -33,6 +33,7 @@ from redisagg.flusher.budget import MemoryBudget
 
 # Access to a member of an enum takes longer than most steps here.
 _MERGED, _DELIVERING, _READY, _GONE = State.MERGED, State.DELIVERING, State.READY, State.GONE
+_WORKING = (State.CLAIMED, State.MERGING, _DELIVERING)
 _COMMITTING, _FAILED, _UNDER_WAY = State.COMMITTING, State.FAILED, (State.MERGING, _DELIVERING)
 
 # Bytes of tasks that one group may have in flight, about.
@@ -161,6 +162,11 @@ class InFlight:
     def ids(self) -> Collection[bytes]:
         """The ids of all batches in flight."""
         return self._batches.keys()
+
+    @property
+    def working(self) -> int:
+        """How many batches wait for their merge, are merged or are delivered."""
+        return sum(batch.state in _WORKING for batch in self._batches.values())
 
     @property
     def room(self) -> int:

@@ -21,7 +21,7 @@ from redisagg.flusher.leader.sink_health import SinkHealth, merge_ended
 from redisagg.flusher.leader.task_reader import TaskReader
 from redisagg.flusher.merging import Merger
 from redisagg.flusher.permits import Permits
-from redisagg.flusher.reporter import BatchReports, Reporter
+from redisagg.flusher.reporter import Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.merge_function import wants_info
 from redisagg.protocol.keys import PartitionKeys
@@ -115,7 +115,7 @@ class Leader:
             on_failed=self._wake_committer,
             idle=idle,
             permits=self._permits,
-            reports=None if report is None else BatchReports(report, partition.number, config),
+            reports=None if report is None else report.batches(partition.number, config),
         )
 
     async def run(self) -> None:
@@ -138,6 +138,12 @@ class Leader:
             if self._permits is not None:
                 self._permits.close()
             await cancel_and_wait(*filter(None, (claiming, committing, draining)))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is merged or delivered; batches may wait for permits."""
+        waiting = 0 if self._permits is None else self._permits.waiting
+        return self._inflight.working <= waiting
 
     def wake(self) -> None:
         """Something may have become due."""

@@ -42,6 +42,11 @@ class LeaderPermits:
         """The number of batches that may be claimed now."""
         return len(self._granted)
 
+    @property
+    def waiting(self) -> int:
+        """The number of claimed batches that wait for a permit that is enough."""
+        return len(self._waiting)
+
     async def take(self, want: int, finishing: asyncio.Event) -> None:
         """Takes 1 to `want` permits for the next claim, or none if the leader ends."""
         taking = asyncio.ensure_future(self._permits.take(max(1, want)))

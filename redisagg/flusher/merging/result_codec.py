@@ -78,7 +78,7 @@ def unpack_result(packed: bytes) -> StoredResult:
         undecodable, merged, enqueued, failed, *answers = unpack(packed)
         return StoredResult(
             [(position, reason.decode()) for position, reason in undecodable],
-            [(_unpack_merged_task(each), each) for each in merged],
+            [(unpack_merged_task(each), each) for each in merged],
             int(enqueued),
             [(position, reason.decode()) for position, reason in failed],
             [(task_id, keep_ms, record) for task_id, keep_ms, record in answers[0]]
@@ -89,7 +89,8 @@ def unpack_result(packed: bytes) -> StoredResult:
         raise KeyConflict(f"the stored result of a merge can't be read: {error}") from error
 
 
-def _unpack_merged_task(packed: bytes) -> MergedTask:
+def unpack_merged_task(packed: bytes) -> MergedTask:
+    """Reads what `pack_merged_task` returned; foreign bytes can raise anything."""
     batch_id, group, count, values, reason = unpack(packed)
     task = Task(**dict(zip(_FIELDS, values, strict=True)))
     return MergedTask(batch_id, group, count, task, reason)
