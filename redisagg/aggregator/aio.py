@@ -28,10 +28,11 @@ from redisagg.aggregator.base import (
 )
 from redisagg.aggregator.bounded import await_within
 from redisagg.config import AggregationConfig
-from redisagg.durations import seconds
+from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
+    InvalidConfig,
     InvalidTask,
     NamespaceMismatch,
     RedisAggError,
@@ -40,7 +41,15 @@ from redisagg.errors import (
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
+from redisagg.operations import (
+    explaining,
+    inspecting,
+    locating,
+    observing,
+    policing,
+    probing,
+    steering,
+)
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -70,6 +79,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Health,
     Location,
     Overview,
     Stats,
@@ -824,6 +834,35 @@ class AsyncAggregator(AggregatorBase):
         """
         return await self._run(inspecting.stats(self._keyspace))
 
+    async def health(self, timeout: Duration = 1.0) -> Health:
+        """Says whether the namespace works; for a health endpoint or a probe.
+
+        Args:
+            timeout: seconds (or a `timedelta`) within which it returns, whatever Redis does.
+
+        Returns:
+            Whether Redis is reachable, all partitions are led, and for how long work is overdue. An
+            error of Redis is a part of it.
+
+        Raises:
+            InvalidConfig: the timeout is out of range.
+        """
+        limit = to_seconds(timeout, "timeout", InvalidConfig)
+        found: list[Health] = []
+
+        async def probe() -> None:
+            operation = probing.health(self._keyspace)
+            transport = AsyncTransport(self._here().transport.client, limit)
+            if not transport.clustered:
+                operation = self._namespace.checked(operation)
+            found.append(await transport.run(operation))
+
+        try:
+            await await_within(limit, probe())
+        except RedisAggError as error:
+            return probing.unreachable(error)
+        return found[0] if found else probing.no_answer(limit)
+
     # --- dead letters ----------------------------------------------------------------------
 
     async def dead_letters(
@@ -977,6 +1016,12 @@ class AsyncAggregator(AggregatorBase):
         return self
 
     async def __aexit__(self, *details: object) -> None:
+        await self.close()
+
+    async def _start_here(self) -> None:
+        await self.start()
+
+    async def _close_here(self) -> None:
         await self.close()
 
     def _here(self) -> _OnLoop:

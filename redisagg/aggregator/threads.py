@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -25,10 +26,11 @@ from redisagg.aggregator.base import (
 )
 from redisagg.aggregator.bounded import call_within
 from redisagg.config import AggregationConfig
-from redisagg.durations import seconds
+from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
+    InvalidConfig,
     InvalidTask,
     NamespaceMismatch,
     RedisAggError,
@@ -36,7 +38,15 @@ from redisagg.errors import (
 )
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
-from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
+from redisagg.operations import (
+    explaining,
+    inspecting,
+    locating,
+    observing,
+    policing,
+    probing,
+    steering,
+)
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
@@ -65,6 +75,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Health,
     Location,
     Overview,
     Stats,
@@ -789,6 +800,34 @@ class Aggregator(AggregatorBase):
         """
         return self._run(inspecting.stats(self._keyspace))
 
+    def health(self, timeout: Duration = 1.0) -> Health:
+        """Says whether the namespace works; for a health endpoint or a probe.
+
+        Args:
+            timeout: seconds (or a `timedelta`) within which it returns, whatever Redis does.
+
+        Returns:
+            Whether Redis is reachable, all partitions are led, and for how long work is overdue. An
+            error of Redis is a part of it.
+
+        Raises:
+            InvalidConfig: the timeout is out of range.
+        """
+        limit = to_seconds(timeout, "timeout", InvalidConfig)
+        found: list[Health] = []
+        try:
+            call_within(limit, lambda: found.append(self._probe(limit)))
+        except RedisAggError as error:
+            return probing.unreachable(error)
+        return found[0] if found else probing.no_answer(limit)
+
+    def _probe(self, limit: float) -> Health:
+        operation = probing.health(self._keyspace)
+        transport = Transport(self._transport.client, limit)
+        return transport.run(
+            operation if transport.clustered else self._namespace.checked(operation)
+        )
+
     # --- dead letters ----------------------------------------------------------------------
 
     def dead_letters(
@@ -933,6 +972,12 @@ class Aggregator(AggregatorBase):
 
     def __exit__(self, *details: object) -> None:
         self.close()
+
+    async def _start_here(self) -> None:
+        await asyncio.to_thread(self.start)
+
+    async def _close_here(self) -> None:
+        await asyncio.to_thread(self.close)
 
     def _make_client(self) -> SyncClient:
         """Makes the client that `close` closes."""

@@ -7,17 +7,28 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    cast,
+)
 
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.app.batched import Batched
 from redisagg.app.clients import Clients
 from redisagg.app.targets import load, place_of
-from redisagg.config import AggregationConfig, GroupAggregator
+from redisagg.config import GroupAggregator
 from redisagg.durations import Duration
 from redisagg.merge_function import is_async, wants_info
 from redisagg.namespace import Namespace
 from redisagg.schedule import Cron
+from redisagg.settings import Settings
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task
@@ -66,24 +77,39 @@ class AppAggregator(Aggregator, Generic[P, R]):
         self,
         function: Callable[P, R],
         name: str,
-        url: str,
+        settings: Settings,
         *,
-        config: AggregationConfig,
         sink: Sink | Route | str | None,
+        config: Mapping[str, Any],
         clients: Clients,
+        prepare: Callable[[GroupAggregator], GroupAggregator],
     ) -> None:
         merge = cast(GroupAggregator, function)
-        config = replace(config, group_aggregator=merge)  # checks the function
-        if is_async(merge):
-            config = replace(config, executor="thread")  # needs no processes, so no pickle
-        elif config.executor == "process":
-            config = replace(config, group_aggregator=MergeByName(merge))
+        replace(settings.config, group_aggregator=merge)  # checks the function
+        self._merge = prepare(merge)
+        self._given = _Given(name, sink, config)
         self._clients = clients
-        super().__init__(name, url, config=config, sink=sink)
-        self._own_client = False  # those of the app are closed with it
+        self._set_up(settings)
         functools.update_wrapper(self, function, updated=())
         for attribute in ("__name__", "__qualname__"):  # not all that can be called have one
             vars(self).setdefault(attribute, name)
+
+    def _set_up(self, settings: Settings) -> None:
+        """Takes the settings of the app; also later, as long as it is in no use.
+
+        Raises:
+            InvalidConfig: a setting is out of range together with those of the decorator.
+        """
+        given = self._given
+        config = replace(settings.config, **given.config, group_aggregator=self._merge)
+        if is_async(self._merge):
+            config = replace(config, executor="thread")  # needs no processes, so no pickle
+        elif config.executor == "process":
+            config = replace(config, group_aggregator=MergeByName(self._merge))
+        sink = settings.sink if given.sink is None else given.sink
+        super().__init__(given.name, settings.url, config=config, sink=sink)
+        self._own_client = False  # those of the app are closed with it
+        vars(self).pop("_twin", None)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the merge function itself."""
@@ -131,8 +157,20 @@ class AppAggregator(Aggregator, Generic[P, R]):
         twin: AsyncAggregator = known["_twin"]
         return twin
 
+    async def _close_here(self) -> None:
+        await self.asyncio.close()
+        await super()._close_here()
+
     def _make_client(self) -> SyncClient:
         return self._clients.blocking(self._namespace.producer_endpoint())
+
+
+class _Given(NamedTuple):
+    """The arguments of the decorator."""
+
+    name: str
+    sink: Sink | Route | str | None
+    config: Mapping[str, Any]
 
 
 class _Twin(AsyncAggregator):
@@ -176,4 +214,4 @@ def _merge_function(place: str) -> Any:
     found = load(place)
     if isinstance(found, Batched):
         found = found.aggregator
-    return found.__wrapped__ if isinstance(found, AppAggregator) else found
+    return found._merge if isinstance(found, AppAggregator) else found

@@ -146,6 +146,18 @@ def test_an_app_stops_all_flushers_at_the_same_time(app: App) -> None:
     end.set()
 
 
+def test_an_app_is_not_configured_while_a_flusher_runs(app: App, redis_url: str) -> None:
+    one = app.aggregator("one", group_max_size=1)(collect)
+    settings = Settings(url=redis_url[:-1] + "1", config=quick_config(partitions=3))
+    with app, pytest.raises(InvalidConfig, match="'one' runs"):
+        app.configure(settings)
+    app.configure(settings)
+    with app:
+        one.add(1, group_key="a")
+        await_batches(one, 1)
+    assert len(one.stats().partitions) == 3
+
+
 async def test_an_app_runs_on_an_event_loop(redis_url: str) -> None:
     async with App(redis_url, settings=Settings(config=quick_config())) as app:
         pass
