@@ -122,7 +122,7 @@ def test_other_settings_reach_the_aggregators_that_exist() -> None:
     app = App("redis://one:1/0", settings=Settings(config=AggregationConfig(group_max_size=7)))
     plain = app.aggregator("plain")(merge)
     own = app.aggregator("own", group_max_size=3, sink="list://mine")(merge)
-    batched = app.batched("embed", max_size=5, spread=16)(len)  # type: ignore[arg-type]
+    batched: Any = app.batched("embed", max_size=5, spread=16)(len)  # type: ignore[arg-type]
     twin = plain.asyncio
     config = AggregationConfig(group_max_size=9, partitions=4)
     app.configure(Settings(url="redis://two:2/0", sink="list://all", config=config))
