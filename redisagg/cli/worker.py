@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.aggregator.together import AnyAggregator, run_together
+from redisagg.app import App
 from redisagg.app.running import aggregators_of
 from redisagg.app.selection import select
 from redisagg.app.targets import load
@@ -27,7 +28,7 @@ from redisagg.cli.output import printable
 class DefaultTargets:
     """As the `obj` of a click context: what `worker` runs without a TARGET."""
 
-    targets: tuple[str, ...]
+    targets: tuple[App, ...]
 
 
 @click.command()
@@ -73,11 +74,9 @@ def worker(
     name of a namespace, which is flushed with the default merge function into --sink. All targets
     run in one process. --redis, --sink and --partitions belong to names only.
     """
-    if not targets:
-        known = context.find_object(DefaultTargets)
-        if known is None:
-            raise click.UsageError("Missing argument 'TARGET...'.", context)
-        targets = known.targets
+    defaults = context.find_object(DefaultTargets)
+    if not targets and defaults is None:
+        raise click.UsageError("Missing argument 'TARGET...'.", context)
     if all(":" in target for target in targets):
         _refuse_settings(context)
     set_up_logs(log_level, log_format)
@@ -86,6 +85,8 @@ def worker(
         return
 
     def opened() -> Iterator[AnyAggregator]:
+        if not targets and defaults is not None:
+            yield from aggregators_of(defaults.targets)
         for target in targets:
             if ":" in target:
                 yield from aggregators_of([target])

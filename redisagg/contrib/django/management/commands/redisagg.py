@@ -11,8 +11,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from redisagg.contrib.django.project import project_app
 from redisagg.contrib.framework import command_line_of
 
-_APP = "redisagg.contrib.django:app"
-
 
 class Command(BaseCommand):
     """Hands its arguments on to the command line of redisagg."""
@@ -49,14 +47,15 @@ class Command(BaseCommand):
                 "pip install 'redisagg[django]'"
             ) from error
         arguments = _without_django([*positional, *options["arguments"]])
-        with command_line_of(project_app()) as defaults:
+        app = project_app()
+        with command_line_of(app) as defaults:
             try:
                 code = cli.main(
                     arguments or ["--help"],
                     prog_name="manage.py redisagg",
                     standalone_mode=False,
                     default_map=defaults,
-                    obj=DefaultTargets((_APP,)),
+                    obj=DefaultTargets((app,)),
                 )
             except click.UsageError as error:
                 usage = f"{error.ctx.get_usage()}\n" if error.ctx else ""
