@@ -12,8 +12,8 @@ from typing import (
     Any,
     Generic,
     Literal,
-    NamedTuple,
     ParamSpec,
+    TypeAlias,
     TypedDict,
     TypeVar,
     cast,
@@ -23,12 +23,11 @@ from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.app.batched import Batched
 from redisagg.app.clients import Clients
 from redisagg.app.targets import load, place_of
-from redisagg.config import GroupAggregator
+from redisagg.config import AggregationConfig, GroupAggregator
 from redisagg.durations import Duration
 from redisagg.merge_function import is_async, wants_info
 from redisagg.namespace import Namespace
 from redisagg.schedule import Cron
-from redisagg.settings import Settings
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task
@@ -39,6 +38,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Prepare: TypeAlias = "Callable[[GroupAggregator], GroupAggregator]"
+"""Returns what flushers call in place of a merge function."""
+
+
+def _unchanged(merge: GroupAggregator) -> GroupAggregator:
+    return merge
 
 
 class TaskFields(TypedDict, total=False):
@@ -77,39 +83,28 @@ class AppAggregator(Aggregator, Generic[P, R]):
         self,
         function: Callable[P, R],
         name: str,
-        settings: Settings,
+        url: str,
         *,
+        config: AggregationConfig,
         sink: Sink | Route | str | None,
-        config: Mapping[str, Any],
         clients: Clients,
-        prepare: Callable[[GroupAggregator], GroupAggregator],
+        prepare: Prepare = _unchanged,
     ) -> None:
         merge = cast(GroupAggregator, function)
-        replace(settings.config, group_aggregator=merge)  # checks the function
-        self._merge = prepare(merge)
-        self._given = _Given(name, sink, config)
+        replace(config, group_aggregator=merge)  # checks the function
+        self._prepare = prepare
+        self._merge = merge = prepare(merge)
+        config = replace(config, group_aggregator=merge)
+        if is_async(merge):
+            config = replace(config, executor="thread")  # needs no processes, so no pickle
+        elif config.executor == "process":
+            config = replace(config, group_aggregator=MergeByName(merge))
         self._clients = clients
-        self._set_up(settings)
+        super().__init__(name, url, config=config, sink=sink)
+        self._own_client = False  # those of the app are closed with it
         functools.update_wrapper(self, function, updated=())
         for attribute in ("__name__", "__qualname__"):  # not all that can be called have one
             vars(self).setdefault(attribute, name)
-
-    def _set_up(self, settings: Settings) -> None:
-        """Takes the settings of the app; also later, as long as it is in no use.
-
-        Raises:
-            InvalidConfig: a setting is out of range together with those of the decorator.
-        """
-        given = self._given
-        config = replace(settings.config, **given.config, group_aggregator=self._merge)
-        if is_async(self._merge):
-            config = replace(config, executor="thread")  # needs no processes, so no pickle
-        elif config.executor == "process":
-            config = replace(config, group_aggregator=MergeByName(self._merge))
-        sink = settings.sink if given.sink is None else given.sink
-        super().__init__(given.name, settings.url, config=config, sink=sink)
-        self._own_client = False  # those of the app are closed with it
-        vars(self).pop("_twin", None)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the merge function itself."""
@@ -163,14 +158,6 @@ class AppAggregator(Aggregator, Generic[P, R]):
 
     def _make_client(self) -> SyncClient:
         return self._clients.blocking(self._namespace.producer_endpoint())
-
-
-class _Given(NamedTuple):
-    """The arguments of the decorator."""
-
-    name: str
-    sink: Sink | Route | str | None
-    config: Mapping[str, Any]
 
 
 class _Twin(AsyncAggregator):

@@ -112,6 +112,8 @@ class App:
         self._include = tuple(include)
         self._clients = Clients()
         self._aggregators: dict[str, AppAggregator[..., Any]] = {}
+        self._makers: dict[str, Callable[[Settings], AppAggregator[..., Any]]] = {}
+        """For the name of each aggregator: what makes another one by settings."""
 
     @classmethod
     def from_env(cls, *, include: Sequence[str] = ()) -> Self:
@@ -159,16 +161,20 @@ class App:
         replace(self._settings.config, **config)  # checks them
 
         def decorate(function: Callable[P, R]) -> AppAggregator[P, R]:
-            made = AppAggregator(
-                function,
-                name,
-                self._settings,
-                sink=sink,
-                config=config,
-                clients=self._clients,
-                prepare=self._prepared,
-            )
+            def make(settings: Settings) -> AppAggregator[P, R]:
+                return AppAggregator(
+                    function,
+                    name,
+                    settings.url,
+                    config=replace(settings.config, **config),
+                    sink=settings.sink if sink is None else sink,
+                    clients=self._clients,
+                    prepare=self._prepared,
+                )
+
+            made = make(self._settings)
             self._enter(made)
+            self._makers[name] = make
             return made
 
         return decorate
@@ -254,9 +260,11 @@ class App:
         known = list(self._aggregators.values())
         if running := [each.name for each in known if each.is_running or each.asyncio.is_running]:
             raise InvalidConfig(f"the flusher of {running[0]!r} runs; stop it, then configure")
+        others = [self._makers[each.name](settings) for each in known]
         self.close()
-        for each in known:
-            each._set_up(settings)
+        for each, other in zip(known, others, strict=True):  # whoever has imported it keeps it
+            vars(each).clear()
+            vars(each).update(vars(other))
         self._settings = settings
 
     def _enter(self, made: AppAggregator[..., Any]) -> None:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from redisagg.app import App
 from redisagg.config import AggregationConfig
-from redisagg.errors import InvalidConfig, RedisAggError
-from redisagg.settings import Settings, variable
+from redisagg.errors import InvalidConfig
+from redisagg.settings import Settings, named, variable
 from redisagg.texts import shorten
 
 NAMES = (
@@ -41,16 +42,11 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
             raise InvalidConfig(f"{shorten(name)} is no setting{hint}")
         values[known] = value
     settings = Settings.from_env()
-    for name, value in values.items():
-        try:  # one by one, so that the error can name it
-            if name in ("url", "sink"):
-                replace(settings, **{name: value})
-            else:
-                replace(AggregationConfig(), **{name: value})
-        except RedisAggError as error:
-            raise type(error)(f"{name.upper()}: {error}") from error.__cause__
     places = {name: values.pop(name) for name in ("url", "sink") if name in values}
-    return replace(settings, **places, config=replace(settings.config, **values))
+    for name, value in places.items():
+        settings = named([name], partial(replace, settings, **{name: value}), str.upper)
+    config = named(list(values), partial(replace, settings.config, **values), str.upper)
+    return replace(settings, config=config)
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def test_a_wrong_setting_is_an_error_of_the_checks(setting: Any, text: str) -> N
 
 
 def test_a_right_setting_passes_the_checks() -> None:
-    assert messages({**QUICK, "GROUP_MIN_INTERVAL": None, "SINK": "stream://q"}, deploy=True) == []
+    together = {"GROUP_MIN_INTERVAL": 5, "GROUP_LEADING": True, "SINK": "stream://q"}
+    assert messages({**QUICK, **together}, deploy=True) == []
 
 
 def test_a_long_timeout_is_a_warning_of_the_deployment_checks() -> None:

@@ -143,6 +143,12 @@ def test_settings_that_an_app_refuses() -> None:
     app.aggregator("own", lease_time=1)(merge)
     with pytest.raises(InvalidConfig):
         app.configure({})  # type: ignore[arg-type]
+    first = app.aggregator("first")(merge)
+    app.aggregator("held", max_pending_tasks=16)(merge)
+    before = first._namespace
+    with pytest.raises(InvalidConfig, match="max_pending_tasks"):
+        app.configure(Settings(config=AggregationConfig(partitions=32)))
+    assert first._namespace is before
 
 
 def test_a_module_that_is_reloaded_replaces_its_aggregators() -> None:
