@@ -27,12 +27,12 @@ from redisagg.aggregator.base import (
     with_index,
 )
 from redisagg.aggregator.bounded import await_within
+from redisagg.aggregator.health import ask_on_loop
 from redisagg.config import AggregationConfig
-from redisagg.durations import Duration, seconds, to_seconds
+from redisagg.durations import Duration, seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
-    InvalidConfig,
     InvalidTask,
     NamespaceMismatch,
     RedisAggError,
@@ -41,15 +41,7 @@ from redisagg.errors import (
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import (
-    explaining,
-    inspecting,
-    locating,
-    observing,
-    policing,
-    probing,
-    steering,
-)
+from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -847,21 +839,7 @@ class AsyncAggregator(AggregatorBase):
         Raises:
             InvalidConfig: the timeout is out of range.
         """
-        limit = to_seconds(timeout, "timeout", InvalidConfig)
-        found: list[Health] = []
-
-        async def probe() -> None:
-            operation = probing.health(self._keyspace)
-            transport = AsyncTransport(self._here().transport.client, limit)
-            if not transport.clustered:
-                operation = self._namespace.checked(operation)
-            found.append(await transport.run(operation))
-
-        try:
-            await await_within(limit, probe())
-        except RedisAggError as error:
-            return probing.unreachable(error)
-        return found[0] if found else probing.no_answer(limit)
+        return await ask_on_loop(self._namespace, self._here().transport.client, timeout)
 
     # --- dead letters ----------------------------------------------------------------------
 

@@ -25,12 +25,12 @@ from redisagg.aggregator.base import (
     with_index,
 )
 from redisagg.aggregator.bounded import call_within
+from redisagg.aggregator.health import ask
 from redisagg.config import AggregationConfig
-from redisagg.durations import Duration, seconds, to_seconds
+from redisagg.durations import Duration, seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
-    InvalidConfig,
     InvalidTask,
     NamespaceMismatch,
     RedisAggError,
@@ -38,15 +38,7 @@ from redisagg.errors import (
 )
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import Endings, FlusherThread, Signals, end_by
-from redisagg.operations import (
-    explaining,
-    inspecting,
-    locating,
-    observing,
-    policing,
-    probing,
-    steering,
-)
+from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
@@ -813,20 +805,7 @@ class Aggregator(AggregatorBase):
         Raises:
             InvalidConfig: the timeout is out of range.
         """
-        limit = to_seconds(timeout, "timeout", InvalidConfig)
-        found: list[Health] = []
-        try:
-            call_within(limit, lambda: found.append(self._probe(limit)))
-        except RedisAggError as error:
-            return probing.unreachable(error)
-        return found[0] if found else probing.no_answer(limit)
-
-    def _probe(self, limit: float) -> Health:
-        operation = probing.health(self._keyspace)
-        transport = Transport(self._transport.client, limit)
-        return transport.run(
-            operation if transport.clustered else self._namespace.checked(operation)
-        )
+        return ask([(self._namespace, self._transport.client)], timeout)
 
     # --- dead letters ----------------------------------------------------------------------
 

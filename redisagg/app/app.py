@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from redisagg.aggregator.bounded import call_within
+from redisagg.aggregator.health import ask
 from redisagg.aggregator.together import run_together
 from redisagg.app.aggregator import AppAggregator, P, R
 from redisagg.app.batched import Batched, Function, In, Out, merge_of
@@ -19,7 +19,7 @@ from redisagg.app.selection import select
 from redisagg.app.targets import load, place_of
 from redisagg.config import AggregationConfig, GroupAggregator, check_range
 from redisagg.durations import Duration, to_seconds
-from redisagg.errors import InvalidConfig, RedisAggError
+from redisagg.errors import InvalidConfig
 from redisagg.events import OnEvent
 from redisagg.operations import probing
 from redisagg.rate_limit import RateLimit
@@ -384,17 +384,8 @@ class App:
         Raises:
             InvalidConfig: the timeout is out of range, or a module of `include` can't be imported.
         """
-        found: list[Health] = []
-        limit = to_seconds(timeout, "timeout", InvalidConfig)
-        known = list(self.aggregators.values())
-
-        try:
-            call_within(limit, lambda: found.extend(each._probe(limit) for each in known))
-        except RedisAggError as error:
-            found.append(probing.unreachable(error))
-        if len(found) < len(known):
-            found.append(probing.no_answer(limit))
-        return probing.together(found.copy())
+        known = self.aggregators.values()
+        return ask([(each._namespace, each._transport.client) for each in known], timeout)
 
     async def ahealth(self, timeout: Duration = 1.0) -> Health:
         """Says whether all aggregators work, on an event loop; as `health`.

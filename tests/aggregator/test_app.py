@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -308,6 +309,16 @@ def test_a_worker_serves_the_metrics_of_all(spawn: Spawn, shop: Path, redis_url:
 
     # A batch counts when its commit was answered, which is after it was seen in the queue.
     wait_until(all_count, what="both namespaces count one batch")
+    root = f"http://{address.removesuffix('/metrics')}"
+
+    def led() -> bool:
+        with urllib.request.urlopen(f"{root}/health", timeout=10) as answer:
+            found = json.load(answer)
+        return bool(found["reachable"] and found["led"])
+
+    wait_until(led, what="the worker says that it leads all partitions")
+    with urllib.request.urlopen(f"{root}/live", timeout=10) as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(
