@@ -75,7 +75,7 @@ def test_a_recipe_works(
             stack.enter_context(
                 running([python.with_name(program), *arguments], logs[-1], env=env, cwd=tmp_path)
             )
-        produce = [python, "-c", PRODUCERS[heading]]
+        produce = [str(python), "-c", PRODUCERS[heading]]
         subprocess.run(produce, cwd=tmp_path, env=env, check=True, timeout=60)
         wait_until(
             lambda: any(re.search(r"to user:42: \[[012, ]{7}\]", log.read_text()) for log in logs),
