@@ -52,7 +52,7 @@ _REFUSED = ("countdown", "eta", "expires", "link", "link_error", "chain", "chord
 
 @dataclass(frozen=True)
 class Request:
-    """A call of a batch task, as its function receives it; has what `SimpleRequest` has."""
+    """A call of a batch task, as its function receives it, in the form of celery-batches."""
 
     id: str
     """The id of the `AsyncResult` that the caller has."""
