@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -262,12 +263,16 @@ def test_a_call_of_the_decorated_function_touches_no_connection() -> None:
 # --- commands ------------------------------------------------------------------------------------
 
 
-def test_commands_use_the_settings_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_use_the_settings_of_the_project(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDISAGG_URL", URL)  # what the project sets comes first
     digest.add(1, group_key="a")
     call_command("redisagg", "groups", "-n", "mails", "--json")
     assert json.loads(capsys.readouterr().out)["group_key"] == "a"
     call_command("redisagg", "stats", "--settings=elsewhere", "-n", "mails", "--json")
     assert json.loads(capsys.readouterr().out)["pending"] == 1
+    assert os.environ["REDISAGG_URL"] == URL
 
 
 def test_a_project_with_one_aggregator_needs_no_name(

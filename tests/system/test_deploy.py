@@ -17,6 +17,7 @@ import yaml
 from redisagg import AggregationConfig, Settings
 from redisagg.cli.app import cli
 from redisagg.durations import seconds
+from redisagg.instruments.definitions import NAMESPACE
 from tests.support.markdown import CHECKOUT
 
 DEPLOY = CHECKOUT / "deploy"
@@ -122,11 +123,9 @@ def test_a_worker_has_the_time_to_end() -> None:
 
 
 def test_the_workers_are_scaled_by_a_metric_of_the_exporter() -> None:
-    from redisagg.metrics.namespace import _families
-
     [scaler] = [each for each in objects() if each["kind"] == "HorizontalPodAutoscaler"]
     [metric] = [each["external"]["metric"] for each in scaler["spec"]["metrics"]]
-    assert metric["name"] in _families()
+    assert metric["name"] in NAMESPACE
     target = scaler["spec"]["scaleTargetRef"]
     assert target["name"] in [each["metadata"]["name"] for each in DEPLOYMENTS]
     assert scaler["spec"]["maxReplicas"] <= AggregationConfig().partitions
