@@ -87,7 +87,11 @@ class BatchTask(_CeleryTask):
         args: Any = None,
         kwargs: Any = None,
         task_id: str | None = None,
-        *positional: Any,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
         group_key: GroupKey | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
@@ -97,6 +101,7 @@ class BatchTask(_CeleryTask):
             args: the positional arguments of the call.
             kwargs: its keyword arguments.
             task_id: its id; a new one if None.
+            producer, link, link_error, shadow: as Celery passes them; a call can have no link.
             group_key: the group, in place of that of `group_by`.
             options: what Celery itself passes. How a batch is routed is set in the decorator.
 
@@ -109,8 +114,11 @@ class BatchTask(_CeleryTask):
             RedisAggError: the call could not be added; see `Aggregator.add_task`.
         """
         if not args and kwargs and kwargs.keys() == {_REQUESTS}:  # a retry of a whole batch
-            return super().apply_async(args, kwargs, task_id, *positional, **options)
-        if wrong := [name for name in _REFUSED if options.get(name) is not None]:
+            return super().apply_async(
+                args, kwargs, task_id, producer, link, link_error, shadow, **options
+            )
+        options.update(link=link, link_error=link_error)
+        if wrong := [name for name in _REFUSED if options.get(name)]:
             raise TypeError(f"a call of the batch task {self.name} can't have {wrong[0]}")
         if self.app.conf.task_always_eager:
             return self.apply(args, kwargs, task_id=task_id or uuid())

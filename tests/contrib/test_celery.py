@@ -86,8 +86,9 @@ def test_calls_are_grouped_by_their_arguments(batches: Batches) -> None:
 @pytest.mark.parametrize("option", ["countdown", "eta", "expires", "link", "link_error"])
 def test_what_a_call_in_a_batch_cannot_have_is_refused(batches: Batches, option: str) -> None:
     task = batches.task(name="count")(collect)
+    options: dict[str, Any] = {option: 3}
     with pytest.raises(TypeError, match=option):
-        task.apply_async((1,), None, None, **{option: 3})
+        task.apply_async((1,), **options)
     assert waiting(task) == []
 
 
