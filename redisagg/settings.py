@@ -86,9 +86,9 @@ class Settings:
         _check_names(given)
         urls: dict[str, Any] = {name: given[name] for name in _URLS if name in given}
         for name, text in urls.items():
-            _named([name], partial(cls, **{name: text}))
+            named([name], partial(cls, **{name: text}))
         values = {name: _value(name, text) for name, text in given.items() if name in _READERS}
-        config = _named(list(values), partial(AggregationConfig, **values))
+        config = named(list(values), partial(AggregationConfig, **values))
         return cls(**urls, config=config)
 
 
@@ -155,11 +155,20 @@ def _value(name: str, text: str) -> Any:
         raise InvalidConfig(f"{variable(name)} must be {what}, not {shorten(text)}") from None
 
 
-def _named(names: list[str], make: Callable[[], Any]) -> Any:
-    """Makes something; puts before the message of an error which variables it is about."""
+def named(names: list[str], make: Callable[[], Any], label: Callable[[str], str] = variable) -> Any:
+    """Makes something; puts before the message of an error which settings it is about.
+
+    Args:
+        names: the settings that are given.
+        make: makes it of them.
+        label: returns what a setting is called where it is given.
+
+    Raises:
+        RedisAggError: what `make` raised.
+    """
     try:
         return make()
     except RedisAggError as error:
         about = [name for name in names if re.search(rf"\b{name}\b", str(error))] or names
-        text = f"{' and '.join(map(variable, about))}: {error}"
+        text = f"{' and '.join(map(label, about))}: {error}"
         raise type(error)(text) from error.__cause__

@@ -440,3 +440,20 @@ class BatchPage(NamedTuple):
     states: list[BatchState]
     next: GroupPlace | None
     """The place of the next page, for `read_batches`; None after the last page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a namespace works, for a probe."""
+
+    reachable: bool
+    """Whether Redis answered in time and lets the namespace be read. All else is only known if
+    so."""
+    led: bool
+    """Whether each partition has a live flusher. False while no flusher has ever run."""
+    overdue: float
+    """Seconds since the earliest group or batch that is not done was due; 0 without any."""
+    paused: bool = False
+    """Whether flushing is paused in any partition, so that `overdue` may grow on purpose."""
+    error: str = ""
+    """Why Redis could not be asked; empty if it could."""

@@ -27,8 +27,9 @@ from redisagg.aggregator.base import (
     with_index,
 )
 from redisagg.aggregator.bounded import await_within
+from redisagg.aggregator.health import ask_on_loop
 from redisagg.config import AggregationConfig
-from redisagg.durations import seconds
+from redisagg.durations import Duration, seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
@@ -70,6 +71,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Health,
     Location,
     Overview,
     Stats,
@@ -824,6 +826,21 @@ class AsyncAggregator(AggregatorBase):
         """
         return await self._run(inspecting.stats(self._keyspace))
 
+    async def health(self, timeout: Duration = 1.0) -> Health:
+        """Says whether the namespace works; for a health endpoint or a probe.
+
+        Args:
+            timeout: seconds (or a `timedelta`) within which it returns, whatever Redis does.
+
+        Returns:
+            Whether Redis is reachable, all partitions are led, and for how long work is overdue. An
+            error of Redis is a part of it.
+
+        Raises:
+            InvalidConfig: the timeout is out of range.
+        """
+        return await ask_on_loop(self._namespace, self._here().transport.client, timeout)
+
     # --- dead letters ----------------------------------------------------------------------
 
     async def dead_letters(
@@ -977,6 +994,12 @@ class AsyncAggregator(AggregatorBase):
         return self
 
     async def __aexit__(self, *details: object) -> None:
+        await self.close()
+
+    async def _start_here(self) -> None:
+        await self.start()
+
+    async def _close_here(self) -> None:
         await self.close()
 
     def _here(self) -> _OnLoop:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import getpass
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from redisagg.aggregator import reading
 from redisagg.config import AggregationConfig
@@ -92,6 +94,39 @@ class AggregatorBase:
         """Counts a task that was not added, if somebody counts."""
         if (counter := self.observers.counter) is not None:
             counter.count_refused(error, 1)
+
+    @asynccontextmanager
+    async def lifespan(
+        self, web_app: object = None, *, flusher: bool = False
+    ) -> AsyncIterator[None]:
+        """Closes the aggregator when a web application ends: ``FastAPI(lifespan=agg.lifespan)``.
+
+        For FastAPI, Starlette, Litestar and all that take such a context manager. Nothing is asked
+        of Redis before the first use, so the application also starts while Redis is away.
+
+        Args:
+            web_app: the web application, which the framework passes; it is not used.
+            flusher: whether to run a flusher as long as the application runs. With
+                ``functools.partial(agg.lifespan, flusher=True)`` for a framework.
+
+        Returns:
+            An asynchronous context manager.
+
+        Raises:
+            RedisAggError: with `flusher`, as for `start`.
+        """
+        try:
+            if flusher:
+                await self._start_here()
+            yield
+        finally:
+            await self._close_here()
+
+    async def _start_here(self) -> None:
+        raise NotImplementedError
+
+    async def _close_here(self) -> None:
+        raise NotImplementedError
 
     def sink_keys(self) -> list[bytes]:
         """Returns the keys of the queue of merged tasks, without asking Redis.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -24,8 +25,9 @@ from redisagg.aggregator.base import (
     with_index,
 )
 from redisagg.aggregator.bounded import call_within
+from redisagg.aggregator.health import ask
 from redisagg.config import AggregationConfig
-from redisagg.durations import seconds
+from redisagg.durations import Duration, seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
@@ -65,6 +67,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    Health,
     Location,
     Overview,
     Stats,
@@ -789,6 +792,21 @@ class Aggregator(AggregatorBase):
         """
         return self._run(inspecting.stats(self._keyspace))
 
+    def health(self, timeout: Duration = 1.0) -> Health:
+        """Says whether the namespace works; for a health endpoint or a probe.
+
+        Args:
+            timeout: seconds (or a `timedelta`) within which it returns, whatever Redis does.
+
+        Returns:
+            Whether Redis is reachable, all partitions are led, and for how long work is overdue. An
+            error of Redis is a part of it.
+
+        Raises:
+            InvalidConfig: the timeout is out of range.
+        """
+        return ask([(self._namespace, self._transport.client)], timeout)
+
     # --- dead letters ----------------------------------------------------------------------
 
     def dead_letters(
@@ -933,6 +951,12 @@ class Aggregator(AggregatorBase):
 
     def __exit__(self, *details: object) -> None:
         self.close()
+
+    async def _start_here(self) -> None:
+        await asyncio.to_thread(self.start)
+
+    async def _close_here(self) -> None:
+        await asyncio.to_thread(self.close)
 
     def _make_client(self) -> SyncClient:
         """Makes the client that `close` closes."""

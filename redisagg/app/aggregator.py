@@ -7,7 +7,17 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    cast,
+)
 
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.app.batched import Batched
@@ -28,6 +38,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Prepare: TypeAlias = "Callable[[GroupAggregator], GroupAggregator]"
+"""Returns what flushers call in place of a merge function."""
+
+
+def _unchanged(merge: GroupAggregator) -> GroupAggregator:
+    return merge
 
 
 class TaskFields(TypedDict, total=False):
@@ -71,9 +88,13 @@ class AppAggregator(Aggregator, Generic[P, R]):
         config: AggregationConfig,
         sink: Sink | Route | str | None,
         clients: Clients,
+        prepare: Prepare = _unchanged,
     ) -> None:
         merge = cast(GroupAggregator, function)
-        config = replace(config, group_aggregator=merge)  # checks the function
+        replace(config, group_aggregator=merge)  # checks the function
+        self._prepare = prepare
+        self._merge = merge = prepare(merge)
+        config = replace(config, group_aggregator=merge)
         if is_async(merge):
             config = replace(config, executor="thread")  # needs no processes, so no pickle
         elif config.executor == "process":
@@ -131,6 +152,10 @@ class AppAggregator(Aggregator, Generic[P, R]):
         twin: AsyncAggregator = known["_twin"]
         return twin
 
+    async def _close_here(self) -> None:
+        await self.asyncio.close()
+        await super()._close_here()
+
     def _make_client(self) -> SyncClient:
         return self._clients.blocking(self._namespace.producer_endpoint())
 
@@ -176,4 +201,4 @@ def _merge_function(place: str) -> Any:
     found = load(place)
     if isinstance(found, Batched):
         found = found.aggregator
-    return found.__wrapped__ if isinstance(found, AppAggregator) else found
+    return found._merge if isinstance(found, AppAggregator) else found

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from redisagg.aggregator.health import ask
 from redisagg.aggregator.together import run_together
 from redisagg.app.aggregator import AppAggregator, P, R
 from redisagg.app.batched import Batched, Function, In, Out, merge_of
 from redisagg.app.clients import Clients
 from redisagg.app.selection import select
 from redisagg.app.targets import load, place_of
-from redisagg.config import AggregationConfig, check_range
+from redisagg.config import AggregationConfig, GroupAggregator, check_range
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
 from redisagg.events import OnEvent
+from redisagg.operations import probing
 from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
 from redisagg.settings import Settings
 from redisagg.sinks import Sink, StreamSink
 from redisagg.sinks.routing import Route
+from redisagg.views import Health
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -107,6 +112,8 @@ class App:
         self._include = tuple(include)
         self._clients = Clients()
         self._aggregators: dict[str, AppAggregator[..., Any]] = {}
+        self._makers: dict[str, Callable[[Settings], AppAggregator[..., Any]]] = {}
+        """For the name of each aggregator: what makes another one by settings."""
 
     @classmethod
     def from_env(cls, *, include: Sequence[str] = ()) -> Self:
@@ -151,18 +158,23 @@ class App:
         if unknown or "group_aggregator" in config:
             name_ = unknown[0] if unknown else "group_aggregator"
             raise InvalidConfig(f"an aggregator of an app has no setting {name_}")
-        settings = self._settings
+        replace(self._settings.config, **config)  # checks them
 
         def decorate(function: Callable[P, R]) -> AppAggregator[P, R]:
-            made = AppAggregator(
-                function,
-                name,
-                settings.url,
-                config=replace(settings.config, **config),
-                sink=settings.sink if sink is None else sink,
-                clients=self._clients,
-            )
+            def make(settings: Settings) -> AppAggregator[P, R]:
+                return AppAggregator(
+                    function,
+                    name,
+                    settings.url,
+                    config=replace(settings.config, **config),
+                    sink=settings.sink if sink is None else sink,
+                    clients=self._clients,
+                    prepare=self._prepared,
+                )
+
+            made = make(self._settings)
             self._enter(made)
+            self._makers[name] = make
             return made
 
         return decorate
@@ -225,6 +237,35 @@ class App:
             return Batched(function, made, weight=weight, timeout=timeout, spread=spread)
 
         return decorate
+
+    def _prepared(self, merge: GroupAggregator) -> GroupAggregator:
+        """Returns what flushers call in place of a merge function; a framework puts more around."""
+        return merge
+
+    def configure(self, settings: Settings) -> None:
+        """Sets other settings, for instance those of a web framework that are known later.
+
+        The aggregators keep what their decorators set. Connections are closed. To be called before
+        other threads use the app.
+
+        Args:
+            settings: settings of all aggregators.
+
+        Raises:
+            InvalidConfig: a flusher runs in this process, `settings` is no `Settings`, or a setting
+                is out of range together with those of an aggregator.
+        """
+        if not isinstance(settings, Settings):
+            raise InvalidConfig(f"settings must be a Settings, not {type(settings).__name__}")
+        known = list(self._aggregators.values())
+        if running := [each.name for each in known if each.is_running or each.asyncio.is_running]:
+            raise InvalidConfig(f"the flusher of {running[0]!r} runs; stop it, then configure")
+        others = [self._makers[each.name](settings) for each in known]
+        self.close()
+        for each, other in zip(known, others, strict=True):  # whoever has imported it keeps it
+            vars(each).clear()
+            vars(each).update(vars(other))
+        self._settings = settings
 
     def _enter(self, made: AppAggregator[..., Any]) -> None:
         """Adds an aggregator, or replaces that of the same function: its module is reloaded."""
@@ -298,6 +339,68 @@ class App:
         for each in self._aggregators.values():
             await each.asyncio.close()
         await self._clients.aclose()
+
+    @asynccontextmanager
+    async def lifespan(
+        self, web_app: object = None, *, flushers: bool = False
+    ) -> AsyncIterator[None]:
+        """Closes the app when a web application ends: ``FastAPI(lifespan=app.lifespan)``.
+
+        For FastAPI, Starlette, Litestar and all that take such a context manager. Nothing is asked
+        of Redis before the first use, so the application also starts while Redis is away.
+
+        Args:
+            web_app: the web application, which the framework passes; it is not used.
+            flushers: whether to run all flushers on the event loop of the application, as long as
+                it runs. With ``functools.partial(app.lifespan, flushers=True)`` for a framework.
+
+        Returns:
+            An asynchronous context manager.
+
+        Raises:
+            RedisAggError: with `flushers`, as for `Aggregator.start`.
+        """
+        try:
+            if flushers:
+                for each in self.aggregators.values():
+                    await each.asyncio.start()
+            yield
+        finally:
+            await self.aclose()
+            await asyncio.to_thread(self.close)
+
+    # --- probing ---------------------------------------------------------------------------
+
+    def health(self, timeout: Duration = 1.0) -> Health:
+        """Says whether all aggregators work; for a health endpoint or a probe.
+
+        Args:
+            timeout: seconds (or a `timedelta`) within which it returns, whatever Redis does.
+
+        Returns:
+            Whether Redis is reachable, all partitions of all aggregators are led, and for how long
+            work is overdue. An error of Redis is a part of it.
+
+        Raises:
+            InvalidConfig: the timeout is out of range, or a module of `include` can't be imported.
+        """
+        known = self.aggregators.values()
+        return ask([(each._namespace, each._transport.client) for each in known], timeout)
+
+    async def ahealth(self, timeout: Duration = 1.0) -> Health:
+        """Says whether all aggregators work, on an event loop; as `health`.
+
+        Args:
+            timeout: seconds (or a `timedelta`) within which it returns, whatever Redis does.
+
+        Returns:
+            As `health`.
+
+        Raises:
+            InvalidConfig: as for `health`.
+        """
+        asked = (each.asyncio.health(timeout) for each in self.aggregators.values())
+        return probing.together(await asyncio.gather(*asked))
 
     def __enter__(self) -> Self:
         self.start()

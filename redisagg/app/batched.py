@@ -117,11 +117,15 @@ class Batched(Generic[In, Out]):
         self.timeout = seconds(timeout)
         """Seconds that a call waits for its result."""
         self._weight = weight
-        config = aggregator.config
-        self._lanes = Lanes(
-            aggregator.name,
+        self._spread = spread
+        self._lanes, self._lanes_for = self._make_lanes(), aggregator.config
+
+    def _make_lanes(self) -> Lanes:
+        config = self.aggregator.config
+        return Lanes(
+            self.aggregator.name,
             config.partitions,
-            spread,
+            min(self._spread, config.partitions),
             config.group_max_size,
             seconds(config.group_max_delay or 0),
         )
@@ -177,6 +181,8 @@ class Batched(Generic[In, Out]):
         return [each.result(max(0.0, end - time.monotonic())) for each in receipts]
 
     def _task(self, item: In) -> Task:
+        if self._lanes_for is not self.aggregator.config:  # the app was configured anew
+            self._lanes, self._lanes_for = self._make_lanes(), self.aggregator.config
         weight = 1 if self._weight is None else self._weight(item)
         return Task(self.__name__, item, self._lanes.next(), weight=weight)
 

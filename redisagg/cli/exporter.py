@@ -11,10 +11,12 @@ import click
 
 from redisagg.aggregator import Aggregator
 from redisagg.aggregator.together import AnyAggregator
+from redisagg.app.probe import Probe
 from redisagg.cli.logs import log_options, set_up_logs
 from redisagg.cli.options import open_existing, redis_option
 from redisagg.cli.output import printable
 from redisagg.flusher.run import Endings, Signals
+from redisagg.views import Health
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -56,9 +58,10 @@ def serve_metrics_of(aggregators: Iterable[AnyAggregator], address: str, port: i
     from redisagg.metrics import Metrics
 
     metrics = Metrics()
+    aggregators = list(aggregators)
     for each in aggregators:
         metrics.watch(each)
-    _serve(metrics, address, port)
+    _serve(metrics, address, port, Probe(aggregators))
 
 
 @click.command()
@@ -120,7 +123,9 @@ def _check_extra() -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _serve(collector: Collector, address: str, port: int) -> None:
+def _serve(
+    collector: Collector, address: str, port: int, health: Callable[[], Health] | None = None
+) -> None:
     from prometheus_client import CollectorRegistry, ProcessCollector
 
     from redisagg.metrics.server import MetricsServer
@@ -129,7 +134,7 @@ def _serve(collector: Collector, address: str, port: int) -> None:
     registry.register(collector)
     ProcessCollector(registry=registry)
     try:
-        server = MetricsServer(registry, address, port)
+        server = MetricsServer(registry, address, port, health)
     except OSError as error:
         raise click.ClickException(
             f"{address}:{port} can't be used for metrics: {error}"

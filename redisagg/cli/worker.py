@@ -7,12 +7,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import click
 from click.core import ParameterSource
 
 from redisagg.aggregator import Aggregator, AsyncAggregator
 from redisagg.aggregator.together import AnyAggregator, run_together
+from redisagg.app import App
 from redisagg.app.running import aggregators_of
 from redisagg.app.selection import select
 from redisagg.app.targets import load
@@ -22,8 +24,15 @@ from redisagg.cli.options import open_aggregator, partitions_option, redis_optio
 from redisagg.cli.output import printable
 
 
+@dataclass(frozen=True)
+class DefaultTargets:
+    """As the `obj` of a click context: what `worker` runs without a TARGET."""
+
+    targets: tuple[App, ...]
+
+
 @click.command()
-@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.argument("targets", metavar="TARGET...", nargs=-1)
 @redis_option
 @click.option("--sink", metavar="URL", help="URL of the sink, such as stream://email-batches.")
 @partitions_option
@@ -65,6 +74,9 @@ def worker(
     name of a namespace, which is flushed with the default merge function into --sink. All targets
     run in one process. --redis, --sink and --partitions belong to names only.
     """
+    defaults = context.find_object(DefaultTargets)
+    if not targets and defaults is None:
+        raise click.UsageError("Missing argument 'TARGET...'.", context)
     if all(":" in target for target in targets):
         _refuse_settings(context)
     set_up_logs(log_level, log_format)
@@ -73,6 +85,8 @@ def worker(
         return
 
     def opened() -> Iterator[AnyAggregator]:
+        if not targets and defaults is not None:
+            yield from aggregators_of(defaults.targets)
         for target in targets:
             if ":" in target:
                 yield from aggregators_of([target])
@@ -116,8 +130,9 @@ def _run_reloading() -> None:
         raise click.ClickException(
             "--reload needs a package; install it with: pip install 'redisagg[reload]'"
         ) from None
-    arguments = [each for each in sys.argv[1:] if each != "--reload"]
-    command = [sys.executable, "-m", "redisagg", *arguments]
+    # All of it: the command may be one of another program, such as manage.py.
+    arguments = [each for each in sys.orig_argv[1:] if each != "--reload"]
+    command = [sys.executable, *arguments]
     # It turns SIGTERM into this exception, and catches that only while it waits for changes.
     with suppress(KeyboardInterrupt):
         run_process(

@@ -1,8 +1,11 @@
-"""An HTTP server for the metrics of a registry."""
+"""An HTTP server for the metrics of a registry, and for probes."""
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -10,6 +13,7 @@ from prometheus_client.exposition import choose_encoder
 
 from redisagg.errors import RedisAggError
 from redisagg.texts import logger
+from redisagg.views import Health
 
 _log = logger("metrics")
 
@@ -18,12 +22,13 @@ _TIMEOUT = 30.0
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """Serves the path ``/metrics``, in daemon threads.
+    """Serves the path ``/metrics``, and for probes ``/live`` and ``/health``, in daemon threads.
 
     Args:
         registry: a `CollectorRegistry` of prometheus-client.
         address: the address to listen at.
         port: the port; 0 for any that is free.
+        health: what ``/health`` reports; None for no such path.
 
     Raises:
         OSError: the address can't be used.
@@ -31,8 +36,15 @@ class MetricsServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, registry: Any, address: str, port: int) -> None:
+    def __init__(
+        self,
+        registry: Any,
+        address: str,
+        port: int,
+        health: Callable[[], Health] | None = None,
+    ) -> None:
         self.registry = registry
+        self.health = health
         self.failed = False
         super().__init__((address, port), _Handler)
 
@@ -47,11 +59,20 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        if self.path.partition("?")[0] not in ("/metrics", "/"):
-            self._answer(404, "text/plain", b"the metrics are at /metrics\n")
-            return
         server = self.server
         assert isinstance(server, MetricsServer)
+        path = self.path.partition("?")[0]
+        if path == "/live":
+            self._answer(200, "text/plain", b"ok\n")
+            return
+        if path == "/health" and server.health is not None:
+            found = server.health()
+            body = json.dumps(asdict(found)).encode()
+            self._answer(200 if found.reachable else 503, "application/json", body)
+            return
+        if path not in ("/metrics", "/"):
+            self._answer(404, "text/plain", b"the metrics are at /metrics\n")
+            return
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))
         try:
             body = encode(server.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -144,6 +145,18 @@ def test_an_app_stops_all_flushers_at_the_same_time(app: App) -> None:
     assert time.monotonic() - began < 2 * 2.5  # one takes 0.5 to 2.5 s
     assert not any(each.is_running for each in aggregators)
     end.set()
+
+
+def test_an_app_is_not_configured_while_a_flusher_runs(app: App, redis_url: str) -> None:
+    one = app.aggregator("one", group_max_size=1)(collect)
+    settings = Settings(url=redis_url[:-1] + "1", config=quick_config(partitions=3))
+    with app, pytest.raises(InvalidConfig, match="'one' runs"):
+        app.configure(settings)
+    app.configure(settings)
+    with app:
+        one.add(1, group_key="a")
+        await_batches(one, 1)
+    assert len(one.stats().partitions) == 3
 
 
 async def test_an_app_runs_on_an_event_loop(redis_url: str) -> None:
@@ -296,6 +309,16 @@ def test_a_worker_serves_the_metrics_of_all(spawn: Spawn, shop: Path, redis_url:
 
     # A batch counts when its commit was answered, which is after it was seen in the queue.
     wait_until(all_count, what="both namespaces count one batch")
+    root = f"http://{address.removesuffix('/metrics')}"
+
+    def led() -> bool:
+        with urllib.request.urlopen(f"{root}/health", timeout=10) as answer:
+            found = json.load(answer)
+        return bool(found["reachable"] and found["led"])
+
+    wait_until(led, what="the worker says that it leads all partitions")
+    with urllib.request.urlopen(f"{root}/live", timeout=10) as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(

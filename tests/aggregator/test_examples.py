@@ -9,13 +9,15 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from redisagg import Task
+from redisagg import Aggregator, Task
+from redisagg.errors import RedisUnavailable
 from tests.support.tasks import await_batches, enqueued
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -79,6 +81,42 @@ def test_bulk_insert_raises_for_a_row_that_the_database_refuses(
         example["insert"]("visits", [good, Task("visit", {"page": None}, "visits")])
     with contextlib.closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT id FROM visits").fetchall() == [(good.id,)]
+
+
+def test_the_outbox_moves_each_task_once(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "orders.db"
+    assert _run("outbox.py", redis_url, str(path)) == "10 moved, 10 wait\n"
+    example = runpy.run_path(str(_EXAMPLES / "outbox.py"))
+    config = replace(example["CONFIG"], group_max_size=4, partitions=16)
+    agg = Aggregator("orders", redis_url, config=config)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for n in range(4):
+            example["order"](database, n)
+        rows = database.execute("SELECT * FROM outbox").fetchall()
+        example["move"](database, agg)
+        with agg:
+            agg.flush_all()
+            agg.wait_until_idle(10)
+        with database:  # as if the loop had died before it deleted them
+            database.executemany("INSERT INTO outbox VALUES (?, ?, ?)", rows)
+        example["move"](database, agg)
+        assert database.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+        stats = agg.stats()
+        assert (stats.flushed, stats.pending) == (14, 0)
+        monkeypatch.setattr(agg, "add_tasks", _unavailable)
+        example["order"](database, 1)
+        with pytest.raises(RedisUnavailable):
+            example["move"](database, agg)
+        assert database.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
+        with pytest.raises(sqlite3.IntegrityError):
+            example["order"](database, None)
+        assert database.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
+
+
+def _unavailable(tasks: list[Task]) -> None:
+    raise RedisUnavailable("away")
 
 
 def test_search_index_gets_all_items(redis_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from redisagg import Aggregator, AsyncAggregator, RetryAfter, Task, errors
+from redisagg import Aggregator, AsyncAggregator, Health, RetryAfter, Task, errors
 from redisagg.errors import AggregatorFull, InvalidTask
 from redisagg.instruments.namespace import CAUSES
 from redisagg.metrics import Metrics, NamespaceCollector
@@ -421,11 +422,11 @@ def test_keys_that_redisagg_did_not_write_spoil_no_other_number(
 
 
 @contextmanager
-def serving(*collectors: Any) -> Iterator[str]:
+def serving(*collectors: Any, health: Any = None) -> Iterator[str]:
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
-    server = MetricsServer(registry, "127.0.0.1", 0)
+    server = MetricsServer(registry, "127.0.0.1", 0, health)
     server.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -441,6 +442,20 @@ def get(url: str, **headers: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def test_the_server_answers_probes() -> None:
+    found = [Health(reachable=True, led=False, overdue=1.5)]
+    with serving(health=lambda: found[0]) as url:
+        assert get(f"{url}/live") == (200, "ok\n")
+        status, text = get(f"{url}/health")
+        assert (status, json.loads(text)["overdue"]) == (200, 1.5)
+        found[0] = Health(reachable=False, led=False, overdue=0, error="away")
+        status, text = get(f"{url}/health?verbose")
+        assert (status, json.loads(text)["error"]) == (503, "away")
+    with serving() as url:
+        assert get(f"{url}/live")[0] == 200
+        assert get(f"{url}/health")[0] == 404
 
 
 def test_the_server(make: Make, redis_server: EmbeddedRedis, caplog: Any) -> None:

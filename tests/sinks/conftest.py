@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,6 @@ import pytest
 from redisagg.testing.embedded import server_version
 from tests.sinks.harness import Trial
 from tests.support.toolchains import install_node
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port on which a program can listen."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="session")

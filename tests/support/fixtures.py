@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -94,6 +95,15 @@ def proxy(redis_server: EmbeddedRedis, redis_url: str) -> Iterator[Proxy]:
     """A proxy in front of the server of `redis_url`, which can lose connections and replies."""
     with running_proxy(HOST, redis_server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which a program can listen."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ _CELL = re.compile(r"(?<!\\)\|")
 
 def pages() -> list[Path]:
     """All pages at the top of the checkout and in its folders of documentation."""
-    folders = ("docs", "lua", "examples", "benchmarks")
+    folders = ("docs", "lua", "examples", "benchmarks", "deploy")
     found = [*CHECKOUT.glob("*.md")]
     for folder in folders:
         found += (CHECKOUT / folder).rglob("*.md")

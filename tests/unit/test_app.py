@@ -118,6 +118,39 @@ def test_wrong_arguments_of_an_app(wrong: dict[str, Any]) -> None:
         App(**wrong)
 
 
+def test_other_settings_reach_the_aggregators_that_exist() -> None:
+    app = App("redis://one:1/0", settings=Settings(config=AggregationConfig(group_max_size=7)))
+    plain = app.aggregator("plain")(merge)
+    own = app.aggregator("own", group_max_size=3, sink="list://mine")(merge)
+    batched: Any = app.batched("embed", max_size=5, spread=16)(len)  # type: ignore[arg-type]
+    twin = plain.asyncio
+    config = AggregationConfig(group_max_size=9, partitions=4)
+    app.configure(Settings(url="redis://two:2/0", sink="list://all", config=config))
+    assert app.settings.url == "redis://two:2/0"
+    assert [each.config.group_max_size for each in (plain, own)] == [9, 3]
+    assert [each.sink.name for each in (plain, own)] == ["all", "mine"]  # type: ignore[union-attr]
+    assert plain.config.group_aggregator is merge
+    assert plain.asyncio is not twin
+    assert plain._transport.client is own._transport.client
+    assert plain._namespace.endpoint == Aggregator("x", "redis://two:2/0")._namespace.endpoint
+    batched._task("text")
+    assert len(batched._lanes._groups) == 4  # one in each partition that there is now
+    assert plain("a", []) is None
+
+
+def test_settings_that_an_app_refuses() -> None:
+    app = App("redis://one:1/0")
+    app.aggregator("own", lease_time=1)(merge)
+    with pytest.raises(InvalidConfig):
+        app.configure({})  # type: ignore[arg-type]
+    first = app.aggregator("first")(merge)
+    app.aggregator("held", max_pending_tasks=16)(merge)
+    before = first._namespace
+    with pytest.raises(InvalidConfig, match="max_pending_tasks"):
+        app.configure(Settings(config=AggregationConfig(partitions=32)))
+    assert first._namespace is before
+
+
 def test_a_module_that_is_reloaded_replaces_its_aggregators() -> None:
     own = App()
     first = own.aggregator("x")(merge)

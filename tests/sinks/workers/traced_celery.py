@@ -45,7 +45,7 @@ app.conf.broker_connection_retry_on_startup = True
 
 
 @app.task(bind=True, name="test:aggregated")
-def digest(self: Task, **batch: Any) -> None:
+def digest(self: Task[Any, Any], /, **batch: Any) -> None:
     """Works in a span of its own, which links to the tasks of the batch."""
     links = links_of(self.request.headers or {})
     with trace.get_tracer("worker").start_as_current_span("work", links=links):

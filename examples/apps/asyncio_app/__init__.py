@@ -1,0 +1,1 @@
+"""A collector of measurements: many lines by TCP, few writes."""

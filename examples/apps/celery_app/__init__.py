@@ -1,0 +1,1 @@
+"""Clicks on links: callers call a Celery task for each, its function takes many."""

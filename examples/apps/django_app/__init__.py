@@ -1,0 +1,1 @@
+"""A Django project: users get one mail for all of their notices."""

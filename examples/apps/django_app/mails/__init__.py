@@ -1,0 +1,1 @@
+"""Notices, and the mails that are made of them."""

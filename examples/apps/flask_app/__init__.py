@@ -1,0 +1,1 @@
+"""Views of pages: many small counts become few inserts."""

@@ -1,0 +1,1 @@
+"""The applications in examples/apps, started as a user starts them."""

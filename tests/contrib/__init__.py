@@ -1,0 +1,1 @@
+"""The extensions of web frameworks and task queues."""

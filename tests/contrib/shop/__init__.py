@@ -1,0 +1,1 @@
+"""A Django application with aggregators, which `tests.contrib.test_django` installs."""
