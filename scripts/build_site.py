@@ -150,11 +150,13 @@ class Site:
                 return match[0]
             name, _, anchor = match[3].partition("#")
             file = (path.parent / name).resolve()
-            if file.is_dir():
+            if (file / "README.md").is_file():
                 file /= "README.md"
             place = place_of(file)
             if place.startswith("source/"):
                 self._sources.add(file)
+                if file.is_dir():
+                    self._sources |= {each for each in file.rglob("*") if each.is_file()}
             return posixpath.relpath(place, here or ".") + (f"#{anchor}" if anchor else "")
 
         return _LINK.sub(target, text)
@@ -166,7 +168,11 @@ class Site:
 
 
 def _listing(path: Path) -> str:
-    """A page with a source file."""
+    """A page with a source file, or with links to the files of a folder."""
+    if path.is_dir():
+        files = sorted(each.relative_to(path).as_posix() for each in path.rglob("*.*"))
+        links = "".join(f"- [{file}]({path.name}/{file}.md)\n" for file in files)
+        return f"# {path.relative_to(CHECKOUT)}\n\n{links}"
     name, language = path.relative_to(CHECKOUT), _LANGUAGES.get(path.suffix, "text")
     return f"# {path.name}\n\n`{name}`\n\n````{language}\n{path.read_text('utf-8')}\n````\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 import redisagg
 from tests.support.builds import build_once, run_folder
-from tests.support.markdown import CHECKOUT, pages
+from tests.support.markdown import CHECKOUT, code_blocks, pages
 
 SITE: dict[str, Any] = runpy.run_path(str(CHECKOUT / "scripts" / "build_site.py"))
 
@@ -35,6 +35,17 @@ def test_the_reference_has_all_names_of_the_package() -> None:
     assert set(names) == set(redisagg.__all__)
     for module in SITE["modules"]():
         assert SITE["public_names"](module), module
+
+
+def test_the_reference_has_all_modules_that_pages_import_from() -> None:
+    imported = {
+        module
+        for page in pages()
+        for block in code_blocks(page.read_text("utf-8"), "python")
+        for module in re.findall(r"^from (redisagg(?:\.\w+)*) import", block, re.MULTILINE)
+    }
+    assert "redisagg.sinks" in imported
+    assert imported <= set(SITE["modules"]())
 
 
 def test_links_become_those_of_the_site(tmp_path: Path) -> None:
