@@ -1,4 +1,4 @@
-"""Draws the timelines of docs/timing.md: `python docs/timelines.py`, in the project's folder."""
+"""Draws the timelines of the pages: `python docs/timelines.py`, in the project's folder."""
 
 from __future__ import annotations
 
@@ -172,6 +172,10 @@ def _minutes(time: float) -> str:
     return f"{time:g} min"
 
 
+def _seconds(time: float) -> str:
+    return f"{time:g} s"
+
+
 def _clock(start: float, days: Sequence[str] = ()) -> Callable[[float], str]:
     """The time of the day, some hours after a start, with the name of the day if there are any."""
 
@@ -306,6 +310,21 @@ TIMELINES = [
                 "task 4 closes the group",
                 *([0, 0.8, 1.5, 2.1, 3], [Batch(2.1, "1-4"), Batch(5, "5")]),
                 [Rule(3, 5, "grace period")],
+            ),
+        ],
+    ),
+    Timeline(
+        "death",
+        "group_grace_period 3 s, lease_time 10 s",
+        *(20, range(0, 21, 5), _seconds),
+        [
+            Lane(
+                "flusher A is killed at 6 s",
+                *([0, 1, 2, 9], [Batch(14, "1-3"), Batch(15, "4")]),
+                [
+                    *(Rule(2, 5, "grace period"), Rule(5, 6, "A"), Rule(6, 13, "lease of A")),
+                    *(Rule(9, 12, "grace period"), Rule(13, 14, "B"), Rule(14, 15, "B")),
+                ],
             ),
         ],
     ),

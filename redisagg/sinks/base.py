@@ -34,6 +34,7 @@ class MergedTask:
     """The same whenever the batch is claimed, merged or delivered again. If the merge function
     returned several tasks, the ids are ID-1, ID-2 and so on, in their order."""
     group: str
+    """The text form of the group key."""
     count: int
     """The number of tasks that were merged."""
     task: Task
@@ -47,12 +48,17 @@ class EnqueuedBatch:
     """A merged task that was read back from a queue in Redis."""
 
     batch_id: str
+    """The id of the batch, as in `MergedTask`."""
     type: str
+    """The type of the merged task."""
     group: str
+    """The text form of the group key."""
     count: int
     """The number of tasks that were merged."""
     payload: Any
+    """The payload of the merged task."""
     headers: dict[str, str]
+    """The headers of the merged task, with those of its trace."""
     reason: str
     """Why the batch was due, as in `redisagg.BatchInfo`."""
 
@@ -66,7 +72,9 @@ class SinkPage:
     """Batches read from a queue, and the cursor from which to read on."""
 
     batches: Sequence[EnqueuedBatch]
+    """The batches, oldest first."""
     cursor: Cursor
+    """The position behind them, for the next call."""
     unreadable: Sequence[str] = ()
     """The key and place of each entry that is left out, since redisagg did not write it or another
     format is set, and the error."""
@@ -77,6 +85,7 @@ class SinkContext:
     """The parts of a flusher that a sink may use."""
 
     keyspace: Keyspace
+    """The names of the keys of the namespace; its `name` is that of the aggregator."""
     transport: AsyncTransport
     """The flusher's own connection to Redis."""
 

@@ -14,6 +14,7 @@ CHECKOUT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_SCHEME = re.compile(r"[a-z]+:")
 _CODE_SPAN = re.compile(r"`[^`\n]*`")
 _CELL = re.compile(r"(?<!\\)\|")
 
@@ -75,10 +76,16 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 def links(text: str) -> Iterator[str]:
     """The targets of all links and images outside code, without web addresses."""
-    prose = _CODE_SPAN.sub("", _FENCE.sub("", text))
-    for target in _LINK.findall(prose):
-        if not re.match(r"[a-z]+:", target):
-            yield target
+    return (target for target in _targets(text) if not _SCHEME.match(target))
+
+
+def web_links(text: str) -> Iterator[str]:
+    """The targets of all links and images outside code that are elsewhere."""
+    return (target for target in _targets(text) if _SCHEME.match(target))
+
+
+def _targets(text: str) -> list[str]:
+    return _LINK.findall(_CODE_SPAN.sub("", _FENCE.sub("", text)))
 
 
 def anchors(text: str) -> set[str]:

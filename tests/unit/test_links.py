@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tests.support.markdown import CHECKOUT, anchors, each_page, links, pages
+from tests.support.markdown import CHECKOUT, anchors, each_page, links, pages, web_links
 
 
 @each_page
@@ -19,6 +21,32 @@ def _resolves(page: Path, link: str) -> bool:
     if not target.exists() or not target.is_relative_to(CHECKOUT):
         return False
     return not anchor or anchor in anchors(target.read_text("utf-8"))
+
+
+@each_page
+def test_links_to_elsewhere_have_the_right_form(page: Path) -> None:
+    """They are not asked for: no test needs the network."""
+    wrong = [link for link in web_links(page.read_text("utf-8")) if not is_web_link(link)]
+    assert wrong == []
+
+
+def is_web_link(link: str) -> bool:
+    parts = urlsplit(link)
+    host = parts.hostname or ""
+    return (
+        parts.scheme == "https"
+        and re.fullmatch(r"(?:[a-z0-9-]+\.)+[a-z]{2,}", host) is not None
+        and "//" not in parts.path
+        and not link.endswith((".", ",", ";"))
+    )
+
+
+def test_web_links_are_found_and_judged() -> None:
+    text = "[a](https://example.org/b) `[c](https://x)` [d](http://example.org) [e](f.md)\n"
+    assert list(web_links(text)) == ["https://example.org/b", "http://example.org"]
+    assert is_web_link("https://example.org/a_(b)?c=d#e")
+    for link in ("http://example.org", "https://localhost/a", "https://example.org/a//b", "ftp:a"):
+        assert not is_web_link(link)
 
 
 def test_the_index_lists_every_page() -> None:

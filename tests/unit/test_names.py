@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-FOLDERS = ("redisagg", "lua", "tests", "benchmarks", "examples", "docs")
+FOLDERS = ("redisagg", "lua", "tests", "benchmarks", "examples", "docs", "scripts")
 
 FOREIGN = {
     *("EncodeMessage", "optsFromJSON", "RedisExpireHuey", "PriorityRedisExpireHuey"),
