@@ -16,6 +16,7 @@ from redisagg.cli.demo import demo
 from redisagg.cli.doctor import doctor
 from redisagg.cli.exporter import exporter
 from redisagg.cli.ingest import ingest
+from redisagg.cli.namespaces import move, namespaces, remove, repartition
 from redisagg.cli.output import printable
 from redisagg.cli.policy import policy
 from redisagg.cli.stats import stats
@@ -63,5 +64,6 @@ for command in (
     *(demo, ingest, worker, exporter, tail),
     *(groups, peek, locate, why, batches, stats, doctor),
     *(flush, postpone, cancel, pause, resume, policy, dead),
+    *(namespaces, remove, move, repartition),
 ):
     cli.add_command(command)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from redisagg.config import AggregationConfig
@@ -24,6 +24,7 @@ from redisagg.flusher.status import StatusPublisher
 from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.registration import NamespaceMoved
 from redisagg.sinks.base import ScriptSink, Sink, SinkContext, timeout_of
 from redisagg.sinks.routing import Deliveries, Route, Router
 from redisagg.texts import logger
@@ -69,7 +70,21 @@ class Flusher:
     on_user_loop: bool = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set, then finishes what is in flight and gives back the leases."""
+        """Runs until `stop` is set, then finishes what is in flight and gives back the leases.
+
+        If the namespace is moved, the flusher begins anew where it is then.
+        """
+        while True:
+            # Producers of this process may follow the namespace while this flusher still ends.
+            flusher = replace(self, keyspace=Keyspace(*self.keyspace.layout))
+            try:
+                await flusher._report_run(stop)
+                return
+            except NamespaceMoved as moved:
+                _log.warning("%s; this flusher follows", moved)
+                self.keyspace.become(moved.layout)
+
+    async def _report_run(self, stop: asyncio.Event) -> None:
         of_flusher = (self.keyspace, self.config, flusher_id := new_flusher_id(), self.observers)
         async with reporting(*of_flusher, on_loop=self.on_user_loop) as report:
             await self._run(stop, flusher_id, report)
