@@ -10,8 +10,6 @@
 -- @include arguments
 -- @include assert_type
 -- @include claims
--- @include clock
--- @include counts
 -- @include full_memory
 -- @include schema
 
@@ -29,11 +27,6 @@ if schema ~= LEFT_BEHIND and not frozen then
 end
 assert_type('ZCARD', { claims })
 write_in_full_memory(state)
--- As `acquire`: whatever the last leader still sends has a smaller token.
-local LONGEST_TOKEN_LEAD_MS = 316224000000
-local now, last_token = clock(), read_count(state, 'token')
-if last_token > now + LONGEST_TOKEN_LEAD_MS then last_token = 0 end
-redis.call('HSET', state, 'schema', FROZEN .. mover, 'owner', '', 'expires', 0,
-  'token', string.format('%.0f', math.max(last_token + 1, now)))
+redis.call('HSET', state, 'schema', FROZEN .. mover, 'expires', 0)
 end_claims(claims, FREED)
 return 1

@@ -294,7 +294,9 @@ class Mover:
         schema = self._check_target(plan)
         if schema == b"%d" % SCHEMA:
             return
-        fields = (b"schema", SCHEMA, b"partitions", plan.new.partitions, b"former", b"")
+        # The name may have been used before, by clients that still look for it.
+        former = self._former(self._new, plan.new.partitions)
+        fields = (b"schema", SCHEMA, b"partitions", plan.new.partitions, b"former", former)
         origin = b"from " + plan.old.name.encode()
         self._change(self._new, schema or b"", b"", origin, *fields)
 
@@ -309,12 +311,16 @@ class Mover:
         if plan.renames:
             fields: tuple[Any, ...] = (b"schema", MOVED + plan.new.name.encode())
         else:
-            former = set((self._one(command("HGET", old.meta, b"former")) or b"").split())
-            former |= {b"%d" % plan.old.partitions}
-            former -= {b"%d" % plan.new.partitions}
-            fields = (b"partitions", plan.new.partitions, b"former", b" ".join(sorted(former)))
+            former = self._former(old, plan.new.partitions)
+            fields = (b"partitions", plan.new.partitions, b"former", former)
         self._change(old, schema, plan.stored(), switched.stored(), *fields)
         return switched
+
+    def _former(self, space: Keyspace, partitions: int) -> bytes:
+        """The numbers of partitions that a name has had, once it has another one."""
+        present, before = self._one(command("HMGET", space.meta, b"partitions", b"former"))
+        former = {*(before or b"").split(), present or b""} - {b"", b"%d" % partitions}
+        return b" ".join(sorted(former))
 
     def _end(self, plan: _Plan) -> None:
         """Removes the plan."""
