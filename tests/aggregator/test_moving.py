@@ -394,10 +394,11 @@ def test_batches_in_flight_are_finished_first(make: Make, transport: Transport) 
         wait_until(
             lambda: len(transport.run(all_flushers("tests"))) == 2, timeout=10, what="it has begun"
         )
-        agg.add_task(Task("t", 1, "b"))  # nothing is frozen yet
+        agg.add_task(Task("t", 1, "b", max_size=5))  # nothing is frozen yet
         assert merged == ["a"]
         go_on.set()
         moved, _ = moving.result(20)
+        agg.flush_all()
         assert agg.wait_until_idle(10)
         assert agg.name == "other"
         assert merged == ["a", "b"]
