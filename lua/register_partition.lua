@@ -9,16 +9,21 @@
 -- caller that was suspended while the namespace was made anew. It gets `UNREGISTERED` next, and
 -- then finds that its own number is not the one in the record.
 --
--- A caller that read the record before the namespace had policies does not take ' policies' away.
+-- A caller that read the record before the namespace had policies does not take ' policies' away. A
+-- number that the namespace had before it was moved is refused with `UNREGISTERED`.
 
 -- @include schema
 
 local state = KEYS[1]
 local partitions = ARGV[1]
 
-local schema, stored = unpack(redis.call('HMGET', state, 'schema', 'partitions'))
+local schema, stored, former = unpack(redis.call('HMGET', state, 'schema', 'partitions', 'former'))
 local refused = refuse_schema(schema)
 if refused then return refused end
+local number = string.match(partitions, '^%d+')
+if former and number and string.find(' ' .. former .. ' ', ' ' .. number .. ' ', 1, true) then
+  return redis.error_reply('UNREGISTERED the namespace was moved')
+end
 if stored == partitions .. ' policies' then return 1 end
 redis.call('HSET', state, 'partitions', partitions)
 return 1

@@ -122,6 +122,13 @@ class NamespaceMismatch(RedisAggError):
     """
 
 
+class NamespaceInUse(RedisAggError):
+    """A namespace can't be moved or removed: it is in use, or the name that it is to get is.
+
+    Nothing was changed. Stop what the message names, or choose another name.
+    """
+
+
 class StaleLease(RedisAggError):
     """The lease of a partition has expired or belongs to another flusher. Flushers handle it."""
 

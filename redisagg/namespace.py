@@ -19,8 +19,11 @@ from redisagg.protocol.operations import Operation, ask
 from redisagg.protocol.scripts import command
 from redisagg.sinks import Sink, StreamSink, sink_from_url
 from redisagg.sinks.routing import Route, check_sink
+from redisagg.texts import logger
 from redisagg.transport.durability import Durability
 from redisagg.transport.endpoint import AnyClient, Endpoint, endpoint_of
+
+_log = logger("namespace")
 
 # Seconds by which a server may exceed a timeout, since it checks timeouts ten times a second.
 _TIMEOUT_SLACK = 0.2
@@ -118,7 +121,17 @@ class Namespace:
             NamespaceMismatch: the record has another key schema or number of partitions.
             KeyConflict: the record holds a value that redisagg did not write.
         """
-        yield from registration.register(self.keyspace)
+        while True:
+            try:
+                yield from registration.register(self.keyspace)
+                return
+            except registration.NamespaceMoved as moved:
+                self.follow(moved)
+
+    def follow(self, moved: registration.NamespaceMoved) -> None:
+        """Has all that share this namespace use the layout that it has now."""
+        _log.warning("%s; this process follows", moved)
+        self.keyspace.become(moved.layout)
 
     def note_refusal(self, error: NamespaceMismatch) -> Operation[None]:
         """Notes in Redis why a flusher of this host can't run, for those who look."""
@@ -127,6 +140,8 @@ class Namespace:
     def check(self) -> Operation[bool]:
         """Compares the record of the namespace with the settings, and writes nothing.
 
+        Follows the namespace if it was moved.
+
         Returns:
             False if the namespace has no record: it does not exist yet.
 
@@ -134,26 +149,40 @@ class Namespace:
             NamespaceMismatch: the record has another key schema or number of partitions.
             KeyConflict: the record holds a value that redisagg did not write.
         """
-        found = yield from ask(registration.record(self.keyspace))
-        if None in found:
-            return False
-        registration.compare(self.keyspace, found)
-        return True
+        while True:
+            found = yield from ask(registration.record(self.keyspace))
+            if None in found:
+                return False
+            try:
+                yield from registration.compare(self.keyspace, found)
+                return True
+            except registration.NamespaceMoved as moved:
+                self.follow(moved)
 
     def checked(self, operation: Operation[T]) -> Operation[T]:
         """Runs an operation; compares the record as `check` in its first round trip.
 
-        An aggregator lives for a long time, and the namespace may be created anew meanwhile.
+        An aggregator lives for a long time, and the namespace may be created anew meanwhile. If it
+        was moved, the next operation finds it.
 
         Raises:
             NamespaceMismatch, KeyConflict: as `check`. The first requests have been carried out.
                 A record that can't be read is ignored: it does not stop those who run.
         """
+        layout = self.keyspace.layout
         try:
             requests = next(operation)
             found, *replies = yield [registration.record(self.keyspace), *requests]
+            if self.keyspace.layout != layout:  # another thread has followed it
+                raise registration.NamespaceMoved(
+                    self.keyspace.layout, f"the namespace {layout.name!r} was just moved"
+                )
             if not isinstance(found, Exception) and None not in found:
-                registration.compare(self.keyspace, found)
+                try:
+                    yield from registration.compare(self.keyspace, found)
+                except registration.NamespaceMoved as moved:
+                    self.follow(moved)
+                    raise
             while True:
                 requests = operation.send(replies)
                 replies = yield requests
@@ -164,6 +193,8 @@ class Namespace:
 
 def recorded_partitions(name: str) -> Operation[int | None]:
     """Reads the number of partitions of a namespace; None if the namespace is new.
+
+    That of one that was moved is the number of before: who uses it follows.
 
     Raises:
         InvalidConfig: the name has another form than `Keyspace` takes.

@@ -50,6 +50,7 @@ from redisagg.protocol.clock import ClockUnread
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import STALE
+from redisagg.protocol.registration import NamespaceMoved
 from redisagg.receipts import AsyncReceipt
 from redisagg.receipts.receipt import AsyncAnswers
 from redisagg.sinks import Sink, SinkPage
@@ -491,7 +492,7 @@ class AsyncAggregator(AggregatorBase):
         Returns:
             The number of tasks that were not due before.
         """
-        return await self._run(steering.flush_all(self._keyspace))
+        return await self._run_anew(lambda: steering.flush_all(self._keyspace))
 
     async def pause(self, group_key: GroupKey | None = None, *, by: str | None = None) -> None:
         """Stops flushing on all nodes until `resume` is called, of all groups or of one.
@@ -824,7 +825,7 @@ class AsyncAggregator(AggregatorBase):
         Returns:
             The counts of all partitions together and of each one.
         """
-        return await self._run(inspecting.stats(self._keyspace))
+        return await self._run_anew(lambda: inspecting.stats(self._keyspace))
 
     async def health(self, timeout: Duration = 1.0) -> Health:
         """Says whether the namespace works; for a health endpoint or a probe.
@@ -1053,6 +1054,13 @@ class AsyncAggregator(AggregatorBase):
         """Runs an operation that looks at what may be broken, so it does not wait for long."""
         timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
         return await AsyncTransport(self._here().transport.client, timeout).run(operation)
+
+    async def _run_anew(self, make: Callable[[], Operation[T]]) -> T:
+        """Runs an operation, once more if the namespace was moved."""
+        try:
+            return await self._run(make())
+        except NamespaceMoved:
+            return await self._run(make())
 
     async def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""

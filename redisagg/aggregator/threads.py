@@ -47,6 +47,7 @@ from redisagg.protocol.clock import ClockUnread
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.operations import Operation
 from redisagg.protocol.policies import STALE
+from redisagg.protocol.registration import NamespaceMoved
 from redisagg.receipts import Receipt
 from redisagg.receipts.receipt import ThreadAnswers
 from redisagg.sinks import Sink, SinkPage
@@ -459,7 +460,7 @@ class Aggregator(AggregatorBase):
         Returns:
             The number of tasks that were not due before.
         """
-        return self._run(steering.flush_all(self._keyspace))
+        return self._run_anew(lambda: steering.flush_all(self._keyspace))
 
     def pause(self, group_key: GroupKey | None = None, *, by: str | None = None) -> None:
         """Stops flushing on all nodes until `resume` is called, of all groups or of one.
@@ -790,7 +791,7 @@ class Aggregator(AggregatorBase):
         Returns:
             The counts of all partitions together and of each one.
         """
-        return self._run(inspecting.stats(self._keyspace))
+        return self._run_anew(lambda: inspecting.stats(self._keyspace))
 
     def health(self, timeout: Duration = 1.0) -> Health:
         """Says whether the namespace works; for a health endpoint or a probe.
@@ -979,6 +980,13 @@ class Aggregator(AggregatorBase):
         """Runs an operation that looks at what may be broken, so it does not wait for long."""
         timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
         return Transport(self._transport.client, timeout).run(operation)
+
+    def _run_anew(self, make: Callable[[], Operation[T]]) -> T:
+        """Runs an operation, once more if the namespace was moved."""
+        try:
+            return self._run(make())
+        except NamespaceMoved:
+            return self._run(make())
 
     def _run(self, operation: Operation[T]) -> T:
         """Runs an operation; a namespace that does not exist is empty, and stays so."""

@@ -14,8 +14,10 @@ from redisagg.cli.batches import batches
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
 from redisagg.cli.doctor import doctor
+from redisagg.cli.dump import export, import_
 from redisagg.cli.exporter import exporter
 from redisagg.cli.ingest import ingest
+from redisagg.cli.namespaces import move, namespaces, remove, repartition
 from redisagg.cli.output import printable
 from redisagg.cli.policy import policy
 from redisagg.cli.stats import stats
@@ -64,5 +66,6 @@ for command in (
     *(demo, ingest, worker, exporter, tail),
     *(groups, peek, locate, why, batches, stats, top, doctor),
     *(flush, postpone, cancel, pause, resume, policy, dead),
+    *(namespaces, remove, move, repartition, export, import_),
 ):
     cli.add_command(command)

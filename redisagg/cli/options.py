@@ -154,7 +154,7 @@ def open_existing(name: str, redis_url: str, sink: str | None = None) -> Aggrega
 
 def _existing(redis_url: str) -> str:
     """Says which namespaces exist."""
-    with _client(redis_url) as client:
+    with client_of(redis_url) as client:
         try:
             names = find_namespaces(Transport(client, _ANSWER_TIMEOUT))
         except (RedisError, RedisUnavailable) as error:  # the user may have no right to SCAN
@@ -197,12 +197,13 @@ _DESCRIBING = frozenset(inspect.signature(open_aggregator).parameters)
 
 def _recorded_partitions(name: str, redis_url: str) -> int | None:
     """Asks Redis for the number of partitions of a namespace; None if the namespace is new."""
-    with _client(redis_url) as client:
+    with client_of(redis_url) as client:
         return Transport(client, _ANSWER_TIMEOUT).once(recorded_partitions(name))
 
 
 @contextmanager
-def _client(redis_url: str) -> Iterator[Any]:
+def client_of(redis_url: str) -> Iterator[Any]:
+    """A client of a Redis, for as long as the block runs."""
     client: Any = endpoint_of(redis_url).answering_within(_ANSWER_TIMEOUT).blocking()
     try:
         yield client

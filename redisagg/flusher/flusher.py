@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
@@ -19,6 +19,7 @@ from redisagg.flusher.status import StatusPublisher
 from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.registration import NamespaceMoved
 from redisagg.sinks.base import Sink
 from redisagg.sinks.routing import Route
 from redisagg.texts import logger
@@ -53,7 +54,21 @@ class Flusher:
     on_user_loop: bool = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set, then finishes what is in flight and gives back the leases."""
+        """Runs until `stop` is set, then finishes what is in flight and gives back the leases.
+
+        If the namespace is moved, the flusher begins anew where it is then.
+        """
+        while True:
+            # Producers of this process may follow the namespace while this flusher still ends.
+            flusher = replace(self, keyspace=Keyspace(*self.keyspace.layout))
+            try:
+                await flusher._report_run(stop)
+                return
+            except NamespaceMoved as moved:
+                _log.warning("%s; this flusher follows", moved)
+                self.keyspace.become(moved.layout)
+
+    async def _report_run(self, stop: asyncio.Event) -> None:
         of_flusher = (self.keyspace, self.config, flusher_id := new_flusher_id(), self.observers)
         async with reporting(*of_flusher, on_loop=self.on_user_loop) as report:
             await self._run(stop, flusher_id, report)

@@ -25,7 +25,8 @@ from redisagg.flusher.leader import Leader
 from redisagg.flusher.reporter import Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 from redisagg.protocol import registration
-from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.keys import MOVER, Keyspace, PartitionKeys
+from redisagg.protocol.registration import NamespaceMoved
 from redisagg.protocol.scripts import Request, call
 from redisagg.texts import logger, redact
 from redisagg.transport.aio import AsyncTransport
@@ -37,6 +38,8 @@ _MARGIN = 0.005
 
 # Seconds that giving back leases may take after the batches in flight had their time.
 _RELEASE_TIMEOUT = 0.5
+
+_MOVER = MOVER.decode()
 
 
 class LeaseKeeper:
@@ -85,6 +88,7 @@ class LeaseKeeper:
         """Keeps leases until `stop` is set, then gives all of them back.
 
         Raises:
+            NamespaceMoved: the namespace was moved; a subclass of the next one.
             NamespaceMismatch: the namespace was made anew with other partitions, or upgraded.
         """
         following = asyncio.create_task(self._follow_flushers())
@@ -117,7 +121,9 @@ class LeaseKeeper:
                     await self._transport.once(noting)
                 raise self._mismatch
             flushers = await self._join()
-            if flushers:  # else the share stays as it is
+            if any(each.startswith(_MOVER) for each in flushers):
+                self._give_up_share()
+            elif flushers:  # else the share stays as it is
                 self._set_share(list(flushers))
             others = [ms / 1000 + _MARGIN for each, ms in flushers.items() if each != self._id]
             await wait_for_event(woken, min([self._interval, *others]))
@@ -142,11 +148,15 @@ class LeaseKeeper:
         for number in self._share - self._holding.keys():
             self._holding[number] = asyncio.create_task(self._hold(number))
 
-    async def _hand_over(self) -> None:
-        """Lets the leaders finish, renewing their leases meanwhile, and leaves."""
+    def _give_up_share(self) -> None:
+        """Lets the leaders finish what is in flight, and then give up their leases."""
         self._share = set()
         for leader in self.leaders.values():
             leader.finish()
+
+    async def _hand_over(self) -> None:
+        """Lets the leaders finish, renewing their leases meanwhile, and leaves."""
+        self._give_up_share()
         self.wake()
         if self._holding:
             await asyncio.wait(self._holding.values(), timeout=self._hand_over_timeout)
@@ -190,14 +200,15 @@ class LeaseKeeper:
                 self._id,
                 self._lease_ms,
                 partition.label,
-                registers=self._keyspace,
+                registers=partition.layout,
             )
         )
         if isinstance(reply, NamespaceMismatch):
             self._mismatch = reply
             self.wake()
-        if isinstance(reply, RedisAggError):
+        if isinstance(reply, RedisAggError) and not isinstance(reply, NamespaceMoved):
             _log.error("partition %d can't be led: %s", partition.number, reply)
+        if isinstance(reply, RedisAggError):
             return 0, self._interval
         token, wait_ms = reply
         return token, min(self._interval, wait_ms / 1000 + _MARGIN)

@@ -16,7 +16,7 @@ from redisagg.config import check_range
 from redisagg.errors import InvalidConfig, KeyConflict, UnknownBatch
 from redisagg.protocol.entries import decode_leniently, entry_id
 from redisagg.protocol.failed_tasks import group_of
-from redisagg.protocol.keys import Keyspace, PartitionKeys
+from redisagg.protocol.keys import MOVER, Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import (
     NEVER,
@@ -483,6 +483,9 @@ def dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[DeadLetter | Non
         return None
     partition, raw_id = place
     packed = yield from ask(command("HGET", partition.dead, raw_id))
+    if packed is None and (moved := (yield from moved_batch(keyspace, raw_id))) is not None:
+        partition = moved
+        packed = yield from ask(command("HGET", partition.dead, raw_id))
     if packed is None:
         return None
     record = dead_record(packed, raw_id)
@@ -502,10 +505,26 @@ def place_of_batch(keyspace: Keyspace, batch_id: str) -> tuple[PartitionKeys, by
         )
     raw_id = batch_id.encode(errors="surrogatepass")
     match = _BATCH_ID.match(raw_id)
-    number = int(match[1]) if match else len(keyspace.partitions)
-    if number >= len(keyspace.partitions):
+    if match is None:
         return None
-    return keyspace.partitions[number], raw_id
+    return keyspace.partitions[int(match[1]) % len(keyspace.partitions)], raw_id
+
+
+def moved_batch(keyspace: Keyspace, raw_id: bytes) -> Operation[PartitionKeys | None]:
+    """Looks for a batch or dead letter in all partitions; None if there is none.
+
+    It may be in another partition than the one that its id names, if the namespace was moved.
+    """
+    replies = yield from ask_all(
+        [
+            command("HEXISTS", key, raw_id)
+            for p in keyspace.partitions
+            for key in (p.dead, p.batches)
+        ]
+    )
+    found = (number // 2 for number, there in enumerate(replies) if there)
+    number = next(found, None)
+    return None if number is None else keyspace.partitions[number]
 
 
 def stats(keyspace: Keyspace) -> Operation[Stats]:
@@ -535,7 +554,7 @@ def stats(keyspace: Keyspace) -> Operation[Stats]:
     return Stats(
         **totals,
         paused=any(partition.paused for partition in partitions),
-        flushers=[_text(flusher) for flusher in _reply(flushers)],
+        flushers=[_text(each) for each in _reply(flushers) if not each.startswith(MOVER)],
         partitions=partitions,
         unreadable=unreadable,
     )

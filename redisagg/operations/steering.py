@@ -9,7 +9,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from redisagg.errors import HalfEnqueued, InvalidConfig, UnknownBatch, UnknownTask
-from redisagg.operations.inspecting import place_of_batch
+from redisagg.operations.inspecting import moved_batch, place_of_batch
 from redisagg.protocol.keys import Keyspace, PartitionKeys
 from redisagg.protocol.operations import Operation, ask, ask_all
 from redisagg.protocol.records import DeadRecord, batch_record, dead_record
@@ -92,7 +92,7 @@ def pause(keyspace: Keyspace, *, paused: bool, by: bytes = b"") -> Operation[Non
                 keyspace.wake_channel,
                 p.label,
                 by,
-                registers=keyspace,
+                registers=p.layout,
             )
             for p in keyspace.partitions
         ]
@@ -109,7 +109,7 @@ def pause_group(
             "pause_group",
             _index_keys(p),
             *(int(paused), keyspace.wake_channel, p.label, group, by),
-            registers=keyspace,
+            registers=p.layout,
         )
     )
 
@@ -123,10 +123,10 @@ def requeue_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     Raises:
         UnknownBatch: no dead letter has this id, or a flusher is moving its tasks there.
     """
-    p, raw_id = _place(keyspace, batch_id)
-    letter, batch = yield from ask_all(
-        [command("HGET", p.dead, raw_id), command("HGET", p.batches, raw_id)]
-    )
+    p, raw_id, letter = yield from _letter(keyspace, batch_id)
+    batch = None
+    if letter is None:
+        batch = yield from ask(command("HGET", p.batches, raw_id))
     if letter is not None:
         group = dead_record(letter, raw_id).group
     elif batch is not None and (record := batch_record(batch, raw_id)).letter:
@@ -201,8 +201,7 @@ def requeue_tasks(
     """
     if chosen is None:
         return (yield from requeue_dead_letter(keyspace, batch_id))
-    p, raw_id = _place(keyspace, batch_id)
-    packed = yield from ask(command("HGET", p.dead, raw_id))
+    p, raw_id, packed = yield from _letter(keyspace, batch_id)
     if packed is None:
         raise _unknown(batch_id)
     letter = dead_record(packed, raw_id)
@@ -284,20 +283,31 @@ def drop_dead_letter(keyspace: Keyspace, batch_id: str) -> Operation[int]:
     Raises:
         UnknownBatch: no dead letter has this id.
     """
-    p, raw_id = _place(keyspace, batch_id)
-    if not (yield from ask(command("HEXISTS", p.dead, raw_id))):
+    p, raw_id, packed = yield from _letter(keyspace, batch_id)
+    if packed is None:
         raise _unknown(batch_id)
     keys = [p.state, p.dead, p.dead_tasks(raw_id), p.result(raw_id)]
     count: int = yield from ask(call("drop", keys, raw_id))
     return count
 
 
-def _place(keyspace: Keyspace, batch_id: str) -> tuple[PartitionKeys, bytes]:
-    """As `place_of_batch`; raises `UnknownBatch` if it is no batch id."""
+def _letter(
+    keyspace: Keyspace, batch_id: str
+) -> Operation[tuple[PartitionKeys, bytes, bytes | None]]:
+    """Finds a dead letter: its partition, its id as stored, and its record; None if it has none.
+
+    Raises:
+        UnknownBatch: it is no batch id.
+    """
     place = place_of_batch(keyspace, batch_id)
     if place is None:
         raise _unknown(batch_id)
-    return place
+    p, raw_id = place
+    packed = yield from ask(command("HGET", p.dead, raw_id))
+    if packed is None and (moved := (yield from moved_batch(keyspace, raw_id))) is not None:
+        p = moved
+        packed = yield from ask(command("HGET", p.dead, raw_id))
+    return p, raw_id, packed
 
 
 def _changed(batch_id: str) -> UnknownBatch:

@@ -19,13 +19,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import closing, suppress
+from itertools import chain
 from typing import TypeAlias, TypeVar, cast
 
 from redisagg.errors import AggregatorFull, RedisUnavailable
 from redisagg.producer.options import FORGOTTEN, AddOptions
 from redisagg.producer.partitioned import partitioned_add
 from redisagg.producer.room import Attempt, Line, Lines
-from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
+from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W, was_moved
 from redisagg.producer.sequences import SequencePool
 from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
 from redisagg.protocol.entries import EncodedTask
@@ -209,6 +210,7 @@ class AsyncAdder:
         sequence = self.sequences.take()
         requests = round_.requests(sequence)
         repeat_until = time.monotonic() + self.options.repeatable
+        followers: list[Callable[[], Awaitable[AddResults[W]]]] = []
 
         async def exchange() -> AddResults[W]:
             try:
@@ -217,7 +219,13 @@ class AsyncAdder:
                 replies = await self._transport.exchange(
                     requests, durability=self.options.durability, repeat_until=repeat_until
                 )
-                results = round_.results(replies)
+                if was_moved(replies):
+                    if not followers:  # else an earlier sender was cancelled
+                        followers.extend(map(self.prepare, round_.follow(replies)))
+                    followed = [list(await each()) for each in followers]
+                    results: AddResults[W] = chain(round_.results(replies), *followed)
+                else:
+                    results = round_.results(replies)
             except Exception as error:
                 results = round_.failed(error)
             # Not in `finally`: calls that were cancelled are sent again, or not used any more.

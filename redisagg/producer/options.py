@@ -31,16 +31,12 @@ class AddOptions:
     """What all calls of a producer have in common."""
 
     keyspace: Keyspace
-    pending_tasks: int
-    """How many tasks may be pending in one partition; 0 for no limit."""
-    pending_bytes: int
-    """How many bytes of tasks may be pending in one partition; 0 for no limit."""
+    max_tasks: int
+    """How many tasks may be pending in all partitions together; 0 for no limit."""
+    max_bytes: int
+    """How many bytes of tasks may be pending in all partitions together; 0 for no limit."""
     dedupe: bytes
     """b"1" if ids of tasks flushed within the dedupe window are not accepted again, else b""."""
-    call_tasks: int
-    """After how many tasks a call is full."""
-    call_bytes: int
-    """After how many bytes of packed tasks a call is full."""
     linger: float
     """Seconds that a round trip waits before it is sent, so that more adds share it."""
     stored: float
@@ -60,17 +56,12 @@ class AddOptions:
         durability: Durability | None,
         observers: Observers | None = None,
     ) -> AddOptions:
-        """The options that a configuration asks for; each partition has its share of a limit."""
-        tasks = (config.max_pending_tasks or 0) // len(keyspace.partitions)
-        size = (config.max_pending_bytes or 0) // len(keyspace.partitions)
-        # The script accepts or refuses a section as a whole: small ones find room sooner.
+        """The options that a configuration asks for."""
         return cls(
             keyspace,
-            pending_tasks=tasks,
-            pending_bytes=size,
+            max_tasks=config.max_pending_tasks or 0,
+            max_bytes=config.max_pending_bytes or 0,
             dedupe=b"1" if config.dedupe_window else b"",
-            call_tasks=max(1, min(MAX_CALL_TASKS, tasks // 4)) if tasks else MAX_CALL_TASKS,
-            call_bytes=min(MAX_CALL_BYTES, size // 4) if size else MAX_CALL_BYTES,
             linger=seconds(config.linger),
             stored=min(
                 max(_MIN_STORED, 2 * seconds(config.add_timeout) + _STORED_MARGIN), _MAX_STORED
@@ -79,6 +70,30 @@ class AddOptions:
             policies=KnownPolicies(keyspace, LimitTexts(config).under_policies),
             observers=observers or Observers(),
         )
+
+    # Each partition has its share of a limit. The namespace may be moved to other partitions.
+
+    @property
+    def pending_tasks(self) -> int:
+        """How many tasks may be pending in one partition; 0 for no limit."""
+        return self.max_tasks and max(1, self.max_tasks // len(self.keyspace.partitions))
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes of tasks may be pending in one partition; 0 for no limit."""
+        return self.max_bytes and max(1, self.max_bytes // len(self.keyspace.partitions))
+
+    # The script accepts or refuses a section as a whole: small ones find room sooner.
+
+    @property
+    def call_tasks(self) -> int:
+        """After how many tasks a call is full."""
+        return max(1, min(MAX_CALL_TASKS, (self.pending_tasks or 4 * MAX_CALL_TASKS) // 4))
+
+    @property
+    def call_bytes(self) -> int:
+        """After how many bytes of packed tasks a call is full."""
+        return min(MAX_CALL_BYTES, (self.pending_bytes or 4 * MAX_CALL_BYTES) // 4)
 
     @property
     def repeatable(self) -> float:

@@ -26,6 +26,7 @@ def partitioned_add(
     """Returns the `add` of one committer, or on a cluster that of the task's partition.
 
     On a cluster the partitions must not wait for each other: one of the primaries may be down.
+    If the namespace was moved to more partitions, some of these share a committer.
     """
     if not clustered:
         return make_committer().add
@@ -33,6 +34,6 @@ def partitioned_add(
 
     def add(task: EncodedTask) -> R:
         partition, *_ = keyspace.place(task.group)
-        return committers[partition.number].add(task)
+        return committers[partition.number % len(committers)].add(task)
 
     return add

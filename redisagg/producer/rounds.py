@@ -7,7 +7,7 @@ script accepts or refuses a section as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -17,8 +17,12 @@ from redisagg.producer.sequences import CallSequence
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.policies import KnownPolicies, OwnLimits
+from redisagg.protocol.registration import NamespaceMoved
 from redisagg.protocol.scripts import Request, load
+from redisagg.texts import logger
 from redisagg.transport.failures import error_from_reply
+
+_log = logger("producer")
 
 # The limits of one round trip, over all partitions. A group commit is small, so that packing it
 # overlaps with Redis' work on the one before. In a stream no caller waits for a single task, and
@@ -147,7 +151,7 @@ class _Call(Generic[W]):
             else:
                 section[2] = b"%d" % (len(section) // 2 - 1)
             args += section
-        return Request(load("add"), keys, args, options.keyspace, self)
+        return Request(load("add"), keys, args, p.layout, self)
 
     def under_policies(self, request: Request) -> Request:
         """Returns the request with the limits that the policies give, as the same call."""
@@ -157,6 +161,17 @@ class _Call(Generic[W]):
             group, _, *rest = section
             args += (group, self.policies.limits(group, self.overrides.get(place)), *rest)
         return request._replace(args=args)
+
+    def tasks(self) -> Iterator[tuple[EncodedTask, W]]:
+        """Returns the tasks, after `request`, each with what stands for it."""
+        for place, section in enumerate(self.sections):
+            group, limits, count, *rest = section
+            override = self.overrides.get(place)
+            step = 3 if count.endswith(_OWN) else 2
+            waiters = (w for w, at in zip(self.waiters, self.places, strict=True) if at == place)
+            for at, waiter in zip(range(0, len(rest), step), waiters, strict=True):
+                own = (rest[at + 2] or None) if step == 3 else None
+                yield EncodedTask(group, rest[at], rest[at + 1], limits, own, override), waiter
 
     def count(self, reply: Any, counter: AddCounter) -> None:
         """Tells a counter how many tasks were new, and of how many the id was known."""
@@ -181,6 +196,15 @@ class _Call(Generic[W]):
             errors = list(map(_error, reply))
             for waiter, place in zip(self.waiters, self.places, strict=True):
                 yield [waiter], errors[place]
+
+
+def was_moved(replies: Sequence[Any]) -> bool:
+    """Whether a reply says that the namespace was moved."""
+    return any(map(_is_moved, replies))
+
+
+def _is_moved(reply: Any) -> bool:
+    return type(reply) is NamespaceMoved
 
 
 def _error(status: Any) -> Exception | None:
@@ -247,10 +271,34 @@ class Round(Generic[W]):
         """Returns the requests to send, as the next calls of `sequence`."""
         return [each.request(sequence, self._options) for each in self._calls.values()]
 
+    def follow(self, replies: Sequence[Any]) -> list[Round[W]]:
+        """Follows the namespace if it was moved, as some replies say.
+
+        Returns:
+            Rounds with the tasks of the calls that were refused for that, in order. Their results
+            are to take the place of those of these calls.
+        """
+        calls = self._calls.values()
+        refused = [each for each, reply in zip(calls, replies, strict=True) if _is_moved(reply)]
+        for reply in replies:
+            if isinstance(reply, NamespaceMoved):
+                _log.warning("%s; this producer follows", reply)
+                self._options.keyspace.become(reply.layout)
+                break
+        rounds: list[Round[W]] = []
+        for call in refused:
+            for task, waiter in call.tasks():
+                if not rounds or rounds[-1].full:
+                    rounds.append(Round(self._options, self._max_tasks))
+                rounds[-1].put(task, waiter)
+        return rounds
+
     def results(self, replies: Iterable[Any]) -> AddResults[W]:
-        """Reads the replies to `requests`."""
+        """Reads the replies to `requests`, but those of calls that `follow` puts into others."""
         counter = self._options.observers.counter
         for each, reply in zip(self._calls.values(), replies, strict=True):
+            if _is_moved(reply):
+                continue
             if counter is not None:
                 each.count(reply, counter)
             yield from each.results(reply)

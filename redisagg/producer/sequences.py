@@ -87,5 +87,7 @@ def forget_calls(keyspace: Keyspace, sequences: Sequence[CallSequence]) -> Opera
     calls: dict[int, list[bytes]] = {}
     for sequence in sequences:
         for number in sequence.partitions:
+            if number >= len(keyspace.partitions):  # the namespace was moved
+                continue
             calls.setdefault(number, []).append(keyspace.partitions[number].call(sequence.id))
     yield from ask_all([call("forget_calls", keys) for keys in calls.values()])

@@ -27,13 +27,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, Protocol
 
 from redisagg.errors import AggregatorFull, RedisAggError, RedisUnavailable
 from redisagg.producer.options import FORGOTTEN, AddOptions
 from redisagg.producer.partitioned import partitioned_add
 from redisagg.producer.room import Attempt, Line, Lines, Ticket
-from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W
+from redisagg.producer.rounds import COMMIT_ROUND_TASKS, AddResults, Round, W, was_moved
 from redisagg.producer.sequences import SequencePool
 from redisagg.producer.stream import NO_RESULTS, Receive, Send, Step, Steps, Stream
 from redisagg.protocol.entries import EncodedTask
@@ -453,7 +454,7 @@ class ThreadAdder:
 class NumberedRound(Generic[W]):
     """A round whose calls have numbers of a sequence; see `PreparedRound`."""
 
-    __slots__ = ("_adder", "_repeat_until", "_requests", "_round", "_sequence")
+    __slots__ = ("_adder", "_followers", "_repeat_until", "_requests", "_round", "_sequence")
 
     def __init__(self, adder: ThreadAdder, round_: Round[W]) -> None:
         self._adder = adder
@@ -461,6 +462,8 @@ class NumberedRound(Generic[W]):
         self._sequence = adder.sequences.take()
         self._requests = round_.requests(self._sequence)
         self._repeat_until = time.monotonic() + adder.options.repeatable
+        self._followers: dict[str, list[NumberedRound[W]]] = {}
+        """Set once, by `setdefault`: what carries the tasks on if the namespace was moved."""
 
     def exchange(self) -> AddResults[W]:
         """Sends the round and returns its results; raises only what a signal handler raises."""
@@ -482,15 +485,33 @@ class NumberedRound(Generic[W]):
 
         def finish() -> AddResults[W]:
             try:
-                return self._round.results(replies())
+                received = replies()
             except RedisAggError as error:
                 return self._round.failed(error)
+            if was_moved(received):
+                return self._follow(received)
+            return self._round.results(received)
 
         return finish
+
+    def _follow(self, replies: list[Any]) -> AddResults[W]:
+        """Sends the tasks that the namespace has left behind to where it is now.
+
+        A repetition of this round sends the same numbered calls again.
+        """
+        if "rounds" not in self._followers:
+            own = list(map(self._adder.prepare, self._round.follow(replies)))
+            self._followers.setdefault("rounds", own)
+        followers = self._followers["rounds"]
+        # All are sent now, also if nobody reads the results.
+        results = [list(each.exchange()) for each in followers]
+        return chain(self._round.results(replies), *results)
 
     def release(self) -> None:
         """Makes the sequence available for the next round."""
         self._adder.sequences.give_back(self._sequence)
+        for each in self._followers.get("rounds", ()):
+            each.release()
 
 
 class ThreadStream:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 from zlib import crc32
 
 from redisagg.errors import InvalidConfig
@@ -14,10 +15,21 @@ from redisagg.errors import InvalidConfig
 SCHEMA = 1
 """The version of the key schema; recorded in Redis at a namespace's first use."""
 
+MOVER = b"move:"
+"""The ids of movers begin with it; they are among the flushers, which then lead nothing."""
+
 WITH_POLICIES = b" policies"
 """Behind the number of partitions in a state, if the namespace has policies."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Layout(NamedTuple):
+    """Where the groups of a namespace are."""
+
+    name: str
+    partitions: int
+    """The number of partitions."""
 
 
 class PartitionKeys:
@@ -30,6 +42,8 @@ class PartitionKeys:
     """
 
     def __init__(self, name: str, number: int, partitions: int) -> None:
+        self.layout = Layout(name, partitions)
+        """That of the namespace, for which these keys are right."""
         self.number = number
         self.digits = b"%d" % number
         self.label = b"%d/%d" % (number, partitions)
@@ -85,7 +99,7 @@ class PartitionKeys:
 
 
 class Keyspace:
-    """The keys of a namespace.
+    """The keys of a namespace. They change if the namespace moves; each partition keeps its own.
 
     Args:
         name: 1 to 64 letters, digits, dots, underscores and hyphens.
@@ -113,6 +127,16 @@ class Keyspace:
         """The channel on which the outcomes of submitted tasks are announced."""
         self.partitions = [PartitionKeys(name, number, partitions) for number in range(partitions)]
         self.place = lru_cache(maxsize=16_384)(self._place)
+
+    @property
+    def layout(self) -> Layout:
+        """The present name and number of partitions."""
+        return self.partitions[0].layout
+
+    def become(self, layout: Layout) -> None:
+        """Follows the namespace to another layout; in one step, for any number of threads."""
+        if layout != self.layout:
+            vars(self).update(vars(Keyspace(*layout)))
 
     def partition_of(self, group: bytes) -> PartitionKeys:
         """Returns the partition of a group: CRC-32 (IEEE) of its key modulo their number."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from redisagg.protocol.includes import expand_file
-from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.keys import Layout
 
 if TYPE_CHECKING:
     from redisagg.protocol.policies import KnownPolicies
@@ -39,7 +39,7 @@ class Request(NamedTuple):
     script: Script | None
     keys: Sequence[bytes]
     args: Sequence[Any]
-    registers: Keyspace | None = None
+    registers: Layout | None = None
     """The namespace to register if the script replies ``UNREGISTERED``; its state is `keys[0]`."""
     policed: Policed | None = None
     """What applies policies to it; None if none apply."""
@@ -70,9 +70,7 @@ class Policed(Protocol):
         ...
 
 
-def call(
-    name: str, keys: Sequence[bytes], *args: Any, registers: Keyspace | None = None
-) -> Request:
+def call(name: str, keys: Sequence[bytes], *args: Any, registers: Layout | None = None) -> Request:
     """The request that runs the script `name`."""
     return Request(load(name), keys, args, registers)
 

@@ -130,6 +130,7 @@ _RULES: dict[str, Failure] = {
     "UNREGISTERED": Failure(
         _FATAL, NamespaceMismatch, "the namespace was removed or made anew again and again: "
     ),
+    "FROZEN": Failure(_TRANSIENT, RedisUnavailable, "the namespace is being moved: "),
     "POLICIES": Failure(
         _CALL, UnexpectedReply, "the add was sent without the policies of the namespace: "
     ),

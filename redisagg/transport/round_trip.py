@@ -24,7 +24,7 @@ except ImportError:
     pack_command = None  # type: ignore[assignment]
 
 from redisagg.errors import RedisAggError
-from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.keys import Keyspace, Layout
 from redisagg.protocol.operations import Lenient, Operation
 from redisagg.protocol.policies import KnownPolicies
 from redisagg.protocol.registration import register_again
@@ -41,6 +41,9 @@ from redisagg.transport.failures import (
 _log = logger("policies")
 
 T = TypeVar("T")
+
+_REGISTRATIONS = 3
+"""How often a namespace is registered for a call: it may be removed or moved again meanwhile."""
 
 Command: TypeAlias = "tuple[Any, ...]"
 
@@ -142,9 +145,9 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         return replies
     yield from _send_unknown_again(requests, replies)
     unregistered = [i for i, reply in enumerate(replies) if is_unregistered(reply)]
-    keyspace = requests[unregistered[0]].registers if unregistered else None
-    if keyspace is not None:
-        again = yield from _registered(keyspace, [requests[i] for i in unregistered])
+    layout = requests[unregistered[0]].registers if unregistered else None
+    if layout is not None:
+        again = yield from _registered(layout, [requests[i] for i in unregistered])
         for i, reply in zip(unregistered, again, strict=True):
             replies[i] = reply
     if policed is not None:
@@ -173,18 +176,28 @@ def _send_unknown_again(requests: Sequence[Request], replies: list[Any]) -> _Ste
             replies[i] = reply
 
 
-def _registered(keyspace: Keyspace, refused: Sequence[Request]) -> _Steps[list[Any]]:
+def _registered(layout: Layout, refused: Sequence[Request]) -> _Steps[list[Any]]:
     """Registers the namespace of these requests, and sends them once more.
 
     Returns:
         The replies, or the error for which the namespace can't be registered in place of each.
     """
-    states = dict.fromkeys(request.keys[0] for request in refused)
-    try:
-        yield from _run(register_again(keyspace, states))
-    except RedisAggError as error:
-        return [error] * len(refused)
-    return (yield from _with_sources(refused))
+    replies: list[Any] = [None] * len(refused)
+    left = list(range(len(refused)))
+    for _ in range(_REGISTRATIONS):
+        states = dict.fromkeys(refused[i].keys[0] for i in left)
+        try:
+            yield from _run(register_again(Keyspace(*layout), states))
+        except RedisAggError as error:
+            again: list[Any] = [error] * len(left)
+        else:
+            again = yield from _with_sources([refused[i] for i in left])
+        for i, reply in zip(left, again, strict=True):
+            replies[i] = reply
+        left = [i for i in left if is_unregistered(replies[i])]
+        if not left:
+            break
+    return replies
 
 
 def _send_with_policies(

@@ -89,7 +89,7 @@ _STATE = _SPACE.partitions[0].state
 
 
 def _add(policed: _Policed | None = None) -> Request:
-    return Request(load("add"), [_STATE], [], _SPACE, policed)
+    return Request(load("add"), [_STATE], [], _SPACE.layout, policed)
 
 
 _POLICIES = rx.ResponseError("POLICIES the namespace has policies")

@@ -1,0 +1,437 @@
+"""Moving a namespace to another name or another number of partitions, while it is in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Aggregator, Partial, Policy, RetryAfter, Task, Unrecoverable
+from redisagg.errors import InvalidConfig, NamespaceInUse, NamespaceMismatch, RedisUnavailable
+from redisagg.operations.moving import Moved, Mover
+from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.operations import Operation, ask
+from redisagg.protocol.scripts import call
+from redisagg.sinks import CallableSink
+from redisagg.transport.endpoint import close, endpoint_of
+from redisagg.transport.threads import Transport
+from tests.support.aggregators import Make, making
+from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
+from tests.support.tasks import await_dead, error_count, quick_config
+from tests.support.tasks import enqueued as read
+
+LAYOUTS = [("tests", 5), ("tests", 2), ("other", 4), ("other", 3)]
+"""From 4 partitions of the namespace ``tests``."""
+
+
+@pytest.fixture
+def transport(redis_url: str) -> Iterator[Transport]:
+    client = endpoint_of(redis_url).answering_within(5).blocking()
+    yield Transport(client, 10)
+    close(client)
+
+
+class Killed(Exception):
+    """Stands for the death of a mover."""
+
+
+def move(
+    transport: Transport,
+    new: str,
+    partitions: int | None,
+    *,
+    old: str = "tests",
+    die_at: int | None = None,
+) -> tuple[Moved | None, int]:
+    """Moves a namespace; returns what came of it, and the number of steps."""
+    steps = 0
+
+    def step(_: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == die_at:
+            raise Killed
+
+    mover = Mover(transport, old, new, partitions, drain=10, lifetime=0.2, on_step=step)
+    if die_at is not None:
+        mover._leave = lambda: None  # type: ignore[method-assign]
+    while True:
+        try:
+            return mover.run(), steps
+        except Killed:
+            return None, steps
+        except NamespaceInUse as error:
+            if "another mover is at work" not in str(error):  # it counts as dead soon
+                raise
+            steps = 0
+            time.sleep(0.02)
+
+
+def tasks_of(agg: Aggregator) -> dict[str, list[str]]:
+    """The ids of the waiting tasks by group."""
+    return {
+        key: [each.task.id for each in state.tasks or () if each.task]
+        for key, state in agg.get_groups(tasks=True).items()
+    }
+
+
+def bytes_in(client: redis.Redis, name: str) -> int:
+    """The bytes of all tasks, as the states count them."""
+    keys = client.keys(f"redisagg:{{{name}:*}}:state")
+    return sum(int(client.hget(key, "bytes") or 0) for key in keys)
+
+
+@pytest.mark.parametrize(("name", "partitions"), LAYOUTS)
+def test_what_waits_is_moved_as_it_is(
+    make_both: Make, transport: Transport, sync_redis: redis.Redis, name: str, partitions: int
+) -> None:
+    agg = make_both(partitions=4, group_grace_period=3600, group_max_delay=7200)
+    agg.add_tasks(Task("t", n, f"g{n % 30}", f"id{n}") for n in range(120))
+    agg.add_tasks(Task("t", n, "large", f"id{n}", priority=n % 3) for n in range(1500))
+    agg.add_tasks(Task("t", "x" * 100_000, "heavy", f"id{n}") for n in range(8))
+    agg.pause("g7")
+    before, stats = agg.get_groups(tasks=True), agg.stats()
+    size = bytes_in(sync_redis, "tests")
+    moved, _ = move(transport, name, partitions)
+    assert moved is not None
+    assert moved.layout == (name, partitions)
+    wanted = make_both(name=name, partitions=partitions)
+    assert wanted.get_groups(tasks=True) == before
+    after = wanted.stats()
+    assert (after.pending, after.groups) == (stats.pending, stats.groups)
+    assert bytes_in(sync_redis, name) == size > 0
+    assert len(after.partitions) == partitions
+    # The ids still wait, and the producer of before follows by itself.
+    agg.add_tasks(Task("t", n, f"g{n % 30}", f"id{n}") for n in range(121))
+    agg.add_task(Task("t", 1, "large", "id1499"))
+    assert wanted.stats().pending == stats.pending + 1
+    assert tasks_of(wanted)["g0"][-1] == "id120"
+
+
+class Producer:
+    """Adds numbered tasks to some groups, in order, until it is stopped."""
+
+    def __init__(self, agg: Aggregator, prefix: str) -> None:
+        self.added: dict[str, int] = {}
+        self._agg, self._prefix = agg, prefix
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            n = 0
+            while not self._stop.is_set():
+                group = f"{self._prefix}{n % 7}"
+                number = self.added.get(group, 0)
+                if n % 3:
+                    self._agg.add_task(Task("t", number, group, f"{group}-{number}"))
+                    self.added[group] = number + 1
+                else:
+                    some = range(number, number + 5)
+                    self._agg.add_tasks(Task("t", m, group, f"{group}-{m}") for m in some)
+                    self.added[group] = number + 5
+                n += 1
+                time.sleep(0.001)
+        except BaseException as error:
+            self._error = error
+
+    def stop(self) -> dict[str, int]:
+        """Ends it; returns the number of tasks by group."""
+        self._stop.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self.added
+
+
+def sometimes(group: str, tasks: list[Task]) -> Task:
+    """Merges the payloads to a list; fails at some attempts."""
+    if time.time_ns() // 1000 % 5 == 0:
+        raise RuntimeError("fails now and then")
+    return Task("merged", [task.payload for task in tasks])
+
+
+def enqueued(agg: Aggregator) -> dict[str, list[int]]:
+    """The payloads of all tasks that were enqueued, by group."""
+    found: dict[str, list[int]] = {}
+    cursor = None
+    while True:
+        page = agg.read_sink(cursor)
+        for batch in page.batches:
+            found.setdefault(batch.group, []).extend(batch.payload)
+        if not page.batches:
+            return found
+        cursor = page.cursor
+
+
+@pytest.mark.parametrize(
+    ("new", "partitions", "stride"),
+    [
+        ("tests", 3, 5),
+        ("other", 4, 7),
+        pytest.param("tests", 6, 1, marks=pytest.mark.slow),
+        pytest.param("other", 3, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_lost_doubled_or_reordered_whenever_the_mover_dies(
+    transport: Transport, redis_url: str, new: str, partitions: int, stride: int
+) -> None:
+    with making("threads") as threads, making("asyncio") as loops:
+        config = quick_config(
+            partitions=4,
+            group_max_size=13,
+            add_timeout=30,
+            group_aggregator=sometimes,
+            max_attempts=50,
+        )
+        made = [
+            maker("tests", redis_url, config=config, sink="stream://queue")
+            for maker in (threads, loops, threads)
+        ]
+        for each in made[1:]:
+            each.start()
+        producers = [Producer(made[0], "a"), Producer(made[1], "b")]
+        layout, target = ("tests", 4), (new, partitions)
+        step, kills = 1, 0
+        while True:
+            old, (to, number) = layout[0], target
+            done, _ = move(transport, to, number, old=old, die_at=step)
+            if done is None:
+                kills += 1
+                done, _ = move(transport, to, number, old=old)
+                assert done is not None
+            else:
+                step = 0
+            assert done.layout == target
+            layout, target = target, layout
+            if not step:
+                break
+            step += stride
+        added = {**producers[0].stop(), **producers[1].stop()}
+        last = made[2]
+        last.flush_all()
+        assert last.wait_until_idle(20)
+        found = enqueued(last)
+        assert kills > 3
+        assert found == {group: list(range(n)) for group, n in added.items()}
+
+
+def test_what_failed_is_moved_too(make: Make, transport: Transport) -> None:
+    """Dead letters, batches that wait for another attempt, and results that are stored apart."""
+
+    def merge(group: str, tasks: list[Task]) -> Any:
+        if group.startswith("dead"):
+            raise Unrecoverable("no")
+        if group.startswith("odd"):
+            return Partial(None, failed={tasks[0].id: "odd"})
+        return [Task("merged", "x" * 30_000) for _ in tasks]
+
+    def deliver(task: Task, batch_id: str) -> None:
+        raise RetryAfter(300)
+
+    options: dict[str, Any] = {"partitions": 4, "group_aggregator": merge, "group_max_size": 3}
+    options |= {"on_task_failure": "retry", "retry_delay": 300, "retry_max_delay": 300}
+    agg = make(sink=CallableSink(deliver), **options)
+    with agg:
+        agg.add_tasks(Task("t", n, f"dead{n % 9}", f"id{n}") for n in range(27))
+        agg.add_tasks(Task("t", n, f"late{n % 9}", f"id{n}") for n in range(27))
+        agg.add_tasks(Task("t", n, f"odd{n % 9}", f"id{n}") for n in range(27))
+        dead = await_dead(agg, 9)
+        wait_until(lambda: agg.stats().batches_in_retry == 18, timeout=10, what="all are refused")
+    before = agg.get_batches()
+    moved, _ = move(transport, "other", 3)
+    assert moved is not None
+    assert moved.dead_letters == 9
+    there = make(name="other", sink=CallableSink(deliver), **{**options, "partitions": 3})
+    assert [each.batch_id for each in there.dead_letters()] == [each.batch_id for each in dead]
+    assert there.get_batches() == before
+    stats = there.stats()
+    assert (stats.in_flight, stats.batches_in_retry, stats.dead) == (36, 18, 27)
+    assert {there.locate(f"odd{n}", f"id{n}").state for n in range(9)} == {"in_batch"}
+    letter = there.get_dead_letter(dead[4].batch_id)
+    assert letter is not None
+    assert len(letter.tasks or ()) == 3
+    assert there.drop_dead_letter(dead[0].batch_id) == 3
+    some = [each.task.id for each in letter.tasks or () if each.task]
+    assert there.requeue_dead_letter(letter.batch_id, only=some[:1]) == 1
+    assert there.requeue_dead_letter(dead[5].batch_id) == 3
+    assert there.stats().dead == 20
+
+
+def test_the_rest_of_a_namespace_is_moved(
+    make: Make, transport: Transport, sync_redis: redis.Redis
+) -> None:
+    options: dict[str, Any] = {"partitions": 4, "dedupe_window": 60, "group_max_size": 1}
+    with make(**options) as agg:
+        agg.add_tasks(Task("t", n, f"g{n}", f"id{n}") for n in range(20))
+        assert agg.wait_until_idle(10)
+        agg.set_policy("*", Policy(max_size=7))
+    agg.pause()
+    flushed = agg.stats().flushed
+    for name, partitions in [("other", 3), ("other", 1), ("other", 5), ("tests", 4)]:
+        moved, _ = move(transport, name, partitions, old=agg.name)
+        assert moved is not None
+        agg = make(name=name, **{**options, "partitions": partitions})
+        stats = agg.stats()
+        assert stats.paused
+        assert (stats.flushed, stats.batches_flushed) == (flushed, flushed)
+        assert agg.policies() == {"*": Policy(max_size=7)}
+        agg.add_tasks(Task("t", n, f"g{n}", f"id{n}") for n in range(20))
+        assert agg.stats().pending == 0  # all ids are known
+        agg.add_task(Task("t", 1, "waits", name + str(partitions)))
+        assert agg.cancel_group("waits") == 1
+    client: Any = sync_redis
+    assert client.hget("redisagg:{other}:meta", "schema") == b"moved tests"
+    left = client.keys("redisagg:{other*")
+    kinds = {key.rsplit(b":", 1)[-1] for key in left if b":call:" not in key}
+    assert kinds == {b"state", b"meta", b"policies"}
+
+
+@pytest.mark.parametrize(("name", "partitions"), [("tests", 5), ("other", 4)])
+def test_a_call_whose_reply_was_lost_before_a_move_is_not_carried_out_again(
+    make_both: Make, transport: Transport, proxy: Proxy, name: str, partitions: int
+) -> None:
+    agg = make_both(url=proxy.url, partitions=4, group_max_size=1, add_timeout=20)
+    agg.add_task(Task("t", "before", "b"))
+    loss = proxy.lose_reply("add", then_cut=True)
+    with ThreadPoolExecutor(1) as pool, make_both(partitions=4, group_max_size=1) as flusher:
+        adding = pool.submit(agg.add_tasks, [Task("t", n, f"g{n}", f"id{n}") for n in range(30)])
+        loss.wait()
+        wait_until(lambda: flusher.stats().flushed > 1, timeout=10, what="some are flushed")
+        move(transport, name, partitions)
+        proxy.restore()
+        adding.result(20)
+        assert flusher.wait_until_idle(10)
+        found = sorted(each.payload["payloads"][0] for each in read(flusher) if each.group != "b")
+        assert found == list(range(30))
+
+
+def test_who_comes_late_is_refused_and_follows(make: Make, transport: Transport) -> None:
+    """Also after the namespace has come back, and if the caller read the record before."""
+    late = [make(partitions=4) for _ in range(3)]
+    for each in late:
+        each.add_task(Task("t", 0, "a", "first"))
+    move(transport, "other", 5)
+    assert late[0].add_task(Task("t", 1, "a", "second"))
+    move(transport, "tests", 3, old="other")
+    late[1].add_tasks(Task("t", 2, f"g{n}") for n in range(20))
+    move(transport, "tests", 4)
+    late[2].add_task(Task("t", 3, "a", "third"))
+    agg = make(partitions=3)  # a number of before
+    agg.add_task(Task("t", 3, "a", "third"))
+    assert agg.stats().pending == 23
+    assert tasks_of(agg)["a"] == ["first", "second", "third"]
+    with pytest.raises(NamespaceMismatch, match="created with 4 partitions, not 9"):
+        make(partitions=9).add_task(Task("t", 0, "a"))
+
+
+def test_adds_wait_while_the_namespace_is_frozen(
+    make_both: Make, transport: Transport, sync_redis: redis.Redis
+) -> None:
+    agg = make_both(partitions=4, add_timeout=20)
+    agg.add_task(Task("t", 0, "a", "first"))
+    move(transport, "tests", 5, die_at=6)
+    with ThreadPoolExecutor(2) as pool:
+        adds: list[Future[Any]] = [
+            pool.submit(agg.add_task, Task("t", 1, "a", "second")),
+            pool.submit(agg.add_tasks, [Task("t", 1, "b", "third")]),
+        ]
+        wait_until(lambda: error_count(sync_redis, "FROZEN") > 3, timeout=10, what="both wait")
+        assert not any(add.done() for add in adds)
+        with pytest.raises(RedisUnavailable, match="the namespace is being moved"):
+            make_both(partitions=4, add_timeout=1).add_task(Task("t", 1, "a"))
+        move(transport, "tests", 5)
+        for add in adds:
+            add.result(20)
+    assert agg.stats().pending == 3
+
+
+def test_a_move_that_can_not_be_made_changes_nothing(make: Make, transport: Transport) -> None:
+    agg = make(partitions=4)
+    agg.add_task(Task("t", 0, "a"))
+    make(name="other").add_task(Task("t", 0, "a"))
+    with pytest.raises(InvalidConfig, match="has 4 partitions already"):
+        move(transport, "tests", 4)
+    with pytest.raises(InvalidConfig, match="there is no namespace 'none'"):
+        move(transport, "x", 4, old="none")
+    with pytest.raises(InvalidConfig, match="from 1 to 4096"):
+        move(transport, "tests", 0)
+    with pytest.raises(NamespaceInUse, match="there is a namespace 'other' already"):
+        move(transport, "other", 4)
+    agg.add_task(Task("t", 0, "a"))
+    move(transport, "new", 5, die_at=4)
+    with pytest.raises(NamespaceInUse, match="to 'new' with 5 partitions was begun"):
+        move(transport, "new", 6)
+    moved, _ = move(transport, "new", None)
+    assert moved is not None
+    assert moved.layout == ("new", 5)
+    assert move(transport, "new", 5)[0] == Moved(moved.layout)  # nothing is left to do
+    assert agg.stats().pending == 2
+
+
+def test_batches_in_flight_are_finished_first(make: Make, transport: Transport) -> None:
+    merged: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        merged.append(group)
+        begun.set()
+        assert go_on.wait(20)
+        return Task("merged", len(tasks))
+
+    with ThreadPoolExecutor(1) as pool, make(group_aggregator=merge, group_max_size=1) as agg:
+        agg.add_task(Task("t", 1, "a"))
+        assert begun.wait(10)
+        moving = pool.submit(move, transport, "other", 5)
+        wait_until(
+            lambda: len(transport.run(all_flushers("tests"))) == 2, timeout=10, what="it has begun"
+        )
+        agg.add_task(Task("t", 1, "b", max_size=5))  # nothing is frozen yet
+        assert merged == ["a"]
+        go_on.set()
+        moved, _ = moving.result(20)
+        agg.flush_all()
+        assert agg.wait_until_idle(10)
+        assert agg.name == "other"
+        assert merged == ["a", "b"]
+        assert moved is not None
+        assert moved.groups == 1
+
+
+def all_flushers(name: str) -> Operation[list[bytes]]:
+    """The flushers and the movers of a namespace."""
+    return ask(call("flushers", [Keyspace(name, 1).flushers]))
+
+
+def test_a_flusher_that_does_not_finish_is_not_waited_for(make: Make, transport: Transport) -> None:
+    """What it commits later is refused, and the batch is merged once more."""
+    merges: list[str] = []
+    go_on = threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        merges.append(group)
+        if len(merges) == 1:
+            assert go_on.wait(20)
+        return Task("merged", len(tasks))
+
+    options: dict[str, Any] = {"group_aggregator": merge, "group_max_size": 1}
+    with make(**options, sink="stream://queue") as agg:
+        agg.add_task(Task("t", 1, "a"))
+        wait_until(lambda: bool(merges), timeout=10, what="it is being merged")
+        mover = Mover(transport, "tests", "tests", 5, drain=0.1)
+        assert mover.run().groups == 1
+        with make(partitions=5, **{**options, "sink": "stream://queue"}) as other:
+            assert other.wait_until_idle(10)
+            go_on.set()
+            assert merges == ["a", "a"]
+            agg.add_task(Task("t", 2, "b"))
+            assert other.wait_until_idle(10)
+            assert [each.group for each in read(other)] == ["a", "b"]
