@@ -63,6 +63,20 @@ class GroupPage(NamedTuple):
     """The place of the next page, for `read_groups`; None after the last page."""
 
 
+class GroupList(NamedTuple):
+    """A page of groups that were searched for; see `find_groups`."""
+
+    states: list[GroupState]
+    """The groups of this page, in order. There may be none, although further pages have some."""
+    cursor: str | None
+    """The place of the next page, for `find_groups`; None after the last page."""
+    examined: int
+    """Number of groups that were looked at for this page, about."""
+    exact: bool
+    """Whether the order holds across pages. If not, it holds within each page, and what comes first
+    of all groups is among what comes first in the pages."""
+
+
 class AppliedPolicy(NamedTuple):
     """What `set_policy` did to open groups."""
 

@@ -18,6 +18,7 @@ from redisagg.aggregator import reading
 from redisagg.aggregator.base import (
     CLOSE_TIMEOUT,
     FORGET_TIMEOUT,
+    GROUPS_PER_PAGE,
     IDLE_POLL_INTERVAL,
     OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
@@ -40,7 +41,16 @@ from redisagg.errors import (
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
+from redisagg.operations import (
+    explaining,
+    inspecting,
+    listing,
+    locating,
+    observing,
+    policing,
+    steering,
+)
+from redisagg.operations.listing import GroupOrder
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -67,6 +77,7 @@ from redisagg.views import (
     DeadReason,
     Explanation,
     FlusherState,
+    GroupList,
     GroupPage,
     GroupPlace,
     GroupState,
@@ -664,6 +675,47 @@ class AsyncAggregator(AggregatorBase):
         """
         operation = inspecting.group_page(
             self._keyspace, place or GroupPlace(), tasks=tasks, due=due
+        )
+        return await self._run(operation)
+
+    async def find_groups(
+        self,
+        *,
+        prefix: str = "",
+        order: GroupOrder = "due",
+        limit: int = GROUPS_PER_PAGE,
+        cursor: str | None = None,
+        tasks: bool = False,
+    ) -> GroupList:
+        """Searches groups, and reads a page of them in an order.
+
+        Each page takes bounded time and memory, in Redis too, however many groups there are. It
+        looks at a bounded number of groups: a page may have few groups, or none, and a cursor to go
+        on with. Groups that come, go or change between two pages may be in both or in none.
+
+        Args:
+            prefix: start of the text forms of the group keys; empty for all groups. A group with
+                this key itself comes first.
+            order: ``"due"``: in the order in which they are due, those first that are due already.
+                Redis' index may be behind by one grace period for groups that tasks were added to.
+                Groups that are held back or paused, or whose tasks are all in batches, come last.
+                ``"size"``: most waiting tasks first. ``"age"``: oldest waiting task first. There
+                is no index for these two: of more than 15,000 groups, each page is sorted alone.
+                ``"any"``: in no order.
+            limit: number of groups at which a page ends, up to 1,000; without order it may have
+                more.
+            cursor: the `cursor` of the page before; None for the first page.
+            tasks: whether to read the waiting tasks too.
+
+        Returns:
+            The groups, and the cursor of the next page.
+
+        Raises:
+            InvalidConfig: an argument is out of range or of the wrong type, or the cursor is none
+                of a page in this order.
+        """
+        operation = listing.find_groups(
+            self._keyspace, prefix=prefix, order=order, limit=limit, cursor=cursor, tasks=tasks
         )
         return await self._run(operation)
 

@@ -147,6 +147,18 @@ def group_page(
     return GroupPage(states, following)
 
 
+def shown_groups(
+    keyspace: Keyspace, packed: Mapping[bytes, bytes], *, tasks: bool
+) -> Operation[list[GroupState]]:
+    """Makes views of stored groups, by their key; leaves out what is not shown or can't be read."""
+    skipped = _Skipped("groups")
+    found = _records(group_record, packed, skipped)
+    found = {name: each for name, each in found.items() if _is_shown(name, each)}
+    states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
+    skipped.log()
+    return states
+
+
 def _group_states(
     keyspace: Keyspace, found: Mapping[bytes, GroupRecord], skipped: _Skipped, *, tasks: bool
 ) -> Operation[list[GroupState]]:

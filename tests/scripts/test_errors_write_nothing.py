@@ -273,6 +273,8 @@ def prepare(client: Client) -> dict[str, Call]:
             [token, one, "label", 0, 1, "part"],
         ),
         Call("upcoming", [P.ready, P.due], [0, 10, ""]),
+        Call("list_groups", [P.due], [b"1", b"a", b"", 10, 100]),
+        Call("rank_groups", [P.groups], [0, 100, b"*", b"size", b"-4", b"a", b"", b""]),
     ]
     slices = {
         f"{name} {SLICE}": commit_call(name, token, {one: first[one]}, parts, 3, extent=b" 0 0")

@@ -18,6 +18,7 @@ from redisagg.namespace import Namespace
 from redisagg.operations import (
     explaining,
     inspecting,
+    listing,
     locating,
     measuring,
     observing,
@@ -260,6 +261,10 @@ def observe(user: User, admin: User) -> None:
     assert user.run(namespace.check())
     assert user.run(inspecting.groups(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
     assert user.run(inspecting.groups(SPACE, tasks=False, limit=1, due=True))
+    for order in ("due", "size", "any"):
+        search: Any = {"prefix": "w", "order": order, "limit": 9, "cursor": None, "tasks": True}
+        [state] = user.run(listing.find_groups(SPACE, **search)).states
+        assert state.group_key == "waiting"
     assert user.run(inspecting.group(SPACE, b"waiting", limit=10))
     assert user.run(locating.locate(SPACE, b"waiting", b"1")).state == "waiting"
     assert user.run(locating.locate(SPACE, b"nobody", b"1")).state == "unknown"
