@@ -258,6 +258,46 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """What happened in a namespace within one step of its history."""
+
+    at: float
+    """Start of the step."""
+    tasks_in: int
+    """Tasks that were added."""
+    tasks_out: int
+    """Tasks in completed batches."""
+    batches: int
+    """Completed batches."""
+    failures: int
+    """Attempts at batches that failed, dead letters included."""
+    pending: int
+    """Largest number of tasks that waited or were in flight."""
+    dead: int
+    """Largest number of tasks in dead letters."""
+    oldest_overdue: float
+    """Seconds for which the group or batch had been due that was due for the longest time."""
+
+    @property
+    def tasks_per_batch(self) -> float | None:
+        """Tasks in a completed batch, on average; None if there was none."""
+        return self.tasks_out / self.batches if self.batches else None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The history of a namespace, as its flushers have recorded it."""
+
+    step: float
+    """Seconds from one step to the next."""
+    now: float
+    """Time of Redis at which it was read."""
+    points: Sequence[HistoryPoint] = field(repr=False)
+    """The steps, oldest first. A step in which no flusher recorded anything is missing; what
+    happened then counts in the next one."""
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionStats(Counts):
     """The counts of one partition, and its leader."""
 

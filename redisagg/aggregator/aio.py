@@ -48,9 +48,11 @@ from redisagg.operations import (
     locating,
     observing,
     policing,
+    remembering,
     steering,
 )
 from redisagg.operations.listing import GroupOrder
+from redisagg.operations.remembering import HistorySpan
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -81,6 +83,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    History,
     Location,
     Overview,
     Stats,
@@ -875,6 +878,23 @@ class AsyncAggregator(AggregatorBase):
             The counts of all partitions together and of each one.
         """
         return await self._run(inspecting.stats(self._keyspace))
+
+    async def history(self, span: HistorySpan = "hour") -> History:
+        """Reads what happened in the namespace: tasks in and out, batches, failures, delays.
+
+        Flushers record it in Redis, so it survives their restarts. See the setting `history`.
+
+        Args:
+            span: ``"hour"`` for the last hour in steps of 10 seconds, ``"month"`` for the last 30
+                days in steps of an hour.
+
+        Returns:
+            The steps, oldest first; none if no flusher has recorded any.
+
+        Raises:
+            InvalidConfig: there is no such span.
+        """
+        return await self._run(remembering.history(self._keyspace, span))
 
     # --- dead letters ----------------------------------------------------------------------
 

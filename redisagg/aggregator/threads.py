@@ -44,9 +44,11 @@ from redisagg.operations import (
     locating,
     observing,
     policing,
+    remembering,
     steering,
 )
 from redisagg.operations.listing import GroupOrder
+from redisagg.operations.remembering import HistorySpan
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import forget_calls
@@ -76,6 +78,7 @@ from redisagg.views import (
     GroupPage,
     GroupPlace,
     GroupState,
+    History,
     Location,
     Overview,
     Stats,
@@ -840,6 +843,23 @@ class Aggregator(AggregatorBase):
             The counts of all partitions together and of each one.
         """
         return self._run(inspecting.stats(self._keyspace))
+
+    def history(self, span: HistorySpan = "hour") -> History:
+        """Reads what happened in the namespace: tasks in and out, batches, failures, delays.
+
+        Flushers record it in Redis, so it survives their restarts. See the setting `history`.
+
+        Args:
+            span: ``"hour"`` for the last hour in steps of 10 seconds, ``"month"`` for the last 30
+                days in steps of an hour.
+
+        Returns:
+            The steps, oldest first; none if no flusher has recorded any.
+
+        Raises:
+            InvalidConfig: there is no such span.
+        """
+        return self._run(remembering.history(self._keyspace, span))
 
     # --- dead letters ----------------------------------------------------------------------
 

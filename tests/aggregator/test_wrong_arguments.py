@@ -32,7 +32,7 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
 }
 _NOT_IDS = {
     *("add_task", "add_tasks", "submit", "read_sink", "run", "stop", "wait_until_idle"),
-    *("read_groups", "find_groups", "set_policy", "remove_policy"),
+    *("read_groups", "find_groups", "history", "set_policy", "remove_policy"),
 }
 """Methods whose arguments are tasks, numbers, flags, policies, a search or a cursor."""
 
