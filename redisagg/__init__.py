@@ -21,6 +21,7 @@ from redisagg.receipts import AsyncReceipt, Receipt
 from redisagg.schedule import Cron
 from redisagg.settings import Settings
 from redisagg.task import Task, group_key_parts, group_key_text
+from redisagg.timeline import BatchTimeline, TimelineStep
 from redisagg.views import (
     AppliedPolicy,
     BatchInfo,
@@ -49,6 +50,7 @@ __all__ = [
     "AsyncReceipt",
     "BatchInfo",
     "BatchState",
+    "BatchTimeline",
     "Cron",
     "DeadLetter",
     "DeadReason",
@@ -73,6 +75,7 @@ __all__ = [
     "Task",
     "TaskCancelled",
     "TaskFailed",
+    "TimelineStep",
     "Unavailable",
     "Unrecoverable",
     "default_aggregation_config",

@@ -146,6 +146,10 @@ class BatchState:
     """Bytes of its stored tasks, about."""
     weight: int = 0
     """Sum of the weights of its tasks."""
+    merged: bool = False
+    """Whether its merge result is stored, so that it is not merged again."""
+    enqueued: int = 0
+    """Number of its merged tasks that were enqueued in slices so far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.texts import logger
+from redisagg.timeline import BatchTimeline
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, AsyncClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
@@ -870,6 +871,21 @@ class AsyncAggregator(AggregatorBase):
                 self._keyspace, place, tasks=tasks, state=state, group=group, error=error
             )
         )
+
+    async def get_batch(self, batch_id: str) -> BatchTimeline | None:
+        """Reads what happened to one batch, step by step.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The batch, in flight or a dead letter; None if it is neither: it is done or dropped, or
+            there was none with this id.
+
+        Raises:
+            UnknownBatch: the batch id is no `str`.
+        """
+        return await self._run(inspecting.batch(self._keyspace, batch_id))
 
     async def stats(self) -> Stats:
         """Reads the counts of tasks, groups and batches; takes constant time for each partition.
