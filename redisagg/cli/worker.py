@@ -79,7 +79,7 @@ def worker(
             else:
                 yield open_aggregator(target, redis_url, partitions, sink=sink)
 
-    _find_modules_here()
+    find_modules_here()
     aggregators = select(opened(), only)
     names = ", ".join(repr(printable(each.name)) for each in aggregators)
     if metrics_port is not None:
@@ -146,7 +146,7 @@ def load_aggregator(target: str) -> AnyAggregator:
     Raises:
         InvalidConfig: it can't be imported, or is something else.
     """
-    _find_modules_here()
+    find_modules_here()
     found: object = load(target)
     if not isinstance(found, Aggregator | AsyncAggregator):
         raise click.ClickException(
@@ -155,5 +155,6 @@ def load_aggregator(target: str) -> AnyAggregator:
     return found
 
 
-def _find_modules_here() -> None:
+def find_modules_here() -> None:
+    """Has imports find modules in the working directory."""
     sys.path.insert(0, os.getcwd())

@@ -82,6 +82,7 @@ async def perform(context: Context) -> Response:
         await _note(context, name, target, "failed", str(error))
         context.opened.why_not_until = 0.0  # the rights may have changed
         return context.answer(back, context.text(str(error)), "bad")
+    context.opened.feed.forget()
     await _note(context, name, done.target or target, "done", done.text)
     if done.page is not None:
         return done.page

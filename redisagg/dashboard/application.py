@@ -62,8 +62,8 @@ def asgi(
         redact: function that returns a `Task` as it may be shown, for each task on a page. If it
             raises, the task is not shown.
         redact_text: the same for errors and tracebacks, which may quote payloads.
-        on_action: function, plain or ``async``, that is called with each `Action`, as the logger
-            ``redisagg.audit`` is.
+        on_action: function, plain or ``async``, that is called with each `Action`, which is
+            logged too.
 
     Raises:
         InvalidConfig: an argument is out of range or of the wrong type.

@@ -1,4 +1,4 @@
-"""The audit log: who changed what, by the logger ``redisagg.audit`` and a function of the user."""
+"""The audit log: who changed what, by a logger and a function of the user."""
 
 from __future__ import annotations
 

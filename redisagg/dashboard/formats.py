@@ -55,6 +55,19 @@ def bytesize(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def setting(value: object, name: str) -> str:
+    """The value of a setting or limit, with the unit that its name tells."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return span(value)
+    if isinstance(value, int) and name.endswith("bytes"):
+        return bytesize(value)
+    return count(value) if isinstance(value, int) else str(value)
+
+
 def plural(number: float, one: str, many: str = "") -> str:
     """A number with its noun."""
     return f"{count(number)} {one if number == 1 else many or one + 's'}"

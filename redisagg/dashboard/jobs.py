@@ -145,7 +145,7 @@ async def _work(job: Job, left: Iterator[str], apply: Callable[[str], Awaitable[
         if job.state != "running":
             return
         try:
-            job.tasks += await apply(batch_id)
+            tasks = await apply(batch_id)  # `+=` would add to the sum of before
         except UnknownBatch:
             job.gone += 1
         except RedisUnavailable as error:
@@ -161,3 +161,4 @@ async def _work(job: Job, left: Iterator[str], apply: Callable[[str], Awaitable[
                 job.errors.append(text)
         else:
             job.done += 1
+            job.tasks += tasks

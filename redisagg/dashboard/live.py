@@ -47,6 +47,10 @@ class Feed:
             self._reading = asyncio.create_task(self._read())
         return await asyncio.shield(self._reading)
 
+    def forget(self) -> None:
+        """Has the next look read anew, since something was changed."""
+        self._look = self._reading = None
+
     async def _read(self) -> Look:
         self._look = await queries.look(self._shown)
         self._read_at = time.monotonic()

@@ -56,6 +56,7 @@ def environment() -> Environment:
         clock=formats.clock,
         rate=formats.rate,
         plural=formats.plural,
+        setting=formats.setting,
         query=urlencode,
         segment=lambda text: quote(str(text), safe=""),
     )

@@ -148,7 +148,8 @@
   setInterval(() => {
     tick();
     if (waiting && !busy()) refresh();
-    if ($("[data-poll]") && Date.now() - refreshedAt > 900) refresh();
+    const poll = $("#live [data-poll]"); // what server-sent events do not tell
+    if (poll && Date.now() - refreshedAt > 1000 * Number(poll.dataset.poll) - 100) refresh();
   }, 1000);
 
   // --- forms ---------------------------------------------------------------------------------
@@ -253,5 +254,6 @@
     window.history.replaceState(null, "", address);
   }
   settle();
+  $("#nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   listen();
 })();
