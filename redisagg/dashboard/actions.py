@@ -133,7 +133,8 @@ async def _postpone(context: Context, given: Given) -> Done:
 
 async def _pause(context: Context, given: Given) -> Done:
     group = given.one("group") or None
-    await context.shown.aggregator.pause(group)
+    by = f"{context.user.name} by the dashboard"[:64]
+    await context.shown.aggregator.pause(group, by=by)
     if group is None:
         return Done("Flushing is paused. Tasks can still be added.", "all groups")
     return Done("The group is paused. Tasks can still be added to it.")

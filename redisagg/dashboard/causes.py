@@ -6,19 +6,6 @@ from typing import Literal, NamedTuple
 
 from redisagg.dashboard.queries import Group, Look
 
-RULES = {
-    "size": "full",
-    "bytes": "full by bytes",
-    "weight": "full by weight",
-    "grace": "grace period",
-    "max_delay": "max delay",
-    "due_at": "due time of a task",
-    "schedule": "schedule",
-    "leading": "leading task",
-    "flush": "flushed by hand",
-}
-"""What makes a group due, in words."""
-
 _LATE = 2.0
 """Seconds overdue from which a group is late: until then it is on its way."""
 
@@ -69,8 +56,7 @@ def cause_of(group: Group, look: Look) -> Cause:
             return Cause(
                 "late",
                 "warn",
-                "It is due and not claimed: flushers are busy, or limits on work or its sink "
-                "hold it.",
+                "It is due and not claimed. " + _perhaps(look),
             )
         return Cause("due", "ok", "It is due, and is claimed next.")
     if state.size == 0:
@@ -78,3 +64,11 @@ def cause_of(group: Group, look: Look) -> Cause:
     if state.due_at is None:
         return Cause("open", "ok", "No time makes it due: it waits until it is full or flushed.")
     return Cause("open", "ok", "It gathers tasks until it is due.", state.due_at)
+
+
+def _perhaps(look: Look) -> str:
+    """What may hold a due group, of what is wrong with the namespace."""
+    for trouble in look.troubles:
+        if trouble.cause in ("sink_down", "rate_limit", "concurrency"):
+            return f"Perhaps since: {trouble.text}"
+    return "Flushers are busy, or limits on work or its sink hold it."

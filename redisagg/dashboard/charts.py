@@ -135,25 +135,6 @@ def _hovers(
             )
 
 
-def sparkline(values: Sequence[float | None], kind: str = "c1") -> Markup:
-    """Draws a small line without axes, for a table or a tile; decoration only."""
-    known = [each for each in values if each is not None]
-    if len(known) < 2:
-        return Markup("")
-    top = max(known) or 1.0
-    width, height = 120, 28
-    step = width / (len(values) - 1)
-    times = [place * step for place in range(len(values))]
-    parts = []
-    for run in _runs(times, values):
-        points = " ".join(f"{at:.1f},{height - 2 - (height - 4) * v / top:.1f}" for at, v in run)
-        parts.append(Markup('<polyline class="chart-line {}" points="{}"/>').format(kind, points))
-    return Markup(
-        '<svg class="spark" viewBox="0 0 {} {}" aria-hidden="true" preserveAspectRatio="none">'
-        "{}</svg>"
-    ).format(width, height, Markup("").join(parts))
-
-
 def _runs(
     times: Sequence[float], line: Sequence[float | None]
 ) -> Iterator[list[tuple[float, float]]]:

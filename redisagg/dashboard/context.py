@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from redisagg.dashboard import queries
 from redisagg.dashboard.audit import Audit
 from redisagg.dashboard.dead_index import DeadIndex
-from redisagg.dashboard.health import Health, health_of
+from redisagg.dashboard.health import Health, health_of, problem_of
 from redisagg.dashboard.jobs import Jobs
 from redisagg.dashboard.live import Feed
 from redisagg.dashboard.messages import Messages
@@ -27,6 +27,7 @@ from redisagg.protocol.entries import StoredTask
 from redisagg.task import Task
 from redisagg.texts import logger
 from redisagg.texts import redact as without_passwords
+from redisagg.views import Trouble
 
 _log = logger("dashboard")
 
@@ -287,11 +288,14 @@ class Context:
             path = self.root + path
         return f"{path}?{urlencode(query)}" if query else str(path)
 
-    def failure(self, status: int, title: str, text: str) -> Response:
+    def failure(
+        self, status: int, title: str, text: str, troubles: Sequence[Trouble] = ()
+    ) -> Response:
         """A page that says what went wrong."""
         shown = self.state.templates.get_template("failure.html").render(
             title=title,
             text=visible(self.text(text)),
+            problems=[problem_of(each) for each in troubles],
             root=self.root,
             status=status,
             home=f"{self.root}/",

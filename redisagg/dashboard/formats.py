@@ -47,6 +47,16 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
+def compact(seconds: float) -> str:
+    """A duration where there is little room, such as ``3m 20s``."""
+    if seconds < 0.001:
+        return "0"
+    words = span(seconds).split()
+    units = {"min": "m"}
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return " ".join(f"{number}{units.get(unit, unit)}" for number, unit in pairs)
+
+
 def bytesize(value: float) -> str:
     """A number of bytes, such as ``1.2 MiB``."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):

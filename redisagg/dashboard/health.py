@@ -8,6 +8,7 @@ from typing import Literal
 
 from redisagg.dashboard.formats import plural, span
 from redisagg.dashboard.queries import Look
+from redisagg.views import Cause, Trouble
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -16,9 +17,6 @@ OVERDUE_WARN = 10.0
 
 OVERDUE_BAD = 60.0
 """Seconds overdue from which it is bad."""
-
-CLOCK_WARN = 5.0
-"""Seconds by which the clocks of Redis and of the dashboard may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,47 +66,35 @@ def health_of(look: Look, config_full: str = "") -> Health:
     return Health(sorted(found, key=lambda each: each.level != "bad"))
 
 
+_TITLES: dict[Cause, tuple[Level, str]] = {
+    "partition_away": ("bad", "Partitions can't be reached"),
+    "redis_full": ("bad", "Redis is full"),
+    "wrong_partitions": ("bad", "The number of partitions differs"),
+    "clock": ("warn", "A clock is off"),
+    "no_flusher": ("bad", "No flusher is alive"),
+    "paused": ("bad", "Flushing is paused"),
+    "no_leader": ("bad", "Partitions have no leader"),
+    "sink_down": ("bad", "A sink is down"),
+    "concurrency": ("warn", "The limit of concurrency is reached"),
+    "rate_limit": ("warn", "The rate limit is used up"),
+}
+
+
+def problem_of(trouble: Trouble) -> Problem:
+    """A trouble as a problem."""
+    default: tuple[Level, str] = ("warn", trouble.cause.replace("_", " ").capitalize())
+    level, title = _TITLES.get(trouble.cause, default)
+    return Problem(level, title, f"{trouble.text} {trouble.advice}".strip(), "flushers")
+
+
 def _problems(look: Look) -> Iterator[Problem]:
     stats = look.stats
-    work = stats.pending + stats.in_flight
-    if not stats.flushers:
-        yield Problem(
-            "bad",
-            "No flusher is alive",
-            f"Nothing is flushed; {plural(work, 'task')} wait. Start one: redisagg worker, or "
-            "start() of an aggregator.",
-            "flushers",
-        )
-    paused = [each.partition for each in stats.partitions if each.paused]
-    if len(paused) == len(stats.partitions) and paused:
-        yield Problem(
-            "bad",
-            "Flushing is paused",
-            "Tasks can be added, but no group is flushed until somebody resumes.",
-            "flushers",
-        )
-    elif paused:
-        yield Problem(
-            "bad",
-            f"{plural(len(paused), 'partition is', 'partitions are')} paused",
-            "A pause or resume was interrupted. Pause or resume again.",
-            "flushers",
-        )
+    yield from map(problem_of, look.troubles)
     if stats.unreadable:
         yield Problem(
             "bad",
             f"{plural(len(stats.unreadable), 'partition')} can't be read",
             "A key holds a value that redisagg did not write. Find out who writes to its keys.",
-            "flushers",
-        )
-    leaderless = [each for each in stats.partitions if each.leader is None]
-    if stats.flushers and leaderless:
-        waiting = sum(each.pending + each.in_flight for each in leaderless)
-        yield Problem(
-            "bad" if waiting else "warn",
-            f"{plural(len(leaderless), 'partition has', 'partitions have')} no leader",
-            f"{plural(waiting, 'task')} wait there. A flusher takes over within a lease time; if "
-            "this lasts, look at the logs of the flushers.",
             "flushers",
         )
     if look.oldest_overdue >= OVERDUE_WARN:
@@ -118,27 +104,20 @@ def _problems(look: Look) -> Iterator[Problem]:
             f"{plural(look.groups_due, 'group is', 'groups are')} due and not claimed, "
             f"{plural(stats.batches_in_flight, 'batch is', 'batches are')} in flight. If nothing "
             "holds them, run more flushers.",
-            "groups?due=1",
+            "groups?due=1" if look.groups_due else "batches",
         )
     if stats.batches_in_retry:
         yield Problem(
             "warn",
             f"{plural(stats.batches_in_retry, 'batch waits', 'batches wait')} for a retry",
-            "Their last attempt failed. Their groups wait with them.",
+            "Their last attempt failed, or they wait for a sink. Their groups wait with them.",
             "batches?state=retry",
         )
     if stats.batches_dead:
         yield Problem(
             "warn",
-            f"{plural(stats.batches_dead, 'dead letter')}",
+            plural(stats.batches_dead, "dead letter"),
             f"{plural(stats.dead, 'task')} failed for good and wait for a decision: requeue or "
             "drop them.",
             "dead",
-        )
-    if abs(look.clock_offset) >= CLOCK_WARN:
-        word = "ahead of" if look.clock_offset > 0 else "behind"
-        yield Problem(
-            "warn",
-            f"The clock of Redis is {span(look.clock_offset)} {word} that of the dashboard",
-            "Groups are due by the clock of Redis. Check the time service of both machines.",
         )

@@ -6,53 +6,73 @@ something changes nothing else.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from redisagg.dashboard.sources import Shown
-from redisagg.errors import AuthenticationFailed, KeyConflict, RedisAggError, RedisReadOnly
-from redisagg.operations import measuring
+from redisagg.errors import (
+    AuthenticationFailed,
+    KeyConflict,
+    RedisAggError,
+    RedisReadOnly,
+    RedisUnavailable,
+)
+from redisagg.operations.inspecting import place_of_batch
+from redisagg.protocol.entries import StoredTask, decode_leniently
+from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask
-from redisagg.protocol.records import NEVER, DeadRecord, GroupRecord, dead_record, group_record
+from redisagg.protocol.records import (
+    NEVER,
+    BatchRecord,
+    DeadRecord,
+    GroupRecord,
+    batch_record,
+    dead_record,
+    group_record,
+)
 from redisagg.protocol.replies import scan_page
-from redisagg.protocol.scripts import call, command
+from redisagg.protocol.scripts import command
 from redisagg.task import group_key_bytes
+from redisagg.timeline import BatchTimeline
 from redisagg.views import (
     BatchState,
     DeadLetter,
+    Explanation,
+    FlusherState,
     GroupPlace,
     GroupState,
     PartitionStats,
     Stats,
+    Trouble,
 )
 
 Sort = Literal["due", "size", "age"]
 SORTS: tuple[Sort, ...] = ("due", "size", "age")
 
-_MOST_READ = 2_000
-"""Groups that are read at most to find those with a prefix, or the largest."""
-
-
 _SLICE_BYTES = 1 << 18
 """Bytes of records that one call reads, about."""
+
+_MOST_PAGES = 40
+"""Pages of batches that are read at most to find those of a state or a group."""
 
 
 # --- health --------------------------------------------------------------------------------------
 
 
-class Lease(NamedTuple):
-    """The lease of a partition."""
+class PartlyAway(RedisUnavailable):
+    """A master of a cluster does not answer, so that nothing can be counted.
 
-    owner: str
-    """Id of the flusher, or empty."""
-    token: int
-    expires_at: float
-    """Seconds since the epoch; 0 without a lease."""
+    Args:
+        troubles: what is wrong.
+    """
+
+    def __init__(self, troubles: Sequence[Trouble]) -> None:
+        super().__init__(" ".join(each.text for each in troubles) or "a master does not answer")
+        self.troubles = troubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +87,12 @@ class Look:
     """Seconds since the earliest due group or batch was due; 0 without any."""
     now: float
     """Time of Redis, seconds since the epoch."""
-    clock_offset: float
-    """Seconds by which the clock of Redis is ahead of this machine's."""
+    flushers: Sequence[FlusherState] = ()
+    troubles: Sequence[Trouble] = ()
+    """What keeps tasks from being flushed, the worst first."""
+    memory_used: int = 0
+    memory_limit: int = 0
+    """`maxmemory` of Redis in bytes; 0 for none."""
 
     @property
     def led(self) -> int:
@@ -77,31 +101,27 @@ class Look:
 
 
 async def look(shown: Shown) -> Look:
-    """Reads the numbers of a namespace; a million groups take as long as ten."""
-    asked = time.time()
-    now_ms = await shown.run(ask(call("now", [keyspace_of(shown).meta])))
-    told = time.time()
-    measures = await shown.run(measuring.measure(keyspace_of(shown)))
+    """Reads the numbers of a namespace; a million groups take as long as ten.
+
+    Raises:
+        PartlyAway: a master of a cluster does not answer.
+        RedisAggError: Redis can't be asked.
+    """
+    found = await shown.aggregator.overview()
+    if found.stats is None:
+        raise PartlyAway(found.troubles)
     return Look(
-        stats=measures.stats,
-        groups_due=measures.groups_due,
-        groups_waiting=measures.groups_waiting,
-        groups_held=measures.groups_held,
-        oldest_overdue=measures.oldest_overdue,
-        now=now_ms / 1000,
-        clock_offset=now_ms / 1000 - (asked + told) / 2,
+        stats=found.stats,
+        groups_due=found.groups_due or 0,
+        groups_waiting=found.groups_waiting or 0,
+        groups_held=found.groups_held or 0,
+        oldest_overdue=found.oldest_overdue or 0.0,
+        now=found.at,
+        flushers=found.flushers,
+        troubles=found.troubles,
+        memory_used=found.memory_used,
+        memory_limit=found.memory_limit,
     )
-
-
-async def stats(shown: Shown) -> Stats:
-    """Reads the counts of a namespace, in one round trip."""
-    return await shown.aggregator.stats()
-
-
-async def now(shown: Shown) -> float:
-    """The time of Redis, in seconds since the epoch."""
-    now_ms: int = await shown.run(ask(call("now", [keyspace_of(shown).meta])))
-    return now_ms / 1000
 
 
 def keyspace_of(shown: Shown) -> Keyspace:
@@ -186,7 +206,13 @@ def rule_of(record: GroupRecord) -> str:
 
 
 async def groups(
-    shown: Shown, *, prefix: str, sort: Sort, place: str, limit: int, due: bool
+    shown: Shown,
+    *,
+    prefix: str,
+    sort: Sort,
+    place: str,
+    limit: int,
+    due_at: float | None = None,
 ) -> GroupList:
     """Reads a page of groups.
 
@@ -196,47 +222,28 @@ async def groups(
         sort: ``due``: due next first; ``size``: most tasks first; ``age``: oldest task first.
         place: `GroupList.next` of the page before; empty for the first page.
         limit: number of groups on a page.
-        due: only groups that are due.
+        due_at: only groups that are due at this time, seconds since the epoch; None for all. With a
+            prefix, a page may have few.
+
+    Raises:
+        InvalidConfig: the place is none of this order.
     """
-    find: Any = getattr(shown.aggregator, "find_groups", None)
-    if find is not None and not due:
-        page: Any = await find(prefix=prefix, order=sort, limit=limit, cursor=place or None)
-        rows = await _with_records(shown, page.states)
-        return GroupList(rows, page.cursor or "", page.exact, page.examined)
-    complete = True
-    skip = int(place) if place.isdecimal() else 0
-    if not prefix and sort == "due":
-        found = await shown.aggregator.get_groups(limit=skip + limit + 1, due=due)
+    if due_at is not None and not prefix:
+        skip = int(place) if place.isdecimal() else 0
+        found = await shown.aggregator.get_groups(limit=skip + limit + 1, due=True)
         states = list(islice(found.values(), skip, None))
-    else:
-        everything, complete = await _some_groups(shown, prefix, due=due)
-        states = sorted(everything, key=_KEYS[sort])[skip:]
-    following = str(skip + limit) if len(states) > limit else ""
-    return GroupList(await _with_records(shown, states[:limit]), following, exact=complete)
-
-
-_KEYS: dict[str, Any] = {
-    "due": lambda state: (state.due_at is None, state.due_at or 0.0),
-    "size": lambda state: -(state.size + state.in_flight),
-    "age": lambda state: (state.first_task_at is None, state.first_task_at or 0.0),
-}
-
-
-async def _some_groups(shown: Shown, prefix: str, *, due: bool) -> tuple[list[GroupState], bool]:
-    """Reads groups with a prefix; returns whether these are all."""
-    found: dict[str, GroupState] = {}
-    read = 0
-    place: GroupPlace | None = GroupPlace()
-    while place is not None:
-        page = await shown.aggregator.read_groups(place, due=due)
-        read += len(page.states)
-        found.update(
-            (each.group_key, each) for each in page.states if each.group_key.startswith(prefix)
-        )
-        place = page.next
-        if read >= _MOST_READ:
-            return list(found.values()), place is None
-    return list(found.values()), True
+        following = str(skip + limit) if len(states) > limit else ""
+        return GroupList(await _with_records(shown, states[:limit]), following)
+    page = await shown.aggregator.find_groups(
+        prefix=prefix, order=sort, limit=limit, cursor=place or None
+    )
+    states = [
+        each
+        for each in page.states
+        if due_at is None or (each.due_at is not None and each.due_at <= due_at)
+    ]
+    rows = await _with_records(shown, states)
+    return GroupList(rows, page.cursor or "", page.exact, page.examined)
 
 
 async def _with_records(shown: Shown, states: Sequence[GroupState]) -> list[Group]:
@@ -282,37 +289,106 @@ class BatchList:
     """A page of batches in flight."""
 
     batches: Sequence[BatchState]
-    total: int
-    """Number of those that were looked for."""
-    complete: bool = True
-    """Whether all were looked at."""
+    """Oldest first, within the page."""
+    next: str = ""
+    """Text form of the place of the next page; empty after the last one."""
 
 
-async def batches(shown: Shown, *, state: str, offset: int, limit: int) -> BatchList:
-    """Reads a page of the batches in flight, oldest first.
+async def batches(
+    shown: Shown, *, state: Literal["claimed", "retry"] | None, place: str, limit: int
+) -> BatchList:
+    """Reads a page of the batches in flight.
 
     Args:
         shown: the namespace.
-        state: ``claimed`` or ``retry``; empty for both.
-        offset: number of batches to skip.
-        limit: number of batches on the page.
+        state: of the batches; None for any.
+        place: `BatchList.next` of the page before; empty for the first page.
+        limit: number of batches from which on a page ends.
+
+    Raises:
+        InvalidConfig: there is no such place.
     """
-    found = await shown.aggregator.get_batches()
-    found = [each for each in found if not state or each.state == state]
-    return BatchList(found[offset : offset + limit], len(found))
+    found: dict[str, BatchState] = {}
+    at = _place_of(place)
+    for _ in range(_MOST_PAGES):
+        page = await shown.aggregator.read_batches(at, state=state)
+        found.update((each.batch_id, each) for each in page.states)
+        at = page.next
+        if at is None or len(found) >= limit:
+            break
+    rows = sorted(found.values(), key=lambda each: each.batch_id)
+    return BatchList(rows, "" if at is None else ".".join(map(str, at)))
+
+
+def _place_of(text: str) -> GroupPlace | None:
+    parts = text.split(".")
+    if len(parts) != 3 or not all(each.isascii() and each.isdecimal() for each in parts):
+        return None
+    partition, cursor, size = map(int, parts)
+    return GroupPlace(partition, cursor, max(1, min(size, 500)))
 
 
 async def batches_of(shown: Shown, group_key: str) -> list[BatchState]:
-    """Reads the batches in flight of a group."""
-    return [each for each in await shown.aggregator.get_batches() if each.group_key == group_key]
+    """Reads batches in flight of a group, oldest first; of very many not all are looked at."""
+    found: dict[str, BatchState] = {}
+    place: GroupPlace | None = None
+    for _ in range(_MOST_PAGES):
+        page = await shown.aggregator.read_batches(place, group_key=group_key)
+        found.update((each.batch_id, each) for each in page.states)
+        place = page.next
+        if place is None:
+            break
+    return sorted(found.values(), key=lambda each: each.batch_id)
 
 
-async def batch(shown: Shown, batch_id: str) -> BatchState | None:
-    """Reads a batch in flight with its tasks; None if it has ended."""
-    for each in await shown.aggregator.get_batches(tasks=True):
-        if each.batch_id == batch_id:
-            return each
-    return None
+class Batch(NamedTuple):
+    """A batch in flight, or a dead letter."""
+
+    timeline: BatchTimeline
+    record: BatchRecord | None
+    """None of a dead letter, and if it has just ended."""
+    tasks: Sequence[StoredTask]
+    """The first of its tasks; none of a dead letter."""
+
+
+async def batch(shown: Shown, batch_id: str, *, limit: int) -> Batch | None:
+    """Reads a batch in flight or a dead letter; None if it is neither.
+
+    Args:
+        shown: the namespace.
+        batch_id: its id.
+        limit: number of tasks that are read at most.
+    """
+    timeline = await shown.aggregator.get_batch(batch_id)
+    if timeline is None or timeline.state == "dead":
+        return None if timeline is None else Batch(timeline, None, ())
+    record, tasks = await shown.run(_first_tasks(keyspace_of(shown), batch_id, limit))
+    return Batch(timeline, record, tasks)
+
+
+def _first_tasks(
+    keyspace: Keyspace, batch_id: str, limit: int
+) -> Operation[tuple[BatchRecord | None, list[StoredTask]]]:
+    """Reads the record and the first tasks of a batch; nothing if it has ended."""
+    place = place_of_batch(keyspace, batch_id)
+    if place is None:
+        return None, []
+    partition, raw_id = place
+    packed = yield from ask(command("HGET", partition.batches, raw_id))
+    if packed is None:
+        return None, []
+    record = batch_record(packed, raw_id)
+    owner = yield from ask(command("HGET", partition.groups, record.group))
+    if owner is None:
+        return record, []
+    # The record counts its tasks from the start of the group.
+    first = record.start - group_record(owner, record.group).base
+    last = first + min(limit, record.task_count) - 1
+    if first < 0:
+        return record, []
+    raw = yield from ask(command("LRANGE", partition.tasks(record.group), first, last))
+    group = group_of(record.group).decode("utf-8", "replace")
+    return record, [decode_leniently(each, group) for each in raw]
 
 
 # --- dead letters --------------------------------------------------------------------------------
@@ -345,14 +421,6 @@ async def dead_slices(shown: Shown) -> AsyncIterator[tuple[str, DeadRecord]]:
 # --- flushers ------------------------------------------------------------------------------------
 
 
-class LiveFlusher(NamedTuple):
-    """A flusher that lives."""
-
-    id: str
-    leads: Sequence[int]
-    """Numbers of the partitions that it leads."""
-
-
 @dataclass(frozen=True, slots=True)
 class Leader:
     """A partition and its lease."""
@@ -362,17 +430,8 @@ class Leader:
     """When its lease ends, if it has one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """The flushers and partitions of a namespace."""
-
-    flushers: Sequence[LiveFlusher]
-    partitions: Sequence[Leader]
-    unreadable: Sequence[int] = field(default=())
-
-
-async def workers(shown: Shown, counts: Stats) -> Workers:
-    """Reads the leases, for the flushers and partitions of these counts."""
+async def leaders(shown: Shown, counts: Stats) -> list[Leader]:
+    """Reads the leases of the partitions of these counts."""
     keyspace = keyspace_of(shown)
     replies: list[Any] = await shown.run(
         _leniently([command("HMGET", p.state, b"expires") for p in keyspace.partitions])
@@ -382,18 +441,10 @@ async def workers(shown: Shown, counts: Stats) -> Workers:
         for number, reply in enumerate(replies)
         if isinstance(reply, list) and reply[0] and reply[0].isdigit()
     }
-    leads: dict[str, list[int]] = {each: [] for each in counts.flushers}
-    for partition in counts.partitions:
-        if partition.leader is not None:
-            leads.setdefault(partition.leader, []).append(partition.partition)
-    return Workers(
-        flushers=[LiveFlusher(*each) for each in sorted(leads.items())],
-        partitions=[
-            Leader(each, expires.get(each.partition) if each.leader else None)
-            for each in counts.partitions
-        ],
-        unreadable=counts.unreadable,
-    )
+    return [
+        Leader(each, expires.get(each.partition) if each.leader else None)
+        for each in counts.partitions
+    ]
 
 
 def _leniently(requests: Sequence[Any]) -> Operation[list[Any]]:
@@ -433,47 +484,85 @@ async def limits(shown: Shown) -> Limit | str | None:
 
 # --- history -------------------------------------------------------------------------------------
 
+Span = Literal["hour", "month"]
+
+_DRAWN = 120
+"""Points of a line: more would not be seen, and each has a title."""
+
 
 @dataclass(frozen=True, slots=True)
-class History:
+class Series:
     """Time series of a namespace; each list has one value for each moment."""
 
-    step: float
-    """Seconds between two moments."""
     times: Sequence[float]
-    """Ends of the steps, seconds since the epoch."""
-    added: Sequence[float | None] = ()
-    """Tasks added in each second; None where nothing was noted."""
-    flushed: Sequence[float | None] = ()
+    """Middles of the steps, seconds since the epoch."""
+    added: Sequence[float | None]
+    """Tasks added in each second; None where nothing was recorded."""
+    flushed: Sequence[float | None]
     """Tasks flushed in each second."""
-    batches: Sequence[float | None] = ()
+    batches: Sequence[float | None]
     """Batches flushed in each second."""
-    pending: Sequence[float | None] = ()
-    """Tasks that waited or were in flight."""
-    dead: Sequence[float | None] = ()
-    """Tasks in dead letters."""
+    failures: Sequence[float | None]
+    """Failed attempts in each second."""
+    per_batch: Sequence[float | None]
+    """Tasks in a flushed batch, on average."""
+    pending: Sequence[float | None]
+    """Tasks that waited or were in flight, at most."""
+    overdue: Sequence[float | None]
+    """Seconds for which the oldest due group had been due, at most."""
+    dead: Sequence[float | None]
+    """Tasks in dead letters, at most."""
 
-    @property
-    def per_batch(self) -> list[float | None]:
-        """Tasks in a batch, on average."""
+
+async def history(shown: Shown, span: Span) -> Series | None:
+    """Reads the last hour or the last 30 days; None if nothing was recorded, or may be read."""
+    try:
+        found = await shown.aggregator.history(span)
+    except (AuthenticationFailed, KeyConflict):
+        return None
+    if not found.points:
+        return None
+    length = 3_600 if span == "hour" else 30 * 86_400
+    width = max(found.step, length / _DRAWN)
+    last = found.now // width
+    buckets: dict[int, list[Any]] = {}
+    for point in found.points:
+        buckets.setdefault(int(point.at // width - last), []).append(point)
+    first = max(1 - _DRAWN, min(buckets))
+    numbers = range(first, 1)
+    if numbers[-1] not in buckets:  # the present step is recorded at its end
+        numbers = numbers[:-1]
+    steps = [buckets.get(number, []) for number in numbers]
+
+    def rate(name: str) -> list[float | None]:
         return [
-            None if not batches or tasks is None else tasks / batches
-            for tasks, batches in zip(self.flushed, self.batches, strict=True)
+            sum(getattr(p, name) for p in some) / (len(some) * found.step) if some else None
+            for some in steps
         ]
 
+    def most(name: str) -> list[float | None]:
+        return [max((float(getattr(p, name)) for p in some), default=None) for some in steps]
 
-Span = Literal["hour", "month"]
-SPANS: tuple[Span, ...] = ("hour", "month")
+    def per_batch(some: Sequence[Any]) -> float | None:
+        batches = sum(p.batches for p in some)
+        return sum(p.tasks_out for p in some) / batches if batches else None
 
-
-async def history(shown: Shown, span: Span) -> History | None:
-    """Reads the time series of the last hour or of the last 30 days; None if there is none."""
-    return None
+    return Series(
+        times=[(last + number + 0.5) * width for number in numbers],
+        added=rate("tasks_in"),
+        flushed=rate("tasks_out"),
+        batches=rate("batches"),
+        failures=rate("failures"),
+        per_batch=list(map(per_batch, steps)),
+        pending=most("pending"),
+        overdue=most("oldest_overdue"),
+        dead=most("dead"),
+    )
 
 
 # --- causes --------------------------------------------------------------------------------------
 
 
-async def explain(shown: Shown, key: str) -> str:
-    """Says in a sentence why a group is where it is; empty if that is not known."""
-    return ""
+async def explain(shown: Shown, key: str) -> Explanation:
+    """Says why a group is where it is, and what to do."""
+    return await shown.aggregator.explain(key)

@@ -49,6 +49,7 @@ def environment() -> Environment:
         count=formats.count,
         short=formats.short,
         span=formats.span,
+        compact=formats.compact,
         bytesize=formats.bytesize,
         visible=visible,
         clip=clip,
@@ -60,7 +61,7 @@ def environment() -> Environment:
         query=urlencode,
         segment=lambda text: quote(str(text), safe=""),
     )
-    made.globals.update(line_chart=charts.line_chart, sparkline=charts.sparkline)
+    made.globals.update(line_chart=charts.line_chart, span_text=formats.compact)
     return made
 
 

@@ -120,7 +120,14 @@ async def test_batches_in_retry_are_shown_with_their_timeline(
         assert batch.batch_id in html
         assert batch.batch_id not in await site.text("batches", state="claimed")
         html = await site.text("batch", id=batch.batch_id)
-        for text in ("Opened", "Due", "Claimed", "Failed", "Next attempt", "the row is locked"):
+        for text in (
+            "Opened",
+            "Due",
+            "Claimed",
+            "Last attempt failed",
+            "Next attempt",
+            "the row is locked",
+        ):
             assert text in html
         assert "&#34;n&#34;: 1" in html
         assert batch.batch_id in await site.text("group", key="a")

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from redisagg.dashboard import queries
 from redisagg.dashboard.context import Context
 from redisagg.dashboard.dead_index import Filter
-from redisagg.dashboard.timeline import timeline_of
+from redisagg.timeline import timeline_of
 
 PER_PAGE = 50
 _MOST_TASKS = 100
@@ -40,7 +40,6 @@ async def dead_letter(context: Context) -> Response:
     """Shows a dead letter with its error, traceback and tasks."""
     batch_id = context.given("id")
     found = await queries.dead_letter(context.shown, batch_id)
-    look = await context.look()
     tasks = [] if found is None else list(found.tasks or ())
     offset = context.number("offset")
     return await context.page(
@@ -49,7 +48,7 @@ async def dead_letter(context: Context) -> Response:
         "dead",
         batch_id=batch_id,
         letter=found,
-        steps=[] if found is None else timeline_of(found, look.now),
+        steps=[] if found is None else timeline_of(found).steps,
         tasks=[context.task(each) for each in tasks[offset : offset + _MOST_TASKS]],
         offset=offset,
         per_page=_MOST_TASKS,

@@ -15,7 +15,7 @@ async def flushers(context: Context) -> Response:
         "flushers.html",
         "Flushers",
         "flushers",
-        workers=await queries.workers(context.shown, look.stats),
+        leaders=await queries.leaders(context.shown, look.stats),
         limits=await queries.limits(context.shown),
         known=context.shown.known,
     )

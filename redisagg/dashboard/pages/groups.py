@@ -20,15 +20,15 @@ async def groups(context: Context) -> Response:
     prefix = context.given("prefix")
     sort: Sort = next((each for each in SORTS if each == context.given("sort")), "due")
     due = context.given("due") == "1"
+    look = await context.look()
     found = await queries.groups(
         context.shown,
         prefix=prefix,
         sort=sort,
         place=context.given("after"),
         limit=PER_PAGE,
-        due=due,
+        due_at=look.now if due else None,
     )
-    look = await context.look()
     return await context.page(
         "groups.html",
         "Groups",
@@ -49,6 +49,7 @@ async def group(context: Context) -> Response:
     offset = context.number("offset")
     found = await queries.group(context.shown, key, offset=offset, limit=TASKS_PER_PAGE)
     look = await context.look()
+    why = await queries.explain(context.shown, key)
     policies = await context.shown.aggregator.policies()
     decisions = Policies(policies).decisions_of(raw) if policies else {}
     return await context.page(
@@ -58,11 +59,11 @@ async def group(context: Context) -> Response:
         key=key,
         group=found,
         cause=None if found is None else cause_of(found, look),
-        why=await queries.explain(context.shown, key),
+        why=why,
         tasks=[] if found is None else [context.task(each) for each in found.state.tasks or ()],
         offset=offset,
         per_page=TASKS_PER_PAGE,
-        batches=await queries.batches_of(context.shown, key),
+        batches=await queries.batches_of(context.shown, key) if why.in_flight else [],
         decisions={name: decisions[name] for name in LIMITS if name in decisions},
         partition=queries.keyspace_of(context.shown).partition_of(raw).number,
     )

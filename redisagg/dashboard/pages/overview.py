@@ -8,7 +8,7 @@ from typing import NamedTuple
 from starlette.responses import RedirectResponse, Response
 
 from redisagg.dashboard import queries
-from redisagg.dashboard.context import Context
+from redisagg.dashboard.context import Context, fullness
 from redisagg.dashboard.health import Health, health_of
 from redisagg.dashboard.queries import Look, Span
 from redisagg.dashboard.sources import Place
@@ -53,7 +53,7 @@ async def _row(context: Context, place: Place) -> Row:
         return Row(place, None, None, "Redis has not answered yet")
     except RedisAggError as error:
         return Row(place, None, None, context.text(str(error)))
-    return Row(place, look, health_of(look), "")
+    return Row(place, look, health_of(look, fullness(opened.shown, look)), "")
 
 
 async def overview(context: Context) -> Response:
@@ -61,9 +61,7 @@ async def overview(context: Context) -> Response:
     span: Span = "month" if context.given("span") == "month" else "hour"
     history, upcoming = await asyncio.gather(
         queries.history(context.shown, span),
-        queries.groups(
-            context.shown, prefix="", sort="due", place="", limit=_NEXT_GROUPS, due=False
-        ),
+        queries.groups(context.shown, prefix="", sort="due", place="", limit=_NEXT_GROUPS),
     )
     return await context.page(
         "overview.html",
@@ -71,6 +69,6 @@ async def overview(context: Context) -> Response:
         "overview",
         span=span,
         history=history,
-        upcoming=upcoming.groups,
+        upcoming=[each for each in upcoming.groups if each.state.size][:_NEXT_GROUPS],
         known=context.shown.known,
     )
