@@ -17,7 +17,6 @@ from redisagg.dashboard import actions, pages
 from redisagg.dashboard.audit import Audit, OnAction
 from redisagg.dashboard.context import Context, State, Stopped
 from redisagg.dashboard.jobs import Jobs
-from redisagg.dashboard.queries import PartlyAway
 from redisagg.dashboard.rendering import HERE, Redact, RedactText, environment
 from redisagg.dashboard.security import HEADERS, Authenticate, Guard, User, set_csrf_cookie
 from redisagg.dashboard.sources import DEFAULT_LABEL, Sources
@@ -27,6 +26,7 @@ from redisagg.errors import (
     InvalidTask,
     NamespaceMismatch,
     RedisAggError,
+    RedisUnavailable,
 )
 from redisagg.transport.endpoint import AnyClient
 
@@ -186,8 +186,10 @@ class Dashboard:
                 response = context.failure(403, "Redis refuses", str(error))
             except (InvalidConfig, InvalidTask) as error:
                 response = context.failure(400, "This does not work", str(error))
-            except PartlyAway as error:
-                response = context.failure(503, "Redis can't be asked", "", error.troubles)
+            except RedisUnavailable as error:
+                troubles = await context.troubles(error)
+                text = "" if troubles else str(error)
+                response = context.failure(503, "Redis can't be asked", text, troubles)
             except RedisAggError as error:
                 response = context.failure(503, "Redis can't be asked", str(error))
             set_csrf_cookie(request, response)

@@ -19,10 +19,11 @@ from redisagg.dashboard.health import Health, health_of, problem_of
 from redisagg.dashboard.jobs import Jobs
 from redisagg.dashboard.live import Feed
 from redisagg.dashboard.messages import Messages
-from redisagg.dashboard.queries import Look
+from redisagg.dashboard.queries import Look, PartlyAway
 from redisagg.dashboard.rendering import Redact, RedactText, ShownTask, visible
 from redisagg.dashboard.security import User, csrf_token
 from redisagg.dashboard.sources import Place, Shown, Sources
+from redisagg.errors import RedisAggError, RedisUnavailable
 from redisagg.protocol.entries import StoredTask
 from redisagg.task import Task
 from redisagg.texts import logger
@@ -163,6 +164,15 @@ class Context:
     def health(self, look: Look) -> Health:
         """The health of the namespace."""
         return health_of(look, fullness(self.shown, look))
+
+    async def troubles(self, error: RedisUnavailable) -> Sequence[Trouble]:
+        """What is wrong, if an error means that a part of a cluster is away; else nothing."""
+        if self._open is not None and not isinstance(error, PartlyAway):
+            try:
+                await self.look()
+            except RedisAggError as other:
+                return other.troubles if isinstance(other, PartlyAway) else ()
+        return error.troubles if isinstance(error, PartlyAway) else ()
 
     async def why_not(self) -> str:
         """Says why this user can't change anything here; empty if it can."""

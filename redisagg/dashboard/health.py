@@ -30,6 +30,8 @@ class Problem:
     """What it means, and what to do."""
     page: str = ""
     """The page that shows more, relative to the namespace."""
+    cause: str = ""
+    """That of a trouble, as `Trouble.cause`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def problem_of(trouble: Trouble) -> Problem:
     """A trouble as a problem."""
     default: tuple[Level, str] = ("warn", trouble.cause.replace("_", " ").capitalize())
     level, title = _TITLES.get(trouble.cause, default)
-    return Problem(level, title, f"{trouble.text} {trouble.advice}".strip(), "flushers")
+    return Problem(
+        level, title, f"{trouble.text} {trouble.advice}".strip(), "flushers", trouble.cause
+    )
 
 
 def _problems(look: Look) -> Iterator[Problem]:

@@ -47,8 +47,8 @@ async def group(context: Context) -> Response:
     key = context.given("key")
     raw = group_key_bytes(key)
     offset = context.number("offset")
-    found = await queries.group(context.shown, key, offset=offset, limit=TASKS_PER_PAGE)
     look = await context.look()
+    found = await queries.group(context.shown, key, offset=offset, limit=TASKS_PER_PAGE)
     why = await queries.explain(context.shown, key)
     policies = await context.shown.aggregator.policies()
     decisions = Policies(policies).decisions_of(raw) if policies else {}
