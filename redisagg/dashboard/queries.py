@@ -51,7 +51,6 @@ from redisagg.views import (
 )
 
 Sort = Literal["due", "size", "age"]
-SORTS: tuple[Sort, ...] = ("due", "size", "age")
 
 _SLICE_BYTES = 1 << 18
 """Bytes of records that one call reads, about."""

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from redisagg.dashboard import queries
 from redisagg.dashboard.causes import cause_of
 from redisagg.dashboard.context import Context
-from redisagg.dashboard.queries import SORTS, Sort
+from redisagg.dashboard.queries import Sort
 from redisagg.policies import LIMITS, Policies
 from redisagg.task import group_key_bytes
 
@@ -18,7 +18,8 @@ TASKS_PER_PAGE = 25
 async def groups(context: Context) -> Response:
     """Lists open groups, searched by the start of their keys."""
     prefix = context.given("prefix")
-    sort: Sort = next((each for each in SORTS if each == context.given("sort")), "due")
+    given = context.given("sort")
+    sort: Sort = given if given in ("size", "age") else "due"
     due = context.given("due") == "1"
     look = await context.look()
     found = await queries.groups(
