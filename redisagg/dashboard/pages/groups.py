@@ -19,7 +19,7 @@ async def groups(context: Context) -> Response:
     """Lists open groups, searched by the start of their keys."""
     prefix = context.given("prefix")
     given = context.given("sort")
-    sort: Sort = given if given in ("size", "age") else "due"
+    sort: Sort = "size" if given == "size" else "age" if given == "age" else "due"
     due = context.given("due") == "1"
     look = await context.look()
     found = await queries.groups(
