@@ -231,6 +231,9 @@ def list_many_groups(url: str, scale: float) -> Iterator[None]:
     yield
     aggregator.get_groups()
     aggregator.get_groups(limit=50)
+    for order in ("due", "size", "age", "any"):
+        aggregator.find_groups(order=order)
+        aggregator.find_groups(order=order, prefix="g99")
 
 
 def pages_of_a_group(url: str, scale: float) -> Iterator[None]:

@@ -86,4 +86,5 @@ write_group(groups, group, g)
 add_count(state, 'claimed', -count)
 add_count(state, 'bytes', -length)
 add_count(state, 'dead', count)
+if done then add_count(state, 'failed', 1) end
 return done and 'OK' or 'MORE'

@@ -34,4 +34,5 @@ local NO_TIME = 0  -- a group without waiting tasks is in no index, whatever the
 schedule(due, ready, group, g, NO_TIME)
 add_count(state, 'waiting', -cancelled)
 add_count(state, 'bytes', -length)
+add_count(state, 'removed', cancelled)
 return cancelled

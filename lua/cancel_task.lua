@@ -64,5 +64,6 @@ write_group(groups, group, g)
 schedule(due, ready, group, g, now)
 add_count(state, 'waiting', -1)
 add_count(state, 'bytes', -length)
+add_count(state, 'removed', 1)
 answer_cancelled(entry)
 return 1

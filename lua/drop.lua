@@ -23,4 +23,5 @@ local count = letter[DEAD_TASK_COUNT]
 redis.call('HDEL', dead, id)
 redis.call('UNLINK', dead_tasks, result)
 add_count(state, 'dead', -count)
+add_count(state, 'removed', count)
 return count

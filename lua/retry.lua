@@ -12,6 +12,7 @@
 -- @include assert_type
 -- @include batch
 -- @include clock
+-- @include counts
 -- @include fence
 -- @include group
 
@@ -41,7 +42,7 @@ local function put_into_retry(id, batch, retry_at)
   end
 end
 
-local reply = {}
+local reply, failed = {}, 0
 for at = FIRST_BATCH, #ARGV, BATCH_ARGS do
   local id, delay, counts, error, merged = unpack(ARGV, at, at + BATCH_ARGS - 1)
   local batch = read_batch(batches, id)
@@ -52,7 +53,10 @@ for at = FIRST_BATCH, #ARGV, BATCH_ARGS do
       batch[MERGED] = merged
     end
     if delay ~= '' then
-      if counts == '1' then batch[ATTEMPTS] = batch[ATTEMPTS] + 1 end
+      if counts == '1' then
+        batch[ATTEMPTS] = batch[ATTEMPTS] + 1
+        failed = failed + 1
+      end
       batch[DEATHS], batch[ALONE] = 0, 0
       if error ~= '' then batch[ERROR] = error end
       put_into_retry(id, batch, now + tonumber(delay))
@@ -61,4 +65,5 @@ for at = FIRST_BATCH, #ARGV, BATCH_ARGS do
   end
   reply[#reply + 1] = claimed and 1 or 0
 end
+if failed > 0 then add_count(state, 'failed', failed) end
 return reply

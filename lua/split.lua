@@ -12,6 +12,7 @@
 -- @include assert_type
 -- @include batch
 -- @include clock
+-- @include counts
 -- @include fence
 -- @include group
 -- @include result
@@ -66,4 +67,5 @@ put_into_retry(id .. '.0', half(0, first_count))
 put_into_retry(id .. '.1', half(first_count, batch[TASK_COUNT] - first_count))
 write_group(groups, batch[GROUP], g)
 schedule(due, ready, batch[GROUP], g, now)
+add_count(state, 'failed', 1)
 return 1

@@ -118,6 +118,8 @@ class AggregationConfig:
             it does.
         result_ttl: seconds for which the outcome of a submitted task is kept, an hour by default,
             49 days at most; see docs/results.md.
+        history: whether the flusher records what happens in the namespace, every 10 seconds; True
+            by default. See docs/history.md.
 
     Raises:
         InvalidConfig: a setting is out of range or of the wrong type.
@@ -160,6 +162,7 @@ class AggregationConfig:
     shutdown_timeout: Duration = 30.0
     on_event: OnEvent | None = None
     result_ttl: Duration = 3600.0
+    history: bool = True
 
     def __post_init__(self) -> None:
         self._check_schedule()
@@ -242,6 +245,8 @@ class AggregationConfig:
             raise InvalidConfig(
                 f"on_task_failure must be 'dead' or 'retry', not {self.on_task_failure!r}"
             )
+        if not isinstance(self.history, bool):
+            raise InvalidConfig(f"history must be True or False, not {self.history!r}")
         if self.executor not in ("thread", "process"):
             raise InvalidConfig(f"executor must be 'thread' or 'process', not {self.executor!r}")
         check_merge_function(self.group_aggregator, "group_aggregator")

@@ -63,6 +63,20 @@ class GroupPage(NamedTuple):
     """The place of the next page, for `read_groups`; None after the last page."""
 
 
+class GroupList(NamedTuple):
+    """A page of groups that were searched for; see `find_groups`."""
+
+    states: list[GroupState]
+    """The groups of this page, in order. There may be none, although further pages have some."""
+    cursor: str | None
+    """The place of the next page, for `find_groups`; None after the last page."""
+    examined: int
+    """Number of groups that were looked at for this page, about."""
+    exact: bool
+    """Whether the order holds across pages. If not, it holds within each page, and what comes first
+    of all groups is among what comes first in the pages."""
+
+
 class AppliedPolicy(NamedTuple):
     """What `set_policy` did to open groups."""
 
@@ -132,6 +146,10 @@ class BatchState:
     """Bytes of its stored tasks, about."""
     weight: int = 0
     """Sum of the weights of its tasks."""
+    merged: bool = False
+    """Whether its merge result is stored, so that it is not merged again."""
+    enqueued: int = 0
+    """Number of its merged tasks that were enqueued in slices so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +259,46 @@ class Counts:
     """Dead letters."""
     batches_flushed: int
     """Completed batches since the namespace was created."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """What happened in a namespace within one step of its history."""
+
+    at: float
+    """Start of the step."""
+    tasks_in: int
+    """Tasks that were added."""
+    tasks_out: int
+    """Tasks in completed batches."""
+    batches: int
+    """Completed batches."""
+    failures: int
+    """Attempts at batches that failed, dead letters included."""
+    pending: int
+    """Largest number of tasks that waited or were in flight."""
+    dead: int
+    """Largest number of tasks in dead letters."""
+    oldest_overdue: float
+    """Seconds for which the group or batch had been due that was due for the longest time."""
+
+    @property
+    def tasks_per_batch(self) -> float | None:
+        """Tasks in a completed batch, on average; None if there was none."""
+        return self.tasks_out / self.batches if self.batches else None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The history of a namespace, as its flushers have recorded it."""
+
+    step: float
+    """Seconds from one step to the next."""
+    now: float
+    """Time of Redis at which it was read."""
+    points: Sequence[HistoryPoint] = field(repr=False)
+    """The steps, oldest first. A step in which no flusher recorded anything is missing; what
+    happened then counts in the next one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from redisagg.aggregator import reading
 from redisagg.aggregator.base import (
     CLOSE_TIMEOUT,
     FORGET_TIMEOUT,
+    GROUPS_PER_PAGE,
     IDLE_POLL_INTERVAL,
     OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
@@ -41,7 +42,18 @@ from redisagg.errors import (
 from redisagg.flusher.merging import check_executor
 from redisagg.flusher.run import FlusherTask, end_by
 from redisagg.namespace import Namespace
-from redisagg.operations import explaining, inspecting, locating, observing, policing, steering
+from redisagg.operations import (
+    explaining,
+    inspecting,
+    listing,
+    locating,
+    observing,
+    policing,
+    remembering,
+    steering,
+)
+from redisagg.operations.listing import GroupOrder
+from redisagg.operations.remembering import HistorySpan
 from redisagg.policies import Policy, check_pattern
 from redisagg.producer.aio import AsyncAdder, AsyncStream, aiter_of
 from redisagg.producer.options import AddOptions
@@ -58,6 +70,7 @@ from redisagg.sinks.base import Cursor
 from redisagg.sinks.routing import Route
 from redisagg.task import GroupKey, Task, check_moment, group_key_bytes, moment_ms, task_id_bytes
 from redisagg.texts import logger
+from redisagg.timeline import BatchTimeline
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.endpoint import AnyClient, AsyncClient, aclose, waits_without_end
 from redisagg.transport.uncancelled import Uncancelled
@@ -69,10 +82,12 @@ from redisagg.views import (
     DeadReason,
     Explanation,
     FlusherState,
+    GroupList,
     GroupPage,
     GroupPlace,
     GroupState,
     Health,
+    History,
     Location,
     Overview,
     Stats,
@@ -670,6 +685,47 @@ class AsyncAggregator(AggregatorBase):
         )
         return await self._run(operation)
 
+    async def find_groups(
+        self,
+        *,
+        prefix: str = "",
+        order: GroupOrder = "due",
+        limit: int = GROUPS_PER_PAGE,
+        cursor: str | None = None,
+        tasks: bool = False,
+    ) -> GroupList:
+        """Searches groups, and reads a page of them in an order.
+
+        Each page takes bounded time and memory, in Redis too, however many groups there are. It
+        looks at a bounded number of groups: a page may have few groups, or none, and a cursor to go
+        on with. Groups that come, go or change between two pages may be in both or in none.
+
+        Args:
+            prefix: start of the text forms of the group keys; empty for all groups. A group with
+                this key itself comes first.
+            order: ``"due"``: in the order in which they are due, those first that are due already.
+                Redis' index may be behind by one grace period for groups that tasks were added to.
+                Groups that are held back or paused, or whose tasks are all in batches, come last.
+                ``"size"``: most waiting tasks first. ``"age"``: oldest waiting task first. There
+                is no index for these two: of more than 15,000 groups, each page is sorted alone.
+                ``"any"``: in no order.
+            limit: number of groups at which a page ends, up to 1,000; without order it may have
+                more.
+            cursor: the `cursor` of the page before; None for the first page.
+            tasks: whether to read the waiting tasks too.
+
+        Returns:
+            The groups, and the cursor of the next page.
+
+        Raises:
+            InvalidConfig: an argument is out of range or of the wrong type, or the cursor is none
+                of a page in this order.
+        """
+        operation = listing.find_groups(
+            self._keyspace, prefix=prefix, order=order, limit=limit, cursor=cursor, tasks=tasks
+        )
+        return await self._run(operation)
+
     async def get_entries(self, *, tasks: bool = False) -> dict[str, GroupState]:
         """Reads all groups: an alias of `get_groups`, under its earlier name.
 
@@ -819,6 +875,21 @@ class AsyncAggregator(AggregatorBase):
             )
         )
 
+    async def get_batch(self, batch_id: str) -> BatchTimeline | None:
+        """Reads what happened to one batch, step by step.
+
+        Args:
+            batch_id: id of the batch.
+
+        Returns:
+            The batch, in flight or a dead letter; None if it is neither: it is done or dropped, or
+            there was none with this id.
+
+        Raises:
+            UnknownBatch: the batch id is no `str`.
+        """
+        return await self._run(inspecting.batch(self._keyspace, batch_id))
+
     async def stats(self) -> Stats:
         """Reads the counts of tasks, groups and batches; takes constant time for each partition.
 
@@ -841,6 +912,23 @@ class AsyncAggregator(AggregatorBase):
             InvalidConfig: the timeout is out of range.
         """
         return await ask_on_loop(self._namespace, self._here().transport.client, timeout)
+
+    async def history(self, span: HistorySpan = "hour") -> History:
+        """Reads what happened in the namespace: tasks in and out, batches, failures, delays.
+
+        Flushers record it in Redis, so it survives their restarts. See the setting `history`.
+
+        Args:
+            span: ``"hour"`` for the last hour in steps of 10 seconds, ``"month"`` for the last 30
+                days in steps of an hour.
+
+        Returns:
+            The steps, oldest first; none if no flusher has recorded any.
+
+        Raises:
+            InvalidConfig: there is no such span.
+        """
+        return await self._run(remembering.history(self._keyspace, span))
 
     # --- dead letters ----------------------------------------------------------------------
 

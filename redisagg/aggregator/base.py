@@ -25,6 +25,9 @@ from redisagg.views import Stats
 TASKS_PER_PAGE = 1_000
 """Largest number of tasks that `get_group` reads by default."""
 
+GROUPS_PER_PAGE = 50
+"""Number of groups at which a page of `find_groups` ends by default."""
+
 IDLE_POLL_INTERVAL = 0.05
 """Seconds between two looks at the counts while `wait_until_idle` waits."""
 

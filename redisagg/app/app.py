@@ -71,6 +71,7 @@ class AggregatorSettings(TypedDict, total=False):
     replica_timeout: Duration
     shutdown_timeout: Duration
     result_ttl: Duration
+    history: bool
     on_event: OnEvent | None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import click
@@ -12,7 +14,11 @@ import click
 from redisagg.aggregator import Aggregator
 from redisagg.cli.options import argument_or_all, json_option, with_aggregator
 from redisagg.cli.output import ago, echo, print_json, print_table, task_text
-from redisagg.views import GroupPlace, GroupState
+from redisagg.operations.listing import MOST_GROUPS, GroupOrder
+from redisagg.views import GroupList, GroupPlace, GroupState
+
+_PAGE_GROUPS = 500
+"""Groups that are read in one step when all are listed."""
 
 
 def _limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -24,17 +30,36 @@ def _limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 @with_aggregator
 @click.option("--tasks", is_flag=True, help="With --json, print the waiting tasks too.")
 @click.option("--due", is_flag=True, help="List only groups that are due.")
+@click.option("--prefix", default="", help="List only groups whose keys begin so.")
+@click.option(
+    "--order",
+    type=click.Choice(["due", "size", "age"]),
+    help="Next due, largest or oldest first. The last two look at all groups.",
+)
 @_limit_option("groups")
 @json_option
-def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: bool) -> None:
+def groups(
+    aggregator: Aggregator,
+    tasks: bool,
+    due: bool,
+    prefix: str,
+    order: GroupOrder | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List the groups, next due first; with --limit 0 in any order, as they are read."""
     if tasks and not as_json:
         raise click.UsageError("--tasks needs --json")
-    if limit:
+    if prefix or order is not None:
+        if due:
+            raise click.UsageError("--due can't be combined with --prefix or --order")
+        how = order or ("due" if limit else "any")
+        states: Iterable[GroupState] = _search(aggregator, prefix, how, limit, tasks=tasks)
+    elif limit:
         listed = aggregator.get_groups(tasks=tasks, limit=limit, due=due)
         if len(listed) == limit:
             click.echo(f"the first {limit} groups; --limit N lists N, --limit 0 all", err=True)
-        states: Iterable[GroupState] = listed.values()
+        states = listed.values()
     else:
         states = _all_groups(aggregator, tasks=tasks, due=due)
     if as_json:
@@ -58,6 +83,51 @@ def groups(aggregator: Aggregator, tasks: bool, due: bool, limit: int, as_json: 
             for state in states
         ),
     )
+
+
+def _search(
+    aggregator: Aggregator, prefix: str, order: GroupOrder, limit: int, *, tasks: bool
+) -> Iterable[GroupState]:
+    """The first groups with a prefix in an order; all of them if `limit` is 0."""
+    pages = _pages(aggregator, prefix, order, limit, tasks=tasks)
+    if order in ("due", "any"):
+        return islice(_once(pages), limit or None)
+    found: dict[str, GroupState] = {}
+    for page in pages:  # each has the first groups of a part of all
+        found.update((state.group_key, state) for state in page.states)
+        if limit:
+            found = {state.group_key: state for state in _ranked(found.values(), order)[:limit]}
+            if page.exact and len(found) == limit:
+                break
+    return _ranked(found.values(), order)
+
+
+def _ranked(states: Iterable[GroupState], order: GroupOrder) -> list[GroupState]:
+    if order == "size":
+        return sorted(states, key=lambda state: -state.size)
+    return sorted(states, key=lambda state: state.first_task_at or math.inf)
+
+
+def _once(pages: Iterable[GroupList]) -> Iterator[GroupState]:
+    """The groups of pages, each one once."""
+    seen: set[str] = set()
+    for page in pages:
+        yield from (state for state in page.states if state.group_key not in seen)
+        seen.update(state.group_key for state in page.states)
+
+
+def _pages(
+    aggregator: Aggregator, prefix: str, order: GroupOrder, limit: int, *, tasks: bool
+) -> Iterator[GroupList]:
+    size = min(limit or _PAGE_GROUPS, MOST_GROUPS) if order != "any" else _PAGE_GROUPS
+    cursor: str | None = None
+    while True:
+        page = aggregator.find_groups(
+            prefix=prefix, order=order, limit=size, cursor=cursor, tasks=tasks
+        )
+        yield page
+        if (cursor := page.cursor) is None:
+            return
 
 
 def _all_groups(aggregator: Aggregator, *, tasks: bool, due: bool) -> Iterator[GroupState]:

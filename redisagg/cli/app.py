@@ -11,6 +11,7 @@ import click
 import redisagg
 from redisagg.cli.admin import cancel, flush, groups, locate, pause, peek, postpone, resume
 from redisagg.cli.batches import batches
+from redisagg.cli.dashboard import dashboard
 from redisagg.cli.dead import dead
 from redisagg.cli.demo import demo
 from redisagg.cli.doctor import doctor
@@ -63,7 +64,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo, ingest, worker, exporter, tail),
+    *(demo, ingest, worker, exporter, dashboard, tail),
     *(groups, peek, locate, why, batches, stats, top, doctor),
     *(flush, postpone, cancel, pause, resume, policy, dead),
     *(namespaces, remove, move, repartition, export, import_),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -20,6 +22,8 @@ from rich.live import Live
 from rich.table import Table
 
 from redisagg.aggregator import Aggregator
+from redisagg.cli.dashboard import address_options, check_ui
+from redisagg.cli.logs import set_up_logs
 from redisagg.cli.output import print_json, print_table, stderr
 from redisagg.config import AggregationConfig
 from redisagg.errors import RedisUnavailable
@@ -55,13 +59,35 @@ _MAX_SIZE = 20
     "--timeout", type=float, default=60.0, show_default=True, help="Longest run in seconds."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--dashboard",
+    "with_dashboard",
+    is_flag=True,
+    help="In place of the count, open the dashboard on a living system, until Ctrl-C.",
+)
+@click.option("--no-browser", is_flag=True, help="With --dashboard, say where it is only.")
+@address_options
 @click.pass_context
-def demo(context: click.Context, tasks: int, groups: int, timeout: float, as_json: bool) -> None:
+def demo(
+    context: click.Context,
+    tasks: int,
+    groups: int,
+    timeout: float,
+    as_json: bool,
+    with_dashboard: bool,
+    no_browser: bool,
+    host: str,
+    port: int,
+) -> None:
     """Run producers and flushers, kill one flusher, and count every task.
 
     Uses a private Redis server and leaves nothing behind. The exit code is 1 if a task was lost or
-    enqueued twice.
+    enqueued twice. With --dashboard a system with a failing sink and a late group runs instead, for
+    you to find them.
     """
+    if with_dashboard:
+        _show_dashboard(host, port, browse=not no_browser)
+        return
     with EmbeddedRedis() as server:
         result = _Demo(server.url, tasks, groups, timeout).run()
     if as_json:
@@ -70,6 +96,22 @@ def demo(context: click.Context, tasks: int, groups: int, timeout: float, as_jso
         print_table(("", "tasks"), result.rows())
         click.echo(result.verdict())
     context.exit(0 if result.passed else 1)
+
+
+def _show_dashboard(host: str, port: int, *, browse: bool) -> None:
+    check_ui()
+    from redisagg.cli.living import live
+
+    set_up_logs("error", "text")
+    logging.getLogger("redisagg").setLevel(logging.CRITICAL)  # what fails here fails on purpose
+    logging.getLogger("redisagg.audit").setLevel(logging.INFO)
+    with EmbeddedRedis() as server:
+        try:
+            asyncio.run(live(server.url, host, port, browse=browse))
+        except OSError as error:
+            raise click.ClickException(f"{host}:{port} can't be used: {error}") from error
+        except KeyboardInterrupt:  # uvicorn raises SIGINT again when it has ended
+            return
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 
 import click
 
-from redisagg.cli.names import find_namespaces
 from redisagg.cli.options import client_of, json_option, name_option, redis_option
 from redisagg.cli.output import echo, print_json, print_table
 from redisagg.operations.moving import Mover
-from redisagg.operations.removing import NamespaceState, describe, remove_namespace
+from redisagg.operations.removing import (
+    NamespaceState,
+    describe,
+    find_namespaces,
+    remove_namespace,
+)
 from redisagg.transport.threads import Transport
 
 _TIMEOUT = 60.0

@@ -12,10 +12,10 @@ import click
 from redis.exceptions import RedisError
 
 from redisagg.aggregator import Aggregator
-from redisagg.cli.names import find_namespaces
 from redisagg.config import AggregationConfig
 from redisagg.errors import RedisUnavailable
 from redisagg.namespace import recorded_partitions
+from redisagg.operations.removing import find_namespaces
 from redisagg.sinks import Sink
 from redisagg.transport.endpoint import close, endpoint_of
 from redisagg.transport.threads import Transport

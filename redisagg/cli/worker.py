@@ -93,7 +93,7 @@ def worker(
             else:
                 yield open_aggregator(target, redis_url, partitions, sink=sink)
 
-    _find_modules_here()
+    find_modules_here()
     aggregators = select(opened(), only)
     names = ", ".join(repr(printable(each.name)) for each in aggregators)
     if metrics_port is not None:
@@ -161,7 +161,7 @@ def load_aggregator(target: str) -> AnyAggregator:
     Raises:
         InvalidConfig: it can't be imported, or is something else.
     """
-    _find_modules_here()
+    find_modules_here()
     found: object = load(target)
     if not isinstance(found, Aggregator | AsyncAggregator):
         raise click.ClickException(
@@ -170,5 +170,6 @@ def load_aggregator(target: str) -> AnyAggregator:
     return found
 
 
-def _find_modules_here() -> None:
+def find_modules_here() -> None:
+    """Has imports find modules in the working directory."""
     sys.path.insert(0, os.getcwd())

@@ -14,6 +14,7 @@ from redisagg.flusher.connections import Connections
 from redisagg.flusher.leases import LeaseKeeper
 from redisagg.flusher.parts import Parts
 from redisagg.flusher.permits import MESSAGE
+from redisagg.flusher.recorder import Recorder
 from redisagg.flusher.reporter import Reporter, reporting
 from redisagg.flusher.status import StatusPublisher
 from redisagg.flusher.waiting import cancel_and_wait
@@ -129,6 +130,15 @@ class Flusher:
             await cancel_and_wait(preparing)
             await keeper.run(stop)
 
+        recording: asyncio.Task[None] | None = None
+        if self.config.history:
+            recorder = Recorder(
+                flusher_id=flusher_id,
+                keyspace=self.keyspace,
+                transport=self.connections.batches,
+                leading=leaders.keys(),
+            )
+            recording = asyncio.create_task(recorder.run())
         stopping = asyncio.create_task(stop.wait())
         keeping = asyncio.create_task(keep())
         publishing = asyncio.create_task(status.run())
@@ -145,6 +155,8 @@ class Flusher:
         finally:
             stopping.cancel()
             keeping.cancel()
+            if recording is not None:
+                await cancel_and_wait(recording)
             parts.merger.close()
             listener.remove(channel, on_message)
             await asyncio.gather(keeping, return_exceptions=True)

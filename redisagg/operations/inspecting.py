@@ -30,6 +30,7 @@ from redisagg.protocol.records import (
 from redisagg.protocol.replies import scan_page
 from redisagg.protocol.scripts import Request, call, command
 from redisagg.texts import logger, shorten
+from redisagg.timeline import BatchTimeline, timeline_of
 from redisagg.views import (
     FIRST_SCAN,
     BatchPage,
@@ -58,6 +59,7 @@ _DEAD_PAGE = 16  # entries of a dead letter that one command reads: their size i
 _MOST_NAMED = 10  # names in a warning
 _BATCH_ID = re.compile(rb"[^-]*-(\d{1,4})-")  # TIME-PARTITION-NUMBER, as `claim` makes them
 _NUMBER = re.compile(r"\d+")
+_PARTIAL_RESULT = b"-"  # as in lua/includes/result.lua: its parts are being stored
 _ROUND_SIZE = 64  # pages of lists, or batches, that one round trip reads
 
 # The reply of the script `stats`: these counts, whether it is paused, owner, token, lease time.
@@ -145,6 +147,18 @@ def group_page(
     states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
     skipped.log()
     return GroupPage(states, following)
+
+
+def shown_groups(
+    keyspace: Keyspace, packed: Mapping[bytes, bytes], *, tasks: bool
+) -> Operation[list[GroupState]]:
+    """Makes views of stored groups, by their key; leaves out what is not shown or can't be read."""
+    skipped = _Skipped("groups")
+    found = _records(group_record, packed, skipped)
+    found = {name: each for name, each in found.items() if _is_shown(name, each)}
+    states = yield from _group_states(keyspace, found, skipped, tasks=tasks)
+    skipped.log()
+    return states
 
 
 def _group_states(
@@ -321,6 +335,27 @@ def batch_page(
     if following is None and only is None and place.partition + 1 < len(keyspace.partitions):
         following = GroupPlace(place.partition + 1)
     return BatchPage(states, following)
+
+
+def batch(keyspace: Keyspace, batch_id: str) -> Operation[BatchTimeline | None]:
+    """Reads what happened to a batch in flight or a dead letter; None if it is neither.
+
+    Raises:
+        UnknownBatch: the batch id is no `str`.
+        KeyConflict: a key holds a value that redisagg did not write.
+    """
+    place = place_of_batch(keyspace, batch_id)
+    if place is None:
+        return None
+    partition, raw_id = place
+    packed, dead = yield from ask_all(
+        [command("HGET", partition.batches, raw_id), command("HGET", partition.dead, raw_id)]
+    )
+    if packed is not None:
+        found = [_FoundBatch(partition, raw_id, batch_record(packed, raw_id))]
+        [state] = yield from _batches(found, _Skipped("batches"), tasks=False)
+        return timeline_of(state)
+    return None if dead is None else timeline_of(_dead_letter(raw_id, dead_record(dead, raw_id)))
 
 
 def batch_around(
@@ -634,6 +669,8 @@ def _batch_state(
         due_at=record.due_at / 1000,
         bytes=record.length,
         weight=record.batch_weight,
+        merged=bool(record.merged or record.result not in (b"", _PARTIAL_RESULT)),
+        enqueued=record.enqueued,
     )
 
 

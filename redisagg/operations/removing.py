@@ -49,7 +49,7 @@ class NamespaceState:
     """Why it can't be read; None if it can."""
 
 
-def find_namespaces(transport: Transport, timeout: float) -> Names:
+def find_namespaces(transport: Transport, timeout: float = 2.0) -> Names:
     """Looks through the keys for the records of namespaces.
 
     Args:

@@ -122,6 +122,8 @@ class Keyspace:
         self.policies = prefix + b"policies"
         self.status = prefix + b"status"
         self.permits = prefix + b"permits"
+        self.samples = prefix + b"samples"
+        self.history = prefix + b"history"
         self.wake_channel = prefix + b"wake"
         self.answers_channel = prefix + b"answers"
         """The channel on which the outcomes of submitted tasks are announced."""

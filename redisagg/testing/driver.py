@@ -539,7 +539,7 @@ class Driver:
                     "acquire",
                     [each.state, each.claims, each.tasks(b"")],
                     *(self._id, lease_ms, each.label),
-                    registers=self._keyspace,
+                    registers=self._keyspace.layout,
                 )
                 for each in wanted
             ]

@@ -55,6 +55,11 @@ def test_few_groups_and_tasks_are_listed_by_default(run: Run, redis_url: str) ->
     assert listed("--due") == order[:1]
     assert set(listed("--limit", "0")) == set(order)
     assert run("groups", "--due").stderr == ""
+    assert listed("--prefix", "g1", "--limit", "4") == ["g1", *(f"g{n}" for n in range(10, 13))]
+    assert set(listed("--prefix", "l", "--limit", "0")) == {"large"}
+    assert listed("--order", "size", "--limit", "1") == ["large"]
+    assert set(listed("--order", "age", "--limit", "0")) == set(order)
+    assert run("groups", "--due", "--prefix", "g").exit_code == 2
 
     def peeked(*arguments: str) -> list[int]:
         shown = json.loads(run("peek", "large", *arguments, "--json").stdout)

@@ -32,9 +32,9 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
 }
 _NOT_IDS = {
     *("add_task", "add_tasks", "submit", "read_sink", "run", "stop", "wait_until_idle"),
-    *("read_groups", "set_policy", "remove_policy"),
+    *("read_groups", "find_groups", "history", "set_policy", "remove_policy"),
 }
-"""Methods whose arguments are tasks, numbers, flags, policies or a cursor."""
+"""Methods whose arguments are tasks, numbers, flags, policies, a search or a cursor."""
 
 
 def _parameters() -> list[tuple[str, str]]:
@@ -57,7 +57,7 @@ def test_wrong_ids_and_keys_are_named(make_both: Make, method: str, parameter: s
         values = [value for value in values if value is not None]  # that is all groups
     for value in values:
         arguments = {name: _VALID[name] for name in names if name in _VALID} | {parameter: value}
-        if method == "get_dead_letter" and isinstance(value, str):
+        if method in ("get_batch", "get_dead_letter") and isinstance(value, str):
             assert call(**arguments) is None
             continue
         with pytest.raises(error, match=r"must (be|have)|; (pass|use|dead_letters\(\))") as raised:

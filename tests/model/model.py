@@ -536,6 +536,8 @@ class Partition:
         self.sequence = 0
         self.flushed = 0
         self.flushed_tasks = 0
+        self.failed = 0
+        self.removed = 0
         self.groups: dict[bytes, Group] = {}
         self.batches: dict[bytes, Batch] = {}
         self.claims: dict[bytes, int] = {}
@@ -1120,6 +1122,7 @@ class Partition:
             self.batches[half.id] = half
             self._hold(half, self.now + delay)
         self._schedule(batch.group)
+        self.failed += 1
         return 1
 
     def store_result(
@@ -1172,6 +1175,7 @@ class Partition:
         if len(moved) == count:
             self._close(batch_id)
             self.dead[batch_id] = batch.letter
+            self.failed += 1
             return b"OK"
         batch.entries = batch.entries[len(moved) :]
         batch.length -= min(batch.length, length(moved))
@@ -1243,6 +1247,7 @@ class Partition:
         del self.claims[batch.id]
         self._hold(batch, self.now + delay)
         batch.attempts += counts
+        self.failed += counts
         batch.deaths = batch.alone = 0
         batch.error = error or batch.error
         self._schedule(batch.group)
@@ -1356,6 +1361,7 @@ class Partition:
         letter = self.dead.pop(letter_id, None)
         if letter:
             self.results.pop(letter_id, None)
+            self.removed += len(letter.entries)
         return len(letter.entries) if letter else 0
 
     def flush(self, names: Iterable[bytes]) -> int:
@@ -1469,6 +1475,7 @@ class Partition:
         if group.segmented and group.estimated and group.waiting:
             group.bytes = self.stored.group(name).bytes
         group.cancelled += 1
+        self.removed += 1
         group.refresh_head()
         self._schedule(name)
         return 1
@@ -1478,6 +1485,7 @@ class Partition:
         if group is None or not group.waiting:
             return 0
         cancelled = len(group.waiting)
+        self.removed += cancelled
         group.waiting, group.numbers, group.bytes = [], {}, 0
         group.no_task_waits()
         group.ids_from = group.base + group.claimed
@@ -1514,6 +1522,8 @@ class Partition:
             "dead": sum(len(letter.entries) for letter in self.letters().values()),
             "flushed": self.flushed,
             "flushed_tasks": self.flushed_tasks,
+            "failed": self.failed,
+            "removed": self.removed,
         }
 
     def letters(self) -> dict[bytes, DeadLetter]:

@@ -205,7 +205,9 @@ def test_memory_of_a_waiting_task(sync_redis: redis.Redis, redis_url: str, lengt
 
 
 def test_nothing_is_left_behind(sync_redis: redis.Redis, redis_url: str) -> None:
-    config = AggregationConfig(group_max_size=10, group_grace_period=0.1, partitions=2)
+    config = AggregationConfig(
+        group_max_size=10, group_grace_period=0.1, partitions=2, history=False
+    )
     with Aggregator("a", redis_url, config=config, sink="list://out") as aggregator:
         ids = aggregator.add_tasks(Task("t", n, f"g{n % 7}") for n in range(100))
         aggregator.cancel_task("g0", ids[0])

@@ -167,6 +167,11 @@ def prepare(client: Client) -> dict[str, Call]:
     assert Call("retry", INDEXES, [token, retried, 0, 1, "e", "m"]).on(client) == [1]
     permits_call(["+me.1:1 +me.2:2 +me.0:9", "+me.1:1"]).on(client)
     permits_call(["-me.0:4", "+me.2:20"]).on(client)
+    Call(
+        "record",
+        [SPACE.samples, SPACE.history],
+        [each for n in range(2) for each in (n, 10, 4, 3, 2, 1, 7, 5, 60)],
+    ).on(client)
     first = {ids[group][0]: group for group in (b"a", b"b")}
     one, last = first
     stored = ids[b"a"][1]
@@ -274,6 +279,18 @@ def prepare(client: Client) -> dict[str, Call]:
         ),
         Call("upcoming", [P.ready, P.due], [0, 10, ""]),
         *mover_calls(client, retried, stored, first_c),
+        Call(
+            "sample",
+            [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready],
+            [],
+        ),
+        Call(
+            "record",
+            [SPACE.samples, SPACE.history],
+            [0, 20, 9, 8, 2, 1, 7, 6, 900, 1, 20, 9, 8, 2, 1, 7, 6, 900],
+        ),
+        Call("list_groups", [P.due], [b"1", b"a", b"", 10, 100]),
+        Call("rank_groups", [P.groups], [0, 100, b"*", b"size", b"-4", b"a", b"", b""]),
     ]
     slices = {
         f"{name} {SLICE}": commit_call(name, token, {one: first[one]}, parts, 3, extent=b" 0 0")
@@ -478,7 +495,10 @@ def test_an_error_reply_to_a_further_slice_means_that_nothing_was_written(
     assert_errors_write_nothing(client, call)
 
 
-NEVER_REFUSED = ("flushers", "forget_calls", "now", "server_memory", "unlink", "upcoming", "stats")
+NEVER_REFUSED = (
+    *("flushers", "forget_calls", "now", "sample", "server_memory", "unlink", "upcoming"),
+    "stats",
+)
 
 
 def assert_errors_write_nothing(client: Client, call: Call) -> None:

@@ -53,6 +53,8 @@ def test_all_operations_can_read_it(namespace: str) -> None:
     assert (stats.pending, stats.in_flight, stats.dead, stats.flushed) == (5 + 4 + 7 + 1, 4, 2, 2)
     assert stats.stored_bytes > 100
     assert agg.policies() == POLICIES
+    for span in ("hour", "month"):  # empty as soon as the dump is older than that
+        assert all(each.pending == 17 + 4 for each in agg.history(span).points)
 
 
 def test_its_policies_count(namespace: str) -> None:
@@ -176,5 +178,6 @@ def test_every_script_that_writes_asks_for_the_schema() -> None:
     others = {"join", "leave", "register", "forget_calls", "stats", "enqueue_asynq", "release"}
     others |= {"flushers", "now", "upcoming", "locate", "read_policies", "permits"}
     others |= {"report_status", "server_memory"}
+    others |= {"list_groups", "rank_groups", "sample", "record"}
     scripts = {each.stem for each in path(1).parents[2].glob("lua/*.lua")} - others
     assert {name for name in scripts if b"refuse_schema(" not in load(name).source} == set()

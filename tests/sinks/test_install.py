@@ -104,6 +104,26 @@ def test_a_wheel_has_the_expanded_scripts(python: Path) -> None:
     assert shas == SHAS
 
 
+PAGES = """
+from pathlib import Path
+import redisagg
+for path in (Path(redisagg.__file__).parent / "dashboard").rglob("*"):
+    if path.parent.name in ("templates", "static"):
+        print(path.parent.name + "/" + path.name)
+"""
+
+
+def test_a_wheel_has_the_files_of_the_dashboard(python: Path) -> None:
+    folder = CHECKOUT / "redisagg" / "dashboard"
+    expected = {
+        f"{name}/{path.name}"
+        for name in ("templates", "static")
+        for path in (folder / name).iterdir()
+    }
+    assert {"templates/base.html", "static/htmx.min.js", "static/htmx.LICENSE.txt"} <= expected
+    assert set(run(python, "-c", PAGES).split()) == expected
+
+
 def test_a_wheel_that_is_built_from_the_sdist_has_them_too(python: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("build") is None:
         pytest.skip("the package build is not installed")

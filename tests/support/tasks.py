@@ -28,6 +28,7 @@ def quick_config(**changes: Any) -> AggregationConfig:
         "lease_time": 3,
         "add_timeout": 10,
         "shutdown_timeout": 10,
+        "history": False,  # so that tests can count commands and keys
     }
     return AggregationConfig(**{**settings, **changes})
 

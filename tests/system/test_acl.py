@@ -20,10 +20,12 @@ from redisagg.namespace import Namespace
 from redisagg.operations import (
     explaining,
     inspecting,
+    listing,
     locating,
     measuring,
     observing,
     policing,
+    remembering,
     steering,
 )
 from redisagg.payload import pack
@@ -210,6 +212,7 @@ def flush(user: User, admin: User) -> None:
     user.commit_slice(token, fan_out, b"e", 0)
     assert user.client.hmget(P.result(fan_out), "second:0", "second:2") == [b"part", None]
     user.commit_slice(token, fan_out, b"e", 1)
+    record_history(user)
     user("renew", [P.state], token, 1000)
     user("release", [P.state, P.claims], token, SPACE.wake_channel)
     user("report_status", [SPACE.status], "old", "{}")
@@ -218,6 +221,12 @@ def flush(user: User, admin: User) -> None:
     assert admin.client.hkeys(SPACE.status) == [b"me"]
     user("leave", [SPACE.flushers, SPACE.status], "me", SPACE.wake_channel)
     listen(user)
+
+
+def record_history(user: User) -> None:
+    keys = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready]
+    sample = user("sample", keys)
+    user("record", [SPACE.samples, SPACE.history], 0, *sample)
 
 
 def listen(user: User) -> None:
@@ -262,6 +271,10 @@ def observe(user: User, admin: User) -> None:
     assert user.run(namespace.check())
     assert user.run(inspecting.groups(SPACE, tasks=True)).keys() >= {"claimed", "waiting"}
     assert user.run(inspecting.groups(SPACE, tasks=False, limit=1, due=True))
+    for order in ("due", "size", "any"):
+        search: Any = {"prefix": "w", "order": order, "limit": 9, "cursor": None, "tasks": True}
+        [state] = user.run(listing.find_groups(SPACE, **search)).states
+        assert state.group_key == "waiting"
     assert user.run(inspecting.group(SPACE, b"waiting", limit=10))
     assert user.run(locating.locate(SPACE, b"waiting", b"1")).state == "waiting"
     assert user.run(locating.locate(SPACE, b"nobody", b"1")).state == "unknown"
@@ -270,6 +283,8 @@ def observe(user: User, admin: User) -> None:
     assert len(user.run(inspecting.dead_letters(SPACE, tasks=True))) == 3
     assert user.run(inspecting.dead_letter(SPACE, letters[0].decode()))
     assert user.run(inspecting.stats(SPACE)).flushers == ["me"]
+    record_history(admin)
+    assert user.run(remembering.history(SPACE, "hour")).points
     assert user.run(measuring.measure(SPACE)).oldest_overdue > 0
     health, replies = user.run(observing.health(SPACE, clustered=False))
     assert health.memory

@@ -199,7 +199,8 @@ def test_the_key_tables_are_complete() -> None:
     keyspace = Keyspace("n", 1)
     prefix = "redisagg:{n}:"
     known = [keyspace.meta, keyspace.policies, keyspace.flushers, keyspace.status]
-    known += [keyspace.permits, keyspace.wake_channel, keyspace.answers_channel]
+    known += [keyspace.permits, keyspace.samples, keyspace.history]
+    known += [keyspace.wake_channel, keyspace.answers_channel]
     assert [f"{prefix}{name}".encode() for name in _names(namespace)] == known
     plain = set(PartitionKeys.__annotations__) - {"number", "label", "slot"}
     with_name = {"tasks:GROUP", "ids:GROUP", "permits:GROUP"}

@@ -17,6 +17,7 @@ from typing import Any
 import redis
 
 from redisagg import AggregationConfig, Aggregator, Policy, Task
+from redisagg.protocol import history
 from redisagg.protocol.keys import SCHEMA, Keyspace
 from redisagg.protocol.scripts import call
 from redisagg.sinks import CallableSink
@@ -54,6 +55,7 @@ def settings(**changes: Any) -> AggregationConfig:
         "group_max_delay": 600,
         "dedupe_window": 3600,
         "max_pending_tasks": 10_000,
+        "history": False,
         "max_attempts": 1,
     }
     return AggregationConfig(**{**given, **changes})
@@ -110,6 +112,7 @@ def furnish(url: str) -> None:
     _claim(url, b"claimed")
     for pattern, policy in POLICIES.items():
         aggregator.set_policy(pattern, policy)
+    _record(url)
     # Neither the flusher nor the producer is closed: the claim and the last call stay in Redis.
     with redis.Redis.from_url(url) as client:
         for partition in Keyspace(NAME, PARTITIONS).partitions:
@@ -137,6 +140,13 @@ def _claim(url: str, group: bytes) -> None:
     keys = [p.state, p.batches, p.claims, p.result(batch_id)]
     store = call("store_result", keys, token, batch_id, b"1-1", 0, 2, b"the first part")
     assert transport.exchange([store]) == [1]
+
+
+def _record(url: str) -> None:
+    """Records a step of the history, as a flusher does that leads all partitions."""
+    transport, space = Transport(redis.Redis.from_url(url), 1), Keyspace(NAME, PARTITIONS)
+    samples = transport.exchange([history.sample(p) for p in space.partitions])
+    transport.exchange([history.record(space, list(enumerate(samples)))])
 
 
 def read(client: Any) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+-- record: adds samples of partitions to the history of the namespace.
+--
+-- What a partition has counted since its last sample is added to the step that has just ended. A
+-- sample that is not newer than the stored one changes nothing: so calls may be repeated, be late,
+-- and come from several flushers.
+--
+-- KEYS   1 samples  2 history
+-- ARGV   for each partition: its number, then what `sample` replies
+-- Reply  ms until the next call should come, shortly behind the end of a step
+
+-- @include arguments
+-- @include clock
+
+local samples, history = KEYS[1], KEYS[2]
+local ARGS = 9  -- of each partition
+local MOST_PARTITIONS = 256
+local FAR_AHEAD = 60000  -- ms; a stored sample that is further ahead is of another clock
+
+-- The history is a string of two rings. Each step has the place of its number modulo the steps.
+local FINE_MS, FINE_STEPS = 10000, 360
+local COARSE_MS, COARSE_STEPS = 3600000, 720
+local POINT_BYTES = 64
+local POINT = '>dddddddd'  -- number of the step, four sums, three maxima
+local ALL_BYTES = 69120  -- of both rings
+local KEPT_MS = 2678400000  -- 31 days after the last step
+local DELAY_MS = 500  -- behind the end of a step
+
+assert_arguments(#KEYS == 2 and #ARGV % ARGS == 0 and #ARGV <= MOST_PARTITIONS * ARGS)
+local given = {}
+for i = 1, #ARGV do given[i] = whole_number(ARGV[i]) end
+local now = clock()
+redis.call('HLEN', samples)
+local size = redis.call('STRLEN', history)
+
+-- A sample is a msgpack array of these, and so are the totals of all partitions, in the field ''.
+local TIME, ADDED, FLUSHED_TASKS, FLUSHED, FAILED = 1, 2, 3, 4, 5
+local PENDING, DEAD_TASKS, OVERDUE = 6, 7, 8
+local function is_number(value)
+  return type(value) == 'number' and math.abs(value) <= LARGEST_ARGUMENT  -- false for NaN
+end
+local function read_sample(field)
+  local packed = redis.call('HGET', samples, field)
+  local decoded, sample = pcall(cmsgpack.unpack, packed or '')
+  if not decoded or type(sample) ~= 'table' or #sample ~= OVERDUE then return nil end
+  for i = TIME, OVERDUE do
+    if not is_number(sample[i]) then return nil end
+  end
+  return sample
+end
+
+local totals = read_sample('') or { 0, 0, 0, 0, 0, 0, 0, 0 }
+local fields, sums, overdue = {}, { 0, 0, 0, 0 }, 0
+for at = 1, #given, ARGS do
+  local number, sample = ARGV[at], {}
+  for i = TIME, OVERDUE do sample[i] = given[at + i] end
+  local last = read_sample(number)
+  if not last or sample[TIME] > last[TIME] or last[TIME] > now + FAR_AHEAD then
+    for i, place in ipairs({ ADDED, FLUSHED_TASKS, FLUSHED, FAILED }) do
+      local counted = last and sample[place] - last[place] or 0
+      sums[i] = sums[i] + math.max(0, counted)
+    end
+    -- A partition that was never seen counts from now on, with the tasks that it has.
+    if not last then sums[1] = sums[1] + sample[PENDING] + sample[DEAD_TASKS] end
+    for _, place in ipairs({ PENDING, DEAD_TASKS }) do
+      totals[place] = math.max(0, totals[place] + sample[place] - (last and last[place] or 0))
+    end
+    overdue = math.max(overdue, sample[OVERDUE])
+    fields[#fields + 1] = number
+    fields[#fields + 1] = cmsgpack.pack(sample)
+  end
+end
+
+-- Adds to a point of a ring; returns whether the step has just begun.
+local function add_point(from, step_ms, steps)
+  local step = math.floor((now - FINE_MS / 2) / step_ms)
+  local place = from + step % steps * POINT_BYTES
+  local point = { step, 0, 0, 0, 0, 0, 0, 0 }
+  local stored = redis.call('GETRANGE', history, place, place + POINT_BYTES - 1)
+  local begins = #stored ~= POINT_BYTES or struct.unpack('>d', stored) ~= step
+  if not begins then point = { struct.unpack(POINT, stored) } end
+  for i = 1, #sums do point[1 + i] = point[1 + i] + sums[i] end
+  for i, value in ipairs({ totals[PENDING], totals[DEAD_TASKS], overdue }) do
+    point[5 + i] = math.max(point[5 + i], value)
+  end
+  for i = 1, 8 do
+    if not is_number(point[i]) then point[i] = 0 end  -- foreign bytes
+  end
+  redis.call('SETRANGE', history, place, struct.pack(POINT, unpack(point, 1, 8)))
+  return begins
+end
+
+if #fields > 0 then
+  redis.call('SETRANGE', history, 0, '')  -- changes nothing, and is refused if memory is full
+  fields[#fields + 1] = ''
+  fields[#fields + 1] = cmsgpack.pack(totals)
+  redis.call('HSET', samples, unpack(fields))
+  if size < ALL_BYTES then
+    -- All bytes at once: a string that grows is given more memory than it needs.
+    redis.call('SETRANGE', history, ALL_BYTES - 1, '\0')
+  end
+  add_point(0, FINE_MS, FINE_STEPS)
+  if add_point(FINE_STEPS * POINT_BYTES, COARSE_MS, COARSE_STEPS) then
+    redis.call('PEXPIRE', samples, KEPT_MS)
+    redis.call('PEXPIRE', history, KEPT_MS)
+  end
+end
+return FINE_MS - (now - DELAY_MS) % FINE_MS
