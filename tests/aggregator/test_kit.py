@@ -456,7 +456,9 @@ def test_a_flusher_of_the_test_can_run_too(redisagg_kit: Kit, clock: Clock) -> N
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-def test_a_crash_in_a_merge(make: Any, clock: Clock, flush_due: Flush, kind: str) -> None:
+def test_a_crash_in_a_merge(
+    make: Any, redisagg_kit: Kit, clock: Clock, flush_due: Flush, kind: str
+) -> None:
     crashes: list[None] = [None]
 
     def merge(group: str, tasks: list[Task]) -> Task:
@@ -473,6 +475,7 @@ def test_a_crash_in_a_merge(make: Any, clock: Clock, flush_due: Flush, kind: str
     clock.advance(minutes=1)
     with pytest.raises(Crash):
         flush_due()
+    assert not asyncio.all_tasks(redisagg_kit._thread._loop)
     in_hand = len(agg.get_batches())
     assert 0 < in_hand <= 3
     with pytest.raises(FlusherFailed, match="clock by 10 seconds"):
