@@ -175,15 +175,14 @@ class Kit:
             self._redirect(made, keep_sink)
 
         self._replace(app, "_enter", enter_redirected)
-        configure = getattr(app, "configure", None)
-        if configure is not None:
+        configure = app.configure
 
-            def configure_redirected(*settings: Any) -> None:
-                configure(*settings)  # makes the aggregators anew
-                for each in app._aggregators.values():
-                    self._redirect(each, keep_sink)
+        def configure_redirected(settings: Settings) -> None:
+            configure(settings)  # makes the aggregators anew
+            for each in app._aggregators.values():
+                self._redirect(each, keep_sink)
 
-            self._replace(app, "configure", configure_redirected)
+        self._replace(app, "configure", configure_redirected)
 
     def _replace(self, app: App, method: str, other: Callable[..., Any]) -> None:
         """Replaces a method of an app until the kit is closed."""

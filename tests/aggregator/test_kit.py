@@ -665,13 +665,7 @@ def test_an_app_of_the_code_under_test(redisagg_kit: Kit, clock: Clock, flush_du
 def test_an_app_that_is_configured_in_the_test(redisagg_kit: Kit, clock: Clock) -> None:
     """As an application factory does it, behind the fixture that redirects the app."""
 
-    class Configured(App):
-        def configure(self, settings: Settings) -> None:
-            for each in self.aggregators.values():
-                other = Aggregator(each.name, settings.url, config=settings.config)
-                vars(each).update(vars(other))
-
-    shop = Configured(NOWHERE)
+    shop = App(NOWHERE)
 
     @shop.aggregator("configured")
     def joined_(group: str, tasks: list[Task]) -> Task:

@@ -17,7 +17,10 @@ PAGE = "docs/testing.md"
 
 SETTINGS = """
 SECRET_KEY = "tests"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+INSTALLED_APPS = [
+    "django.contrib.contenttypes", "django.contrib.auth", "redisagg.contrib.django"
+]
+REDISAGG = {"URL": "redis://redis.example.org:6379/0"}
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 """
 
