@@ -4,7 +4,7 @@
 -- ARGV   1 id of the mover
 --        2 number of partitions; with ' policies' behind it if the namespace has policies
 --        3 numbers that the namespace had before, with one space between
---        4 '1' if the namespace is paused, else ''
+--        4 '' if the namespace is not paused; else '1', and behind it `paused_by` of a state
 --        5, 6 numbers of batches and tasks that are done, to be added
 --        7 counter in batch ids: the next id has a larger one
 --        8, 9 until when the ids in `seen` and `seen_before` are known, ms; 0 if there are none
@@ -20,7 +20,7 @@
 -- @include seen
 
 local state = KEYS[1]
-local mover, partitions, former, paused = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+local mover, partitions, former, paused = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 assert_arguments(#KEYS == 1 and #ARGV == 9 and string.match(partitions, '^%d+$')
   or string.match(partitions or '', '^%d+ policies$'))
 local flushed, flushed_tasks, sequence = whole_number(ARGV[5]), whole_number(ARGV[6]),
@@ -41,7 +41,7 @@ if former == '' then
 else
   redis.call('HSET', state, 'former', former)
 end
-if paused then redis.call('HSET', state, 'paused', 1) end
+if paused ~= '' then redis.call('HSET', state, 'paused', 1, 'paused_by', string.sub(paused, 2)) end
 add_count(state, 'flushed', flushed)
 add_count(state, 'flushed_tasks', flushed_tasks)
 local function raise(field, value)

@@ -10,7 +10,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from redis.asyncio import Redis
 
@@ -792,10 +793,7 @@ class AsyncAggregator(AggregatorBase):
             InvalidGroupKey: the group key is wrong.
         """
         group = group_key_bytes(group_key)
-        operation = explaining.explain(
-            self._keyspace, group, clustered=self._here().transport.clustered
-        )
-        return await self._observe(operation)
+        return await self._observe(explaining.explain, group)
 
     async def get_troubles(self) -> list[Trouble]:
         """Says what keeps tasks of the namespace from being flushed, the worst first.
@@ -803,9 +801,7 @@ class AsyncAggregator(AggregatorBase):
         Returns:
             What concerns all groups or those of some partitions; empty if all is well.
         """
-        found, _ = await self._observe(
-            observing.health(self._keyspace, clustered=self._here().transport.clustered)
-        )
+        found, _ = await self._observe(observing.health)
         return observing.troubles(found)
 
     async def overview(self) -> Overview:
@@ -815,8 +811,7 @@ class AsyncAggregator(AggregatorBase):
             The counts, the oldest that is overdue, the flushers and the troubles. The cost does
             not grow with the number of groups.
         """
-        operation = observing.overview(self._keyspace, clustered=self._here().transport.clustered)
-        return await self._observe(operation)
+        return await self._observe(observing.overview)
 
     async def get_flushers(self) -> list[FlusherState]:
         """Reads the live flushers.
@@ -824,9 +819,7 @@ class AsyncAggregator(AggregatorBase):
         Returns:
             What each one leads, and which sinks it found down.
         """
-        found, _ = await self._observe(
-            observing.health(self._keyspace, clustered=self._here().transport.clustered)
-        )
+        found, _ = await self._observe(observing.health)
         return observing.flusher_states(found)
 
     async def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
@@ -1138,10 +1131,16 @@ class AsyncAggregator(AggregatorBase):
                 await self._here().transport.once(self._namespace.note_refusal(error))
             raise
 
-    async def _observe(self, operation: Operation[T]) -> T:
+    async def _observe(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Runs an operation that looks at what may be broken, so it does not wait for long."""
         timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
-        return await AsyncTransport(self._here().transport.client, timeout).run(operation)
+        transport = AsyncTransport(self._here().transport.client, timeout)
+        make = partial(operation, self._keyspace, *args, clustered=transport.clustered)
+        try:
+            return await transport.run(make())
+        except NamespaceMoved as moved:
+            self._namespace.follow(moved)
+            return await transport.run(make())
 
     async def _run_anew(self, make: Callable[[], Operation[T]]) -> T:
         """Runs an operation, once more if the namespace was moved."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from redis import Redis
 
@@ -760,8 +760,7 @@ class Aggregator(AggregatorBase):
             InvalidGroupKey: the group key is wrong.
         """
         group = group_key_bytes(group_key)
-        operation = explaining.explain(self._keyspace, group, clustered=self._transport.clustered)
-        return self._observe(operation)
+        return self._observe(explaining.explain, group)
 
     def get_troubles(self) -> list[Trouble]:
         """Says what keeps tasks of the namespace from being flushed, the worst first.
@@ -769,9 +768,7 @@ class Aggregator(AggregatorBase):
         Returns:
             What concerns all groups or those of some partitions; empty if all is well.
         """
-        found, _ = self._observe(
-            observing.health(self._keyspace, clustered=self._transport.clustered)
-        )
+        found, _ = self._observe(observing.health)
         return observing.troubles(found)
 
     def overview(self) -> Overview:
@@ -781,8 +778,7 @@ class Aggregator(AggregatorBase):
             The counts, the oldest that is overdue, the flushers and the troubles. The cost does
             not grow with the number of groups.
         """
-        operation = observing.overview(self._keyspace, clustered=self._transport.clustered)
-        return self._observe(operation)
+        return self._observe(observing.overview)
 
     def get_flushers(self) -> list[FlusherState]:
         """Reads the live flushers.
@@ -790,9 +786,7 @@ class Aggregator(AggregatorBase):
         Returns:
             What each one leads, and which sinks it found down.
         """
-        found, _ = self._observe(
-            observing.health(self._keyspace, clustered=self._transport.clustered)
-        )
+        found, _ = self._observe(observing.health)
         return observing.flusher_states(found)
 
     def get_batches(self, *, tasks: bool = False) -> list[BatchState]:
@@ -1064,10 +1058,16 @@ class Aggregator(AggregatorBase):
                 self._transport.once(self._namespace.note_refusal(error))
             raise
 
-    def _observe(self, operation: Operation[T]) -> T:
+    def _observe(self, operation: Callable[..., Operation[T]], *args: Any) -> T:
         """Runs an operation that looks at what may be broken, so it does not wait for long."""
         timeout = min(OBSERVE_TIMEOUT, seconds(self._config.add_timeout))
-        return Transport(self._transport.client, timeout).run(operation)
+        transport = Transport(self._transport.client, timeout)
+        make = partial(operation, self._keyspace, *args, clustered=transport.clustered)
+        try:
+            return transport.run(make())
+        except NamespaceMoved as moved:
+            self._namespace.follow(moved)
+            return transport.run(make())
 
     def _run_anew(self, make: Callable[[], Operation[T]]) -> T:
         """Runs an operation, once more if the namespace was moved."""

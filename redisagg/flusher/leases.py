@@ -116,6 +116,8 @@ class LeaseKeeper:
             if self._mismatch is not None:
                 # The others would leave partitions to this flusher that it does not know.
                 await self._leave()
+                if isinstance(self._mismatch, NamespaceMoved):
+                    raise self._mismatch
                 with suppress(RedisAggError):
                     noting = registration.note_refusal(self._keyspace, self._mismatch)
                     await self._transport.once(noting)

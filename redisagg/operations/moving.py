@@ -56,7 +56,10 @@ _CALL_BYTES = 256 * 1024
 
 _CALL_GROUPS = 50
 
-_STATE = (b"paused", b"flushed", b"flushed_tasks", b"sequence", b"seen_until", b"seen_before_until")
+_STATE = (
+    *(b"paused", b"flushed", b"flushed_tasks", b"sequence", b"seen_until", b"seen_before_until"),
+    b"paused_by",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +375,8 @@ class Mover:
     def _thaw(self, plan: _Plan) -> None:
         self._on_step("thaw")
         states = self._ask([command("HMGET", p.state, *_STATE) for p in _partitions(plan.old)])
-        numbers = [[_number(each) for each in state] for state in states]
+        numbers = [[_number(each) for each in state[:-1]] for state in states]
+        paused_by = max((state[-1] or b"" for state in states), default=b"")
         paused, _, _, sequence, seen, seen_before = map(max, zip(*numbers, strict=True))
         new = self._new
         policies, former = self._one(command("HMGET", new.meta, b"policies", b"former"))
@@ -382,7 +386,7 @@ class Mover:
             if plan.renames or number >= plan.new.partitions:
                 flushed[number % plan.new.partitions][0] += batches
                 flushed[number % plan.new.partitions][1] += tasks
-        common = (label, former or b"", b"1" if paused else b"")
+        common = (label, former or b"", b"1" + paused_by if paused else b"")
         for p in _partitions(plan.new):
             counts = (*flushed[p.number], sequence, seen, seen_before)
             self._one(call("thaw", [p.state], self._id, *common, *counts))

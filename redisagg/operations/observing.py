@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from redisagg.errors import AuthenticationFailed, RedisAggError, RedisUnavailable
 from redisagg.operations.measuring import measure
 from redisagg.protocol import registration
-from redisagg.protocol.keys import WITH_POLICIES, Keyspace, PartitionKeys
+from redisagg.protocol.keys import MOVER, WITH_POLICIES, Keyspace, PartitionKeys
 from redisagg.protocol.operations import Lenient, Operation
 from redisagg.protocol.replies import as_dict
 from redisagg.protocol.scripts import Request, call, command
@@ -190,10 +190,12 @@ def health(
     states = others[: len(partitions)]
     memory = others[len(partitions) : len(partitions) + len(servers)]
     if not isinstance(record, Exception) and None not in record:
-        registration.compare(keyspace, record)
+        yield from registration.compare(keyspace, record)
     if isinstance(now, Exception):
         now = int(local * 1000)
-    ids = [] if isinstance(live, Exception) else [_text(each) for each in live]
+    ids: list[str] = []
+    if not isinstance(live, Exception):
+        ids = [_text(each) for each in live if not each.startswith(MOVER)]
     statuses, refusals = _statuses(status, ids, now)
     away: dict[int, RedisUnavailable] = {}
     foreign: dict[int, RedisAggError] = {}

@@ -274,8 +274,10 @@ def test_the_rest_of_a_namespace_is_moved(
         agg.add_tasks(Task("t", n, f"g{n}", f"id{n}") for n in range(20))
         assert agg.wait_until_idle(10)
         agg.set_policy("*", Policy(max_size=7))
-    agg.pause()
+    agg.pause(by="somebody")
     flushed = agg.stats().flushed
+    late = make(**options)
+    late.add_task(Task("t", 0, "g0", "id0"))
     for name, partitions in [("other", 3), ("other", 1), ("other", 5), ("tests", 4)]:
         moved, _ = move(transport, name, partitions, old=agg.name)
         assert moved is not None
@@ -288,6 +290,9 @@ def test_the_rest_of_a_namespace_is_moved(
         assert agg.stats().pending == 0  # all ids are known
         agg.add_task(Task("t", 1, "waits", name + str(partitions)))
         assert agg.cancel_group("waits") == 1
+        told = [each for each in late.get_troubles() if each.cause == "paused"]
+        assert "somebody" in told[0].text
+        assert late.name == name
     client: Any = sync_redis
     assert client.hget("redisagg:{other}:meta", "schema") == b"moved tests"
     left = client.keys("redisagg:{other*")
