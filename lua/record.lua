@@ -17,11 +17,11 @@ local MOST_PARTITIONS = 256
 local FAR_AHEAD = 60000  -- ms; a stored sample that is further ahead is of another clock
 
 -- The history is a string of two rings. Each step has the place of its number modulo the steps.
-local FINE_MS, FINE_STEPS = 10000, 360
+local FINE_MS, FINE_STEPS = 20000, 180
 local COARSE_MS, COARSE_STEPS = 3600000, 720
 local POINT_BYTES = 64
 local POINT = '>dddddddd'  -- number of the step, four sums, three maxima
-local ALL_BYTES = 69120  -- of both rings
+local ALL_BYTES = 57600  -- of both rings
 local KEPT_MS = 2678400000  -- 31 days after the last step
 local DELAY_MS = 500  -- behind the end of a step
 
@@ -38,8 +38,7 @@ local PENDING, DEAD_TASKS, OVERDUE = 6, 7, 8
 local function is_number(value)
   return type(value) == 'number' and math.abs(value) <= LARGEST_ARGUMENT  -- false for NaN
 end
-local function read_sample(field)
-  local packed = redis.call('HGET', samples, field)
+local function unpack_sample(packed)
   local decoded, sample = pcall(cmsgpack.unpack, packed or '')
   if not decoded or type(sample) ~= 'table' or #sample ~= OVERDUE then return nil end
   for i = TIME, OVERDUE do
@@ -48,12 +47,18 @@ local function read_sample(field)
   return sample
 end
 
-local totals = read_sample('') or { 0, 0, 0, 0, 0, 0, 0, 0 }
+-- The stored samples, in the order of the call, and the totals.
+local numbers = {}
+for at = 1, #ARGV, ARGS do numbers[#numbers + 1] = ARGV[at] end
+numbers[#numbers + 1] = ''
+local stored_samples = redis.call('HMGET', samples, unpack(numbers))
+local totals = unpack_sample(stored_samples[#numbers]) or { 0, 0, 0, 0, 0, 0, 0, 0 }
 local fields, sums, overdue = {}, { 0, 0, 0, 0 }, 0
-for at = 1, #given, ARGS do
-  local number, sample = ARGV[at], {}
-  for i = TIME, OVERDUE do sample[i] = given[at + i] end
-  local last = read_sample(number)
+local seen = {}
+for nth = 1, #numbers - 1 do
+  local number, sample = numbers[nth], {}
+  for i = TIME, OVERDUE do sample[i] = given[(nth - 1) * ARGS + 1 + i] end
+  local last = seen[number] or unpack_sample(stored_samples[nth])
   if not last or sample[TIME] > last[TIME] or last[TIME] > now + FAR_AHEAD then
     for i, place in ipairs({ ADDED, FLUSHED_TASKS, FLUSHED, FAILED }) do
       local counted = last and sample[place] - last[place] or 0
@@ -67,6 +72,7 @@ for at = 1, #given, ARGS do
     overdue = math.max(overdue, sample[OVERDUE])
     fields[#fields + 1] = number
     fields[#fields + 1] = cmsgpack.pack(sample)
+    seen[number] = sample
   end
 end
 

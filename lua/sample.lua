@@ -24,9 +24,10 @@ local function number(text)
   return value % 1 == 0 and math.abs(value) < LARGEST_NUMBER and value or 0
 end
 local counts = redis.call('HMGET', state, 'waiting', 'claimed', 'dead', 'flushed_tasks', 'removed',
-  'flushed', 'failed')
-for i = 1, #counts do counts[i] = number(counts[i]) end
-local waiting, claimed, dead, flushed_tasks, removed, flushed, failed = unpack(counts)
+  'flushed', 'failed', 'wake', 'paused')
+local LAST_NUMBER = 8  -- behind it is whether flushing is paused
+for i = 1, LAST_NUMBER do counts[i] = number(counts[i]) end
+local waiting, claimed, dead, flushed_tasks, removed, flushed, failed, wake = unpack(counts)
 
 local first = now
 local function note(at) if at > 0 and at < first then first = at end end
@@ -43,7 +44,7 @@ local function note_ready()
   end
 end
 
--- Groups whose time has come, while flushing is paused. The time in the index may be too early.
+-- Groups whose time has come, but no poll yet. The time in the index may be too early.
 local function note_due()
   local page = redis.call('ZRANGE', due, 0, LOOKS - 1, 'WITHSCORES')
   for i = 1, #page, 2 do
@@ -53,7 +54,8 @@ local function note_due()
   end
 end
 
-if waiting > 0 then
+-- A leader that sleeps has found nothing due, unless flushing is paused.
+if waiting > 0 and (wake <= now or counts[LAST_NUMBER + 1]) then
   note_ready()
   note_due()
 end

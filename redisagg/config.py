@@ -118,7 +118,7 @@ class AggregationConfig:
             it does.
         result_ttl: seconds for which the outcome of a submitted task is kept, an hour by default,
             49 days at most; see docs/results.md.
-        history: whether the flusher records what happens in the namespace, every 10 seconds; True
+        history: whether the flusher records what happens in the namespace, every 20 seconds; True
             by default. See docs/history.md.
 
     Raises:

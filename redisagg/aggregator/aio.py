@@ -912,7 +912,7 @@ class AsyncAggregator(AggregatorBase):
         Flushers record it in Redis, so it survives their restarts. See the setting `history`.
 
         Args:
-            span: ``"hour"`` for the last hour in steps of 10 seconds, ``"month"`` for the last 30
+            span: ``"hour"`` for the last hour in steps of 20 seconds, ``"month"`` for the last 30
                 days in steps of an hour.
 
         Returns:

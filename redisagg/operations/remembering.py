@@ -13,7 +13,7 @@ from redisagg.texts import shorten
 from redisagg.views import History, HistoryPoint
 
 HistorySpan = Literal["hour", "month"]
-"""The last hour in steps of 10 seconds, or the last 30 days in steps of an hour."""
+"""The last hour in steps of 20 seconds, or the last 30 days in steps of an hour."""
 
 _RINGS = {"hour": FINE, "month": COARSE}
 

@@ -30,7 +30,7 @@ class Ring(NamedTuple):
         return self.first + self.steps * _POINT.size - 1
 
 
-FINE = Ring(0, 10_000, 360)
+FINE = Ring(0, 20_000, 180)
 COARSE = Ring(FINE.last + 1, 3_600_000, 720)
 
 

@@ -64,10 +64,10 @@ def test_what_happens_is_in_the_history(make_both: Make, sync_redis: redis.Redis
         wait_until(lambda: agg.stats().flushed == 6, what="a is flushed")
     await_recorded(agg, tasks_in=7, tasks_out=6, batches=3, failures=0)
     history = agg.history()
-    assert history.step == 10
+    assert history.step == 20
     point = history.points[-1]
     assert history.now - 400 < point.at <= history.now
-    assert point.at % 10 == 0
+    assert point.at % 20 == 0
     assert 1 <= point.pending <= 7
     assert point.dead == 0
     month = agg.history("month")

@@ -9,9 +9,11 @@ import msgpack
 import pytest
 import redis
 
-from redisagg.protocol.history import COARSE, FINE, Ring, points
+from redisagg.protocol.history import COARSE, FINE, Ring, points, sample
+from redisagg.protocol.history import record as record_request
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.scripts import load
+from redisagg.transport.threads import Transport
 from tests.scripts.test_errors_write_nothing import Call, prepare
 from tests.support.tasks import server_ms
 
@@ -141,8 +143,8 @@ def test_the_next_call_comes_behind_the_end_of_a_step(sync_redis: redis.Redis) -
 def test_memory_is_bounded(sync_redis: redis.Redis) -> None:
     client: Client = sync_redis
     record(sync_redis, *(sample_at(server_ms(client), 2**52, number=n) for n in range(16)))
-    assert client.strlen(SPACE.history) == COARSE.last + 1 == 69_120
-    assert client.memory_usage(SPACE.history) < 83_000
+    assert client.strlen(SPACE.history) == COARSE.last + 1 == 57_600
+    assert client.memory_usage(SPACE.history) < 70_000
     assert client.memory_usage(SPACE.samples, samples=0) < 5_000
     for key in (SPACE.samples, SPACE.history):
         assert client.pttl(key) == pytest.approx(31 * 24 * 3_600_000, abs=60_000)
@@ -163,6 +165,43 @@ def test_points_of_other_times_and_foreign_bytes_are_left_out(sync_redis: redis.
         client.hset(SPACE.samples, mapping={"": foreign, "0": foreign, "1": msgpack.packb([1])})
         record(sync_redis, sample_at(server_ms(client), 1, number=2))
         assert summed(sync_redis)[1:] == [0, 0, 0, 0, 0, 0]
+
+
+def test_a_step_costs_few_commands_while_nothing_happens(sync_redis: redis.Redis) -> None:
+    """An idle flusher with 16 partitions is promised at most 60 commands a second."""
+    client: Client = sync_redis
+    space = Keyspace("tests", 16)
+    for p in space.partitions:
+        client.hset(p.state, mapping={"waiting": 5, "flushed": 9, "wake": 1 << 50})
+    transport = Transport(sync_redis, 1)
+
+    def step() -> None:
+        samples = transport.exchange([sample(p) for p in space.partitions])
+        transport.exchange([record_request(space, list(enumerate(samples)))])
+
+    step()  # loads the scripts, and begins an hour
+    client.config_resetstat()
+    step()
+    stats = client.info("commandstats")
+    spent = sum(row["calls"] for name, row in stats.items() if name != "cmdstat_config|resetstat")
+    assert spent <= 60, stats
+
+
+def test_what_is_due_while_the_leader_sleeps_is_late_only_in_a_pause(
+    sync_redis: redis.Redis,
+) -> None:
+    client: Client = sync_redis
+    prepare(client)
+    for score, group in ((1_000, b"x"), (2_000, b"y")):
+        client.zadd(P.ready, {group: score})
+    far = 1 << 50
+    client.hset(P.state, mapping={"claimed": 0, "wake": far})
+    assert SAMPLE.on(client)[-1] == 0
+    client.hset(P.state, "paused", 1)
+    assert SAMPLE.on(client)[-1] > 10**11
+    client.hdel(P.state, "paused")
+    client.hset(P.state, "wake", 0)
+    assert SAMPLE.on(client)[-1] > 10**11
 
 
 def test_the_slowest_calls_are_short(sync_redis: redis.Redis) -> None:
