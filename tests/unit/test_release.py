@@ -70,7 +70,8 @@ def test_each_package_of_an_extra_is_named_once() -> None:
     named = re.findall(r'"([A-Za-z][\w.-]*)(?:\[[\w,]*\])?[^"]*"', extras)
     packages = [name for name in named if name != "redisagg"]
     assert len(packages) > 20
-    assert [name for name in packages if packages.count(name) > 1] == []
+    again = {name for name in packages if packages.count(name) > 1}
+    assert again <= {"celery"}  # for the examples, without its extra that limits redis-py
 
 
 def test_a_dry_run_shows_the_release_and_changes_nothing(project: Path) -> None:
