@@ -92,6 +92,7 @@ def test_a_group_that_an_index_has_lost(run: Run, make: Make, sync_redis: redis.
         sync_redis.zrem(p.due.decode(), "g")
         examine(run, "--repair")  # it wakes the leader, if the group is due earlier than it sleeps
         await_batches(agg, 2)
+        assert payloads(enqueued(agg)) == [1, 2]
 
 
 def test_an_index_without_a_record(run: Run, make: Make, sync_redis: redis.Redis) -> None:
@@ -129,6 +130,7 @@ def test_a_hold_without_a_batch(run: Run, make: Make, sync_redis: redis.Redis) -
     sync_redis.hset(p.groups.decode(), "g", held)
     sync_redis.zrem(p.ready.decode(), "g")
     mended(run, r"1 group of partition \d is held back by a batch that is in no retry: g\.")
+    assert not agg.get_groups()["g"].held
     with agg:
         await_batches(agg, 1)
 

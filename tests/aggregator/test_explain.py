@@ -271,6 +271,7 @@ def test_a_status_of_long_ago_is_removed(make: Make, sync_redis: redis.Redis) ->
             lambda: not {b"dead", b"odd"} & set(sync_redis.hkeys(SPACE.status.decode())),
             what="they are removed",
         )
+        assert len(sync_redis.hkeys(SPACE.status.decode())) == 1
 
 
 def test_the_cost_does_not_grow_with_the_groups(make: Make, sync_redis: redis.Redis) -> None:
