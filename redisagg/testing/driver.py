@@ -71,11 +71,13 @@ class BatchFailure:
     """An attempt at a batch that failed."""
 
     group: str
+    """The key of the group of the batch."""
     error: str
     """What was raised, in one line."""
     traceback: str
     """Empty if the attempt does not count."""
     attempt: int
+    """The number of the attempt, from 1."""
     buried: bool
     """Whether the batch is a dead letter now; else it is tried again."""
     delay: float = 0.0
