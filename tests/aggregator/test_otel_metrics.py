@@ -152,7 +152,7 @@ def test_a_namespace(make: Make, reading: Reading) -> None:
     assert reading.points("redisagg.tasks")[("waiting",)].value == 5
     with agg:
         await_led(agg)
-        assert agg.wait_until_idle(10) is False
+        wait_until(lambda: agg.stats().flushed == 3, what="the full group is flushed")
         wait_until(lambda: reading.points("redisagg.leases")[()].value == 2, what="it is led")
     found = samples(collector)
     assert reading.metrics().keys() == {name_of(each) for each in NAMESPACE.values()}
