@@ -338,6 +338,7 @@ Cause: TypeAlias = Literal[
     "postponed",
     "redis_full",
     "wrong_partitions",
+    "moving",
     "partition_away",
     "clock",
     "no_flusher",

@@ -17,8 +17,10 @@ from redisagg.cli.why import WRONG
 from redisagg.errors import AuthenticationFailed, RedisAggError
 from redisagg.operations import checking, servers
 from redisagg.transport.failures import translate_error
+from redisagg.transport.threads import Transport
 from redisagg.views import Finding
 
+_TIMEOUT = 5.0  # seconds for which a lost connection is retried
 _PAGE = 500  # keys that one SCAN looks at: well below a millisecond
 
 _MARKS = {"error": "!!", "warning": " !", "note": "  "}
@@ -93,19 +95,27 @@ class _Examination:
     def __init__(self, aggregator: Aggregator, *, repair: bool) -> None:
         self._aggregator = aggregator
         self._keyspace = aggregator._keyspace
-        self._transport = aggregator._transport
+        self._transport = Transport(aggregator._transport.client, _TIMEOUT)
         self._repair = repair
+        self._skipped: set[int] = set()
+        """Partitions that can't be asked for now, as `namespace` has said."""
 
     def servers(self) -> Iterator[Finding]:
         """Checks the settings of each server."""
         masters = self._transport.masters()
+        states: list[dict[str, str]] = []
         for master in masters:
-            for finding in self._server(master):
+            try:
+                findings = list(self._server(master))
+                if self._transport.clustered:
+                    raw: Any = _or_none(lambda: master.execute_command("CLUSTER INFO"))  # noqa: B023
+                    states.append({_str(k): _str(v) for k, v in (raw or {}).items()})
+            except RedisError as error:
+                findings = [Finding("server", "error", f"It does not answer: {_sentence(error)}")]
+            for finding in findings:
                 yield _named(finding, master) if len(masters) > 1 else finding
-        if self._transport.clustered:
-            raw: Any = _or_none(lambda: masters[0].execute_command("CLUSTER INFO"))
-            if isinstance(raw, dict):
-                yield from servers.check_cluster({_str(k): _str(v) for k, v in raw.items()})
+        if states:
+            yield from servers.check_cluster(states[0])
 
     def _server(self, master: Redis) -> Iterator[Finding]:
         info: Any = _or_none(lambda: master.info())
@@ -132,6 +142,8 @@ class _Examination:
             level: Any = "warning"
             if trouble.cause in ("wrong_partitions", "partition_away", "redis_full"):
                 level = "error"
+            if trouble.cause in ("partition_away", "moving"):
+                self._skipped.update(trouble.partitions or range(len(self._keyspace.partitions)))
             yield Finding("namespace", level, trouble.text, trouble.advice)
 
     def rights(self, role: str, user: str | None) -> Iterator[Finding]:
@@ -157,7 +169,11 @@ class _Examination:
 
     def partitions(self) -> Iterator[Finding]:
         """Checks groups and batches."""
-        for p in _progress(self._keyspace.partitions, "partitions"):
+        partitions = [p for p in self._keyspace.partitions if p.number not in self._skipped]
+        if self._skipped:
+            names = ", ".join(map(str, sorted(self._skipped)))
+            yield Finding("groups", "note", f"Those of the partitions {names} were not checked.")
+        for p in _progress(partitions, "partitions"):
             checked = checking.check_partition(self._keyspace, p, mend=self._repair)
             try:
                 yield from self._transport.run(checked)
@@ -172,19 +188,22 @@ class _Examination:
         """Checks whether keys belong to a record, with the cursors of SCAN."""
         orphans: list[tuple[checking.Kind, bytes]] = []
         pattern = f"redisagg:{{{self._aggregator.name}:*"
-        try:
-            for master in self._transport.masters():
-                cursor: Any = 0
+        for master in self._transport.masters():
+            cursor: Any = 0
+            try:
                 while True:
                     reply: Any = master.scan(cursor, match=pattern, count=_PAGE)
                     cursor, names = reply
                     raw = [each.encode() if isinstance(each, str) else each for each in names]
-                    checked = checking.check_keys(self._keyspace, raw, mend=self._repair)
+                    checked = checking.check_keys(
+                        self._keyspace, raw, mend=self._repair, without=self._skipped
+                    )
                     orphans += self._transport.run(checked)
                     if not cursor:
                         break
-        except RedisError as error:
-            yield Finding("keys", "note", f"The keys were not checked: {translate_error(error)}.")
+            except (RedisError, RedisAggError) as error:
+                why = _sentence(translate_error(error))
+                yield Finding("keys", "note", f"The keys were not checked: {why}")
         yield from checking.key_findings(list(dict.fromkeys(orphans)), mended=self._repair)
 
 

@@ -72,6 +72,7 @@ _TITLES: dict[Cause, tuple[Level, str]] = {
     "partition_away": ("bad", "Partitions can't be reached"),
     "redis_full": ("bad", "Redis is full"),
     "wrong_partitions": ("bad", "The number of partitions differs"),
+    "moving": ("warn", "The namespace is being moved"),
     "clock": ("warn", "A clock is off"),
     "no_flusher": ("bad", "No flusher is alive"),
     "paused": ("bad", "Flushing is paused"),

@@ -11,7 +11,7 @@ from redisagg.views import Cause, Overview, PartitionStats, Stats
 
 CAUSES: Sequence[Cause] = (
     *("partition_away", "redis_full", "wrong_partitions", "clock", "no_flusher", "paused"),
-    *("no_leader", "sink_down", "concurrency", "rate_limit"),
+    *("no_leader", "sink_down", "concurrency", "rate_limit", "moving"),
 )
 """The causes that concern a namespace, not a single group."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 from redisagg.errors import KeyConflict
@@ -399,13 +399,14 @@ def _batch_findings(
 
 
 def check_keys(
-    keyspace: Keyspace, names: Sequence[bytes], *, mend: bool
+    keyspace: Keyspace, names: Sequence[bytes], *, mend: bool, without: Set[int] = frozenset()
 ) -> Operation[list[tuple[Kind, bytes]]]:
     """Finds keys that belong to no record.
 
     Args:
         names: keys of the namespace, such as a page of SCAN.
         mend: whether to mend what is wrong.
+        without: numbers of partitions that are left out.
 
     Returns:
         What each of them is, with its group key or batch id.
@@ -413,7 +414,7 @@ def check_keys(
     wanted = []
     for key in names:
         found = _place(keyspace, key)
-        if found is not None:
+        if found is not None and found[0].number not in without:
             wanted.append((key, *found))
     orphans: list[tuple[Kind, bytes]] = []
     for start in range(0, len(wanted), _ROUND_SIZE):

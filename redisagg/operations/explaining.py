@@ -284,6 +284,8 @@ def _causes(g: _Group) -> Iterator[Trouble | None]:
     mismatch = observing.wrong_partitions(found)
     if mismatch is not None and (number in mismatch.partitions or not found.live):
         yield mismatch
+    if state is not None and state.mover:
+        yield observing.moving(found)
     is_due = record.waiting > 0 and (g.is_ready or record.due_at <= g.now)
     if record.claimed == 0 and not is_due:
         yield _group_paused(g, record)

@@ -31,7 +31,10 @@ from redisagg.rate_limit import RateLimit
 from redisagg.texts import escape_control
 from redisagg.views import FlusherState, Overview, SinkState, Trouble
 
-_STATE = ("partitions", "clock", "paused", "paused_by", "owner", "expires", "lease", "wake")
+_STATE = ("partitions", "clock", "paused", "paused_by", "owner", "expires", "lease", "schema")
+
+_FROZEN = b"frozen "
+"""What a mover writes before its id in place of the schema; see lua/includes/schema.lua."""
 
 _FULL = 0.995
 """The part of its maxmemory from which Redis counts as full: then it refuses one add or another."""
@@ -69,6 +72,8 @@ class PartitionState(NamedTuple):
     """Id of the last leader."""
     expires: int
     lease: int
+    mover: str
+    """Id of the process that has frozen the partition, to move the namespace; or empty."""
 
     def led(self, now: int) -> bool:
         """Whether the lease is in force; as lua/includes/lease.lua."""
@@ -128,6 +133,8 @@ class Health:
     live: Sequence[str]
     """Ids of the live flushers."""
     live_known: bool
+    movers: Sequence[str]
+    """Ids of the live processes that move the namespace."""
     statuses: Mapping[str, FlusherStatus]
     """Of the live flushers."""
     refusals: Mapping[str, FlusherStatus]
@@ -194,8 +201,9 @@ def health(
     if isinstance(now, Exception):
         now = int(local * 1000)
     ids: list[str] = []
-    if not isinstance(live, Exception):
-        ids = [_text(each) for each in live if not each.startswith(MOVER)]
+    movers: list[str] = []
+    for each in () if isinstance(live, Exception) else live:
+        (movers if each.startswith(MOVER) else ids).append(_text(each))
     statuses, refusals = _statuses(status, ids, now)
     away: dict[int, RedisUnavailable] = {}
     foreign: dict[int, RedisAggError] = {}
@@ -213,6 +221,7 @@ def health(
         recorded=_recorded(record),
         live=ids,
         live_known=not isinstance(live, Exception),
+        movers=movers,
         statuses=statuses,
         refusals=refusals,
         permits=permits_of(permits, now),
@@ -257,7 +266,7 @@ def _statuses(
 
 
 def _partition_state(p: PartitionKeys, values: Sequence[bytes | None]) -> PartitionState:
-    partitions, clock, paused, paused_by, owner, expires, lease, _ = values
+    partitions, clock, paused, paused_by, owner, expires, lease, schema = values
     since, _, by = (paused_by or b"").partition(b" ")
     number = None if partitions is None else _number(partitions.removesuffix(WITH_POLICIES))
     return PartitionState(
@@ -270,6 +279,7 @@ def _partition_state(p: PartitionKeys, values: Sequence[bytes | None]) -> Partit
         owner=_text(owner or b""),
         expires=_number(expires),
         lease=_number(lease),
+        mover=_text((schema or b"").partition(_FROZEN)[2]),
     )
 
 
@@ -367,6 +377,7 @@ def _troubles(found: Health) -> Iterator[Trouble | None]:
     yield partitions_away(found)
     yield redis_full(found)
     yield wrong_partitions(found)
+    yield moving(found)
     yield clock_set_back(found)
     yield no_flusher(found)
     yield paused(found, [each for each in found.partitions if each.paused])
@@ -433,6 +444,29 @@ def wrong_partitions(found: Health) -> Trouble | None:
         f"A flusher on {host} was refused at {at(status.written_ms, found.now)}: {status.error}.",
         "Start it with the settings of the namespace.",
         since=status.written_ms / 1000,
+    )
+
+
+def moving(found: Health) -> Trouble | None:
+    """The namespace is frozen by a process that moves it."""
+    frozen = [each for each in found.partitions if each.mover]
+    if not frozen:
+        return None
+    mover = frozen[0].mover
+    where = mover.removeprefix(MOVER.decode())
+    numbers = [each.number for each in frozen] if len(frozen) < len(found.partitions) else []
+    if mover in found.movers:
+        return Trouble(
+            "moving",
+            f"The namespace is being moved by {where}; adds and flushes wait until that is done.",
+            "Wait; producers and flushers follow by themselves.",
+            partitions=numbers,
+        )
+    return Trouble(
+        "moving",
+        f"The namespace is frozen: {where} has begun to move it, and is not alive any more.",
+        "Call the same command again, redisagg move or redisagg repartition: it goes on.",
+        partitions=numbers,
     )
 
 

@@ -176,6 +176,8 @@ _RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         (_SPACE, "meta", "hsetnx hmget"),
         (_SPACE, "flushers", "zadd zrem zrange zremrangebyscore"),
         (_SPACE, "status", "hlen hgetall hset hdel"),
+        (_SPACE, "samples", "hset hlen pexpire"),
+        (_SPACE, "history", "strlen getrange setrange pexpire"),
         (
             _PART,
             "x",
@@ -189,6 +191,7 @@ _RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         (_SPACE, "flushers", "zrange"),
         (_SPACE, "status", "hgetall"),
         (_SPACE, "permits", "hgetall"),
+        (_SPACE, "history", "getrange"),
         (_PART, "x", "hmget hget hlen hscan lrange lindex get zcard zrange zscore hgetall"),
     ),
     "operator": (
@@ -236,6 +239,8 @@ _MORE: dict[str, Sequence[Any]] = {
     "lrem": ("0", "v"),
     "lset": ("0", "v"),
     "set": ("v",),
+    "getrange": ("0", "0"),
+    "setrange": ("0", "v"),
     "pexpire": ("1",),
     "sadd": ("m",),
     "sismember": ("m",),

@@ -239,6 +239,25 @@ def test_a_namespace_that_was_made_anew(make: Make, sync_redis: redis.Redis) -> 
         agg.explain("g")
 
 
+def test_a_namespace_that_is_being_moved(make: Make, sync_redis: redis.Redis) -> None:
+    agg = make(**NOW)
+    agg.add_task(Task("t", 1, "g"))
+    p = SPACE.partition_of(b"g")
+    transport = Transport(sync_redis, 0)
+    mover = "move:host:7:x"
+    join = call("join", [SPACE.flushers], mover, 60_000, SPACE.wake_channel)
+    freeze = call("freeze", [p.state, p.claims], mover, "")
+    assert transport.exchange([join, freeze])[1] == 1
+    assert "is being moved by host:7:x; adds and" in explained(agg, "moving")
+    assert agg.get_flushers() == []
+    transport.exchange([call("leave", [SPACE.flushers, SPACE.status], mover, SPACE.wake_channel)])
+    text = explained(agg, "moving")
+    assert text == (
+        "The namespace is frozen: host:7:x has begun to move it, and is not alive any more."
+    )
+    assert agg.get_troubles()[0].partitions == [p.number]
+
+
 def test_all_is_well(make_both: Make, sync_redis: redis.Redis) -> None:
     agg = make_both(**NOW)
     with agg:

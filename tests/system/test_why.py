@@ -79,3 +79,11 @@ def test_a_partition_that_is_away_hides_no_other_trouble(plant: Plants) -> None:
     explained = trouble.observer.explain(group)
     assert explained.cause == "unknown"
     assert "partition_away" in [each.cause for each in explained.also]
+    asked = CliRunner().invoke(cli, ["doctor", "--redis", trouble.url, "--name", NAME])
+    assert asked.exit_code == 4, asked.output
+    for words in (
+        "It does not answer: ",
+        "namespace: Partition",
+        "not checked.",
+    ):
+        assert words in asked.output
