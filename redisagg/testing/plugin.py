@@ -6,14 +6,14 @@ kit only when a fixture is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from redisagg import AggregationConfig, Aggregator, App, AsyncAggregator
-    from redisagg.testing import Clock, EmbeddedRedis, Kit, RecordingSink
+    from redisagg.testing import Clock, EmbeddedRedis, Flushed, Kit, RecordingSink
 
 
 @pytest.fixture(scope="session")
@@ -76,24 +76,24 @@ def recording_sink(redisagg_kit: Kit) -> RecordingSink:
 
 
 @pytest.fixture
-def flush_due(redisagg_kit: Kit) -> Callable[..., Any]:
+def flush_due(redisagg_kit: Kit) -> Callable[..., Flushed]:
     """Flushes what is due; see `Kit.flush_due`."""
     return redisagg_kit.flush_due
 
 
 @pytest.fixture
-def aflush_due(redisagg_kit: Kit) -> Callable[..., Any]:
+def aflush_due(redisagg_kit: Kit) -> Callable[..., Awaitable[Flushed]]:
     """Flushes what is due, on the event loop of the test; see `Kit.aflush_due`."""
     return redisagg_kit.aflush_due
 
 
 @pytest.fixture
-def drain(redisagg_kit: Kit) -> Callable[..., Any]:
+def drain(redisagg_kit: Kit) -> Callable[..., Flushed]:
     """Flushes all that waits; see `Kit.drain`."""
     return redisagg_kit.drain
 
 
 @pytest.fixture
-def adrain(redisagg_kit: Kit) -> Callable[..., Any]:
+def adrain(redisagg_kit: Kit) -> Callable[..., Awaitable[Flushed]]:
     """Flushes all that waits, on the event loop of the test; see `Kit.adrain`."""
     return redisagg_kit.adrain
