@@ -59,16 +59,23 @@ class Request:
     name: str
     """The name of the task."""
     args: tuple[Any, ...] = ()
+    """The positional arguments of the call."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """The keyword arguments of the call."""
     delivery_info: Any = None
     """How the batch was delivered."""
     hostname: str | None = None
     """The name of the worker."""
     ignore_result: bool = False
+    """Whether the task has no results."""
     reply_to: str | None = None
+    """None: the result backend ``rpc://`` is not supported."""
     correlation_id: str | None = None
+    """None, as `reply_to`."""
     request_dict: dict[str, Any] = field(default_factory=dict)
+    """Empty: a call has no message of its own."""
     chord: Any = None
+    """None: a call can't be a part of a chord."""
 
 
 class BatchTask(_CeleryTask):
