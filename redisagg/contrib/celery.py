@@ -108,7 +108,10 @@ class BatchTask(_CeleryTask):
             args: the positional arguments of the call.
             kwargs: its keyword arguments.
             task_id: its id; a new one if None.
-            producer, link, link_error, shadow: as Celery passes them; a call can have no link.
+            producer: is not used; Celery passes it.
+            link: None; a call in a batch can have none.
+            link_error: None, as `link`.
+            shadow: is not used.
             group_key: the group, in place of that of `group_by`.
             options: what Celery itself passes. How a batch is routed is set in the decorator.
 
