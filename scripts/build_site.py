@@ -38,6 +38,8 @@ PLACES = {
     "SECURITY.md": "project/security-policy.md",
     "lua/README.md": "project/scripts.md",
     "examples/README.md": "examples/index.md",
+    "examples/apps/README.md": "examples/apps.md",
+    "deploy/README.md": "deploy.md",
     "benchmarks/README.md": "project/benchmarks.md",
 }
 """Places on the site of pages that are not those below docs/."""

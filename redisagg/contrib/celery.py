@@ -59,16 +59,23 @@ class Request:
     name: str
     """The name of the task."""
     args: tuple[Any, ...] = ()
+    """The positional arguments of the call."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """The keyword arguments of the call."""
     delivery_info: Any = None
     """How the batch was delivered."""
     hostname: str | None = None
     """The name of the worker."""
     ignore_result: bool = False
+    """Whether the task has no results."""
     reply_to: str | None = None
+    """None: the result backend ``rpc://`` is not supported."""
     correlation_id: str | None = None
+    """None, as `reply_to`."""
     request_dict: dict[str, Any] = field(default_factory=dict)
+    """Empty: a call has no message of its own."""
     chord: Any = None
+    """None: a call can't be a part of a chord."""
 
 
 class BatchTask(_CeleryTask):
@@ -101,7 +108,10 @@ class BatchTask(_CeleryTask):
             args: the positional arguments of the call.
             kwargs: its keyword arguments.
             task_id: its id; a new one if None.
-            producer, link, link_error, shadow: as Celery passes them; a call can have no link.
+            producer: is not used; Celery passes it.
+            link: None; a call in a batch can have none.
+            link_error: None, as `link`.
+            shadow: is not used.
             group_key: the group, in place of that of `group_by`.
             options: what Celery itself passes. How a batch is routed is set in the decorator.
 

@@ -29,6 +29,7 @@ URL = "redis://localhost:1/0"
 
 if not settings.configured:
     settings.configure(
+        SECRET_KEY="for tests",
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
         INSTALLED_APPS=[
             *("django.contrib.contenttypes", "django.contrib.auth", "redisagg.contrib.django"),

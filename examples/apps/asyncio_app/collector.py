@@ -29,7 +29,13 @@ def write(row: tuple[str, str, float, int]) -> None:
         database.execute("INSERT OR IGNORE INTO means VALUES (?, ?, ?, ?)", row)
 
 
-@app.aggregator("asyncio-means", group_max_delay=60, group_grace_period=None, group_max_size=1000)
+@app.aggregator(
+    "asyncio-means",
+    group_max_delay=60,
+    group_grace_period=None,
+    group_max_size=1000,
+    add_timeout=1,  # a sender waits no longer
+)
 async def mean(sensor: str, tasks: list[Task], info: BatchInfo) -> None:
     """Takes all measurements of a sensor within a minute."""
     values = [float(task.payload) for task in tasks]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 try:
     import django  # noqa: F401
@@ -16,10 +16,10 @@ except ImportError as error:
 
 from redisagg.contrib.django.project import DjangoApp, add_task_on_commit, project_app
 
-if TYPE_CHECKING:
-    app: DjangoApp
+__all__ = ["DjangoApp", "add_task_on_commit"]
 
-__all__ = ["DjangoApp", "add_task_on_commit", "app"]
+app: DjangoApp
+"""The app of the project."""
 
 
 def __getattr__(name: str) -> Any:

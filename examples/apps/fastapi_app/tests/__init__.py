@@ -1,0 +1,1 @@
+"""Tests by the fixtures of redisagg's kit."""
