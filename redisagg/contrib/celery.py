@@ -59,16 +59,23 @@ class Request:
     name: str
     """The name of the task."""
     args: tuple[Any, ...] = ()
+    """The positional arguments of the call."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """The keyword arguments of the call."""
     delivery_info: Any = None
     """How the batch was delivered."""
     hostname: str | None = None
     """The name of the worker."""
     ignore_result: bool = False
+    """Whether the task has no results."""
     reply_to: str | None = None
+    """Always None; celery-batches has this field."""
     correlation_id: str | None = None
+    """Always None; celery-batches has this field."""
     request_dict: dict[str, Any] = field(default_factory=dict)
+    """Always empty; celery-batches has this field."""
     chord: Any = None
+    """Always None; celery-batches has this field."""
 
 
 class BatchTask(_CeleryTask):
