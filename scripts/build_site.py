@@ -104,7 +104,7 @@ def public_names(module: str) -> list[str]:
         for name, value in vars(found).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module
     ]
-    return [name for name in names if not hasattr(getattr(found, name), "__path__")]
+    return list(names)
 
 
 def reference(module: str) -> str:

@@ -61,7 +61,11 @@ class Clock:
 
         Args:
             delta: by how much, beside the other arguments; a negative one moves it back.
-            days, hours, minutes, seconds, milliseconds: by how much.
+            days: by how many days.
+            hours: by how many hours.
+            minutes: by how many minutes.
+            seconds: by how many seconds.
+            milliseconds: by how many milliseconds.
 
         Returns:
             The time that it shows now.

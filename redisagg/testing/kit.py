@@ -107,7 +107,8 @@ class Kit:
         """Makes an aggregator of this kit.
 
         Args:
-            name, config: as for `Aggregator`.
+            name: as for `Aggregator`.
+            config: as for `Aggregator`.
             sink: as for `Aggregator`; None for one that records in `sink` of the kit.
         """
         made = Aggregator(name, self.url, config=config, sink=sink)

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from tests.support.markdown import CHECKOUT
 
@@ -25,7 +26,10 @@ def public() -> Iterator[tuple[str, object]]:
         found = import_module(module)
         yield module, found
         for name in SITE["public_names"](module):
-            value = getattr(found, name)
+            try:
+                value = getattr(found, name)
+            except ImproperlyConfigured:  # the app of a project of Django
+                continue
             if inspect.isclass(value):
                 yield f"{module}.{name}", value
                 yield from members(f"{module}.{name}", value)

@@ -1,1 +1,1 @@
-"""Commands of `manage.py`."""
+"""The folder in which Django looks for commands."""
