@@ -20,6 +20,7 @@ another one with the same arguments, which begins where the first one ended.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -193,9 +194,10 @@ class Mover:
                     pass
                 plan = self._switch(plan)
             self._thaw(plan)
+            paused = time.monotonic() - self._frozen_at if self._frozen_at else 0.0
+            self._copy_answers(plan)
             self._retire(plan)
             self._end(plan)
-            paused = time.monotonic() - self._frozen_at if self._frozen_at else 0.0
             return replace(self._moved, layout=plan.new, paused=paused)
         finally:
             self._leave()
@@ -386,6 +388,8 @@ class Mover:
             if plan.renames or number >= plan.new.partitions:
                 flushed[number % plan.new.partitions][0] += batches
                 flushed[number % plan.new.partitions][1] += tasks
+        if not plan.renames:  # the history would go on counting what partitions had before
+            self._one(call("unlink", [new.samples]))
         common = (label, former or b"", b"1" + paused_by if paused else b"")
         for p in _partitions(plan.new):
             counts = (*flushed[p.number], sequence, seen, seen_before)
@@ -444,6 +448,50 @@ class Mover:
                     self._join()
                     if int(cursor) == 0:
                         break
+
+    def _copy_answers(self, plan: _Plan) -> None:
+        """Copies the outcomes of submitted tasks, which expire at the old place.
+
+        Nothing waits for that: an outcome does not change.
+        """
+        self._on_step("answers")
+        new = Keyspace(*plan.new)
+        wanted = re.compile(
+            rb"redisagg:\{%b:\d{1,4}\}:answer:(\d{1,3}):(.*)" % re.escape(plan.old.name.encode()),
+            re.DOTALL,
+        )
+        for client in self._transport.masters():
+            cursor: Any = 0
+            while True:
+                pattern = f"redisagg:{{{plan.old.name}:*}}:answer:*"
+                reply: Any = client.scan(cursor, match=pattern, count=1000)
+                cursor, keys = reply
+                copies: dict[bytes, bytes] = {}
+                for key in keys:
+                    if (found := wanted.fullmatch(key)) is not None:
+                        group, task_id = found[2][: int(found[1])], found[2][int(found[1]) + 1 :]
+                        target = new.partition_of(group).answer(group, task_id)
+                        if target != key:
+                            copies[key] = target
+                self._copy_some_answers(copies)
+                self._join()
+                if not cursor:
+                    break
+
+    def _copy_some_answers(self, copies: dict[bytes, bytes]) -> None:
+        requests: list[Request] = []
+        for key in copies:
+            requests += (command("GET", key), command("PTTL", key))
+        replies = self._ask(requests)
+        self._ask(
+            [
+                call("keep_answer", [target], record, left)
+                for target, record, left in zip(
+                    copies.values(), replies[::2], replies[1::2], strict=True
+                )
+                if record is not None and left > 0
+            ]
+        )
 
     def _move_groups(self, plan: _Plan) -> int:
         """Moves what is not where it belongs; returns the number of groups and dead letters."""

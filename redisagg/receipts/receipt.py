@@ -10,7 +10,8 @@ from typing import Any
 
 from redisagg.errors import RedisUnavailable
 from redisagg.namespace import Namespace
-from redisagg.protocol.scripts import Request
+from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.scripts import Request, command
 from redisagg.receipts.subscriptions import LoopSubscription, ThreadSubscription
 from redisagg.receipts.waiting import Inbox, Slot, forget, open_answer
 from redisagg.transport.aio import AsyncTransport
@@ -27,6 +28,7 @@ class ThreadAnswers:
 
     def __init__(self, namespace: Namespace, transport: Transport) -> None:
         self._namespace = namespace
+        self.keyspace = namespace.keyspace
         self._transport = transport
         self._lock = threading.Lock()
         self._subscription: ThreadSubscription | None = None
@@ -61,6 +63,7 @@ class AsyncAnswers:
 
     def __init__(self, namespace: Namespace, transport: AsyncTransport) -> None:
         self._namespace = namespace
+        self.keyspace = namespace.keyspace
         self._transport = transport
         self._subscription: LoopSubscription | None = None
 
@@ -102,6 +105,11 @@ class _ReceiptBase:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.group_key!r}, {self.task_id!r})"
+
+    def _request(self, keyspace: Keyspace) -> Request:
+        """Reads the outcome where the namespace is now: it may have been moved."""
+        group = self.group_key.encode()
+        return command("GET", keyspace.partition_of(group).answer(group, self.task_id.encode()))
 
     def _slot_in(self, inbox: Inbox) -> Slot:
         """The slot in this inbox: another one after a fork, or on another event loop."""
@@ -153,7 +161,7 @@ class Receipt(_ReceiptBase):
             while True:
                 step = steps.send(reply)
                 if isinstance(step, Request):
-                    reply = self._answers.read(step)
+                    reply = self._answers.read(self._request(self._answers.keyspace))
                 else:
                     reply = None
                     gate.acquire(timeout=step)
@@ -213,7 +221,7 @@ class AsyncReceipt(_ReceiptBase):
             while True:
                 step = steps.send(reply)
                 if isinstance(step, Request):
-                    reply = await answers.read(step)
+                    reply = await answers.read(self._request(answers.keyspace))
                     continue
                 reply, timer = None, loop.call_later(step, wake)
                 try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from redisagg import Aggregator, Partial, Policy, RetryAfter, Task, Unrecoverable
+from redisagg import Aggregator, Partial, Policy, Results, RetryAfter, Task, Unrecoverable
 from redisagg.errors import InvalidConfig, NamespaceInUse, NamespaceMismatch, RedisUnavailable
 from redisagg.operations.moving import Moved, Mover
 from redisagg.protocol.keys import Keyspace
@@ -440,3 +440,29 @@ def test_a_flusher_that_does_not_finish_is_not_waited_for(make: Make, transport:
             agg.add_task(Task("t", 2, "b"))
             assert other.wait_until_idle(10)
             assert [each.group for each in read(other)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "partitions"), [("tests", 5), ("other", 4)])
+def test_outcomes_are_found_after_a_move(
+    make_both: Make, transport: Transport, name: str, partitions: int
+) -> None:
+    def merge(group: str, tasks: list[Task]) -> Results:
+        return Results({task.id: task.payload for task in tasks})
+
+    options: dict[str, Any] = {"partitions": 4, "group_aggregator": merge}
+    agg = make_both(**options)
+    with agg:
+        receipts = [agg.submit(Task("t", n, f"g{n}", f"id{n}")) for n in range(20)]
+        agg.flush_all()
+        assert agg.wait_until_idle(10)
+        late = [agg.submit(Task("t", n, f"late{n}", f"id{n}")) for n in range(5)]
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(late[0].result, 20)
+            move(transport, name, partitions)
+            agg.flush_all()
+            assert waiting.result(20) == 0
+        assert [each.result(10) for each in late] == list(range(5))
+    there = make_both(name=name, **{**options, "partitions": partitions})
+    again = [there.receipt(f"g{n}", f"id{n}") for n in range(20)]
+    assert [each.result(0) for each in again] == list(range(20))
+    assert [each.result(0) for each in receipts] == list(range(20))

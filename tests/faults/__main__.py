@@ -64,6 +64,11 @@ def main() -> int:
         action="store_true",
         help="count every lost task, because the config prevents the losses that a topology allows",
     )
+    parser.add_argument(
+        "--moves",
+        action="store_true",
+        help="give the namespace other numbers of partitions meanwhile, by movers that die",
+    )
     arguments = parser.parse_args()
     if arguments.results and arguments.seed is None:
         parser.error("--results needs --seed")
@@ -84,6 +89,7 @@ def main() -> int:
             config=arguments.config,
             durable=arguments.durable,
             server=select(wanted) if wanted else None,
+            moves=arguments.moves,
         )
         since = time.monotonic()
         file = arguments.results and arguments.results / name

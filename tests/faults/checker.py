@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tests.faults import rules
 from tests.faults.history import (
+    MOVED,
     Batch,
     History,
     Lease,
@@ -191,6 +192,8 @@ def check(history: History) -> Verdict:
             if each.returned
         ),
     )
+    if history.moves:
+        verdict.operations["movers"] = history.moves
     for finding in _findings(history, offers, enqueued, there, dropped, verdict):
         verdict.counts[finding.kind] += 1
         if verdict.counts[finding.kind] <= _EXAMPLES:
@@ -702,6 +705,7 @@ def _stale(enqueued: Sequence[Batch], history: History) -> Iterator[Finding]:
     A flusher writes a lease to its journal after Redis granted it and before it claims anything. A
     lease that Redis may have lost, and its token with it, proves nothing about others.
     """
+    moves = [each for each in history.disturbances if each.kind == MOVED]
     leases: dict[int, list[Lease]] = {}
     for lease in sorted(history.leases, key=lambda lease: -lease.token):
         leases.setdefault(lease.partition, []).append(lease)
@@ -709,6 +713,8 @@ def _stale(enqueued: Sequence[Batch], history: History) -> Iterator[Finding]:
         at = batch.enqueued_at
         if at is None or not batch.by:
             continue
+        if any(m.start <= at and batch.claimed_at <= m.end for m in moves):
+            continue  # it may be in another partition than its id names
         for lease in leases.get(batch.partition, ()):
             if lease.flusher == batch.by and lease.at <= at + _ROUNDING:
                 break

@@ -133,6 +133,10 @@ class Disturbance(NamedTuple):
     """The group that it delays alone."""
 
 
+MOVED = "namespace moved"
+"""The kind of the disturbance while an operator moves the namespace."""
+
+
 def place_of(flusher: str) -> str:
     """The place in which a flusher runs: its name up to the first dot."""
     return flusher.partition(".")[0]
@@ -255,6 +259,8 @@ class History:
     """What receipts said meanwhile."""
     replies: list[Reply] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+    moves: int = 0
+    """The number of movers."""
     """The calls of the operator, in order."""
     clock: list[Window] = field(default_factory=list)
     """When the clock of Redis was off: it was stepped at the start, and back at the end. And the

@@ -13,9 +13,10 @@ from pathlib import Path
 from random import Random
 
 from redisagg import Aggregator, DeadLetter, RedisAggError
+from redisagg.operations.moving import Mover
 from tests.faults.faulty import cure
 from tests.faults.history import Journal, OperatorLog
-from tests.faults.workload import LIMITS, REVOKED, class_of
+from tests.faults.workload import CONFIG, LIMITS, NAME, REVOKED, class_of
 
 JOURNAL = "operator.journal"
 
@@ -27,6 +28,14 @@ _PAUSE = (0.5, 2.0)
 
 _PAUSE_EVERY = 20.0
 """Seconds from one pause of all groups to the next; while it lasts nothing can be late."""
+
+_MOVE_EVERY = 6.0
+"""Seconds from the end of one move of the namespace to the next."""
+
+_DEADLY = 0.5
+"""The share of movers that die at one of their first steps."""
+
+_FIRST_STEPS = 40
 
 _CANCELLED = ("quiet", "bulky", "single")
 """The classes of groups whose tasks are cancelled one by one; no producer offers these again."""
@@ -41,9 +50,15 @@ class Operator:
         aggregator: of the namespace; is not closed.
         folder: where the journal is written.
         seed: of all random choices.
+        moves: whether the namespace gets other numbers of partitions, by movers that may die.
     """
 
-    def __init__(self, aggregator: Aggregator, folder: Path, seed: int) -> None:
+    def __init__(
+        self, aggregator: Aggregator, folder: Path, seed: int, *, moves: bool = False
+    ) -> None:
+        self._moves = moves
+        self._partitions: int = CONFIG["partitions"]
+        self._moved_at = time.monotonic()
         self._aggregator = aggregator
         self._folder = folder
         self._rng = Random(f"{seed}/operator")
@@ -81,7 +96,10 @@ class Operator:
                 with contextlib.suppress(RedisAggError):  # the journal has it
                     action()
                 self._resume_groups(time.monotonic())
+                if self._moves and time.monotonic() > self._moved_at + _MOVE_EVERY:
+                    self._repartition(self._rng.randint(1, CONFIG["partitions"] - 1))
             self._resume_groups(math.inf)
+            self._repartition(CONFIG["partitions"])
         except BaseException as error:  # is raised by `stop`
             self._error = error
 
@@ -95,6 +113,25 @@ class Operator:
 
     def _cancel_group(self) -> None:
         self._log.call(self._aggregator.cancel_group, group=self._rng.choice(REVOKED))
+
+    def _repartition(self, partitions: int) -> None:
+        """Gives the namespace another number of partitions, never more than it had first.
+
+        So the queues on a cluster are some of those that it had first.
+        """
+        if partitions == self._partitions:
+            return
+        began, movers = time.time(), 0
+        while True:
+            movers += 1
+            die_at = self._rng.randint(1, _FIRST_STEPS) if self._rng.random() < _DEADLY else 0
+            try:
+                _move(self._aggregator, partitions, die_at)
+                break
+            except (_Died, RedisAggError):  # the next one takes over
+                time.sleep(0.1)
+        self._partitions, self._moved_at = partitions, time.monotonic()
+        self._journal.write("moved", began, time.time(), partitions, movers)
 
     def _flush(self) -> None:
         self._log.call(self._aggregator.flush, group=self._rng.choice(list(LIMITS)))
@@ -152,6 +189,25 @@ class Operator:
     def _count(self) -> None:
         stats = self._aggregator.stats()
         self._journal.write("pending", time.time(), stats.pending + stats.in_flight)
+
+
+class _Died(Exception):
+    """Stands for the death of a mover."""
+
+
+def _move(aggregator: Aggregator, partitions: int, die_at: int) -> None:
+    """Moves the namespace; dies at a step, or lives if that is 0."""
+    steps = 0
+
+    def step(_: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == die_at:
+            mover._leave = lambda: None  # type: ignore[method-assign]
+            raise _Died
+
+    mover = Mover(aggregator._transport, NAME, NAME, partitions, drain=5, lifetime=1, on_step=step)
+    mover.run()
 
 
 def task_names(letter: DeadLetter) -> list[str]:

@@ -29,6 +29,7 @@ from tests.faults.faulty import DELIVERY_TIMEOUT, QUEUE, end_node_faults
 from tests.faults.fleet import Fleet, running_fleet
 from tests.faults.history import (
     AGAIN,
+    MOVED,
     Batch,
     Cause,
     Disturbance,
@@ -96,6 +97,7 @@ class Plan:
             lost task is a violation.
         lua: folder of the scripts of the nodes, if not `lua/`.
         server: the binary of the servers.
+        moves: whether the operator gives the namespace other numbers of partitions.
     """
 
     topology: type[Topology]
@@ -107,6 +109,7 @@ class Plan:
     durable: bool = False
     lua: Path | None = None
     server: Path | None = None
+    moves: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -183,7 +186,7 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path, record: Record)
     ):
         faults = all_faults(topology, fleet, network, record)
         nemesis = Nemesis(faults, fleet, plan.seed, record)
-        operator = Operator(aggregator, folder, plan.seed)
+        operator = Operator(aggregator, folder, plan.seed, moves=plan.moves)
         try:
             _pace(plan, nemesis, fleet, record)
         finally:
@@ -309,6 +312,12 @@ def _read_journal(
             history.enqueued.append(_batch(batch_id, group, payload, at))
         elif kind == "called":
             history.operations.append(read_operation(event))
+        elif kind == "moved":
+            began, ended, _partitions, movers = event
+            # Flushers notice the end by a message, or when they join the next time.
+            end = ended + LEASE
+            history.disturbances.append(Disturbance(MOVED, began, end))
+            history.moves += movers
         elif kind == "pending":
             history.pending.append(Pending(*event))
         elif kind == "started":

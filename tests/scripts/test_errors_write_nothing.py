@@ -345,6 +345,7 @@ def mover_calls(client: Client, retried: bytes, stored: bytes, letter: bytes) ->
         Call("plan_move", [SPACE.meta], ["", "", "x 1 2 copying", "partitions", 5]),
         Call("receive", [P.state, P.tasks(b"moved")], [MOVER, "list", 0, "a", "b"]),
         Call("retire", [*indexes, P.seen, P.seen_before], [MOVER]),
+        Call("keep_answer", [P.answer(b"a", b"i")], [b"record", 5000]),
         Call("unlink", [P.tasks(b"a"), P.ids(b"a")], []),
         Call("thaw", [P.state], [MOVER, "32 policies", "4 16", "1", 3, 4, 5, 10**13, 0]),
     ]

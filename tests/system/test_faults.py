@@ -37,3 +37,15 @@ def test_faults_break_no_guarantee(server_binary: Path, topology: type[Topology]
     assert result.verdict.acknowledged > 1_000
     assert result.verdict.enqueued > 1_000
     assert result.verdict.counts[Kind.LOST] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.serial  # it loads all cores
+@pytest.mark.timeout(180)
+def test_moves_of_the_namespace_break_no_guarantee(server_binary: Path) -> None:
+    topology = TOPOLOGIES["redis"]
+    result = run(Plan(topology, SECONDS, SEED, server=server_binary, moves=True))
+    print(table([result]))
+    assert result.verdict.violations == 0, findings(result)
+    assert result.verdict.enqueued > 1_000
+    assert result.verdict.counts[Kind.LOST] == 0
