@@ -2,17 +2,18 @@
 --
 -- What a partition has counted since its last sample is added to the step that has just ended. A
 -- sample that is not newer than the stored one changes nothing: so calls may be repeated, be late,
--- and come from several flushers.
+-- and come from several flushers. Samples of another number of partitions are void.
 --
 -- KEYS   1 samples  2 history
--- ARGV   for each partition: its number, then what `sample` replies
+-- ARGV   1 number of partitions of the namespace
+--        then for each partition: its number, then what `sample` replies
 -- Reply  ms until the next call should come, shortly behind the end of a step
 
 -- @include arguments
 -- @include clock
 
 local samples, history = KEYS[1], KEYS[2]
-local ARGS = 9  -- of each partition
+local FIRST_PARTITION, ARGS = 2, 9  -- of each partition
 local MOST_PARTITIONS = 256
 local FAR_AHEAD = 60000  -- ms; a stored sample that is further ahead is of another clock
 
@@ -25,7 +26,8 @@ local ALL_BYTES = 57600  -- of both rings
 local KEPT_MS = 2678400000  -- 31 days after the last step
 local DELAY_MS = 500  -- behind the end of a step
 
-assert_arguments(#KEYS == 2 and #ARGV % ARGS == 0 and #ARGV <= MOST_PARTITIONS * ARGS)
+local most_arguments = MOST_PARTITIONS * ARGS + 1
+assert_arguments(#KEYS == 2 and #ARGV % ARGS == 1 and #ARGV <= most_arguments)
 local given = {}
 for i = 1, #ARGV do given[i] = whole_number(ARGV[i]) end
 local now = clock()
@@ -34,30 +36,33 @@ local size = redis.call('STRLEN', history)
 
 -- A sample is a msgpack array of these, and so are the totals of all partitions, in the field ''.
 local TIME, ADDED, FLUSHED_TASKS, FLUSHED, FAILED = 1, 2, 3, 4, 5
-local PENDING, DEAD_TASKS, OVERDUE = 6, 7, 8
+local PENDING, DEAD_TASKS, OVERDUE, PARTITIONS = 6, 7, 8, 9
+local partitions = given[1]
 local function is_number(value)
   return type(value) == 'number' and math.abs(value) <= LARGEST_ARGUMENT  -- false for NaN
 end
 local function unpack_sample(packed)
   local decoded, sample = pcall(cmsgpack.unpack, packed or '')
-  if not decoded or type(sample) ~= 'table' or #sample ~= OVERDUE then return nil end
-  for i = TIME, OVERDUE do
+  if not decoded or type(sample) ~= 'table' or #sample ~= PARTITIONS then return nil end
+  for i = TIME, PARTITIONS do
     if not is_number(sample[i]) then return nil end
   end
-  return sample
+  return sample[PARTITIONS] == partitions and sample or nil
 end
 
 -- The stored samples, in the order of the call, and the totals.
 local numbers = {}
-for at = 1, #ARGV, ARGS do numbers[#numbers + 1] = ARGV[at] end
+for at = FIRST_PARTITION, #ARGV, ARGS do numbers[#numbers + 1] = ARGV[at] end
 numbers[#numbers + 1] = ''
 local stored_samples = redis.call('HMGET', samples, unpack(numbers))
-local totals = unpack_sample(stored_samples[#numbers]) or { 0, 0, 0, 0, 0, 0, 0, 0 }
+local totals = unpack_sample(stored_samples[#numbers])
+  or { 0, 0, 0, 0, 0, 0, 0, 0, partitions }
 local fields, sums, overdue = {}, { 0, 0, 0, 0 }, 0
 local seen = {}
 for nth = 1, #numbers - 1 do
   local number, sample = numbers[nth], {}
-  for i = TIME, OVERDUE do sample[i] = given[(nth - 1) * ARGS + 1 + i] end
+  for i = TIME, OVERDUE do sample[i] = given[FIRST_PARTITION + (nth - 1) * ARGS + i] end
+  sample[PARTITIONS] = partitions
   local last = seen[number] or unpack_sample(stored_samples[nth])
   if not last or sample[TIME] > last[TIME] or last[TIME] > now + FAR_AHEAD then
     for i, place in ipairs({ ADDED, FLUSHED_TASKS, FLUSHED, FAILED }) do

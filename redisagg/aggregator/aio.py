@@ -708,7 +708,7 @@ class AsyncAggregator(AggregatorBase):
                 Redis' index may be behind by one grace period for groups that tasks were added to.
                 Groups that are held back or paused, or whose tasks are all in batches, come last.
                 ``"size"``: most waiting tasks first. ``"age"``: oldest waiting task first. There
-                is no index for these two: of more than 15,000 groups, each page is sorted alone.
+                is no index for these two: of more than 10,000 groups, each page is sorted alone.
                 ``"any"``: in no order.
             limit: number of groups at which a page ends, up to 1,000; without order it may have
                 more.

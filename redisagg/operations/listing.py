@@ -12,7 +12,7 @@ import base64
 import math
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import msgpack
 
@@ -37,10 +37,10 @@ MOST_GROUPS = 1_000
 
 _ORDERS = get_args(GroupOrder)
 
-_EXAMINED = 40_000
+_EXAMINED = 30_000
 """Names of groups that a page looks at, about."""
 
-_RANKED = 15_000
+_RANKED = 10_000
 """Records of groups that a page looks at, about: each has to be decoded."""
 
 _CALL_GROUPS = 500
@@ -263,8 +263,7 @@ class _Page:
             cursor = place.scan if number == place.partition else 0
             if self._is_full or self.examined >= _RANKED:
                 return _Place(_UNINDEXED, number, cursor)
-            p = self._partitions[number]
-            cursor = yield from self._rank_slices(p, cursor, None, {}, "unindexed")
+            cursor = yield from self._unindexed_of(number, cursor)
             if cursor:
                 return _Place(_UNINDEXED, number, cursor)
         return None
@@ -329,34 +328,33 @@ class _Page:
                 return (yield from self._rank_all(place))
             place = _Place(_RANK_WINDOW)
         self.exact = False
-        best: dict[bytes, tuple[float, bytes]] = {}
-        cursor, number = place.scan, place.partition
-        while self.examined < _RANKED:
-            p = self._partitions[number]
-            cursor = yield from self._rank_slices(p, cursor, None, best, self._order)
-            if not cursor:
-                number += 1
-                if number == len(self._partitions):
-                    break
+        best: _Best = {}
+        start = place.partition
+        cursors = _unpacked_cursors(place.name, self._partitions[start : start + _ROUND])
+        while True:
+            yield from self._rank_block(start, cursors, (b"", b""), best, most=_RANKED)
+            if not any(each is not None for each in cursors):
+                start += _ROUND
+                cursors = [0 for _ in self._partitions[start : start + _ROUND]]
+            if not cursors or self.examined >= _RANKED:
+                break
         self._take_best(best)
-        if number == len(self._partitions):
+        if not cursors:
             return None
-        return _Place(_RANK_WINDOW, number, cursor)
+        return _Place(_RANK_WINDOW, start, name=msgpack.packb(cursors))
 
     def _rank_all(self, place: _Place) -> Operation[_Place | None]:
-        best: dict[bytes, tuple[float, bytes]] = {}
-        for p in self._partitions:
-            cursor = 0
-            while True:
-                cursor = yield from self._rank_slices(p, cursor, place, best, self._order)
-                if not cursor:
-                    break
+        best: _Best = {}
+        for start in range(0, len(self._partitions), _ROUND):
+            cursors: _Cursors = [0 for _ in self._partitions[start : start + _ROUND]]
+            behind = (place.score, place.name)
+            yield from self._rank_block(start, cursors, behind, best, most=None)
         last = self._take_best(best)
         if last is None or len(best) < self._limit:
             return None
         return _Place(_RANK_ALL, score=_number(last[0]), name=last[1])
 
-    def _take_best(self, best: dict[bytes, tuple[float, bytes]]) -> tuple[float, bytes] | None:
+    def _take_best(self, best: _Best) -> tuple[float, bytes] | None:
         """Adds the first groups; returns the place of the last one."""
         key = None
         for name, (rank, record) in _first(best, self._limit):
@@ -364,26 +362,28 @@ class _Page:
             key = rank, name
         return key
 
-    def _rank_slices(
+    def _rank_block(
         self,
-        p: PartitionKeys,
-        cursor: int,
-        place: _Place | None,
-        best: dict[bytes, tuple[float, bytes]],
-        order: str,
-    ) -> Operation[int]:
-        """Looks at slices of a partition until its end, or until the page has looked at enough.
+        start: int,
+        cursors: _Cursors,
+        behind: tuple[bytes, bytes],
+        best: _Best,
+        *,
+        most: int | None,
+    ) -> Operation[None]:
+        """Looks at slices of some partitions, of all at the same time.
 
         Args:
-            place: only groups behind it are wanted, and all of the partition are looked at.
+            start: number of the first partition.
+            cursors: of HSCAN, of each partition; None at its end. They are moved on.
+            behind: only groups behind this place are wanted.
             best: takes the groups with their ranks and records, the best ones only.
-
-        Returns:
-            The cursor of the next slice; 0 after the last one.
+            most: number of groups after which it ends, about; None for all groups.
         """
-        count, ranked = _FIRST_COUNT, order != "unindexed"
-        behind = (place.score, place.name) if place is not None else (b"", b"")
-        while True:
+        sizes = [_FIRST_COUNT for _ in cursors]
+        while active := [i for i, each in enumerate(cursors) if each is not None]:
+            if most is not None and self.examined >= most:
+                return
             worst = (b"", b"")
             if len(best) >= self._limit:
                 kept = _first(best, self._limit)
@@ -391,25 +391,80 @@ class _Page:
                 best.update(kept)
                 name, (rank, _) = kept[-1]
                 worst = (_number(rank), name)
-            between = (*behind, *worst)
-            request = call("rank_groups", [p.groups], cursor, count, self._pattern, order, *between)
+            share = _CALL_RECORDS
+            if most is not None:
+                share = max(1, math.ceil((most - self.examined) / len(active)))
+            counts = [min(sizes[i], share) for i in active]
+            replies = yield [
+                self._slice(start + i, cursors[i], count, self._order, *behind, *worst)
+                for i, count in zip(active, counts, strict=True)
+            ]
+            for i, count, reply in zip(active, counts, replies, strict=True):
+                slice_ = self._or_none(reply)
+                if slice_ is None:
+                    cursors[i] = None
+                    continue
+                following, looked, length, flat = slice_
+                cursors[i] = int(following) or None
+                self.examined += max(count, looked)
+                sizes[i] = _next_count(count, length)
+                for name, rank, record in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+                    best[name] = float(rank), record
+
+    def _unindexed_of(self, number: int, cursor: int) -> Operation[int]:
+        """Reads groups of a partition that are in no index; returns the next cursor or 0."""
+        count = _FIRST_COUNT
+        while True:
+            request = self._slice(number, cursor, count, "unindexed", b"", b"", b"", b"")
             reply = yield from self._ask(request)
             if reply is None:
                 return 0
             following, looked, length, flat = reply
             cursor = int(following)
             self.examined += max(count, looked)
-            count = min(_CALL_RECORDS, 4 * count) if length < _CALL_BYTES // 4 else count
-            count = max(1, count // 2) if length > _CALL_BYTES else count
-            for name, rank, record in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
-                if ranked:
-                    best[name] = float(rank), record
-                else:
-                    self._add(name, record)
-            if not cursor or (not ranked and self._is_full):
+            count = _next_count(count, length)
+            for name, record in zip(flat[::3], flat[2::3], strict=True):
+                self._add(name, record)
+            if not cursor or self._is_full or self.examined >= _RANKED:
                 return cursor
-            if place is None and self.examined >= _RANKED:
-                return cursor
+
+    def _slice(self, number: int, cursor: int | None, count: int, *between: Any) -> Request:
+        keys = [self._partitions[number].groups]
+        order, *places = between
+        return call("rank_groups", keys, cursor, count, self._pattern, order, *places)
+
+
+_Best: TypeAlias = "dict[bytes, tuple[float, bytes]]"
+"""Groups with their rank and record."""
+
+_Cursors: TypeAlias = "list[int | None]"
+
+
+def _next_count(count: int, length: int) -> int:
+    """The number of records for the next call, after `count` of them had `length` bytes."""
+    if length > _CALL_BYTES:
+        return max(1, count // 2)
+    return min(_CALL_RECORDS, 4 * count) if length < _CALL_BYTES // 4 else count
+
+
+def _unpacked_cursors(packed: bytes, partitions: Sequence[PartitionKeys]) -> _Cursors:
+    """The cursors in a place; 0 for each partition if there are none.
+
+    Raises:
+        InvalidConfig: they are none of a page.
+    """
+    if not packed:
+        return [0 for _ in partitions]
+    try:
+        cursors = msgpack.unpackb(packed)
+        sound = len(cursors) == len(partitions) and all(
+            each is None or (type(each) is int and 0 <= each < 2**64) for each in cursors
+        )
+    except Exception:  # as in `_decode`
+        sound = False
+    if not sound:
+        raise InvalidConfig("the cursor is none of a page; pass that of the page before")
+    return list(cursors)
 
 
 class _Stream:
@@ -457,9 +512,7 @@ def _number(value: float) -> bytes:
     return b"%.17g" % value
 
 
-def _first(
-    best: dict[bytes, tuple[float, bytes]], count: int
-) -> list[tuple[bytes, tuple[float, bytes]]]:
+def _first(best: _Best, count: int) -> list[tuple[bytes, tuple[float, bytes]]]:
     return nsmallest(count, best.items(), key=lambda item: (item[1][0], item[0]))
 
 

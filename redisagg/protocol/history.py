@@ -60,4 +60,4 @@ def record(keyspace: Keyspace, samples: Sequence[tuple[int, Sequence[int]]]) -> 
         samples: each with the number of its partition; `MOST_PARTITIONS` of them at most.
     """
     values = [value for number, each in samples for value in (number, *each)]
-    return call("record", [keyspace.samples, keyspace.history], *values)
+    return call("record", [keyspace.samples, keyspace.history], len(keyspace.partitions), *values)

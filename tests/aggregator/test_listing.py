@@ -245,3 +245,8 @@ def test_a_cursor_of_another_listing_is_refused(make: Make) -> None:
         text = base64.urlsafe_b64encode(msgpack.packb(values)).decode()
         with pytest.raises(InvalidConfig, match="cursor"):
             agg.find_groups(cursor=text)
+    for cursors in (b"x", [0], [0, -1], [0, 0.5], [0, 2**64 - 1, 0], 7, "ab"):
+        packed = cursors if isinstance(cursors, bytes) else msgpack.packb(cursors)
+        text = base64.urlsafe_b64encode(msgpack.packb(["size", 5, 0, 0, b"", packed])).decode()
+        with pytest.raises(InvalidConfig, match="cursor"):
+            agg.find_groups(order="size", cursor=text)

@@ -170,7 +170,7 @@ def prepare(client: Client) -> dict[str, Call]:
     Call(
         "record",
         [SPACE.samples, SPACE.history],
-        [each for n in range(2) for each in (n, 10, 4, 3, 2, 1, 7, 5, 60)],
+        [2, *(each for n in range(2) for each in (n, 10, 4, 3, 2, 1, 7, 5, 60))],
     ).on(client)
     first = {ids[group][0]: group for group in (b"a", b"b")}
     one, last = first
@@ -287,7 +287,7 @@ def prepare(client: Client) -> dict[str, Call]:
         Call(
             "record",
             [SPACE.samples, SPACE.history],
-            [0, 20, 9, 8, 2, 1, 7, 6, 900, 1, 20, 9, 8, 2, 1, 7, 6, 900],
+            [2, 0, 20, 9, 8, 2, 1, 7, 6, 900, 1, 20, 9, 8, 2, 1, 7, 6, 900],
         ),
         Call("list_groups", [P.due], [b"1", b"a", b"", 10, 100]),
         Call("rank_groups", [P.groups], [0, 100, b"*", b"size", b"-4", b"a", b"", b""]),

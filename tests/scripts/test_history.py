@@ -26,9 +26,9 @@ SAMPLE = Call(
 Client: TypeAlias = Any
 
 
-def record(client: Client, *samples: list[int]) -> int:
+def record(client: Client, *samples: list[int], partitions: int = 4) -> int:
     """Records samples: the number of the partition, and the eight values."""
-    values = [value for each in samples for value in each]
+    values = [partitions, *(value for each in samples for value in each)]
     reply = Call("record", [SPACE.samples, SPACE.history], values).on(client)
     assert isinstance(reply, int), reply
     return reply
@@ -132,6 +132,18 @@ def test_a_sample_of_before_the_clock_was_set_back_is_replaced(sync_redis: redis
     assert summed(sync_redis)[0] == 7
     record(sync_redis, sample_at(now, 200))
     assert summed(sync_redis)[0] == 7
+
+
+def test_samples_of_another_number_of_partitions_are_void(sync_redis: redis.Redis) -> None:
+    now = server_ms(sync_redis)
+    record(sync_redis, *(sample_at(now, 50, 40, pending=10, number=n) for n in range(4)))
+    record(sync_redis, sample_at(now, 90, 70, pending=20), partitions=2)
+    assert summed(sync_redis) == [60, 0, 0, 0, 40, 0, 0]
+    record(sync_redis, sample_at(now + 1, 95, 75, pending=19), partitions=2)
+    record(sync_redis, sample_at(now + 1, 30, pending=30, number=1), partitions=2)
+    assert summed(sync_redis)[:3] == [95, 5, 0]
+    totals = msgpack.unpackb(sync_redis.hget(SPACE.samples.decode(), ""))
+    assert totals[5] == 19 + 30
 
 
 def test_the_next_call_comes_behind_the_end_of_a_step(sync_redis: redis.Redis) -> None:

@@ -226,7 +226,7 @@ def flush(user: User, admin: User) -> None:
 def record_history(user: User) -> None:
     keys = [P.state, P.groups, P.batches, P.claims, P.retry, P.suspects, P.due, P.ready]
     sample = user("sample", keys)
-    user("record", [SPACE.samples, SPACE.history], 0, *sample)
+    user("record", [SPACE.samples, SPACE.history], len(SPACE.partitions), 0, *sample)
 
 
 def listen(user: User) -> None:
