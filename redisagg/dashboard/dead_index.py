@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,9 +21,9 @@ from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.records import DeadRecord
 
 MOST = 250_000
-"""Dead letters that are kept in memory, some 100 MB."""
+"""Dead letters that are kept in memory, some 200 MB."""
 
-_MOST_ERROR = 400
+_MOST_ERROR = 200
 """Characters of an error that are kept."""
 
 _WAIT = 0.05
@@ -41,11 +42,10 @@ class Letter(NamedTuple):
     died_at: float
     error: str
     """The start of its error."""
-
-    @property
-    def reason(self) -> str:
-        """The first line of the error, with # in place of numbers."""
-        return reason_of(self.error)
+    reason: str
+    """The first line of that, with # in place of numbers."""
+    folded: str
+    """What a search looks through: error, group and batch id, in small letters."""
 
 
 class Reason(NamedTuple):
@@ -73,13 +73,7 @@ class Filter(NamedTuple):
             found = (each for each in found if each.reason == self.reason)
         if self.text:
             text = self.text.casefold()
-            found = (
-                each
-                for each in found
-                if text in each.error.casefold()
-                or text in each.group.casefold()
-                or text in each.batch_id
-            )
+            found = (each for each in found if text in each.folded)
         return list(found)
 
 
@@ -170,13 +164,17 @@ class DeadIndex:
 
 
 def _letter(batch_id: str, record: DeadRecord) -> Letter:
+    group = group_of(record.group).decode("utf-8", "replace")
+    error = record.error.decode("utf-8", "replace")[:_MOST_ERROR]
     return Letter(
         batch_id,
-        group_of(record.group).decode("utf-8", "replace"),
+        group,
         record.task_count,
         record.attempts,
         record.died / 1000,
-        record.error.decode("utf-8", "replace")[:_MOST_ERROR],
+        error,
+        sys.intern(reason_of(error)),
+        f"{error}\n{group}\n{batch_id}".casefold(),
     )
 
 

@@ -62,6 +62,8 @@ def environment() -> Environment:
         segment=lambda text: quote(str(text), safe=""),
     )
     made.globals.update(line_chart=charts.line_chart, span_text=formats.compact)
+    for name in made.list_templates():  # else the first pages would take longer
+        made.get_template(name)
     return made
 
 
