@@ -53,6 +53,7 @@ def test_work_that_nobody_does_is_overdue(make_both: Make) -> None:
     agg = make_both(group_max_size=1)
     agg.add_tasks(numbered("a", 1))
     wait_until(lambda: agg.health().overdue > 0.05, what="the group is overdue")
+    assert not agg.health().led
 
 
 @pytest.mark.timeout(60)

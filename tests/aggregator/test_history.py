@@ -122,6 +122,7 @@ def test_cancelled_and_dropped_tasks_are_no_tasks_less(make: Make, sync_redis: r
     [letter] = agg.dead_letters()
     agg.drop_dead_letter(letter.batch_id)
     await_recorded(agg, tasks_in=4)
+    assert agg.stats().dead == 0
 
 
 def test_nothing_is_recorded_without_the_setting(make: Make, sync_redis: redis.Redis) -> None:

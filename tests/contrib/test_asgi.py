@@ -102,6 +102,7 @@ def test_flushers_run_as_long_as_the_application(redis_url: str, client: Any) ->
         for _ in range(2):
             http.post("/42")
         await_batches(digest, 1)
+        assert digest.stats().flushers
     wait_until(lambda: not digest.stats().flushers, what="the flusher has left")
     app.close()
 

@@ -39,5 +39,6 @@ async def test_the_pages_name_the_cause(plant: Plants, open_site: Open, name: st
     async def overview_names_it() -> bool:
         return trouble.cause in causes((await site.get()).text)
 
+    assert await group_names_it()
     if trouble.cause in OF_ALL:
         await eventually(f"the overview names {trouble.cause}", overview_names_it)

@@ -82,6 +82,7 @@ def test_a_recipe_works(
             timeout=60,
             what="the worker has received the digest",
         )
+    assert all("Traceback" not in log.read_text() for log in logs)
 
 
 def test_each_recipe_is_tested() -> None:

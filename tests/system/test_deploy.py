@@ -62,6 +62,7 @@ def check_command(arguments: list[str]) -> None:
 @each_object
 def test_a_manifest_has_the_schema_of_its_kind(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, VERSION, strict=True)
+    assert manifest["apiVersion"]
 
 
 def test_the_schemas_refuse_what_is_mistyped() -> None:
