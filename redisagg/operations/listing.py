@@ -12,7 +12,7 @@ import base64
 import math
 from collections.abc import Iterator, Sequence
 from heapq import nsmallest
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import msgpack
 
@@ -335,13 +335,13 @@ class _Page:
             yield from self._rank_block(start, cursors, (b"", b""), best, most=_RANKED)
             if not any(each is not None for each in cursors):
                 start += _ROUND
-                cursors = [0 for _ in self._partitions[start : start + _ROUND]]
+                cursors = _unpacked_cursors(b"", self._partitions[start : start + _ROUND])
             if not cursors or self.examined >= _RANKED:
                 break
         self._take_best(best)
         if not cursors:
             return None
-        return _Place(_RANK_WINDOW, start, name=msgpack.packb(cursors))
+        return _Place(_RANK_WINDOW, start, name=cast("bytes", msgpack.packb(cursors)))
 
     def _rank_all(self, place: _Place) -> Operation[_Place | None]:
         best: _Best = {}
@@ -455,6 +455,7 @@ def _unpacked_cursors(packed: bytes, partitions: Sequence[PartitionKeys]) -> _Cu
     """
     if not packed:
         return [0 for _ in partitions]
+    cursors: Any = ()
     try:
         cursors = msgpack.unpackb(packed)
         sound = len(cursors) == len(partitions) and all(
@@ -542,7 +543,7 @@ def _escaped(prefix: bytes) -> bytes:
 
 
 def _encode(order: str, place: _Place) -> str:
-    packed: bytes = msgpack.packb([order, *place])
+    packed = cast("bytes", msgpack.packb([order, *place]))
     return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
 
