@@ -150,8 +150,8 @@ class Kit:
             The target.
 
         Raises:
-            InvalidConfig: it is something else, or a module in `include` of the app can't be
-                imported.
+            InvalidConfig: it is something else, a flusher of it runs in this process, or a module
+                in `include` of the app can't be imported.
         """
         if isinstance(target, App):
             self._redirect_app(target, keep_sink)
@@ -198,13 +198,17 @@ class Kit:
         self._undo.callback(undo)
 
     def _redirect(self, target: Aggregator | AsyncAggregator, keep_sink: bool) -> None:
+        if target.is_running:
+            raise InvalidConfig(f"a flusher of {target.name!r} runs; stop it, then redirect")
         own = target._namespace.sink
+        # The private server has no replicas.
+        here: dict[str, Any] = {"executor": "thread", "min_replicas": 0, "wait_for_fsync": False}
         kind = Aggregator if isinstance(target, Aggregator) else AsyncAggregator
         endpoint: Any = self._endpoint
         made = kind(
             target.name,
             endpoint,
-            config=replace(target.config, executor="thread"),
+            config=replace(target.config, **here),
             sink=own if keep_sink else RecordingSink(like=own, into=self.sink),
         )
         made._namespace.clock._monotonic = self.clock.monotonic

@@ -747,6 +747,18 @@ def test_batched_functions(redisagg_kit: Kit, clock: Clock) -> None:
     assert receipt.result(5) == 49
 
 
+def test_adds_do_not_wait_for_replicas_that_a_test_has_not(redisagg_kit: Kit) -> None:
+    config = AggregationConfig(min_replicas=2, wait_for_fsync=True, executor="process")
+    agg = redisagg_kit.redirect(Aggregator("replicated", NOWHERE, config=config))
+    agg.add_task(Task("x", 1, "ann", flush=True))
+    assert len(redisagg_kit.flush_due()) == 1
+
+
+def test_an_aggregator_that_is_running(redisagg_kit: Kit, redis_url: str) -> None:
+    with Aggregator("running", redis_url) as agg, pytest.raises(InvalidConfig, match="stop it"):
+        redisagg_kit.redirect(agg)
+
+
 def test_targets_that_are_none(redisagg_kit: Kit) -> None:
     with pytest.raises(InvalidConfig, match="redirect takes"):
         redisagg_kit.redirect("emails")  # type: ignore[type-var]
