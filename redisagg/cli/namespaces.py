@@ -29,6 +29,13 @@ _wait_option = click.option(
     metavar="SECONDS",
     help="For how long flushers may finish the batches in flight; the rest is merged once more.",
 )
+_replicas_option = click.option(
+    "--replicas",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Have N replicas confirm each step, so that a failover to one of them loses none.",
+)
 _new_partitions = click.IntRange(1, 4096)
 
 
@@ -107,16 +114,23 @@ def remove(name: str, redis_url: str, force: bool, as_json: bool) -> None:
 @redis_option
 @click.option("--partitions", type=_new_partitions, help="Its new number; by default the same.")
 @_wait_option
+@_replicas_option
 @json_option
 def move(
-    old: str, new: str, redis_url: str, partitions: int | None, wait: float, as_json: bool
+    old: str,
+    new: str,
+    redis_url: str,
+    partitions: int | None,
+    wait: float,
+    replicas: int,
+    as_json: bool,
 ) -> None:
     """Give the namespace OLD the name NEW, while producers and flushers run.
 
     Adds wait while its groups are copied; then producers and flushers follow by themselves. If this
     command was ended early, call it again.
     """
-    _move(redis_url, old, new, partitions, wait, as_json)
+    _move(redis_url, (old, new, partitions), wait, replicas, as_json)
 
 
 @click.command()
@@ -124,20 +138,24 @@ def move(
 @name_option
 @click.option("--partitions", type=_new_partitions, required=True, help="Its new number.")
 @_wait_option
+@_replicas_option
 @json_option
-def repartition(redis_url: str, name: str, partitions: int, wait: float, as_json: bool) -> None:
+def repartition(
+    redis_url: str, name: str, partitions: int, wait: float, replicas: int, as_json: bool
+) -> None:
     """Give a namespace another number of partitions, while producers and flushers run.
 
-    As move, with the same name. A process that starts with the number of before follows too.
+    As move, with the same name. A process that starts with the number of before follows too. With
+    the present number it mends partitions that a failover has left frozen.
     """
-    _move(redis_url, name, name, partitions, wait, as_json)
+    _move(redis_url, (name, name, partitions), wait, replicas, as_json)
 
 
 def _move(
-    redis_url: str, old: str, new: str, partitions: int | None, wait: float, as_json: bool
+    redis_url: str, to: tuple[str, str, int | None], wait: float, replicas: int, as_json: bool
 ) -> None:
     with _transport(redis_url) as transport:
-        moved = Mover(transport, old, new, partitions, drain=wait).run()
+        moved = Mover(transport, *to, drain=wait, min_replicas=replicas).run()
     layout = moved.layout
     _report(
         as_json,

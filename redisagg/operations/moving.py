@@ -33,12 +33,13 @@ from redisagg.operations.inspecting import stats
 from redisagg.policies import MAX_POLICIES
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import MOVER, SCHEMA, WITH_POLICIES, Keyspace, Layout, PartitionKeys
-from redisagg.protocol.operations import Operation, ask, ask_all
+from redisagg.protocol.operations import ask_all
 from redisagg.protocol.records import batch_record, dead_record, group_record
 from redisagg.protocol.registration import MOVED, recorded_number
 from redisagg.protocol.replies import as_dict, scan_page
 from redisagg.protocol.scripts import Request, call, command
 from redisagg.texts import logger
+from redisagg.transport.durability import Durability
 from redisagg.transport.threads import Transport
 
 _log = logger("moving")
@@ -136,6 +137,8 @@ class Mover:
         drain: seconds for which flushers may finish what is in flight; what is left then is
             merged once more at the new place.
         lifetime: seconds after which the mover counts as dead if it does not say that it lives.
+        min_replicas: how many replicas have to have each step before the next one, so that a
+            failover to one of them loses none.
         on_step: is called with the name of each step before it is taken.
 
     Raises:
@@ -151,6 +154,7 @@ class Mover:
         *,
         drain: float = 60.0,
         lifetime: float = 15.0,
+        min_replicas: int = 0,
         on_step: Callable[[str], object] = lambda _: None,
     ) -> None:
         if partitions is not None and not 1 <= partitions <= 4096:
@@ -161,6 +165,7 @@ class Mover:
         self._partitions = partitions
         self._drain_timeout = drain
         self._lifetime = lifetime
+        self._durability = Durability(min_replicas, False, 1000) if min_replicas else None
         self._on_step = on_step
         place = f"{socket.gethostname()[:64]}:{os.getpid()}:{os.urandom(4).hex()}"
         self._id = MOVER + place.encode()
@@ -276,11 +281,31 @@ class Mover:
             layout = Layout(new.name, self._partitions or before)
             plan = _Plan(Layout(old.name, before), layout)
             if plan.old == plan.new:
-                raise InvalidConfig(f"the namespace {old.name!r} has {before} partitions already")
+                plan = self._repairing(plan)
             self._check_target(plan)
             self._on_step("plan")
             self._change(old, schema, b"", plan.stored())
         return plan
+
+    def _repairing(self, plan: _Plan) -> _Plan:
+        """Returns the plan for a namespace that is where it should be but for some partitions.
+
+        A failover can lose the last steps of a mover: then a partition stays frozen, or has the
+        layout of before.
+
+        Raises:
+            InvalidConfig: all partitions are as they should be.
+        """
+        name, partitions = plan.new
+        states = self._ask(
+            [command("HMGET", p.state, b"schema", b"partitions") for p in _partitions(plan.new)]
+        )
+        wanted = {None, b"%d" % partitions, b"%d" % partitions + WITH_POLICIES}
+        if all(schema is None and number in wanted for schema, number in states):
+            raise InvalidConfig(f"the namespace {name!r} has {partitions} partitions already")
+        former = self._former(self._old, partitions).split()
+        most = max([partitions, *(recorded_number(self._old.meta, each) for each in former)])
+        return plan._replace(old=Layout(name, most))
 
     def _check_target(self, plan: _Plan) -> bytes | None:
         """Returns the schema of the new name; raises `NamespaceInUse` if it is in use."""
@@ -641,14 +666,17 @@ class Mover:
     # --- round trips ---------------------------------------------------------------------------
 
     def _ask(self, requests: Sequence[Request]) -> list[Any]:
-        return self._transport.run(ask_all(requests))
+        if not requests or self._durability is None or requests[0].script is None:
+            return self._transport.run(ask_all(requests))
+        replies = self._transport.exchange(requests, durability=self._durability)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
 
     def _one(self, request: Request) -> Any:
-        return self._transport.run(_single(request))
-
-
-def _single(request: Request) -> Operation[Any]:
-    return (yield from ask(request))
+        [reply] = self._ask([request])
+        return reply
 
 
 def _partitions(layout: Layout) -> list[PartitionKeys]:

@@ -466,3 +466,23 @@ def test_outcomes_are_found_after_a_move(
     again = [there.receipt(f"g{n}", f"id{n}") for n in range(20)]
     assert [each.result(0) for each in again] == list(range(20))
     assert [each.result(0) for each in receipts] == list(range(20))
+
+
+def test_what_a_failover_has_lost_of_a_move_is_mended(
+    make: Make, transport: Transport, sync_redis: redis.Redis
+) -> None:
+    agg = make(partitions=6)
+    agg.add_tasks(Task("t", n, f"g{n}", f"id{n}") for n in range(20))
+    move(transport, "tests", 3)
+    agg.add_task(Task("t", 1, "g1", "last"))
+    lost: Any = sync_redis
+    lost.hset("redisagg:{tests:1}:state", "schema", "frozen somebody")  # thaw
+    lost.hdel("redisagg:{tests:4}:state", "schema")  # retire
+    moved, _ = move(transport, "tests", 3)
+    assert moved is not None
+    assert moved.layout == ("tests", 3)
+    agg.add_tasks(Task("t", n, f"g{n}", f"new{n}") for n in range(20))
+    assert agg.stats().pending == 41
+    assert lost.hgetall("redisagg:{tests:4}:state") == {b"schema": b"moved"}
+    with pytest.raises(InvalidConfig, match="3 partitions already"):
+        move(transport, "tests", 3)

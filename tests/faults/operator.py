@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from redisagg import Aggregator, DeadLetter, RedisAggError
 from redisagg.operations.moving import Mover
@@ -31,6 +32,9 @@ _PAUSE_EVERY = 20.0
 
 _MOVE_EVERY = 6.0
 """Seconds from the end of one move of the namespace to the next."""
+
+_MOVE_WITHIN = 60.0
+"""Seconds after which a move that does not succeed is an error."""
 
 _DEADLY = 0.5
 """The share of movers that die at one of their first steps."""
@@ -122,13 +126,18 @@ class Operator:
         if partitions == self._partitions:
             return
         began, movers = time.time(), 0
+        deadline = time.monotonic() + _MOVE_WITHIN
         while True:
             movers += 1
             die_at = self._rng.randint(1, _FIRST_STEPS) if self._rng.random() < _DEADLY else 0
             try:
                 _move(self._aggregator, partitions, die_at)
                 break
-            except (_Died, RedisAggError):  # the next one takes over
+            except (_Died, RedisAggError) as error:  # the next one takes over
+                if "partitions already" in str(error):
+                    break
+                if time.monotonic() > deadline:
+                    raise
                 time.sleep(0.1)
         self._partitions, self._moved_at = partitions, time.monotonic()
         self._journal.write("moved", began, time.time(), partitions, movers)
@@ -206,7 +215,12 @@ def _move(aggregator: Aggregator, partitions: int, die_at: int) -> None:
             mover._leave = lambda: None  # type: ignore[method-assign]
             raise _Died
 
-    mover = Mover(aggregator._transport, NAME, NAME, partitions, drain=5, lifetime=1, on_step=step)
+    options: dict[str, Any] = {
+        "drain": 5,
+        "lifetime": 1,
+        "min_replicas": aggregator.config.min_replicas,
+    }
+    mover = Mover(aggregator._transport, NAME, NAME, partitions, on_step=step, **options)
     mover.run()
 
 

@@ -1,0 +1,76 @@
+"""A namespace is moved between the masters of a Redis Cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from redisagg import Task
+from redisagg.protocol.keys import Keyspace
+from redisagg.sinks import StreamSink
+from redisagg.transport.endpoint import close, endpoint_of
+from redisagg.transport.threads import Transport
+from tests.aggregator.test_moving import Producer, move, sometimes
+from tests.support.aggregators import making
+from tests.support.tasks import quick_config
+
+
+@pytest.fixture
+def url(cluster_url: str) -> str:
+    return cluster_url.replace("redis://", "redis+cluster://").removesuffix("/0")
+
+
+@pytest.fixture
+def transport(url: str) -> Iterator[Transport]:
+    client = endpoint_of(url).answering_within(5).blocking()
+    yield Transport(client, 20)
+    close(client)
+
+
+@pytest.mark.parametrize("new", ["tests", "other"])
+def test_nothing_is_lost_doubled_or_reordered_on_a_cluster(
+    transport: Transport, url: str, new: str
+) -> None:
+    with making("threads") as threads, making("asyncio") as loops:
+        config = quick_config(
+            partitions=6,
+            group_max_size=13,
+            add_timeout=30,
+            group_aggregator=sometimes,
+            max_attempts=50,
+        )
+        made = [
+            maker("tests", url, config=config, sink=StreamSink("queue"))
+            for maker in (threads, loops, threads)
+        ]
+        for each in made[1:]:
+            each.start()
+        producers = [Producer(made[0], "a"), Producer(made[1], "b")]
+        layout, target = ("tests", 6), (new, 4)
+        for step in (3, 9, 14, 22, 30, None):
+            old, (to, number) = layout[0], target
+            done, _ = move(transport, to, number, old=old, die_at=step)
+            if done is None:
+                done, _ = move(transport, to, number, old=old)
+            assert done is not None
+            assert done.layout == target
+            layout, target = target, layout
+        added = {**producers[0].stop(), **producers[1].stop()}
+        last = made[2]
+        last.add_task(Task("t", 0, "last"))  # so it follows; on a cluster, who only reads does not
+        last.flush_all()
+        assert last.wait_until_idle(30)
+        sink, batches = StreamSink("queue"), []
+        with redis.RedisCluster.from_url(url.replace("redis+cluster", "redis")) as client:
+            for name in ("tests", "other"):
+                for p in Keyspace(name, 6).partitions:
+                    read: Any = client.xrange(sink.key(p.slot))
+                    batches += [sink.decode(fields) for _, fields in read]
+        found: dict[str, list[int]] = {}
+        for batch in sorted(batches, key=lambda each: each.batch_id):
+            found.setdefault(batch.group, []).extend(batch.payload)
+        assert found.pop("last") == [0]
+        assert found == {group: list(range(n)) for group, n in added.items()}
