@@ -27,7 +27,6 @@ from redisagg.errors import RedisAggError, RedisUnavailable
 from redisagg.protocol.entries import StoredTask
 from redisagg.task import Task
 from redisagg.texts import logger
-from redisagg.texts import redact as without_passwords
 from redisagg.views import Trouble
 
 _log = logger("dashboard")
@@ -243,7 +242,6 @@ class Context:
 
     def text(self, text: str) -> str:
         """An error or traceback as it may be shown."""
-        text = without_passwords(text)
         if self.state.redact_text is None:
             return text
         try:
