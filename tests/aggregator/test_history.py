@@ -9,7 +9,7 @@ import redis
 
 from redisagg import HistoryPoint, Task
 from redisagg.errors import InvalidConfig, KeyConflict
-from redisagg.flusher import recorder
+from redisagg.flusher import flusher, recorder
 from redisagg.protocol.keys import Keyspace
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
@@ -125,16 +125,26 @@ def test_cancelled_and_dropped_tasks_are_no_tasks_less(make: Make, sync_redis: r
     assert agg.stats().dead == 0
 
 
-def test_nothing_is_recorded_without_the_setting(make: Make, sync_redis: redis.Redis) -> None:
-    sync_redis.config_resetstat()
+def test_nothing_is_recorded_without_the_setting(
+    make: Make, sync_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    class Noted(recorder.Recorder):
+        def __init__(self, **given: Any) -> None:
+            made.append(given["keyspace"].name)
+            super().__init__(**given)
+
+    monkeypatch.setattr(flusher, "Recorder", Noted)
     agg = make(history=False)
     with agg:
         await_led(agg)
-        agg.add_tasks(numbered("a", 1))
-    commands: Any = sync_redis.info("commandstats")
+    assert made == []
     assert not sync_redis.exists(SPACE.history, SPACE.samples)
-    assert "cmdstat_setrange" not in commands
     assert agg.history().points == []
+    with make(history=True) as other:
+        await_led(other)
+    assert made == ["tests"]
 
 
 def test_a_flusher_flushes_although_nothing_can_be_recorded(

@@ -174,6 +174,28 @@ def test_a_page_looks_at_a_bounded_number_of_groups(make: Make, order: str, pref
         assert list(map(rank, page.states)) == sorted(map(rank, page.states))
 
 
+@pytest.mark.usefixtures("few_a_page")
+def test_a_page_ends_where_all_partitions_were_looked_at(make: Make) -> None:
+    """One partition has many groups before the next match, the other has matches only."""
+    agg = make(partitions=2)
+    first, second = Keyspace("tests", 2).partitions
+
+    def of(partition: Any, prefix: str) -> list[str]:
+        names = (f"{prefix}{n}" for n in range(2_000))
+        place = Keyspace("tests", 2).partition_of
+        return [each for each in names if place(each.encode()).number == partition.number]
+
+    others, wanted = of(first, "x")[:300], of(second, "vip:")[:60]
+    for names in (others, wanted):
+        agg.add_tasks(
+            Task("test", 0, name, grace_period=100 + 900 * n / len(names), max_delay=9_000)
+            for n, name in enumerate(names)
+        )
+    read = list(pages(agg, prefix="vip:", limit=50))
+    assert len(read) > 2
+    assert [state.group_key for page in read for state in page.states] == wanted
+
+
 def test_groups_in_no_index_come_last(make: Make) -> None:
     agg = make(partitions=2, group_max_size=3)
     fill(agg, 20)
