@@ -63,6 +63,8 @@ def place_of(path: Path) -> str:
         return PLACES[name]
     if name.startswith("docs/") and path.suffix != ".py":
         return name.removeprefix("docs/")
+    if path.suffix == ".md":
+        return f"project/{name.removesuffix('/README.md').removesuffix('.md').replace('/', '-')}.md"
     return f"source/{name}.md"
 
 

@@ -28,6 +28,7 @@ def test_each_page_is_in_the_navigation_once() -> None:
     found = places(SITE["navigation"]())
     assert len(found) == len(set(found))
     assert {SITE["place_of"](page) for page in pages()} <= set(found)
+    assert [place for place in found if place.startswith("source/")] == []
 
 
 def test_the_reference_has_all_names_of_the_package() -> None:
