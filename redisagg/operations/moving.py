@@ -50,13 +50,13 @@ _POLL = 0.05
 _PAGE = 200
 """Groups or dead letters that are read at a time, about."""
 
-_CALL_TASKS = 400
+_CALL_TASKS = 300
 """Tasks that one call stores, so that it takes Redis about a millisecond."""
 
 _CALL_BYTES = 256 * 1024
 """Their bytes; one task always fits."""
 
-_CALL_GROUPS = 50
+_CALL_GROUPS = 30
 
 _STATE = (
     *(b"paused", b"flushed", b"flushed_tasks", b"sequence", b"seen_until", b"seen_before_until"),

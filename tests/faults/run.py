@@ -197,7 +197,9 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path, record: Record)
         deadline = time.monotonic() + _SETTLE_TIMEOUT
         while time.monotonic() < deadline:
             fleet.revive(role="flusher")  # after a task that killed it
-            if aggregator.wait_until_idle(1):
+            with observing(plan, topology) as latest:  # an older one may not have followed a move
+                is_idle = latest.wait_until_idle(1)
+            if is_idle:
                 break  # else the tasks that are not enqueued are reported as left
         return time.time()
 
@@ -257,6 +259,9 @@ def _history(plan: Plan, topology: Topology, folder: Path, record: Record) -> Hi
         if topology.sink != "delivery":
             with contextlib.closing(topology.client()) as client:
                 history.enqueued = list(_READERS[topology.sink](client, plan, topology))
+            if plan.moves and topology.sink == "stream":
+                # On a cluster the batches of a group are in the streams of several partitions.
+                history.enqueued.sort(key=lambda batch: batch.enqueued_at or 0.0)
         history.dead = [
             Batch(each.batch_id, each.group_key, _names(each.tasks))
             for each in aggregator.dead_letters(tasks=True)
