@@ -24,6 +24,7 @@ from redisagg.dashboard.rendering import Redact, RedactText, ShownTask, visible
 from redisagg.dashboard.security import User, csrf_token
 from redisagg.dashboard.sources import Place, Shown, Sources
 from redisagg.errors import RedisAggError, RedisUnavailable
+from redisagg.operations.observing import one_line
 from redisagg.protocol.entries import StoredTask
 from redisagg.task import Task
 from redisagg.texts import logger
@@ -166,6 +167,11 @@ class Context:
 
     async def troubles(self, error: RedisUnavailable) -> Sequence[Trouble]:
         """What is wrong, if an error means that a part of a cluster is away; else nothing."""
+        if self._open is None and self.place and self.state.sources.is_cluster(self.place.source):
+            # The record of the namespace can't be read: it has not been opened before.
+            text = f"A master of the cluster does not answer: {one_line(error)}."
+            advice = "Bring it back, or fail over to its replica."
+            return [Trouble("partition_away", text, advice)]
         if self._open is not None and not isinstance(error, PartlyAway):
             try:
                 await self.look()

@@ -129,6 +129,11 @@ class Sources:
         """The labels of all Redises."""
         return list(self._endpoints)
 
+    def is_cluster(self, label: str) -> bool:
+        """Whether a Redis is a cluster."""
+        endpoint = self._endpoints.get(label)
+        return endpoint is not None and bool(endpoint.cluster)
+
     async def places(self) -> list[Place]:
         """Returns the namespaces to choose from; searches for them from time to time.
 

@@ -6,9 +6,13 @@ import re
 
 import pytest
 
+from redisagg import AsyncAggregator, Task
+from redisagg.testing.embedded import HOST
 from tests.dashboard.site import NAME, Open
 from tests.dashboard.test_actions import eventually
 from tests.support.fixtures import Plants
+from tests.support.servers import ClusterTopology
+from tests.support.tasks import quick_config
 from tests.support.troubles import TROUBLES
 
 OF_ALL = {
@@ -42,3 +46,16 @@ async def test_the_pages_name_the_cause(plant: Plants, open_site: Open, name: st
     assert await group_names_it()
     if trouble.cause in OF_ALL:
         await eventually(f"the overview names {trouble.cause}", overview_names_it)
+
+
+async def test_a_cluster_that_was_down_before_the_dashboard_came_is_named(
+    cluster: ClusterTopology, cluster_url: str, open_site: Open
+) -> None:
+    url = "redis+cluster://" + ",".join(f"{HOST}:{node.port}" for node in cluster.masters)
+    async with AsyncAggregator(NAME, url, config=quick_config()) as aggregator:
+        await aggregator.add_task(Task("test", 1, "a"))
+    cluster.kill(cluster.master_of(f"redisagg:{{{NAME}}}:meta"))
+    site = await open_site(url)
+    answer = await site.get("groups")
+    assert answer.status_code == 503
+    assert causes(answer.text) == ["partition_away"]
