@@ -130,8 +130,9 @@ class Namespace:
 
     def follow(self, moved: registration.NamespaceMoved) -> None:
         """Has all that share this namespace use the layout that it has now."""
-        _log.warning("%s; this process follows", moved)
-        self.keyspace.become(moved.layout)
+        if self.keyspace.layout != moved.layout:
+            _log.warning("%s; this process follows", moved)
+            self.keyspace.become(moved.layout)
 
     def note_refusal(self, error: NamespaceMismatch) -> Operation[None]:
         """Notes in Redis why a flusher of this host can't run, for those who look."""
@@ -178,11 +179,7 @@ class Namespace:
                     self.keyspace.layout, f"the namespace {layout.name!r} was just moved"
                 )
             if not isinstance(found, Exception) and None not in found:
-                try:
-                    yield from registration.compare(self.keyspace, found)
-                except registration.NamespaceMoved as moved:
-                    self.follow(moved)
-                    raise
+                yield from registration.compare(self.keyspace, found)
             while True:
                 requests = operation.send(replies)
                 replies = yield requests

@@ -1156,7 +1156,11 @@ class AsyncAggregator(AggregatorBase):
             self._registered = await transport.run(self._namespace.check())
         elif not transport.clustered:  # there the record may be on a dead master
             operation = self._namespace.checked(operation)
-        return await transport.run(operation)
+        try:
+            return await transport.run(operation)
+        except NamespaceMoved as moved:
+            self._namespace.follow(moved)
+            raise
 
 
 @dataclass(slots=True)

@@ -1082,4 +1082,8 @@ class Aggregator(AggregatorBase):
             self._registered = self._transport.run(self._namespace.check())
         elif not self._transport.clustered:  # there the record may be on a dead master
             operation = self._namespace.checked(operation)
-        return self._transport.run(operation)
+        try:
+            return self._transport.run(operation)
+        except NamespaceMoved as moved:
+            self._namespace.follow(moved)
+            raise

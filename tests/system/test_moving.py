@@ -9,12 +9,13 @@ import pytest
 import redis
 
 from redisagg import Task
+from redisagg.errors import NamespaceMismatch
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import StreamSink
 from redisagg.transport.endpoint import close, endpoint_of
 from redisagg.transport.threads import Transport
 from tests.aggregator.test_moving import Producer, move, sometimes
-from tests.support.aggregators import making
+from tests.support.aggregators import Make, making
 from tests.support.tasks import quick_config
 
 
@@ -74,3 +75,18 @@ def test_nothing_is_lost_doubled_or_reordered_on_a_cluster(
             found.setdefault(batch.group, []).extend(batch.payload)
         assert found.pop("last") == [0]
         assert found == {group: list(range(n)) for group, n in added.items()}
+
+
+def test_a_call_that_is_refused_on_a_cluster_follows(
+    make_both: Make, transport: Transport, url: str
+) -> None:
+    agg, other = make_both(url=url, partitions=6), make_both(url=url, partitions=6)
+    for each in (agg, other):
+        each.pause("a")
+    move(transport, "other", 4)
+    with pytest.raises(NamespaceMismatch, match="it is 'other' now"):
+        agg.resume("a")
+    agg.resume("a")
+    assert agg.name == "other"
+    other.pause()
+    assert agg.stats().paused
