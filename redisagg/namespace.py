@@ -151,12 +151,8 @@ class Namespace:
             KeyConflict: the record holds a value that redisagg did not write.
         """
         while True:
-            found = yield from ask(registration.record(self.keyspace))
-            if None in found:
-                return False
             try:
-                yield from registration.compare(self.keyspace, found)
-                return True
+                return (yield from registration.check(self.keyspace))
             except registration.NamespaceMoved as moved:
                 self.follow(moved)
 

@@ -127,6 +127,8 @@ class LeaseKeeper:
                 self._give_up_share()
             elif flushers:  # else the share stays as it is
                 self._set_share(list(flushers))
+                if not self._share:
+                    await self._look_for_moves()
             others = [ms / 1000 + _MARGIN for each, ms in flushers.items() if each != self._id]
             await wait_for_event(woken, min([self._interval, *others]))
 
@@ -149,6 +151,16 @@ class LeaseKeeper:
                 leader.finish()
         for number in self._share - self._holding.keys():
             self._holding[number] = asyncio.create_task(self._hold(number))
+
+    async def _look_for_moves(self) -> None:
+        """Reads the record: whoever leads nothing is not told by a lease that can't be acquired."""
+        try:
+            await self._transport.run(registration.check(self._keyspace))
+        except NamespaceMismatch as error:
+            self._mismatch = error
+            self.wake()
+        except RedisAggError as error:
+            _log.debug("the record of the namespace can't be read: %s", error)
 
     def _give_up_share(self) -> None:
         """Lets the leaders finish what is in flight, and then give up their leases."""

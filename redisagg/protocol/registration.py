@@ -77,6 +77,15 @@ def compare(keyspace: Keyspace, found: Sequence[bytes]) -> Operation[None]:
     _compare_partitions(keyspace, partitions)
 
 
+def check(keyspace: Keyspace) -> Operation[bool]:
+    """Reads the record and compares it; returns False if there is none. Raises as `compare`."""
+    found = yield from ask(record(keyspace))
+    if None in found:
+        return False
+    yield from compare(keyspace, found)
+    return True
+
+
 def _raise_moved(keyspace: Keyspace, schema: bytes) -> Operation[None]:
     """Raises `NamespaceMoved` with the last name of a namespace."""
     target = keyspace

@@ -23,7 +23,7 @@ from redisagg.transport.threads import Transport
 from tests.support.aggregators import Make, making
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
-from tests.support.tasks import await_dead, error_count, quick_config
+from tests.support.tasks import await_dead, await_led, error_count, quick_config
 from tests.support.tasks import enqueued as read
 
 LAYOUTS = [("tests", 5), ("tests", 2), ("other", 4), ("other", 3)]
@@ -486,3 +486,23 @@ def test_what_a_failover_has_lost_of_a_move_is_mended(
     assert lost.hgetall("redisagg:{tests:4}:state") == {b"schema": b"moved"}
     with pytest.raises(InvalidConfig, match="3 partitions already"):
         move(transport, "tests", 3)
+
+
+def test_a_flusher_without_a_partition_follows_too(make: Make, transport: Transport) -> None:
+    """Nothing of its own is refused, so nothing else would tell it."""
+    first, second = make(partitions=1, lease_time=1), make(partitions=1, lease_time=1)
+    with first, second:
+        await_led(first)
+        wait_until(lambda: len(first.stats().flushers) == 2, timeout=10, what="both have joined")
+        move(transport, "tests", 8)
+        wait_until(
+            lambda: (
+                len({each.leader for each in second.stats().partitions}) == 2
+                and all(each.leader for each in second.stats().partitions)
+            ),
+            timeout=10,
+            what="each leads some of the new partitions",
+        )
+        second.add_tasks(Task("t", n, f"g{n}") for n in range(30))
+        second.flush_all()
+        assert second.wait_until_idle(10)
