@@ -315,6 +315,8 @@ def batch_page(
         raise InvalidConfig(f"error must be a str or None, not {shorten(error)}")
     only = None if group is None else keyspace.partition_of(group).number
     place = place or GroupPlace(only or 0)
+    if not isinstance(place, GroupPlace):
+        raise InvalidConfig(f"place must be that of a page or None, not {shorten(place)}")
     check_range("the partition of a place", place.partition, 0, len(keyspace.partitions) - 1)
     partition = keyspace.partitions[place.partition]
     skipped = _Skipped("batches")

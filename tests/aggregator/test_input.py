@@ -67,7 +67,7 @@ def test_groups_and_payloads_of_every_shape_are_enqueued_unchanged(
         sync_redis.delete("fuzz-batches")
 
     run()
-    ours = re.compile(rb"redisagg:\{fuzz(:\d)?\}:(state|meta|flushers|call:\w+)")
+    ours = re.compile(rb"redisagg:\{fuzz(:\d)?\}:(state|meta|flushers|status|call:\w+)")
     left: Any = sync_redis.keys("*")
     assert [key for key in left if not ours.fullmatch(key)] == []
 

@@ -16,6 +16,7 @@ _MOMENT = datetime(2026, 11, 26, tzinfo=timezone.utc)
 _VALID = {"group_key": "a", "task_id": "1", "offset": 0, "limit": 1, "until": _MOMENT}
 _FLAGS = {"tasks", "due", "only", "excluding"}
 
+
 _NO_TEXT = [None, 1.5, b"bytes", ["a"]]
 _NO_IDS = ["", "\ud800", "a-\ud800-b", "x" * 600, f"a-{'1' * 5_000}-b", "a-4097-b", "\0"]
 _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
@@ -25,6 +26,7 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
     "offset": (InvalidConfig, [*_NO_TEXT, -1, -(10**5000), True, "1"]),
     "limit": (InvalidConfig, [1.5, b"bytes", ["a"], -1, -(10**5000), True, "1"]),
     **dict.fromkeys(("type", "error", "after"), (InvalidConfig, [1.5, b"bytes", ["a"], 7])),
+    "by": (InvalidConfig, [1.5, b"bytes", ["a"], 7, "x" * 257]),
     "until": (
         InvalidTask,
         [*_NO_TEXT, 7, "2026-11-26", date(2026, 11, 26), datetime(2026, 11, 26)],
@@ -32,7 +34,8 @@ _WRONG: dict[str, tuple[type[Exception], list[Any]]] = {
 }
 _NOT_IDS = {
     *("add_task", "add_tasks", "submit", "read_sink", "run", "stop", "wait_until_idle"),
-    *("read_groups", "find_groups", "history", "set_policy", "remove_policy"),
+    *("read_groups", "read_batches", "find_groups", "history", "set_policy", "remove_policy"),
+    *("health", "lifespan"),
 }
 """Methods whose arguments are tasks, numbers, flags, policies, a search or a cursor."""
 

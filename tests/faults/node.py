@@ -24,7 +24,7 @@ from typing import Any
 from redisagg import BatchInfo, NoResult, RedisAggError, Task, TaskCancelled, TaskFailed
 from redisagg.config import GroupAggregator
 from redisagg.errors import AggregatorFull, InvalidTask, KeyConflict
-from redisagg.flusher import flusher as flusher_module
+from redisagg.flusher import parts
 from redisagg.flusher.leader import Leader
 from redisagg.producer import aio, rounds
 from tests.faults import scripts
@@ -262,7 +262,7 @@ def _record_leases(settings: dict[str, Any], journal: Journal) -> None:
             lease = (self.partition.number, self.token, settings["name"], true_time())
             journal.write("leased", *lease)
 
-    flusher_module.Leader = RecordingLeader  # type: ignore[attr-defined]
+    parts.Leader = RecordingLeader  # type: ignore[attr-defined]
 
 
 def flusher(url: str, settings: dict[str, Any]) -> None:
