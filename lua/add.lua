@@ -370,7 +370,7 @@ local function add_section(tasks, ids, at, n, step)
     redis.call('ZADD', ready, 'LT', ready_score(g), group)
     if not was_full then
       redis.call('ZREM', due, group)
-      earliest = now
+      earliest = math.min(earliest, now)
     end
   end
   return result

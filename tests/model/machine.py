@@ -111,8 +111,8 @@ _BODY = re.compile(rb"<\d+>|\x95<\d+>%b" % re.escape(m.KEPT))
 
 
 def _body(serial: int) -> bytes:
-    """The body of a task; two of three tasks are submitted."""
-    return b"<%d>" % serial if serial % 3 == 0 else b"\x95<%d>%b" % (serial, m.KEPT)
+    """The body of a task; every third task is submitted."""
+    return b"<%d>" % serial if serial % 3 else b"\x95<%d>%b" % (serial, m.KEPT)
 
 
 Drawn: TypeAlias = list[tuple[bytes, m.Limits, list[bytes]]]

@@ -317,11 +317,6 @@ _BROKEN = {
         "if copied == behind + #marks then return copied end",
         "",
     ),
-    "a repeated requeue of some tasks": (
-        "requeue",
-        "if takes_some and not letter and not batch then",
-        "if takes_some then",
-    ),
     "tasks that stay in a dead letter": (
         "requeue",
         "chosen, rest[DEAD_TASK_COUNT] - chosen",
@@ -342,11 +337,6 @@ _BROKEN = {
         "answer",
         "or not redis.call('ZSCORE', claims, id) then",
         "then",
-    ),
-    "outcomes of tasks that were cancelled": (
-        "cancel_task",
-        "-length)\nanswer_cancelled(entry)",
-        "-length)",
     ),
     "groups to leave out": ("poll", "not skipped[group]", "true"),
 }
