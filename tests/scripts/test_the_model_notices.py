@@ -342,6 +342,7 @@ _BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # 10 s at most without other load
 @pytest.mark.parametrize("missing", _BROKEN)
 def test_the_model_notices_what_is_missing(sync_redis: redis.Redis, missing: str) -> None:
