@@ -136,3 +136,4 @@ def test_the_command(run: Run, redis_url: str) -> None:
     receipt = aggregator.submit(Task("t", 1, "g"))
     aggregator.cancel_task("g", receipt.task_id)
     assert run("locate", "g", receipt.task_id).stdout.strip() == "cancelled"
+    aggregator.close()  # and so its subscription

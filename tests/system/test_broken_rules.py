@@ -55,6 +55,7 @@ def test_the_checker_finds_broken_rules(
     server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind
 ) -> None:
     lua = changed_copy(tmp_path, changes)
-    plan = Plan(TOPOLOGIES["redis"], 12, 5, faults=2, lua=lua, server=server_binary)
+    config = {"on_task_failure": "dead"}
+    plan = Plan(TOPOLOGIES["redis"], 12, 5, faults=2, config=config, lua=lua, server=server_binary)
     result = run(plan)
     assert result.verdict.counts[kind] > 0, findings(result)
