@@ -503,3 +503,4 @@ def test_a_flusher_without_a_partition_follows_too(make: Make, transport: Transp
             timeout=10,
             what="each leads some of the new partitions",
         )
+        assert len(made[0].stats().partitions) == 12
