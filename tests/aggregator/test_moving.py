@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -21,10 +21,11 @@ from redisagg.protocol.scripts import call
 from redisagg.sinks import CallableSink
 from redisagg.transport.endpoint import close, endpoint_of
 from redisagg.transport.threads import Transport
-from tests.support.aggregators import Make, making
+from tests.support.aggregators import Make
+from tests.support.moving import move, moved_in_use
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
-from tests.support.tasks import await_dead, await_led, error_count, quick_config
+from tests.support.tasks import await_dead, await_led, error_count
 from tests.support.tasks import enqueued as read
 
 LAYOUTS = [("tests", 5), ("tests", 2), ("other", 4), ("other", 3)]
@@ -36,42 +37,6 @@ def transport(redis_url: str) -> Iterator[Transport]:
     client = endpoint_of(redis_url).answering_within(5).blocking()
     yield Transport(client, 10)
     close(client)
-
-
-class Killed(Exception):
-    """Stands for the death of a mover."""
-
-
-def move(
-    transport: Transport,
-    new: str,
-    partitions: int | None,
-    *,
-    old: str = "tests",
-    die_at: int | None = None,
-) -> tuple[Moved | None, int]:
-    """Moves a namespace; returns what came of it, and the number of steps."""
-    steps = 0
-
-    def step(_: str) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == die_at:
-            raise Killed
-
-    mover = Mover(transport, old, new, partitions, drain=10, lifetime=0.2, on_step=step)
-    if die_at is not None:
-        mover._leave = lambda: None  # type: ignore[method-assign]
-    while True:
-        try:
-            return mover.run(), steps
-        except Killed:
-            return None, steps
-        except NamespaceInUse as error:
-            if "another mover is at work" not in str(error):  # it counts as dead soon
-                raise
-            steps = 0
-            time.sleep(0.02)
 
 
 def tasks_of(agg: Aggregator) -> dict[str, list[str]]:
@@ -115,51 +80,6 @@ def test_what_waits_is_moved_as_it_is(
     assert tasks_of(wanted)["g0"][-1] == "id120"
 
 
-class Producer:
-    """Adds numbered tasks to some groups, in order, until it is stopped."""
-
-    def __init__(self, agg: Aggregator, prefix: str) -> None:
-        self.added: dict[str, int] = {}
-        self._agg, self._prefix = agg, prefix
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            n = 0
-            while not self._stop.is_set():
-                group = f"{self._prefix}{n % 7}"
-                number = self.added.get(group, 0)
-                if n % 3:
-                    self._agg.add_task(Task("t", number, group, f"{group}-{number}"))
-                    self.added[group] = number + 1
-                else:
-                    some = range(number, number + 5)
-                    self._agg.add_tasks(Task("t", m, group, f"{group}-{m}") for m in some)
-                    self.added[group] = number + 5
-                n += 1
-                time.sleep(0.001)
-        except BaseException as error:
-            self._error = error
-
-    def stop(self) -> dict[str, int]:
-        """Ends it; returns the number of tasks by group."""
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self.added
-
-
-def sometimes(group: str, tasks: list[Task]) -> Task:
-    """Merges the payloads to a list; fails at some attempts."""
-    if time.time_ns() // 1000 % 5 == 0:
-        raise RuntimeError("fails now and then")
-    return Task("merged", [task.payload for task in tasks])
-
-
 def enqueued(agg: Aggregator) -> dict[str, list[int]]:
     """The payloads of all tasks that were enqueued, by group."""
     found: dict[str, list[int]] = {}
@@ -185,39 +105,11 @@ def enqueued(agg: Aggregator) -> dict[str, list[int]]:
 def test_nothing_is_lost_doubled_or_reordered_whenever_the_mover_dies(
     transport: Transport, redis_url: str, new: str, partitions: int, stride: int
 ) -> None:
-    with making("threads") as threads, making("asyncio") as loops:
-        config = quick_config(
-            partitions=4,
-            group_max_size=13,
-            add_timeout=30,
-            group_aggregator=sometimes,
-            max_attempts=50,
-        )
-        made = [
-            maker("tests", redis_url, config=config, sink="stream://queue")
-            for maker in (threads, loops, threads)
-        ]
-        for each in made[1:]:
-            each.start()
-        producers = [Producer(made[0], "a"), Producer(made[1], "b")]
-        layout, target = ("tests", 4), (new, partitions)
-        step, kills = 1, 0
-        while True:
-            old, (to, number) = layout[0], target
-            done, _ = move(transport, to, number, old=old, die_at=step)
-            if done is None:
-                kills += 1
-                done, _ = move(transport, to, number, old=old)
-                assert done is not None
-            else:
-                step = 0
-            assert done.layout == target
-            layout, target = target, layout
-            if not step:
-                break
-            step += stride
-        added = {**producers[0].stop(), **producers[1].stop()}
-        last = made[2]
+    steps = itertools.count(1, stride)
+    in_use = moved_in_use(
+        transport, redis_url, "stream://queue", ("tests", 4), (new, partitions), steps
+    )
+    with in_use as (last, added, kills):
         last.flush_all()
         assert last.wait_until_idle(20)
         found = enqueued(last)

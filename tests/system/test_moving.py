@@ -14,9 +14,8 @@ from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import StreamSink
 from redisagg.transport.endpoint import close, endpoint_of
 from redisagg.transport.threads import Transport
-from tests.aggregator.test_moving import Producer, move, sometimes
-from tests.support.aggregators import Make, making
-from tests.support.tasks import quick_config
+from tests.support.aggregators import Make
+from tests.support.moving import move, moved_in_use
 
 
 @pytest.fixture
@@ -35,32 +34,9 @@ def transport(url: str) -> Iterator[Transport]:
 def test_nothing_is_lost_doubled_or_reordered_on_a_cluster(
     transport: Transport, url: str, new: str
 ) -> None:
-    with making("threads") as threads, making("asyncio") as loops:
-        config = quick_config(
-            partitions=6,
-            group_max_size=13,
-            add_timeout=30,
-            group_aggregator=sometimes,
-            max_attempts=50,
-        )
-        made = [
-            maker("tests", url, config=config, sink=StreamSink("queue"))
-            for maker in (threads, loops, threads)
-        ]
-        for each in made[1:]:
-            each.start()
-        producers = [Producer(made[0], "a"), Producer(made[1], "b")]
-        layout, target = ("tests", 6), (new, 4)
-        for step in (3, 9, 14, 22, 30, None):
-            old, (to, number) = layout[0], target
-            done, _ = move(transport, to, number, old=old, die_at=step)
-            if done is None:
-                done, _ = move(transport, to, number, old=old)
-            assert done is not None
-            assert done.layout == target
-            layout, target = target, layout
-        added = {**producers[0].stop(), **producers[1].stop()}
-        last = made[2]
+    steps = (3, 9, 14, 22, 30, None)
+    in_use = moved_in_use(transport, url, StreamSink("queue"), ("tests", 6), (new, 4), steps)
+    with in_use as (last, added, _):
         last.add_task(Task("t", 0, "last"))  # so it follows; on a cluster, who only reads does not
         last.flush_all()
         assert last.wait_until_idle(30)
