@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+from tests.support.pytest_runs import run_pytest
 
 SHOP = Path(__file__).parents[1] / "support" / "shop"
 """The code of a user with a hundred tests."""
@@ -19,16 +19,11 @@ def test_a_hundred_tests_of_a_user_in_parallel(tmp_path: Path) -> None:
     ini = tmp_path / "pytest.ini"
     ini.write_text(
         "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n"
-        "cache_dir = cache\n"
     )
     found = entry_points(group="pytest11", name="redisagg")
     by_hand = () if found else ("-p", "redisagg.testing.plugin")
-    command = [
-        *(sys.executable, "-m", "pytest", "-c", str(ini), f"--confcutdir={SHOP}", *by_hand),
-        *("-n", "2", str(SHOP / "suite.py")),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert "102 passed" in done.stdout, done.stdout + done.stderr
+    done = run_pytest(*("-c", ini, f"--confcutdir={SHOP}", *by_hand, "-n", "2"), SHOP / "suite.py")
+    assert "102 passed" in done.stdout, done.stdout
 
 
 def test_the_entry_point() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.markdown import code_blocks, read, rows, section
+from tests.support.pytest_runs import run_pytest
 
 PAGE = "docs/testing.md"
 
@@ -50,15 +49,10 @@ def test_the_blocks(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text(INI, "utf-8")
     found = entry_points(group="pytest11", name="redisagg")
     by_hand = () if found else ("-p", "redisagg.testing.plugin")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *by_hand, "-p", "no:cacheprovider", "shop/tests"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_pytest(*by_hand, "shop/tests", cwd=tmp_path)
     tests = sum(block.count("def test_") for block in code_blocks(read(PAGE), "python"))
-    assert f"{tests} passed" in done.stdout, done.stdout + done.stderr
-    assert "failed" not in done.stdout
+    assert f"{tests} passed" in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_table_of_fixtures_is_that_of_the_plugin() -> None:

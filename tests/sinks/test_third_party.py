@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -17,13 +16,11 @@ from tests.sinks.environment import CHECKOUT, install
 from tests.sinks.harness import running
 from tests.sinks.test_docs import listings
 from tests.support.builds import build_once, run_folder
+from tests.support.pytest_runs import run_pytest
 from tests.support.servers import wait_until
 from tests.support.tasks import numbered, quick_config
 
 pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
-
-_OURS = {"PYTHONPATH", "PYTEST_ADDOPTS"}
-"""What of this run's environment must not reach the package's own."""
 
 TEXT = (CHECKOUT / "docs" / "sinks" / "own.md").read_text()
 
@@ -46,12 +43,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_conformance_tests_pass(package: Path) -> None:
-    output = subprocess.run(
-        [package / "venv" / "bin" / "python", "-m", "pytest", "-q", "test_journal.py"],
+    output = run_pytest(
+        *("-q", "test_journal.py"),
         cwd=package,
-        env={name: value for name, value in os.environ.items() if name not in _OURS},
-        stdout=subprocess.PIPE,
-        text=True,
+        python=package / "venv" / "bin" / "python",
+        environment={"PYTHONPATH": None},
     ).stdout
     tests = [name for name in dir(SinkConformance) if name.startswith("test_")]
     assert f"{len(tests)} passed" in output, output

@@ -26,6 +26,9 @@ from tests.support.tasks import enqueued, error_count, numbered, payloads
 PATIENCE = 0.7
 """Seconds of `add_timeout`."""
 WAITING: dict[str, Any] = {"min_replicas": 1, "add_timeout": PATIENCE, "replica_timeout": 0.2}
+"""Where a replica is missing."""
+IN_STEP: dict[str, Any] = {"min_replicas": 1, "add_timeout": 20, "replica_timeout": 5}
+"""Where one follows, on a machine that may be busy: no call is repeated."""
 
 
 class Pair:
@@ -87,6 +90,18 @@ def pair(_pair: Pair) -> Pair:
     return _pair
 
 
+def add_patiently(agg: Any, task: Task) -> None:
+    """Adds it where a replica follows that may take more than `PATIENCE` on a busy machine."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert agg.add_task(task) == task.id
+        except NotReplicated:
+            assert time.monotonic() < deadline
+        else:
+            return
+
+
 every_version = pytest.mark.parametrize("binary", discover(), ids=lambda binary: binary.label)
 
 
@@ -94,7 +109,7 @@ every_version = pytest.mark.parametrize("binary", discover(), ids=lambda binary:
 
 
 def test_wait_goes_out_behind_the_add_on_the_same_connection(make_both: Make, pair: Pair) -> None:
-    agg = make_both(url=pair.url, **WAITING)
+    agg = make_both(url=pair.url, **IN_STEP)
     agg.add_tasks(numbered("a", 1))  # registers, loads the script
     with pair.primary.client() as client, client.monitor() as monitor:
         agg.add_tasks(Task("test", n, f"g{n}") for n in range(20))  # in both partitions
@@ -104,13 +119,13 @@ def test_wait_goes_out_behind_the_add_on_the_same_connection(make_both: Make, pa
             if said["client_type"] != "lua":
                 sent.append((said["command"], said["client_port"]))
     assert [command.split(" ")[0] for command, _ in sent] == ["EVALSHA", "EVALSHA", "WAIT"]
-    assert sent[-1][0] == "WAIT 1 200"
+    assert sent[-1][0] == "WAIT 1 5000"
     assert len({port for _, port in sent}) == 1
 
 
 @pytest.mark.parametrize("how", ["add_task", "add_tasks"])
 def test_each_round_trip_of_an_add_has_one_wait(make_both: Make, pair: Pair, how: str) -> None:
-    plain, waiting = make_both(url=pair.url), make_both(url=pair.url, **WAITING)
+    plain, waiting = make_both(url=pair.url), make_both(url=pair.url, **IN_STEP)
     found = []
     for agg in (plain, waiting):
         agg.add_tasks(Task("test", "before", f"g{n}") for n in range(10))  # in both partitions
@@ -128,7 +143,7 @@ def test_each_round_trip_of_an_add_has_one_wait(make_both: Make, pair: Pair, how
 
 
 def test_adds_share_a_wait_as_they_share_the_round_trip(make_both: Make, pair: Pair) -> None:
-    agg = make_both(url=pair.url, **{**WAITING, "add_timeout": 10, "replica_timeout": 5})
+    agg = make_both(url=pair.url, **IN_STEP)
     agg.add_tasks(Task("test", "before", f"g{n}") for n in range(10))  # in both partitions
     pair.count_anew()
     pair.replica.pause()
@@ -158,7 +173,7 @@ def test_an_add_without_replicas_raises_and_is_stored_once(
     make_both: Make, pair: Pair, how: str
 ) -> None:
     agg = make_both(url=pair.url, **WAITING)
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     task = Task("test", 1, "a")
     pair.replica.pause()
     start = time.monotonic()
@@ -168,13 +183,13 @@ def test_an_add_without_replicas_raises_and_is_stored_once(
     assert isinstance(caught.value, RedisAggError)
     assert agg.stats().pending == 2  # on the primary
     pair.attach()
-    assert agg.add_task(task) == task.id
+    add_patiently(agg, task)
     assert agg.stats().pending == 2
 
 
 def test_an_add_waits_for_a_replica_that_comes_back(make_both: Make, pair: Pair) -> None:
     agg = make_both(url=pair.url, **{**WAITING, "add_timeout": 10})
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     pair.replica.pause()
     threading.Timer(0.4, pair.replica.resume).start()
     start = time.monotonic()
@@ -186,7 +201,7 @@ def test_an_add_waits_for_a_replica_that_comes_back(make_both: Make, pair: Pair)
 
 def test_all_adds_of_a_round_trip_get_the_error(make_both: Make, pair: Pair) -> None:
     agg = make_both(url=pair.url, **WAITING)
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     pair.replica.pause()
     with ThreadPoolExecutor(10) as pool:
         adding = [pool.submit(agg.add_task, Task("test", n, f"g{n}")) for n in range(10)]
@@ -203,7 +218,7 @@ def test_a_repeated_call_waits_for_the_writes_of_the_first_one(
     """
     with running_pair(binary.path) as pair, running_proxy(HOST, pair.primary.port) as proxy:
         agg = make_both(url=proxy.url, **WAITING)
-        agg.add_task(Task("test", "before", "a"))
+        add_patiently(agg, Task("test", "before", "a"))
         pair.replica.pause()
         loss = proxy.lose_reply("add")
         with pytest.raises(NotReplicated):
@@ -217,7 +232,7 @@ def test_a_repeated_call_waits_for_the_writes_of_the_first_one(
 def test_an_add_of_a_task_that_waits_already_waits_for_replicas(make: Make, binary: Any) -> None:
     with running_pair(binary.path) as pair:
         first, second = make(url=pair.url), make(url=pair.url, **WAITING)
-        second.add_task(Task("test", "before", "a"))
+        add_patiently(second, Task("test", "before", "a"))
         task = Task("test", 1, "a")
         pair.replica.pause()
         first.add_task(task)
@@ -265,7 +280,7 @@ def test_what_precedes_an_add_waits_for_no_replica(
 ) -> None:
     """`NotReplicated` says that the tasks are on the primary: so they have to get there."""
     agg, operator = make_both(url=pair.url, **WAITING), make(url=pair.url)
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     if what == "policies":
         operator.set_policy("*", Policy(max_size=7))
     else:
@@ -282,7 +297,7 @@ def test_what_precedes_an_add_waits_for_no_replica(
 
 def test_a_refused_add_waits_for_no_replica(make_both: Make, pair: Pair) -> None:
     agg = make_both(url=pair.url, **WAITING, partitions=1, max_pending_tasks=1)
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     pair.replica.pause()
     with pytest.raises(AggregatorFull):
         agg.add_task(Task("test", 1, "a"))
@@ -306,7 +321,7 @@ def test_an_add_with_wait_for_fsync_returns_when_it_is_on_disk(make: Make, repli
     with running_pair(_with_waitaof(), config) as pair:
         agg = make(url=pair.url, **{**settings, "add_timeout": 20, "replica_timeout": 3})
         hasty = make(url=pair.url, **settings)
-        agg.add_task(Task("test", "before", "a"))
+        add_patiently(agg, Task("test", "before", "a"))
         pair.count_anew()
         took = []
         for task in numbered("a", 2):
@@ -355,7 +370,7 @@ def test_a_failover_loses_no_task_that_all_replicas_acknowledged(
         replica_timeout=0.5,
         group_max_size=5,
     )
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     done = threading.Event()
     acknowledged: list[int] = []
     errors: list[Exception] = []
@@ -409,7 +424,7 @@ def test_an_add_leaves_a_primary_without_replicas_for_its_successor(
     places = ",".join(f"{host}:{port}" for host, port in sentinel_addresses)
     url = f"redis+sentinel://{places}/{sentinel.service_name}"
     agg = make_both(url=url, min_replicas=1, add_timeout=20, replica_timeout=0.2)
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     ask(sentinel.watchers[0], "SENTINEL FAILOVER", sentinel.service_name)
     new = sentinel.wait_for_failover(old)
     wait_until(
@@ -457,7 +472,7 @@ def _waits(cluster: ClusterTopology) -> list[int]:
 def test_a_round_trip_to_a_cluster_has_one_wait_for_each_master(
     make_both: Make, clustered: ClusterTopology
 ) -> None:
-    agg = make_both(url=_cluster_url(clustered), **{**WAITING, "partitions": 16, "add_timeout": 10})
+    agg = make_both(url=_cluster_url(clustered), **{**IN_STEP, "partitions": 16})
     agg.add_tasks(Task("test", n, f"g{n}") for n in range(100))  # loads the scripts
     for master in clustered.masters:
         ask(master, "CONFIG RESETSTAT")
@@ -472,7 +487,7 @@ def test_a_round_trip_to_a_cluster_has_one_wait_for_each_master(
 def test_an_add_raises_only_in_partitions_whose_replica_does_not_answer(
     make_both: Make, clustered: ClusterTopology
 ) -> None:
-    agg = make_both(url=_cluster_url(clustered), **{**WAITING, "partitions": 16})
+    agg = make_both(url=_cluster_url(clustered), **{**WAITING, "partitions": 16, "add_timeout": 3})
     agg.add_tasks(Task("test", n, f"g{n}") for n in range(100))
     groups = {_owner(clustered, agg, f"g{n}"): f"g{n}" for n in range(40)}
     lacking, *others = clustered.masters
@@ -570,7 +585,7 @@ def test_a_connection_without_socket_timeout_outlasts_replica_timeout(
     pair: Pair, make_both: Make
 ) -> None:
     agg = make_both(url=pair.url, min_replicas=1, add_timeout=1.0, replica_timeout=1.0)
-    agg.add_task(Task("test", "before", "a"))
+    add_patiently(agg, Task("test", "before", "a"))
     pair.replica.pause()
     with pytest.raises(NotReplicated):  # and not that nobody answered
         agg.add_task(Task("test", 1, "a"))

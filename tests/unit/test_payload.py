@@ -8,9 +8,6 @@ import enum
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +29,7 @@ from redisagg.payload import (
     to_plain,
     unpack,
 )
+from tests.support.pytest_runs import run_pytest
 
 _KEYS = st.text(max_size=5) | st.integers(-(2**63), 2**64 - 1)
 _FLAT = (
@@ -408,10 +406,8 @@ def test_the_same_holds_for_msgpack_in_python() -> None:
         ),
         *("test_colliding", "test_what_is_packed"),
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "MSGPACK_PUREPYTHON": "1"}
-    done = subprocess.run(
-        [*command, "-k", " or ".join(names)], env=environment, capture_output=True, text=True
+    done = run_pytest(
+        *("-q", __file__, "-k", " or ".join(names)), environment={"MSGPACK_PUREPYTHON": "1"}
     )
     assert done.returncode == 0, done.stdout
 
