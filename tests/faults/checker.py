@@ -17,7 +17,7 @@ from enum import Enum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from tests.faults import rules
+from tests.faults import rules, work
 from tests.faults.history import (
     MOVED,
     Batch,
@@ -85,7 +85,10 @@ class Kind(Enum):
     """A task that was submitted whose stored outcome, or what a receipt said, is not what became of
     it."""
     TOO_SOON = "tried too soon"
-    """A batch that was merged again earlier than its merge function asked for."""
+    """A batch that was merged again earlier than its merge function asked for, or another one while
+    its flusher was asked to merge nothing."""
+    EXCEEDED = "above a limit on work"
+    """More merges at the same time, or in the window of a rate, than a limit allows."""
     OVERFULL = "overfull"
     """More pending tasks than `max_pending_tasks` allows."""
     PHANTOM = "phantom"
@@ -132,6 +135,8 @@ class Verdict:
     """Tasks that were submitted, and whose outcome is kept."""
     told: int = 0
     """Outcomes that receipts said during the run."""
+    merges: int = 0
+    """Calls of merge functions."""
     put_off: int = 0
     """Merges that asked for time, or gave up."""
     operations: Counter[str] = field(default_factory=Counter)
@@ -185,6 +190,7 @@ def check(history: History) -> Verdict:
         halves=sum("." in batch.batch_id for batch in enqueued),
         answered=len(history.answers),
         told=len(history.told),
+        merges=len(history.calls),
         put_off=len(history.replies),
         operations=Counter(
             f"{each.name} of a group" if each.group and each.name in _OF_ALL else each.name
@@ -230,6 +236,8 @@ def _findings(
     yield from _parted(history, enqueued)
     yield from _answered(history, offers, enqueued)
     yield from _tried_too_soon(history, enqueued)
+    yield from (Finding(Kind.TOO_SOON, what) for what in work.merged_while_held(history))
+    yield from (Finding(Kind.EXCEEDED, what) for what in work.exceeded(history))
     for batch in (*enqueued, *history.in_flight, *history.dead):
         yield from _oversized(batch, history.limits[batch.group])
     cut_as = _as_cut(history, enqueued)

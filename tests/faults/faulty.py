@@ -15,7 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redisagg import AggregationConfig, BatchInfo, Partial, Results, RetryAfter, Task, Unrecoverable
+from redisagg import (
+    AggregationConfig,
+    BatchInfo,
+    Partial,
+    Results,
+    RetryAfter,
+    Task,
+    Unavailable,
+    Unrecoverable,
+)
 from redisagg.sinks import (
     AsynqSink,
     CallableSink,
@@ -51,6 +60,12 @@ DELIVERY_TIMEOUT = LEASE
 
 _AGAIN_AFTER = 0.1
 """Seconds for which a merge or a sink asks."""
+
+ALL_AGAIN_AFTER = 0.6
+"""Seconds for which a merge asks on behalf of all that its flusher merges."""
+
+PROVIDER_AWAY = "provider-away"
+"""A file that is there while what the merges call can't be reached."""
 
 _FAILS_ONCE = "fails once"
 _FAULTS_ENDED = "faults-ended"
@@ -143,9 +158,23 @@ class FaultyMerge:
         self._in_thread = config.executor == "thread"
         self._isolates = config.isolate_failures
         self._retries = config.on_task_failure == "retry"
+        self._takes = settings.get("merge_seconds", 0.0)
 
     def __call__(self, group: str, tasks: list[Task], info: BatchInfo) -> Task | Partial | Results:
-        """Merges tasks."""
+        """Merges tasks, and writes to the journal when it began and ended."""
+        began = true_time()
+        call = (info.batch_id, group, self._name, len(tasks), began)
+        self._faults.journal.write("merging", *call)
+        try:
+            time.sleep(self._takes)
+            return self._merge(group, tasks, info)
+        finally:
+            self._faults.journal.write("merged", info.batch_id, began, true_time())
+
+    def _merge(self, group: str, tasks: list[Task], info: BatchInfo) -> Task | Partial | Results:
+        if (self._folder / PROVIDER_AWAY).exists():
+            self._faults.write("merge found its provider away", group)
+            raise Unavailable("the provider does not answer")
         self._ask_for_time(group, tasks, info)
         padding = ""
         failed: dict[str, str] = {}
@@ -173,7 +202,7 @@ class FaultyMerge:
             failed = {name: why for name, why in failed.items() if not why.endswith(_FAILS_ONCE)}
         # A task that fails alone after a split is a dead letter at once.
         if not (self._isolates and len(tasks) == 1 and "." in info.batch_id):
-            self._fail_at_random(group)
+            self._fail_at_random(group, info)
         if len(failed) == len(tasks):
             self._faults.write("all tasks failed", group)
         elif failed:
@@ -191,9 +220,9 @@ class FaultyMerge:
     def _folder(self) -> Path:
         return self._faults.path.parent
 
-    def _note_reply(self, info: BatchInfo, again_at: float) -> None:
-        at = true_time()
-        self._faults.journal.write("said", info.batch_id, info.group_key, self._name, at, again_at)
+    def _note_reply(self, info: BatchInfo, again_at: float, *, of_all: bool = False) -> None:
+        reply = (info.batch_id, info.group_key, self._name, true_time(), again_at, of_all)
+        self._faults.journal.write("said", *reply)
 
     def _ask_for_time(self, group: str, tasks: Sequence[Task], info: BatchInfo) -> None:
         for task in tasks:
@@ -204,7 +233,13 @@ class FaultyMerge:
                 self._note_reply(info, true_time() + _AGAIN_AFTER)
                 raise RetryAfter(_AGAIN_AFTER)
 
-    def _fail_at_random(self, group: str) -> None:
+    def _fail_at_random(self, group: str, info: BatchInfo) -> None:
+        if self._faults.happens("merge asked for time for its group", group):
+            self._note_reply(info, true_time() + _AGAIN_AFTER)
+            raise RetryAfter(_AGAIN_AFTER, "group")
+        if self._faults.happens("merge asked for time for all", group):
+            self._note_reply(info, true_time() + ALL_AGAIN_AFTER, of_all=True)
+            raise RetryAfter(ALL_AGAIN_AFTER, "aggregator")
         if self._faults.happens("merge raised", group):
             raise RuntimeError("a merge that raises")
         if self._faults.happens("merge hung", group):

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -151,6 +151,19 @@ class Reply(NamedTuple):
     at: float
     again_at: float
     """When the batch may be tried again; infinity if never, until it is requeued."""
+    of_all: bool = False
+    """Whether its flusher may merge nothing until then."""
+
+
+class Call(NamedTuple):
+    """A call of a merge function."""
+
+    group: str
+    flusher: str
+    tasks: int
+    began: float
+    ended: float
+    """Infinity if its process ended before."""
 
 
 class Told(NamedTuple):
@@ -259,9 +272,15 @@ class History:
     """What receipts said meanwhile."""
     replies: list[Reply] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+    """The calls of the operator, in order."""
     moves: int = 0
     """The number of movers."""
-    """The calls of the operator, in order."""
+    calls: list[Call] = field(default_factory=list)
+    """Of merge functions."""
+    work_limits: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that bound these calls."""
+    merge_timeout: float = math.inf
+    """Seconds after which a call is not counted any more."""
     clock: list[Window] = field(default_factory=list)
     """When the clock of Redis was off: it was stepped at the start, and back at the end. And the
     times that it stated then."""

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from redis.retry import Retry
 
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.faults.clock import SteppedRedis
+from tests.faults.faulty import PROVIDER_AWAY
 from tests.faults.fleet import Fleet, Node
 from tests.faults.history import Disturbance, Down, Stop, Window
 from tests.faults.network import Network
@@ -36,6 +38,8 @@ NODE_FAULTS = {
     "merge raised": 0.02,
     "merge hung": 0.002,
     "merge killed its process": 0.0005,
+    "merge asked for time for its group": 0.005,
+    "merge asked for time for all": 0.0003,
     "sink failed": 0.02,
     "sink asked for time": 0.02,
     "sink hung": 0.003,
@@ -194,6 +198,23 @@ class ClockOff(Fault):
     def end(self) -> None:
         if self._node is not None:
             self._node.send_line("clock 0")
+
+
+class ProviderAway(Fault):
+    """What the merge functions call can't be reached."""
+
+    kind = "provider away"
+    duration = (1.0, 4.0)  # long enough for all attempts, if they counted
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / PROVIDER_AWAY
+
+    def begin(self, rng: Random) -> bool:
+        self._file.touch()
+        return True
+
+    def end(self) -> None:
+        self._file.unlink(missing_ok=True)
 
 
 def _place(node: Node) -> str | None:
@@ -441,9 +462,15 @@ class TopologyFault(Fault):
         return True
 
 
-def all_faults(topology: Topology, fleet: Fleet, network: Network, record: Record) -> list[Fault]:
-    """All faults that are possible on a topology."""
-    faults: list[Fault] = [ClockOff(fleet)]
+def all_faults(
+    topology: Topology, fleet: Fleet, network: Network, folder: Path, record: Record
+) -> list[Fault]:
+    """All faults that are possible on a topology.
+
+    Args:
+        folder: where the nodes write their journals.
+    """
+    faults: list[Fault] = [ClockOff(fleet), ProviderAway(folder)]
     for role in ROLES:
         faults += [Kill(fleet, role, record.downs), Freeze(fleet, role, record.downs)]
     faults.append(Stopped(fleet, record.downs, record.stops, CONFIG["shutdown_timeout"] + 2.5))

@@ -26,6 +26,7 @@ _COUNTS: dict[str, Callable[[Verdict], int]] = {
     "parts of split batches": lambda verdict: verdict.halves,
     "outcomes kept of submitted tasks": lambda verdict: verdict.answered,
     "outcomes that receipts told": lambda verdict: verdict.told,
+    "merges": lambda verdict: verdict.merges,
     "merges that asked for time or gave up": lambda verdict: verdict.put_off,
     "takeovers": lambda verdict: verdict.takeovers,
 }

@@ -25,12 +25,13 @@ from redisagg.sinks.asynq import keys as asynq_keys
 from redisagg.sinks.asynq.message import decode
 from redisagg.sinks.base import ScriptSink
 from tests.faults.checker import Verdict, check
-from tests.faults.faulty import DELIVERY_TIMEOUT, QUEUE, end_node_faults
+from tests.faults.faulty import ALL_AGAIN_AFTER, DELIVERY_TIMEOUT, QUEUE, end_node_faults
 from tests.faults.fleet import Fleet, running_fleet
 from tests.faults.history import (
     AGAIN,
     MOVED,
     Batch,
+    Call,
     Cause,
     Disturbance,
     Down,
@@ -48,6 +49,7 @@ from tests.faults.nemeses import NODE_FAULTS, Nemesis, Record, all_faults
 from tests.faults.network import running_network
 from tests.faults.operator import Operator
 from tests.faults.topologies import Topology
+from tests.faults.work import WORK_LIMITS
 from tests.faults.workload import (
     CONFIG,
     FAILS_ALONE,
@@ -172,6 +174,7 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path, record: Record)
         "again": "dedupe_window" in config,
         "calls_per_second": _CALLS_PER_SECOND,
         "tasks_per_call": max(1, round(_MEAN_OF_CALLS * tasks_per_call)),
+        "merge_seconds": topology.merge_seconds,
     }
     if topology.has_disk:
         with observing(plan, topology) as aggregator:
@@ -184,7 +187,7 @@ def _inject_faults(plan: Plan, topology: Topology, folder: Path, record: Record)
         running_fleet(topology.url, network, folder, _PRODUCERS, _FLUSHERS, common) as fleet,
         observing(plan, topology) as aggregator,
     ):
-        faults = all_faults(topology, fleet, network, record)
+        faults = all_faults(topology, fleet, network, folder, record)
         nemesis = Nemesis(faults, fleet, plan.seed, record)
         operator = Operator(aggregator, folder, plan.seed, moves=plan.moves)
         try:
@@ -235,9 +238,13 @@ def _history(plan: Plan, topology: Topology, folder: Path, record: Record) -> Hi
     history = History(LIMITS, exactly_once=topology.exactly_once)
     history.lossy, history.wiped, history.clock = topology.lossy, topology.wiped, topology.clock
     history.durable, history.with_policies = plan.durable, topology.has_disk
-    history.bound, history.lease_time = BOUND, LEASE
+    history.lease_time = LEASE
     history.max_pending = CONFIG["max_pending_tasks"]
     settings = {**CONFIG, **plan.settings}
+    history.merge_timeout = settings["merge_timeout"]
+    history.work_limits = {name: settings[name] for name in WORK_LIMITS if name in settings}
+    # What a limit on work keeps waiting is not late.
+    history.bound = math.inf if history.work_limits else BOUND
     started: dict[str, list[float]] = defaultdict(list)
     for path in sorted(folder.glob("*.journal")):
         _read_journal(history, path, settings, started)
@@ -309,6 +316,7 @@ def _read_journal(
 ) -> None:
     for offer in read_offers(read_journal(path)):
         (history.again if offer.number == AGAIN else history.offers).append(offer)
+    calls: dict[tuple[str, float], Call] = {}
     for kind, *event in read_journal(path):
         if kind == "leased":
             history.leases.append(Lease(*event))
@@ -334,6 +342,12 @@ def _read_journal(
             history.told.append(Told(*event))
         elif kind == "said":
             history.replies.append(Reply(*event))
+        elif kind == "merging":
+            batch_id, group, flusher, tasks, began = event
+            calls[batch_id, began] = Call(group, flusher, tasks, began, math.inf)
+        elif kind == "merged":
+            batch_id, began, ended = event
+            calls[batch_id, began] = calls[batch_id, began]._replace(ended=ended)
         elif kind == "died":
             flusher, at = event
             history.downs.append(Down(flusher, at))
@@ -341,12 +355,16 @@ def _read_journal(
         elif kind == "fault":
             what, group, at, flusher = event
             hung = max(settings["merge_timeout"], DELIVERY_TIMEOUT) if "hung" in what else 0.0
-            end = at + hung + settings["retry_max_delay"] + 1
+            waits = ALL_AGAIN_AFTER if "for all" in what else 0.0
+            end = at + hung + waits + settings["retry_max_delay"] + 1
             history.disturbances.append(Disturbance(what, at, end, group=group))
             if settings.get("executor") == "process" and ("kill" in what or "hung" in what):
                 # It takes the other worker processes of its flusher along.
                 end += _REVIVED
                 history.disturbances.append(Disturbance(what, at, end, place_of(flusher)))
+            if "for all" in what:
+                history.disturbances.append(Disturbance(what, at, end, place_of(flusher)))
+    history.calls += calls.values()
 
 
 def _node_faults(folder: Path) -> Counter[str]:

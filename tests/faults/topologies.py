@@ -52,6 +52,8 @@ class Topology(ABC):
     """Whether a server that is busy for long is replaced. A run could not tell when that was."""
     config: ClassVar[Mapping[str, Any]] = {}
     """Changes to the settings in `tests.faults.workload`."""
+    merge_seconds: ClassVar[float] = 0.0
+    """How long a merge takes."""
 
     _running: AbstractContextManager[Any]
     """The servers, as a context manager."""
@@ -233,6 +235,21 @@ class WithAsynq(SingleRedis):
     config: ClassVar[Mapping[str, Any]] = {"dedupe_window": 30, "isolate_failures": True}
 
 
+class LimitedWork(SingleRedis):
+    """One Redis, and merges that take some time, of which few may run at once."""
+
+    name = "limits"
+    promise = "one Redis, appendfsync always, with limits on work: nothing"
+    merge_seconds = 0.005
+    # Enough for what is offered, and for what waited for a fault to end.
+    config: ClassVar[Mapping[str, Any]] = {
+        "max_concurrency": 6,
+        "group_concurrency": 1,
+        "rate_limit": {"limit": 300, "per": 2, "burst": 40},
+        "group_rate_limit": {"limit": 60, "per": 2},
+    }
+
+
 class InMemory(SingleRedis):
     """One Redis without a disk, which is wiped and starts empty; its sink is outside Redis."""
 
@@ -388,6 +405,7 @@ TOPOLOGIES: dict[str, type[Topology]] = {
         Delivering,
         InProcesses,
         WithAsynq,
+        LimitedWork,
         InMemory,
         Replicated,
         Sharded,

@@ -82,6 +82,7 @@ CONFIG: dict[str, Any] = {
     "retry_max_delay": 0.5,
     "add_timeout": 1,  # shorter than most faults, so that some outcomes stay unknown
     "shutdown_timeout": 5,
+    "history": True,
 }
 """Changes to `tests.support.tasks.quick_config`."""
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass
@@ -21,6 +21,17 @@ class ProviderCall:
     ended: float = float("inf")
     merge_began: float = 0.0
     """When the merge function began, in which the call was made."""
+
+
+class Timed(Protocol):
+    """What the limits are about: a call with its times."""
+
+    @property
+    def tasks(self) -> int: ...
+    @property
+    def began(self) -> float: ...
+    @property
+    def ended(self) -> float: ...
 
 
 class Provider:
@@ -73,7 +84,7 @@ def running_provider(delay: float = 0.03) -> Iterator[Provider]:
         yield provider
 
 
-def most_at_once(calls: Iterable[ProviderCall]) -> int:
+def most_at_once(calls: Iterable[Timed]) -> int:
     """The largest number of calls that were under way at the same time."""
     steps = [(call.began, 1) for call in calls] + [(call.ended, -1) for call in calls]
     most = now = 0
@@ -83,7 +94,7 @@ def most_at_once(calls: Iterable[ProviderCall]) -> int:
     return most
 
 
-def most_in_window(calls: Iterable[ProviderCall], per: float, *, tasks: bool = False) -> int:
+def most_in_window(calls: Iterable[Timed], per: float, *, tasks: bool = False) -> int:
     """The largest number of calls, or of their tasks, in any window of `per` seconds."""
     ordered = sorted(calls, key=lambda call: call.began)
     most = inside = first = 0

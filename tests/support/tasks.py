@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import redis
 
-from redisagg import AggregationConfig, Aggregator, DeadLetter, Task
+from redisagg import AggregationConfig, Aggregator, DeadLetter, RateLimit, Task
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import EnqueuedBatch
 from tests.support.servers import wait_until
@@ -30,7 +30,11 @@ def quick_config(**changes: Any) -> AggregationConfig:
         "shutdown_timeout": 10,
         "history": False,  # so that tests can count commands and keys
     }
-    return AggregationConfig(**{**settings, **changes})
+    settings |= changes
+    for name in ("rate_limit", "group_rate_limit"):
+        if isinstance(settings.get(name), dict):  # it came as JSON
+            settings[name] = RateLimit(**settings[name])
+    return AggregationConfig(**settings)
 
 
 def numbered(group: str, count: int, start: int = 0, **fields: Any) -> list[Task]:

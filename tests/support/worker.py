@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import redis
 
-from redisagg import Aggregator, AsyncAggregator, RateLimit, RedisAggError, Task
+from redisagg import Aggregator, AsyncAggregator, RedisAggError, Task
 from redisagg.config import GroupAggregator
 from tests.support.tasks import quick_config
 
@@ -96,9 +96,6 @@ MERGES: dict[str | None, GroupAggregator] = {
 def settings_of(url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of an aggregator."""
     config = dict(settings.get("config", {}))
-    for name in ("rate_limit", "group_rate_limit"):
-        if name in config:
-            config[name] = RateLimit(**config[name])
     if settings.get("merge") == "gate":
         config["group_aggregator"] = merge_at_gate(settings.get("gate_url", url))
     elif settings.get("merge") == "provider":

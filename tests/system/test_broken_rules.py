@@ -35,27 +35,32 @@ NO_PAUSE_OF_A_GROUP: Changes = {
     "includes/group": ("return g[RULES] ~= 0 and g[RULES][PAUSED] > 0 end", "return false end"),
 }
 
+ANY_NUMBER_AT_ONCE: Changes = {
+    "includes/permits": ("  if l.held + ahead >= most then\n", "  if false then\n"),
+}
+
 
 @pytest.mark.slow
 @pytest.mark.serial  # it loads all cores
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("changes", "kind"),
+    ("changes", "kind", "topology"),
     [
-        (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED),
-        (NOT_HELD_BACK, Kind.PREMATURE),
-        (DUE_EARLY, Kind.PREMATURE),
-        (NO_DEAD_LETTERS, Kind.PARTED),
-        (NO_PAUSE_OF_A_GROUP, Kind.PAUSED),
-        (DUE_LATE, Kind.LATE),
+        (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED, "redis"),
+        (NOT_HELD_BACK, Kind.PREMATURE, "redis"),
+        (DUE_EARLY, Kind.PREMATURE, "redis"),
+        (NO_DEAD_LETTERS, Kind.PARTED, "redis"),
+        (NO_PAUSE_OF_A_GROUP, Kind.PAUSED, "redis"),
+        (DUE_LATE, Kind.LATE, "redis"),
+        (ANY_NUMBER_AT_ONCE, Kind.EXCEEDED, "limits"),
     ],
-    ids=["cap", "held-back", "early", "dead-letters", "pause", "late"],
+    ids=["cap", "held-back", "early", "dead-letters", "pause", "late", "at-once"],
 )
 def test_the_checker_finds_broken_rules(
-    server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind
+    server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind, topology: str
 ) -> None:
     lua = changed_copy(tmp_path, changes)
     config = {"on_task_failure": "dead"}
-    plan = Plan(TOPOLOGIES["redis"], 12, 5, faults=2, config=config, lua=lua, server=server_binary)
+    plan = Plan(TOPOLOGIES[topology], 12, 5, faults=2, config=config, lua=lua, server=server_binary)
     result = run(plan)
     assert result.verdict.counts[kind] > 0, findings(result)

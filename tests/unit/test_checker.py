@@ -24,6 +24,7 @@ from tests.faults.checker import Kind, check
 from tests.faults.history import (
     AGAIN,
     Batch,
+    Call,
     Cause,
     Disturbance,
     Down,
@@ -584,6 +585,37 @@ def leave_late_by_the_rules(history: History) -> None:
     change(history, -1, enqueued_at=at + 31)
 
 
+def call_at(at: float, group: str = "a", flusher: str = "f0", took: float = 0.1) -> Call:
+    return Call(group, flusher, 3, EPOCH + at, EPOCH + at + took)
+
+
+def merge_more_at_once_than_allowed(history: History) -> None:
+    history.work_limits = {"max_concurrency": 2}
+    history.calls = [call_at(0.01 * n, f"g{n}", f"f{n}") for n in range(3)]
+
+
+def merge_a_group_twice_at_once(history: History) -> None:
+    history.work_limits = {"max_concurrency": 2, "group_concurrency": 1}
+    history.calls = [call_at(0.01 * n) for n in range(2)]
+
+
+def merge_more_often_than_allowed(history: History) -> None:
+    history.work_limits = {"rate_limit": {"limit": 4, "per": 2}}
+    history.calls = [call_at(0.45 * n, f"g{n}") for n in range(5)]
+
+
+def merge_a_group_more_often_than_allowed(history: History) -> None:
+    rate = {"limit": 4, "per": 2}
+    history.work_limits = {"rate_limit": {**rate, "limit": 9}, "group_rate_limit": rate}
+    history.calls = [call_at(0.45 * n) for n in range(5)]
+
+
+def merge_when_asked_not_to(history: History) -> None:
+    reply = Reply(id_of(EPOCH), "a", "f0", EPOCH + 1, EPOCH + 1.6, of_all=True)
+    history.replies = [reply]
+    history.calls = [call_at(1.5, "b")]
+
+
 PLANTED: dict[Callable[[History], None], Kind] = {
     lose_a_task: Kind.LOST,
     lose_a_batch: Kind.LOST,
@@ -625,6 +657,11 @@ PLANTED: dict[Callable[[History], None], Kind] = {
     merge_before_the_time: Kind.TOO_SOON,
     merge_again_before_the_time: Kind.TOO_SOON,
     merge_what_gave_up: Kind.TOO_SOON,
+    merge_when_asked_not_to: Kind.TOO_SOON,
+    merge_more_at_once_than_allowed: Kind.EXCEEDED,
+    merge_a_group_twice_at_once: Kind.EXCEEDED,
+    merge_more_often_than_allowed: Kind.EXCEEDED,
+    merge_a_group_more_often_than_allowed: Kind.EXCEEDED,
     forget_an_outcome: Kind.ANSWERED,
     keep_the_outcome_of_another_batch: Kind.ANSWERED,
     fail_what_was_enqueued: Kind.ANSWERED,
@@ -889,6 +926,42 @@ def test_a_reply_of_a_merge_may_not_have_reached_redis(excuse: object) -> None:
     assert check(history).examples == []
     history.disturbances = [Disturbance("flusher frozen", at - 60, at + 60, "elsewhere")]
     history.leases, history.clock = [], []
+    assert check(history).counts == {Kind.TOO_SOON: 1}
+
+
+def test_calls_within_their_limits_pass() -> None:
+    history = simulated(2)
+    rate = {"limit": 4, "per": 2}
+    history.work_limits = {
+        "max_concurrency": 2,
+        "group_concurrency": 1,
+        "rate_limit": rate,
+        "group_rate_limit": rate,
+    }
+    history.calls = [call_at(0.55 * n + shift, f"g{shift}") for n in range(9) for shift in (0, 5.5)]
+    assert check(history).examples == []
+
+
+def test_a_call_does_not_count_after_its_time_or_while_its_process_is_frozen() -> None:
+    history = simulated(2)
+    history.work_limits, history.merge_timeout = {"group_concurrency": 1}, 1.0
+    history.calls = [call_at(0, took=math.inf), call_at(1, flusher="f1")]
+    assert check(history).examples == []
+    history.calls[1] = call_at(0.5, flusher="f1")
+    assert check(history).counts == {Kind.EXCEEDED: 1}
+    history.downs = [Down("f0", EPOCH + 0.4)]
+    assert check(history).examples == []
+
+
+def test_a_flusher_merges_another_batch_before_and_after_a_pause() -> None:
+    history = simulated(2)
+    merge_when_asked_not_to(history)
+    history.calls = [call_at(at, "b") for at in (0.9, 1.1, 1.61)] + [call_at(1.5, "b", "f1")]
+    assert check(history).examples == []
+    history.calls = [call_at(1.5, "b")]
+    history.disturbances = [Disturbance("flusher frozen", EPOCH, EPOCH + 5, "f0")]
+    assert check(history).examples == []
+    history.disturbances = [Disturbance("merge asked for time for all", EPOCH, EPOCH + 5, "f0")]
     assert check(history).counts == {Kind.TOO_SOON: 1}
 
 
