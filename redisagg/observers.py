@@ -1,4 +1,6 @@
-"""Who watches an aggregator: listeners to the events of its flusher, and counters of its producer.
+"""Who watches an aggregator: listeners to the events of its flusher, and counters.
+
+A counter is told numbers only. So it costs much less than a listener, for which objects are made.
 
 The flusher and the producer ask this object; without observers that is all they do.
 """
@@ -19,14 +21,8 @@ class Listener(Protocol):
         """The classes of the events that it wants; None for all."""
         ...
 
-    def __call__(self, event: Event, entries: Sequence[bytes]) -> None:
-        """Takes an event.
-
-        Args:
-            event: the event.
-            entries: the stored tasks of the batch with `BatchEnqueued`, unless an earlier attempt
-                merged it; else empty.
-        """
+    def __call__(self, event: Event) -> None:
+        """Takes an event."""
         ...
 
 
@@ -39,6 +35,62 @@ class AddCounter(Protocol):
 
     def count_refused(self, error: Exception, tasks: int) -> None:
         """So many tasks were not added."""
+        ...
+
+
+class BatchCounter(Protocol):
+    """Counts what a flusher does with batches; on its event loop."""
+
+    def count_merge(self, seconds: float, failed: bool) -> None:
+        """A call of the merge function has ended."""
+        ...
+
+    def count_delivery(self, sink: str, seconds: float, failed: bool) -> None:
+        """A call of a sink outside Redis has ended, or a queue in Redis has refused a batch."""
+        ...
+
+    def count_flushed(
+        self, claim: Claimed, sink: str, due_at: float, now: float, seconds: float
+    ) -> None:
+        """A batch has left.
+
+        Args:
+            claim: the batch.
+            sink: the class of the last sink, or empty.
+            due_at: when the batch was due, seconds since the epoch by Redis' clock.
+            now: the same of the present time.
+            seconds: the duration of the commit with which it was put into a queue in Redis; 0
+                without one.
+        """
+        ...
+
+
+class Claimed(Protocol):
+    """What is counted of a batch."""
+
+    @property
+    def reason(self) -> bytes:
+        """Why it was due."""
+        ...
+
+    @property
+    def task_count(self) -> int:
+        """The number of its tasks."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """The bytes of its tasks, about."""
+        ...
+
+    @property
+    def opened(self) -> int:
+        """When its first task arrived, ms."""
+        ...
+
+    @property
+    def entries(self) -> Sequence[bytes] | None:
+        """The stored tasks; none if an earlier attempt merged them."""
         ...
 
 
@@ -113,6 +165,8 @@ class Observers:
         self.listeners: list[Listener] = []
         """Those of a flusher that starts later."""
         self.counter: AddCounter | None = None
+        self.batch_counter: BatchCounter | None = None
+        """That of a flusher that starts later."""
         self.tracer: Tracer | None = None
         """That of a flusher that starts later."""
         self.dropped = 0
@@ -121,6 +175,11 @@ class Observers:
     def add_counter(self, counter: AddCounter) -> None:
         """Has a counter count what the producer adds from now on, beside those that do already."""
         self.counter = counter if self.counter is None else _Both(self.counter, counter)
+
+    def add_batch_counter(self, counter: BatchCounter) -> None:
+        """Has a counter count the batches of a flusher that starts later, beside others."""
+        other = self.batch_counter
+        self.batch_counter = counter if other is None else _BothOfBatches(other, counter)
 
 
 class _Both:
@@ -136,3 +195,24 @@ class _Both:
     def count_refused(self, error: Exception, tasks: int) -> None:
         for each in self._counters:
             each.count_refused(error, tasks)
+
+
+class _BothOfBatches:
+    """Two counters of batches as one."""
+
+    def __init__(self, one: BatchCounter, other: BatchCounter) -> None:
+        self._counters = (one, other)
+
+    def count_merge(self, seconds: float, failed: bool) -> None:
+        for each in self._counters:
+            each.count_merge(seconds, failed)
+
+    def count_delivery(self, sink: str, seconds: float, failed: bool) -> None:
+        for each in self._counters:
+            each.count_delivery(sink, seconds, failed)
+
+    def count_flushed(
+        self, claim: Claimed, sink: str, due_at: float, now: float, seconds: float
+    ) -> None:
+        for each in self._counters:
+            each.count_flushed(claim, sink, due_at, now, seconds)

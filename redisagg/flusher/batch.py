@@ -223,8 +223,7 @@ class Claim(NamedTuple):
     enqueued: int = 0
     """How many merged tasks of that result have been enqueued in slices."""
     opened: int = 0
-    """When its first task arrived, ms; this and what follows is left out if the merge function does
-    not take it."""
+    """When its first task arrived, ms; this and what follows is left out where nobody needs it."""
     due_at: int = 0
     """When it was due, ms."""
     weight: int = 0

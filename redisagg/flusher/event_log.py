@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -55,7 +55,7 @@ class EventLog:
         """Those of the last line about leases."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def __call__(self, event: Event, entries: Sequence[bytes]) -> None:
+    def __call__(self, event: Event) -> None:
         """Logs an event."""
         if isinstance(event, BatchEvent):
             self._log_batch(event)

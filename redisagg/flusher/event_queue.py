@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from redisagg.events import Event, EventsDropped
@@ -68,7 +68,7 @@ class EventQueue(ABC):
         self._closed = False
         self._failed = False
 
-    def __call__(self, event: Event, entries: Sequence[bytes] = ()) -> None:
+    def __call__(self, event: Event) -> None:
         """Puts an event into the queue; drops it if that is full."""
         if len(self._waiting) >= _MOST_WAITING:
             if not self._observers.dropped:

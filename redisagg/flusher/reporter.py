@@ -1,8 +1,8 @@
 """Reports what happens in a flusher to those who listen.
 
 `Reporter` is one for each flusher. It always reports the life of the flusher, its leases and its
-breakers, which are rare. Batches are reported only if somebody listens: then each has a
-`BatchTrace`, which keeps its times, and else none does.
+breakers, which are rare. Batches are reported only if somebody wants that: to a listener each by a
+`BatchTrace`, which makes events; to a counter alone by `BatchTimes`, which costs less.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from redisagg import events
 from redisagg.config import AggregationConfig
-from redisagg.events import Event, EventBatch
+from redisagg.events import BatchEvent, Event, EventBatch
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.event_log import EventLog
 from redisagg.flusher.event_queue import make_event_queue
-from redisagg.merge_function import wants_info
-from redisagg.observers import BatchSpans, Listener, Observers, Tracer
+from redisagg.observers import BatchCounter, BatchSpans, Listener, Observers, Tracer
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks.base import MergedTask
@@ -39,16 +38,27 @@ class Reporter:
     """Makes the events of one flusher and hands them to listeners.
 
     Args:
-        of_batches: whether a listener wants events of batches.
+        listeners: are told of events.
+        tracer: makes spans of batches.
+        counter: counts batches.
     """
 
     def __init__(
-        self, namespace: str, flusher_id: str, listeners: Sequence[Listener], *, of_batches: bool
+        self,
+        namespace: str,
+        flusher_id: str,
+        listeners: Sequence[Listener],
+        tracer: Tracer | None = None,
+        counter: BatchCounter | None = None,
     ) -> None:
-        self.of_batches = of_batches
         self.namespace = namespace
         self.flusher_id = flusher_id
-        self.tracer: Tracer | None = None
+        self.tracer = tracer
+        self.counter = counter
+        self.makes_events = tracer is not None or any(map(_wants_batches, listeners))
+        """Whether batches are reported by events, or spans."""
+        self.of_batches = self.makes_events or counter is not None
+        """Whether batches are reported."""
         self._listeners: dict[type[Event], list[Listener]] = {}
         self._all = listeners
         self._failed = False
@@ -57,9 +67,7 @@ class Reporter:
         """Whether anybody listens to this kind of event."""
         return bool(self._listeners_to(kind))
 
-    def __call__(
-        self, kind: Callable[..., E], entries: Sequence[bytes] = (), /, **fields: Any
-    ) -> None:
+    def __call__(self, kind: Callable[..., E], /, **fields: Any) -> None:
         """Reports an event of a class, with these fields of its own."""
         listeners = self._listeners_to(kind)  # type: ignore[arg-type]
         if not listeners:
@@ -67,7 +75,7 @@ class Reporter:
         event = kind(at=time.time(), namespace=self.namespace, flusher=self.flusher_id, **fields)
         for listener in listeners:
             try:
-                listener(event, entries)
+                listener(event)
             except Exception:  # of our own code; a flusher does not end for it
                 if not self._failed:
                     self._failed = True
@@ -80,9 +88,9 @@ class Reporter:
             self._listeners[kind] = found
         return found
 
-    def batches(self, partition: int, config: AggregationConfig) -> BatchReports:
+    def batches(self, partition: int) -> BatchReports:
         """Makes what reports the batches of the leader of a partition."""
-        return BatchReports(self, partition, config)
+        return BatchReports(self, partition)
 
     def breaker(self, breaker: Breaker, state: BreakerState, seconds: float, reason: str) -> None:
         """A breaker has changed its state.
@@ -98,6 +106,11 @@ class Reporter:
             self(events.BreakerClosed, **names, seconds=seconds)
         else:
             self(events.BreakerHalfOpened, **names)
+
+
+def _wants_batches(listener: Listener) -> bool:
+    kinds = listener.kinds
+    return kinds is None or any(issubclass(each, BatchEvent) for each in kinds)
 
 
 @asynccontextmanager
@@ -121,9 +134,8 @@ async def reporting(
     listeners: list[Listener] = [log, *observers.listeners]
     if queue is not None:
         listeners.append(queue)
-    of_batches = len(listeners) > 1 or log.of_batches or observers.tracer is not None
-    report = kind(keyspace.name, flusher_id, listeners, of_batches=of_batches)
-    report.tracer = observers.tracer
+    watched_by = (listeners, observers.tracer, observers.batch_counter)
+    report = kind(keyspace.name, flusher_id, *watched_by)
     since, error = time.monotonic(), ""
     partitions = len(keyspace.partitions)
     report(events.FlusherStarted, partitions=partitions, concurrency=config.concurrency)
@@ -147,13 +159,11 @@ class BatchReports:
         partition: the number of the partition.
     """
 
-    made: ClassVar[type[BatchTrace]]
-    """The class of the traces: `BatchTrace`."""
-
-    def __init__(self, report: Reporter, partition: int, config: AggregationConfig) -> None:
+    def __init__(self, report: Reporter, partition: int) -> None:
         self.report = report
+        self.made: type[BatchTrace] | None = BatchTrace if report.makes_events else None
+        """The class of traces that make events; None if nobody wants these."""
         self._partition = partition
-        self._strips_info = not wants_info(config.group_aggregator)
         self._ahead: float | None = None
         """Seconds by which Redis' clock is ahead of `time.monotonic`, at least."""
         self._ahead_at = 0.0
@@ -173,14 +183,19 @@ class BatchReports:
             ahead = claim.created / 1000 - now
             if self._ahead is None or ahead > self._ahead or now - self._ahead_at > _CLOCK_SECONDS:
                 self._ahead, self._ahead_at = ahead, now
-        facts, spans = facts_of(claim, self._partition), None
+        if self.made is None:
+            batch.trace = BatchTimes(self, claim)
+        else:
+            self._trace(batch, self.made)
+
+    def _trace(self, batch: Batch, made: type[BatchTrace]) -> None:
+        """Gives a batch a trace that makes events, and spans if somebody traces."""
+        facts, spans = facts_of(batch.claim, self._partition), None
         if self.report.tracer is not None:
             of_flusher = (self.report.namespace, self.report.flusher_id)
             times = (self._claim_begun, time.time_ns())
             spans = self.report.tracer.claimed(*of_flusher, facts, *times)
-        batch.trace = self.made(self, facts, spans)
-        if self._strips_info:
-            batch.claim = claim._replace(created=0)  # which stands for all of the info
+        batch.trace = made(self, batch.claim, facts, spans)
         self.report(events.BatchClaimed, batch=facts)
 
     def redis_time(self) -> float:
@@ -205,31 +220,18 @@ def facts_of(claim: Claim, partition: int) -> EventBatch:
     )
 
 
-class BatchTrace:
-    """Reports one batch in one attempt, and keeps its times.
+class BatchTimes:
+    """Keeps the times of one batch in one attempt, and has a counter count it."""
 
-    Args:
-        spans: make the spans of the batch, if it is traced.
-    """
+    __slots__ = ("_begun", "_due_at", "_merge_seconds", "_reports", "_sink")
 
-    __slots__ = (
-        *("_begun", "_delivered", "_merge_seconds", "_reports", "_sink", "_spans", "_split"),
-        "facts",
-    )
-
-    def __init__(
-        self, reports: BatchReports, facts: EventBatch, spans: BatchSpans | None = None
-    ) -> None:
+    def __init__(self, reports: BatchReports, claim: Claim) -> None:
         self._reports = reports
-        self._spans = spans
-        self.facts = facts
+        self._due_at = (claim.due_at or claim.created) / 1000
         self._begun = 0.0
         """When the present step began: the merge, a delivery or the commit."""
         self._merge_seconds = 0.0
         self._sink = ""
-        self._delivered = 0
-        """The number of merged tasks that a sink outside Redis has taken."""
-        self._split = False
 
     def begin(self) -> None:
         """The merge, a delivery or the commit begins; in any thread."""
@@ -237,27 +239,108 @@ class BatchTrace:
 
     def merging(self, claim: Claim) -> Claim:
         """The merge has begun, in any thread; returns the claim with its span, if it has one."""
+        return claim
+
+    def delivering(self, sink: str, merged: MergedTask) -> None:
+        """A delivery begins, in this asyncio task."""
+        self.begin()
+
+    def merged(self, claim: Claim, outcome: MergeOutcome) -> None:
+        """The merge has ended."""
+        self._count_merge(claim, outcome)
+
+    def _count_merge(self, claim: Claim, outcome: MergeOutcome) -> bool:
+        """Counts a merge that has ended; returns whether there was one."""
+        if not self._begun or claim.stored_result or claim.result:
+            return False  # an earlier attempt merged it
+        self._merge_seconds = time.monotonic() - self._begun
+        failure = outcome.failure
+        if failure is not None and not failure.error:
+            return False  # it did not begin, since its permit had expired
+        counter = self._reports.report.counter
+        if counter is not None:
+            counter.count_merge(self._merge_seconds, failure is not None)
+        return True
+
+    def delivered(self, sink: str, error: BaseException | None = None) -> None:
+        """A delivery has ended, or the queue in Redis has refused the batch."""
+        self._count_delivery(sink, error)
+
+    def _count_delivery(self, sink: str, error: BaseException | None) -> float:
+        """Counts a delivery; returns how many seconds it took."""
+        self._sink = sink
+        seconds = time.monotonic() - self._begun
+        counter = self._reports.report.counter
+        if counter is not None:
+            counter.count_delivery(sink, seconds, error is not None)
+        return seconds
+
+    def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
+        """The batch has left."""
+        self._count_flushed(claim, outcome)
+
+    def _count_flushed(self, claim: Claim, outcome: MergeOutcome) -> tuple[str, float]:
+        """Counts a batch; returns its sink, and how many seconds the commit took."""
+        enqueue, sink, seconds = outcome.enqueue, self._sink, 0.0
+        if enqueue is not None:
+            sink, seconds = enqueue.queue.sink, time.monotonic() - self._begun
+        counter = self._reports.report.counter
+        if counter is not None:
+            counter.count_flushed(claim, sink, self._due_at, self._reports.redis_time(), seconds)
+        return sink, seconds
+
+    def given_back(self, delay: float, failure: Failure | None) -> None:
+        """The batch waits for another attempt."""
+
+    def split(self, delay: float, failure: Failure) -> None:
+        """Halves have taken the place of the batch."""
+
+    def buried(self, attempts: int, failure: Failure) -> None:
+        """The batch is among the dead letters."""
+
+
+class BatchTrace(BatchTimes):
+    """Reports one batch in one attempt by events.
+
+    Args:
+        facts: what its events say about it.
+        spans: make the spans of the batch, if it is traced.
+    """
+
+    __slots__ = ("_deliveries", "_spans", "_split", "facts")
+
+    def __init__(
+        self,
+        reports: BatchReports,
+        claim: Claim,
+        facts: EventBatch,
+        spans: BatchSpans | None = None,
+    ) -> None:
+        super().__init__(reports, claim)
+        self._spans = spans
+        self.facts = facts
+        self._deliveries = 0
+        """The number of merged tasks that a sink outside Redis has taken."""
+        self._split = False
+
+    def merging(self, claim: Claim) -> Claim:
+        """Begins the span of the merge; returns the claim with it."""
         if self._spans is None:
             return claim
         span = self._spans.merging(None if claim.stored_result else claim.entries)
         return claim if span is None else claim._replace(span=span)
 
     def delivering(self, sink: str, merged: MergedTask) -> None:
-        """A delivery begins, in this asyncio task."""
+        """Begins the span of the delivery."""
         if self._spans is not None:
             self._spans.delivering(sink, merged.batch_id)
             carries_context.set(True)
-        self.begin()
+        super().delivering(sink, merged)
 
     def merged(self, claim: Claim, outcome: MergeOutcome) -> None:
-        """The merge has ended."""
-        if not self._begun or claim.stored_result or claim.result:
-            return  # an earlier attempt merged it
-        self._merge_seconds = time.monotonic() - self._begun
+        """Reports the merge."""
         report, failure = self._reports.report, outcome.failure
-        if failure is not None and not failure.error:
-            return  # it did not begin, since its permit had expired
-        if report.wants(events.BatchMerged):
+        if self._count_merge(claim, outcome) and report.wants(events.BatchMerged):
             report(
                 events.BatchMerged,
                 batch=self.facts,
@@ -269,10 +352,9 @@ class BatchTrace:
             )
 
     def delivered(self, sink: str, error: BaseException | None = None) -> None:
-        """A delivery has ended, or the queue in Redis has refused the batch."""
-        self._sink = sink
-        self._delivered += error is None
-        seconds = time.monotonic() - self._begun
+        """Reports the delivery."""
+        seconds = self._count_delivery(sink, error)
+        self._deliveries += error is None
         text = "" if error is None else Failure.of(error).error
         if self._spans is not None:
             self._spans.delivered(sink, seconds, text)
@@ -281,29 +363,26 @@ class BatchTrace:
         )
 
     def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
-        """The batch has left."""
-        sink = self._sink if outcome.enqueue is None else outcome.enqueue.queue.sink
-        due_at = self.facts.due_at or self.facts.claimed_at
-        tasks = outcome.enqueued + len(outcome.merged) + self._delivered
-        seconds = 0.0 if outcome.enqueue is None else time.monotonic() - self._begun
+        """Reports that the batch has left."""
+        sink, seconds = self._count_flushed(claim, outcome)
+        tasks = outcome.enqueued + len(outcome.merged) + self._deliveries
         if self._spans is not None and outcome.enqueue is not None:
             keys = outcome.enqueue.queue.keys
             queue = keys[0].decode("utf-8", "replace") if keys else sink
             self._spans.enqueued(queue, seconds, tasks)
         self._reports.report(
             events.BatchEnqueued,
-            claim.entries or (),
             batch=self.facts,
             sink=sink,
             tasks=tasks,
             failed=len(outcome.failed),
-            lag=max(0.0, self._reports.redis_time() - due_at),
+            lag=max(0.0, self._reports.redis_time() - self._due_at),
             merge_seconds=self._merge_seconds,
             sink_seconds=seconds,
         )
 
     def given_back(self, delay: float, failure: Failure | None) -> None:
-        """The batch waits for another attempt."""
+        """Reports that the batch waits for another attempt."""
         if self._split:
             return
         self._reports.report(
@@ -315,12 +394,12 @@ class BatchTrace:
         )
 
     def split(self, delay: float, failure: Failure) -> None:
-        """Halves have taken the place of the batch."""
+        """Reports that halves have taken the place of the batch."""
         self._split = True
         self._reports.report(events.BatchSplit, batch=self.facts, delay=delay, error=failure.error)
 
     def buried(self, attempts: int, failure: Failure) -> None:
-        """The batch is among the dead letters."""
+        """Reports the dead letter."""
         self._reports.report(
             events.BatchBuried,
             batch=self.facts,
@@ -328,6 +407,3 @@ class BatchTrace:
             error=failure.error,
             traceback=failure.traceback,
         )
-
-
-BatchReports.made = BatchTrace

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from redisagg import errors, events
 from redisagg.aggregator.base import AggregatorBase
 from redisagg.events import Event
+from redisagg.instruments.batches import AnyCounter, AnyHistogram, BatchCounts, BatchInstruments
 from redisagg.instruments.definitions import PROCESS, Definition, Labels
-from redisagg.protocol.entries import arrival_ms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,32 +33,6 @@ _REASONS: Sequence[tuple[type[Exception], str]] = (
 _OPEN, _HALF_OPEN = 2.0, 1.0
 
 
-class AnyCounter(Protocol):
-    """A counter for each combination of labels."""
-
-    def add(self, labels: Labels, amount: float = 1) -> None:
-        """Adds to the counter of these labels."""
-
-
-class AnyHistogram(Protocol):
-    """A histogram for each combination of labels."""
-
-    bounds: Sequence[float]
-    """The upper bounds of the buckets, without infinity."""
-
-    def observe(self, labels: Labels, value: float) -> None:
-        """Counts a value."""
-
-    def count(self, labels: Labels, bucket: int, values: int, total: float) -> None:
-        """Counts values that belong into one bucket.
-
-        Args:
-            bucket: the place of the first bound that is no less than they are.
-            values: the number of the values.
-            total: their sum.
-        """
-
-
 class ProcessRecorder:
     """Counts what the aggregators do that it watches; thread-safe.
 
@@ -72,11 +45,13 @@ class ProcessRecorder:
 
     kinds: frozenset[type[Event]] | None = frozenset(
         {
-            *(events.BatchMerged, events.BatchDelivered, events.BatchEnqueued),
             *(events.BreakerOpened, events.BreakerHalfOpened, events.BreakerClosed),
             events.FlusherStopped,
         }
     )
+
+    _gather = 1
+    """The number of batches after which what was noted of them is counted."""
 
     def __init__(
         self,
@@ -87,13 +62,17 @@ class ProcessRecorder:
         self._added = counter(PROCESS["redisagg_tasks_added"])
         self._deduplicated = counter(PROCESS["redisagg_tasks_deduplicated"])
         self._refused = counter(PROCESS["redisagg_tasks_refused"])
-        self._flushed = counter(PROCESS["redisagg_batches_flushed"])
-        self._size = histogram(PROCESS["redisagg_batch_size"])
-        self._bytes = histogram(PROCESS["redisagg_batch_bytes"])
-        self._wait = histogram(PROCESS["redisagg_task_wait_seconds"])
-        self._lag = histogram(PROCESS["redisagg_flush_lag_seconds"])
-        self._merge = histogram(PROCESS["redisagg_merge_duration_seconds"])
-        self._sink = histogram(PROCESS["redisagg_sink_duration_seconds"])
+        self._instruments = BatchInstruments(
+            counter(PROCESS["redisagg_batches_flushed"]),
+            histogram(PROCESS["redisagg_batch_size"]),
+            histogram(PROCESS["redisagg_batch_bytes"]),
+            histogram(PROCESS["redisagg_task_wait_seconds"]),
+            histogram(PROCESS["redisagg_flush_lag_seconds"]),
+            histogram(PROCESS["redisagg_merge_duration_seconds"]),
+            histogram(PROCESS["redisagg_sink_duration_seconds"]),
+        )
+        self._batches: dict[str, BatchCounts] = {}
+        """By namespace."""
         self._breakers: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
         """By namespace and sink, and then by flusher and queue: the states of breakers."""
         self._limits: dict[str, dict[Labels, float]] = {
@@ -114,8 +93,16 @@ class ProcessRecorder:
             if self not in observers.listeners:
                 observers.listeners.append(self)
                 observers.add_counter(_AddCounter(self, each.name))
+                observers.add_batch_counter(self._batches_of(each.name))
                 self._note_limits(each)
         return self
+
+    def _batches_of(self, namespace: str) -> BatchCounts:
+        counts = self._batches.get(namespace)
+        if counts is None:
+            counts = BatchCounts(namespace, self._instruments, self._lock, self._gather)
+            self._batches[namespace] = counts
+        return counts
 
     def _note_limits(self, aggregator: AggregatorBase) -> None:
         config = aggregator.config
@@ -139,17 +126,10 @@ class ProcessRecorder:
         with self._lock:
             self._refused.add((namespace, reason), tasks)
 
-    def __call__(self, event: Event, entries: Sequence[bytes]) -> None:
-        """Counts an event; see `redisagg.observers.Listener`."""
+    def __call__(self, event: Event) -> None:
+        """Notes the state of a breaker; see `redisagg.observers.Listener`."""
         with self._lock:
-            if isinstance(event, events.BatchEnqueued):
-                self._count_flushed(event, entries)
-            elif isinstance(event, events.BatchMerged):
-                self._merge.observe((event.namespace, _outcome(event.error)), event.seconds)
-            elif isinstance(event, events.BatchDelivered):
-                labels = (event.namespace, event.sink, _outcome(event.error))
-                self._sink.observe(labels, event.seconds)
-            elif isinstance(event, events.BreakerEvent):
+            if isinstance(event, events.BreakerEvent):
                 states = self._breakers.setdefault((event.namespace, event.sink), {})
                 key = (event.flusher, event.queue)
                 if isinstance(event, events.BreakerClosed):
@@ -162,56 +142,25 @@ class ProcessRecorder:
                     for key in [key for key in states if key[0] == event.flusher]:
                         del states[key]
 
-    def _count_flushed(self, event: events.BatchEnqueued, entries: Sequence[bytes]) -> None:
-        namespace, batch = event.namespace, event.batch
-        one = (namespace,)
-        self._flushed.add((namespace, batch.reason, event.sink))
-        self._size.observe(one, batch.size)
-        self._bytes.observe(one, batch.bytes)
-        self._lag.observe(one, event.lag)
-        if event.sink_seconds:
-            self._sink.observe((namespace, event.sink, "ok"), event.sink_seconds)
-        if event.sink:
-            self._breakers.setdefault((namespace, event.sink), {})
-        now = (batch.due_at or batch.claimed_at) + event.lag
-        if entries:
-            self._count_waits(one, entries, now)
-        else:  # an earlier attempt merged it: only the first arrival is known
-            wait = max(0.0, now - batch.opened_at)
-            bucket = bisect_left(self._wait.bounds, wait)
-            self._wait.count(one, bucket, batch.size, wait * batch.size)
-
-    def _count_waits(self, one: tuple[str], entries: Sequence[bytes], now: float) -> None:
-        """Counts how long tasks have waited, those of each bucket in one step.
-
-        The tasks are in the order of their arrival, so the first one has waited longest.
-        """
-        histogram, end = self._wait, len(entries)
-        oldest, youngest = arrival_ms(entries[0]) / 1000, arrival_ms(entries[-1]) / 1000
-        first = bisect_left(histogram.bounds, now - youngest)
-        last = bisect_left(histogram.bounds, now - oldest)
-        for bucket in range(first, last):
-            # Who arrived from then on has waited no longer than the bound.
-            start = _first_since(entries, 1000 * (now - histogram.bounds[bucket]), end)
-            if start < end:
-                at = arrival_ms(entries[start]) / 1000
-                wait = max(0.0, now - (at + youngest) / 2) * (end - start)
-                histogram.count(one, bucket, end - start, wait)
-            if not start:
-                return
-            end, youngest = start, arrival_ms(entries[start - 1]) / 1000
-        wait = max(0.0, now - (oldest + youngest) / 2) * end
-        histogram.count(one, max(first, last), end, wait)
+    def _count_noted(self) -> None:
+        """Counts what was noted of batches until now."""
+        for each in tuple(self._batches.values()):
+            each.count_noted()
 
     # --- what is there now -------------------------------------------------------------------
 
     def gauges(self) -> dict[str, dict[Labels, float]]:
         """Returns the present values of the gauges, by their names."""
+        self._count_noted()
         with self._lock:
+            used = ((name, sink) for name, each in self._batches.items() for sink in each.sinks)
             return {
                 "redisagg_breaker_state": {
-                    labels: max(states.values(), default=0.0)
-                    for labels, states in self._breakers.items()
+                    **dict.fromkeys(used, 0.0),
+                    **{
+                        labels: max(states.values(), default=0.0)
+                        for labels, states in self._breakers.items()
+                    },
                 },
                 **{name: dict(values) for name, values in self._limits.items()},
             }
@@ -230,19 +179,3 @@ class _AddCounter:
 
     def count_refused(self, error: Exception, tasks: int) -> None:
         self._recorder.count_refused(self._namespace, error, tasks)
-
-
-def _outcome(error: str) -> str:
-    return "error" if error else "ok"
-
-
-def _first_since(entries: Sequence[bytes], earliest: float, end: int) -> int:
-    """The place of the first of the entries before `end` that arrived at `earliest` or later."""
-    low, high = 0, end
-    while low < high:
-        middle = (low + high) // 2
-        if arrival_ms(entries[middle]) < earliest:
-            low = middle + 1
-        else:
-            high = middle
-    return low

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -21,7 +21,7 @@ def family_of(definition: Definition, values: Mapping[Labels, float]) -> Any:
 
 
 class Counter:
-    """A counter for each combination of labels; see `redisagg.instruments.process.AnyCounter`."""
+    """A counter for each combination of labels; see `redisagg.instruments.batches.AnyCounter`."""
 
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
@@ -36,22 +36,32 @@ class Counter:
 
 
 class Histogram:
-    """A histogram for each combination of labels; see `redisagg.instruments.process`."""
+    """A histogram for each combination of labels; see `redisagg.instruments.batches`."""
 
     def __init__(self, definition: Definition) -> None:
         self.bounds = definition.bounds
         self._definition = definition
         self._values: dict[Labels, _Buckets] = {}
 
-    def observe(self, labels: Labels, value: float) -> None:
-        self.count(labels, bisect_left(self.bounds, value), 1, value)
+    def observe(self, labels: Labels, values: Sequence[float]) -> None:
+        if not values:
+            return
+        buckets, bounds = self._of(labels), self.bounds
+        counts = buckets.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        buckets.total += sum(values)
 
     def count(self, labels: Labels, bucket: int, values: int, total: float) -> None:
-        buckets = self._values.get(labels)
-        if buckets is None:
-            buckets = self._values[labels] = _Buckets(len(self.bounds) + 1)
+        buckets = self._of(labels)
         buckets.counts[bucket] += values
         buckets.total += total
+
+    def _of(self, labels: Labels) -> _Buckets:
+        found = self._values.get(labels)
+        if found is None:
+            found = self._values[labels] = _Buckets(len(self.bounds) + 1)
+        return found
 
     def collect(self) -> Any:
         """Returns the present values."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeAlias
@@ -101,7 +101,7 @@ class NamespaceMetrics:
 
 
 class _Counter:
-    """A counter; see `redisagg.instruments.process.AnyCounter`."""
+    """A counter; see `redisagg.instruments.batches.AnyCounter`."""
 
     def __init__(self, meter: Meter, definition: Definition) -> None:
         named = (name_of(definition), unit_of(definition), definition.text)
@@ -113,7 +113,7 @@ class _Counter:
 
 
 class _Histogram:
-    """A histogram; see `redisagg.instruments.process.AnyHistogram`."""
+    """A histogram; see `redisagg.instruments.batches.AnyHistogram`."""
 
     def __init__(self, meter: Meter, definition: Definition) -> None:
         named = (name_of(definition), unit_of(definition), definition.text)
@@ -124,8 +124,10 @@ class _Histogram:
         self._labels = definition.labels
         self._thread: ThreadPoolExecutor | None = None
 
-    def observe(self, labels: Labels, value: float) -> None:
-        self._histogram.record(value, dict(zip(self._labels, labels, strict=True)))
+    def observe(self, labels: Labels, values: Sequence[float]) -> None:
+        attributes, record = dict(zip(self._labels, labels, strict=True)), self._histogram.record
+        for value in values:
+            record(value, attributes)
 
     def count(self, labels: Labels, bucket: int, values: int, total: float) -> None:
         value = total / values  # OpenTelemetry takes one at a time; their mean is in their bucket

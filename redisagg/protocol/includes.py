@@ -25,7 +25,11 @@ _CONSTANT = re.compile(
     re.MULTILINE,
 )
 _LOCALS = re.compile(r"\blocal ([A-Za-z_]\w*(?:, *[A-Za-z_]\w*)*)")
-_TOKEN = re.compile(r"--[^\n]*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|[\w.:]+|.", re.DOTALL)
+# Comments and texts are matched so that no name in them is.
+_USE = re.compile(
+    r"--[^\n]*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|(?<![\w.:])[A-Z][A-Z0-9_]*(?![\w.:])",
+    re.DOTALL,
+)
 
 
 def expand(name: str, read: Callable[[str], str]) -> str:
@@ -79,17 +83,17 @@ def _put_constants(text: str) -> str:
         if declared.count(name) > 1:
             raise ValueError(f"the constant {name} has the name of another local variable")
 
-    def value_of(token: str) -> str:
-        if token not in values:
-            return token
-        value = values[token]
-        return f"{f'({value})' if '*' in value else value} --[[{token}]]"
+    def value_of(match: re.Match[str]) -> str:
+        name = match[0]
+        if name not in values:
+            return name
+        value = values[name]
+        return f"{f'({value})' if '*' in value else value} --[[{name}]]"
 
     def as_comment(match: re.Match[str]) -> str:
         return f"-- {match['name']} = {match['value']}  {match['comment'] or ''}".rstrip()
 
-    text = _CONSTANT.sub(as_comment, text)
-    return "".join(value_of(token) for token in _TOKEN.findall(text))
+    return _USE.sub(value_of, _CONSTANT.sub(as_comment, text))
 
 
 def expand_file(folder: Path, name: str) -> str:

@@ -113,8 +113,8 @@ class _Trace(BatchTrace):
 
     __slots__ = ("_attempt", "_group", "_merged", "_outcome")
 
-    def __init__(self, reports: BatchReports, facts: Any, spans: Any = None) -> None:
-        super().__init__(reports, facts, spans)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._merged: dict[str, bytes] = {}
         self._outcome: MergeOutcome | None = None
 
@@ -169,22 +169,20 @@ class _Trace(BatchTrace):
         )
 
 
-class _Reports(BatchReports):
-    made = _Trace
-
-
 class _Reporter(Reporter):
     """Reports the events of the aggregator, and notes what was flushed."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.of_batches = True
+        self.of_batches = self.makes_events = True
         self.flushed = Flushed()
         self.begun = 0
         """How many steps of batches have begun."""
 
-    def batches(self, partition: int, config: AggregationConfig) -> BatchReports:
-        return _Reports(self, partition, config)
+    def batches(self, partition: int) -> BatchReports:
+        reports = super().batches(partition)
+        reports.made = _Trace
+        return reports
 
 
 # --- where merges run ----------------------------------------------------------------------------
@@ -333,7 +331,7 @@ class _Merger(Merger):
     def _merge(self, batch: Batch) -> None:
         if not self._closed and batch.begin():
             function = partial(self._thread.reports, self.function)
-            outcome = merge(function, self.router, batch.claim)
+            outcome = merge(function, self.router, batch.claim, informed=self.informed)
             self._loop.call_soon(batch.end_merge, outcome)  # when the event loop runs again
 
 

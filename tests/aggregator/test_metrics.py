@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from redisagg import Aggregator, AsyncAggregator, Health, RetryAfter, Task, errors
 from redisagg.errors import AggregatorFull, InvalidTask
+from redisagg.flusher.batch import Claim
 from redisagg.instruments.namespace import CAUSES
 from redisagg.metrics import Metrics, NamespaceCollector
 from redisagg.metrics.server import MetricsServer
@@ -234,11 +235,15 @@ def test_a_sink_and_its_breaker(redis_url: str, metrics: Metrics) -> None:
     assert found[sink % "ok"] == 1
 
 
-def test_how_long_tasks_waited_is_counted_for_each(metrics: Metrics) -> None:
+def test_how_long_tasks_waited_is_counted_for_each(make: Make, metrics: Metrics) -> None:
     now = 1_000_000.0
     arrivals = [now - wait for wait in (4000, 300, 200, 120, 59, 58, 0.05, 0.0)]
     entries = [int(1000 * at).to_bytes(6, "big") + b"rest" for at in arrivals]
-    metrics._count_waits(("n",), entries, now)
+    claim = Claim(*(b"id", b"a", 1, b"", b"", entries, len(entries), 99, 0, None), b"size")
+    agg = make()
+    metrics.watch(agg)
+    assert agg.observers.batch_counter is not None
+    agg.observers.batch_counter.count_flushed(claim, "StreamSink", now - 1, now, 0.1)
     found = samples(metrics)
     expected = {"0.1": 2, "30.0": 2, "60.0": 4, "120.0": 5, "300.0": 7, "3600.0": 7, "21600.0": 8}
     assert {

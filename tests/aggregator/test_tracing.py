@@ -386,7 +386,8 @@ def test_a_thread_leaves_the_span_after_the_merge(spans: Spans, fails: bool) -> 
     with spans.tracer.start_as_current_span("outer") as outer:
         span = spans.tracer.start_span("merge")
         claim = claim_of([Task("test", 1, "a")])._replace(span=MergeSpan(span))
-        outcome = merge_claim(note_span, Router(StreamSink("x"), False, 10**6), claim)
+        router = Router(StreamSink("x"), False, 10**6)
+        outcome = merge_claim(note_span, router, claim, informed=False)
         assert (outcome.failure is not None) is fails
         assert seen == [span.get_span_context().span_id]
         assert trace.get_current_span() is outer

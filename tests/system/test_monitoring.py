@@ -198,7 +198,7 @@ def test_the_names_of_time_series_are_those_of_prometheus() -> None:
         if definition.kind != "histogram":
             return family_of(definition, {labels: 1})
         histogram = Histogram(definition)
-        histogram.observe(labels, 1)
+        histogram.observe(labels, [1])
         return histogram.collect()
 
     class Everything:

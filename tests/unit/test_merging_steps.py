@@ -22,7 +22,7 @@ def _merge(
     function: Any, tasks: Sequence[Task], sink: Any = None, max_bytes: int = 64 << 20
 ) -> MergeOutcome:
     router = Router(sink or StreamSink("q"), False, max_bytes)
-    return steps.merge(function, router, claim_of(tasks))
+    return steps.merge(function, router, claim_of(tasks), informed=False)
 
 
 def _each(group: str, tasks: list[Task]) -> list[Task]:
@@ -174,7 +174,7 @@ def test_a_result_of_which_nothing_is_left_is_not_merged_again() -> None:
         stored = pack_result(outcome)
         assert stored
         claim = claim_of([Task("t", 1, "g")], stored_result=stored)
-        again = steps.merge(never, Router(sink, False, 64 << 20), claim)
+        again = steps.merge(never, Router(sink, False, 64 << 20), claim, informed=False)
         assert again == MergeOutcome()
         assert pack_result(again) == stored
 

@@ -298,7 +298,7 @@ def test_a_permit_of_a_group_comes_back_if_its_leader_is_cancelled() -> None:
         transport = FakeTransport()
         permits = make(transport, group_concurrency=1)
         [partition] = SPACE.partitions
-        leader = LeaderPermits(permits, partition, wants_info=False)
+        leader = LeaderPermits(permits, partition)
         await leader.take(1, asyncio.Event())
         transport.held_back = {partition.permits(b"g")}
         admitting = asyncio.ensure_future(leader.admit([DueItem(b"", b"g")]))
@@ -376,7 +376,7 @@ def test_who_waits_asks_again_in_time_and_ends_his_wait() -> None:
 def test_a_batch_that_gets_no_permit_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         permits = make(FakeTransport(), max_concurrency=1)
-        leader = LeaderPermits(permits, SPACE.partitions[0], wants_info=False)
+        leader = LeaderPermits(permits, SPACE.partitions[0])
 
         async def fail(*args: object) -> None:
             raise RedisUnavailable("away")

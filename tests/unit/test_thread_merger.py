@@ -55,7 +55,7 @@ async def test_a_merge_that_has_ended_is_not_taken_for_the_next_one_of_its_threa
 async def test_a_thread_lives_on_whatever_is_raised_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by an exception that another thread raises in it."""
 
-    def broken(*_: object) -> MergeOutcome:
+    def broken(*_: object, **named: object) -> MergeOutcome:
         raise SystemExit("from outside")
 
     monkeypatch.setattr(threads, "merge", broken)

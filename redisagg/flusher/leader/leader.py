@@ -23,7 +23,6 @@ from redisagg.flusher.merging import Merger
 from redisagg.flusher.permits import Permits
 from redisagg.flusher.reporter import Reporter
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
-from redisagg.merge_function import wants_info
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.sinks.routing import Deliveries
 from redisagg.texts import logger
@@ -79,8 +78,7 @@ class Leader:
         limit = max(4 * config.concurrency, 4 * MAX_CLAIM_BATCHES)
         self._permits: LeaderPermits | None = None
         if permits is not None:
-            informed = wants_info(config.group_aggregator)
-            self._permits = LeaderPermits(permits, partition, wants_info=informed)
+            self._permits = LeaderPermits(permits, partition)
         self._merger = merger
         self._merges = merges
         self._inflight = InFlight(
@@ -115,7 +113,7 @@ class Leader:
             on_failed=self._wake_committer,
             idle=idle,
             permits=self._permits,
-            reports=None if report is None else report.batches(partition.number, config),
+            reports=None if report is None else report.batches(partition.number),
         )
 
     async def run(self) -> None:

@@ -23,15 +23,13 @@ class LeaderPermits:
 
     Args:
         permits: those of the flusher.
-        wants_info: whether the merge function is told why its batch was due.
     """
 
-    def __init__(self, permits: Permits, partition: PartitionKeys, *, wants_info: bool) -> None:
+    def __init__(self, permits: Permits, partition: PartitionKeys) -> None:
         self.limits_groups = permits.limits_groups
         """Whether groups have limits of their own."""
         self._permits = permits
         self._partition = partition
-        self._strips_info = permits.needs_weight and not wants_info
         self._granted: list[Permit] = []
         """Permits for the next claim."""
         self._waiting: set[asyncio.Task[None]] = set()
@@ -103,8 +101,6 @@ class LeaderPermits:
             place: the place of its permit among those that were granted.
         """
         permit, claim = self._granted.pop(place), batch.claim
-        if self._strips_info:
-            batch.claim = claim._replace(created=0)  # which stands for all of the info
         if excess := self._permits.excess(claim):
             permit.end()
             splits = claim.task_count > 1

@@ -51,7 +51,7 @@ class LoopMerger(TaskMerger):
             return outcome
         # A merge may end in CancelledError or SystemExit too: what it raises is in `ended`, so a
         # CancelledError here means that this merger is closed.
-        given = arguments(claim, outcome, group, tasks)
+        given = arguments(claim, outcome, group, tasks, self.informed)
         try:
             check_permit(claim)
         except PermitExpired:

@@ -16,6 +16,7 @@ from redisagg.errors import MergeError, MergeTimeout
 from redisagg.flusher.backoff import retry_delay
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.turns import Turns
+from redisagg.merge_function import wants_info
 from redisagg.sinks.routing import Router
 from redisagg.texts import group_text, logger
 
@@ -28,6 +29,8 @@ class Merger(ABC):
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         self._config = config
         self.function = config.group_aggregator
+        self.informed = self.function is not None and wants_info(self.function)
+        """Whether it takes the info about its batch."""
         self.timeout = seconds(config.merge_timeout)
         self.concurrency = config.concurrency
         self.most = config.concurrency

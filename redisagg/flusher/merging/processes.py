@@ -18,6 +18,7 @@ from redisagg.errors import InvalidConfig, MergeError
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
 from redisagg.flusher.merging.merger import TaskMerger
 from redisagg.flusher.merging.steps import merge
+from redisagg.merge_function import wants_info
 from redisagg.sinks.routing import Router
 from redisagg.texts import group_text, logger
 
@@ -34,6 +35,7 @@ _START_TIMEOUT = 60.0
 
 # Set once in each worker process.
 _function: GroupAggregator
+_informed: bool
 _router: Router
 
 
@@ -55,13 +57,14 @@ def check_process_can_start_workers() -> None:
 
 
 def _start_worker(pickled: bytes) -> None:
-    global _function, _router
+    global _function, _router, _informed
     # Ctrl-C and some supervisors signal all processes of a group, but this one has to finish its
     # merge. It ends when its flusher ends it, or has ended.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="redisagg-parent", daemon=True).start()
     _function, _router = pickle.loads(pickled)
+    _informed = wants_info(_function)
 
 
 def _end_with_parent() -> None:
@@ -77,7 +80,7 @@ def _check_worker() -> None:
 
 
 def _merge_in_worker(claim: Claim) -> MergeOutcome:
-    return merge(_function, _router, claim)
+    return merge(_function, _router, claim, informed=_informed)
 
 
 class _PoolKilled(Exception):

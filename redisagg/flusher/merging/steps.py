@@ -45,8 +45,13 @@ _REASON_CHARACTERS = 2000
 _Routed: TypeAlias = tuple[ScriptSink | DeliverySink, MergedTask]
 
 
-def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutcome:
+def merge(
+    function: GroupAggregator, router: Router, claim: Claim, *, informed: bool
+) -> MergeOutcome:
     """Makes all steps of a merge by a plain function, in a thread or a process.
+
+    Args:
+        informed: whether the function takes the info about its batch.
 
     Returns:
         The outcome. Whatever is raised becomes its failure, `SystemExit` too.
@@ -58,7 +63,7 @@ def merge(function: GroupAggregator, router: Router, claim: Claim) -> MergeOutco
             check_permit(claim)
             if claim.span is not None:
                 claim.span.enter()
-            returned: Any = function(*arguments(claim, outcome, group, tasks))
+            returned: Any = function(*arguments(claim, outcome, group, tasks, informed))
             if type(returned) is not Task and inspect.isawaitable(returned):
                 # It is a plain function that returns a coroutine.
                 ended = asyncio.run(_awaited(returned))
@@ -149,15 +154,16 @@ def _decode_good(
 
 
 def arguments(
-    claim: Claim, outcome: MergeOutcome, group: str, tasks: list[Task]
+    claim: Claim, outcome: MergeOutcome, group: str, tasks: list[Task], informed: bool
 ) -> tuple[Any, ...]:
     """The arguments of the merge function: the group key, the tasks and, if it takes it, the info.
 
     Args:
         outcome: tells which entries are no tasks.
         tasks: the tasks of the other entries.
+        informed: whether it takes the info.
     """
-    if not claim.created:
+    if not informed:
         return group, tasks
     no_tasks = {position for position, _ in outcome.undecodable}
     info = BatchInfo(

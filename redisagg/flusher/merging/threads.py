@@ -128,7 +128,7 @@ class ThreadMerger(Merger):
         """Merges a batch; raises nothing: a thread that ended would be missing for ever."""
         try:
             if batch.begin():
-                return merge(self.function, self.router, batch.claim)
+                return merge(self.function, self.router, batch.claim, informed=self.informed)
         except BaseException as error:
             return MergeOutcome(Failure.of(error))
         return MergeOutcome()  # nobody reads it
