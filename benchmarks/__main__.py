@@ -21,6 +21,7 @@ from benchmarks import (
     scaling,
     slowest_call,
     soak,
+    watching,
 )
 from benchmarks.measure import Check, Series
 from benchmarks.processes import Machine
@@ -36,6 +37,7 @@ _PARTS = {
     "scaling": scaling.measure,
     "replicas": replicas.measure,
     "rules": rules.measure,
+    "watching": watching.measure,
     "calls": calls.measure,
     "slowest_call": slowest_call.measure,
 }

@@ -117,7 +117,7 @@ class GroupCommit:
     async def _send(self) -> None:
         while self._waiting:
             by_partition: dict[int, list[int]] = {}
-            futures = []
+            futures: list[asyncio.Future[None]] = []
             while self._waiting and len(futures) < 500:
                 place, future = self._waiting.popleft()
                 by_partition.setdefault(_PLACES[place][0].number, []).append(place)
@@ -154,7 +154,7 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
 
     Payloads are unpacked, because every merge needs them. Each batch enqueues a small entry.
     """
-    client = redis.Redis.from_url(url)
+    client: Any = redis.Redis.from_url(url)
     space = Keyspace(name, partitions)
     for script in ("acquire", "poll", "claim", "commit_stream"):
         client.script_load(load(script).source)
@@ -167,8 +167,8 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
     done = 0
     start = time.perf_counter()
     for p, token in zip(space.partitions, tokens, strict=True):
-        indexes = (p.state, p.groups, p.batches, p.claims, p.retry, p.suspects, p.due, p.ready)
-        indexes += (p.seen, p.seen_before)
+        indexes = [p.state, p.groups, p.batches, p.claims, p.retry, p.suspects, p.due, p.ready]
+        indexes += [p.seen, p.seen_before]
         while True:
             _, flat, _ = client.evalsha(load("poll").sha, len(indexes), *indexes, token, 64, 1000)
             if not flat:

@@ -32,7 +32,7 @@ def make_app(url: str, size: int) -> Any:
     app.conf.update(worker_prefetch_multiplier=0, task_ignore_result=True)
     client: Any = redis.Redis.from_url(url)
 
-    @app.task(name="bench.merge", base=Batches, flush_every=size, flush_interval=1)  # type: ignore[untyped-decorator]
+    @app.task(name="bench.merge", base=Batches, flush_every=size, flush_interval=1)
     def merge(requests: list[Any]) -> None:
         groups: dict[str, list[Any]] = {}
         for request in requests:

@@ -6,9 +6,10 @@ Each function returns tasks per second.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from benchmarks import asynq_side, bare, celery_batches_side
-from benchmarks.measure import Check, Series, ratio_check, take_turns
+from benchmarks.measure import Check, Contender, Series, ratio_check, take_turns
 from benchmarks.processes import flushers, wait_for_leaders
 from benchmarks.workload import empty, fill
 
@@ -49,18 +50,16 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     for size, count in ((1, 30_000), (10, 100_000), (100, 300_000), (1_000, 300_000)):
         n = max(size * 10, int(count * scale))
         n -= n % size
-        contenders = {
-            "redisagg": lambda n=n, size=size: redisagg_drain(url, n, size),
-            "bare scripts": lambda n=n, size=size: bare_scripts(url, n, size),
+        contenders: dict[str, Contender] = {
+            "redisagg": partial(redisagg_drain, url, n, size),
+            "bare scripts": partial(bare_scripts, url, n, size),
         }
         if size == 100:
-            contenders["redisagg, one hot group"] = lambda n=n: redisagg_drain(
-                url, n, 100, hot=True
-            )
-            contenders["Asynq"] = lambda: asynq(url, 20_000, 100)
+            contenders["redisagg, one hot group"] = partial(redisagg_drain, url, n, 100, hot=True)
+            contenders["Asynq"] = partial(asynq, url, 20_000, 100)
         if size > 1:  # it makes no batches of one message
-            contenders["celery-batches"] = lambda size=size: celery_batches_side.drain(
-                url, max(10 * size, 5_000), size
+            contenders["celery-batches"] = partial(
+                celery_batches_side.drain, url, max(10 * size, 5_000), size
             )
         series = take_turns(f"drain, groups of {size}", "tasks/s", contenders, turns)
         found.append(series)

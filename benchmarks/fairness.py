@@ -27,6 +27,9 @@ def slow_merge(group: str, merged: list[Task]) -> Task:
     return Task("merged", merged[0].payload, group)
 
 
+SLOW = {"group_aggregator": slow_merge}
+
+
 def _aggregator(url: str) -> Aggregator:
     empty(url)
     return Aggregator("bench", url, config=flusher_config(_SIZE, partitions=1))
@@ -42,7 +45,7 @@ def quiet_latencies(url: str, seconds: float) -> list[float]:
     """Seconds from the add of each task of a quiet group to its entry in the queue."""
     aggregator = _aggregator(url)
     _fill(aggregator, "hot", seconds)
-    with flushers(url, "bench", _SIZE, partitions=1, merge=slow_merge):
+    with flushers(url, "bench", _SIZE, partitions=1, changes=SLOW):
         wait_for_leaders(aggregator)
         end = time.monotonic() + seconds
         number = 0
@@ -68,7 +71,7 @@ def share_of_two(url: str, seconds: float) -> float:
     aggregator = _aggregator(url)
     for group in ("hot-a", "hot-b"):
         _fill(aggregator, group, seconds)
-    with flushers(url, "bench", _SIZE, partitions=1, merge=slow_merge):
+    with flushers(url, "bench", _SIZE, partitions=1, changes=SLOW):
         wait_for_leaders(aggregator)
         time.sleep(seconds)
     client: Any = client_of(url)

@@ -35,7 +35,7 @@ def take_turns(title: str, unit: str, contenders: Mapping[str, Contender], turns
     missing: set[str] = set()
     for turn in range(turns):
         # Every other turn backwards, so that no contender always follows the same one.
-        names = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
+        names = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
         for name in names:
             if name in missing:
                 continue

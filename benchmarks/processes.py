@@ -6,21 +6,30 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from benchmarks.workload import flusher_config
 from redisagg import Aggregator
-from redisagg.config import GroupAggregator
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def _serve(
-    url: str, name: str, size: int, partitions: int, merge: GroupAggregator | None = None
+    url: str,
+    name: str,
+    size: int,
+    partitions: int,
+    changes: Mapping[str, Any],
+    watch: Callable[[Aggregator], object] | None,
 ) -> None:
-    changes = {} if merge is None else {"group_aggregator": merge}
-    Aggregator(name, url, config=flusher_config(size, partitions=partitions, **changes)).run()
+    aggregator = Aggregator(
+        name, url, config=flusher_config(size, partitions=partitions, **changes)
+    )
+    if watch is not None:
+        watch(aggregator)
+    aggregator.run()
 
 
 @contextmanager
@@ -30,16 +39,20 @@ def flushers(
     size: int,
     count: int = 1,
     partitions: int = 16,
-    merge: GroupAggregator | None = None,
+    changes: Mapping[str, Any] | None = None,
+    watch: Callable[[Aggregator], object] | None = None,
 ) -> Iterator[list[int]]:
     """Runs `count` flusher processes for groups of `size`; yields their pids.
 
     Args:
-        merge: the merge function, a function of a module; by default one that does nothing.
+        changes: settings; functions among them are those of a module.
+        watch: is called with the aggregator before it runs, a function of a module.
     """
     context = multiprocessing.get_context("spawn")
     running = [
-        context.Process(target=_serve, args=(url, name, size, partitions, merge), daemon=True)
+        context.Process(
+            target=_serve, args=(url, name, size, partitions, changes or {}, watch), daemon=True
+        )
         for _ in range(count)
     ]
     for process in running:

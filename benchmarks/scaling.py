@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from benchmarks.adds import coroutines
 from benchmarks.drain import redisagg_drain
 from benchmarks.measure import Check, Series, take_turns
@@ -14,17 +16,14 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
     by_flushers = take_turns(
         "drain by flushers, groups of 10",
         "tasks/s",
-        {
-            f"flushers: {n}": (lambda n=n: redisagg_drain(url, count, 10, number=n))
-            for n in (1, 2, 4)
-        },
+        {f"flushers: {n}": partial(redisagg_drain, url, count, 10, number=n) for n in (1, 2, 4)},
         turns,
     )
     by_partitions = take_turns(
         "drain by partitions, groups of 100",
         "tasks/s",
         {
-            f"partitions: {n}": (lambda n=n: redisagg_drain(url, count, 100, partitions=n))
+            f"partitions: {n}": partial(redisagg_drain, url, count, 100, partitions=n)
             for n in (1, 4, 16, 64)
         },
         turns,
@@ -35,7 +34,7 @@ def measure(url: str, turns: int, scale: float, checks: list[Check]) -> list[Ser
             take_turns(
                 f"{what}, one Redis and three masters",
                 "tasks/s",
-                {"one Redis": lambda do=do: do(url), "three masters": lambda do=do: do(cluster)},
+                {"one Redis": partial(do, url), "three masters": partial(do, cluster)},
                 turns,
             )
             for what, do in (
