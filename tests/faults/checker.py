@@ -824,6 +824,8 @@ def _pauses(history: History) -> dict[str, list[tuple[float, float]]]:
         if each.name == "pause":
             since.setdefault(each.group, each.began_at)
         elif each.name == "resume" and each.returned and each.group in since:
+            if _may_be_lost(history, *_span(each)):
+                continue  # it may be paused until it is resumed again
             resumed = _span(each)[1] + (_RETRIED_WITHIN if each.group else 0.0)
             windows[each.group].append((since.pop(each.group), resumed))
     return windows

@@ -6,7 +6,6 @@ Its calls go to Redis directly, so only faults of the servers disturb them.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from pathlib import Path
@@ -72,6 +71,8 @@ class Operator:
         self._paused_at = time.monotonic()
         self._paused: dict[str, float] = {}
         """The groups that are paused alone, and until when."""
+        self._were_paused: set[str] = set()
+        """All groups that were paused alone; the empty text if all were paused together."""
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="operator")
         self._thread.start()
@@ -102,7 +103,9 @@ class Operator:
                 self._resume_groups(time.monotonic())
                 if self._moves and time.monotonic() > self._moved_at + _MOVE_EVERY:
                     self._repartition(self._rng.randint(1, CONFIG["partitions"] - 1))
-            self._resume_groups(math.inf)
+            # All of them, since a failover may have lost what a call had done.
+            for group in sorted(self._were_paused):
+                self._resume(group)
             self._repartition(CONFIG["partitions"])
         except BaseException as error:  # is raised by `stop`
             self._error = error
@@ -151,6 +154,7 @@ class Operator:
     def _pause(self) -> None:
         if time.monotonic() < self._paused_at + _PAUSE_EVERY:
             return
+        self._were_paused.add("")
         try:
             self._log.call(self._aggregator.pause)
             self._stopping.wait(self._rng.uniform(*_PAUSE))
@@ -169,6 +173,7 @@ class Operator:
     def _pause_group(self) -> None:
         group = self._rng.choice([each for each in LIMITS if each not in self._paused])
         # Also if the call raises, since it may have been carried out.
+        self._were_paused.add(group)
         self._paused[group] = time.monotonic() + self._rng.uniform(*_PAUSE)
         self._log.call(self._aggregator.pause, group=group)
 

@@ -41,7 +41,6 @@ ANY_NUMBER_AT_ONCE: Changes = {
 
 
 @pytest.mark.slow
-@pytest.mark.serial  # it loads all cores
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("changes", "kind", "topology"),
@@ -61,6 +60,15 @@ def test_the_checker_finds_broken_rules(
 ) -> None:
     lua = changed_copy(tmp_path, changes)
     config = {"on_task_failure": "dead"}
-    plan = Plan(TOPOLOGIES[topology], 12, 5, faults=2, config=config, lua=lua, server=server_binary)
+    plan = Plan(
+        TOPOLOGIES[topology],
+        12,
+        5,
+        rate=150,
+        faults=2,
+        config=config,
+        lua=lua,
+        server=server_binary,
+    )
     result = run(plan)
     assert result.verdict.counts[kind] > 0, findings(result)

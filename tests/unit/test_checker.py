@@ -841,6 +841,19 @@ def test_a_pause_excuses_what_leaves_late() -> None:
     assert check(history).counts == {}
 
 
+def test_a_pause_goes_on_if_the_call_that_ended_it_may_be_lost() -> None:
+    history = simulated(2)
+    leave_late(history)
+    ended = max(batch.enqueued_at or 0 for batch in history.enqueued)
+    operate(history, "pause", began_at=ended - 40, ended_at=ended - 39.5)
+    operate(history, "resume", began_at=ended - 38, ended_at=ended - 37.5)
+    assert check(history).counts == {Kind.LATE: 1}
+    history.lossy = [Window(ended - 39, ended - 37)]
+    assert check(history).counts == {Kind.LATE: 1}  # nobody has resumed it again
+    operate(history, "resume", began_at=ended - 1, ended_at=ended - 0.5)
+    assert check(history).examples == []
+
+
 def test_a_pause_of_a_group_excuses_what_leaves_late_of_it() -> None:
     for itself in (True, False):
         history = simulated(2)
