@@ -12,8 +12,9 @@
 --        of tasks and 3 with one space between; for each task id, body and, if the 3 is there, the
 --        part of its limits behind the semicolon, or ''
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
---        group changes nothing), or this number and that of tasks that were replaced, or the text
---        of the error that refused the whole section: a key of the group holds a foreign type or
+--        group changes nothing), or this number and that of tasks that were replaced: also of a
+--        section with usual limits in a group that has others, so that a client learns that calls
+--        with fewer groups are better. Or the text of the error that refused the whole section: a key of the group holds a foreign type or
 --        record; its limits, an id or the group key are malformed or out of range; or too much
 --        would be pending (FULL), also the later sections of its group then; or its tasks that
 --        replace others are more than 25 with those of earlier sections. Other errors refuse the
@@ -357,7 +358,8 @@ local function add_section(tasks, ids, at, n, step)
   total_length = total_length + length
 
   total_replaced = total_replaced + #replaced
-  local result = #replaced > 0 and { #entries, #replaced } or #entries
+  local learns = not usual and not own and limits.plain
+  local result = (learns or #replaced > 0) and { #entries, #replaced } or #entries
   if g[HELD] > 0 or g[RULES] ~= 0 and is_paused(g) then return result end
   if due_ms > 0 then
     -- The time in `due` may be too early, never too late. A task that only moves the time back

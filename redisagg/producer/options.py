@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from redisagg.config import AggregationConfig
@@ -23,7 +26,30 @@ _MAX_STORED = 86_400.0
 _STORED_MARGIN = 60.0
 """Seconds that the last attempt may take on its way to Redis."""
 
+_REMEMBERED = 600.0
+"""Seconds for which calls have fewer groups, after other producers have set limits there."""
+
 FORGOTTEN = "the call can't be repeated: Redis may have forgotten whether it was carried out"
+
+
+class LimitsOfOthers:
+    """Whether Redis has said lately that groups have tasks with limits; for any number of threads.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until = -math.inf
+
+    def seen(self) -> None:
+        """Redis has said so now."""
+        self._until = self._clock() + _REMEMBERED
+
+    def set_limits(self) -> bool:
+        """Whether calls are made as if their own tasks had limits."""
+        return self._until > self._clock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +73,8 @@ class AddOptions:
     """What the producer knows of the policies of the namespace."""
     observers: Observers
     """Its counter counts what is added, if there is one."""
+    others: LimitsOfOthers
+    """Whether tasks with limits of other producers wait in the same groups."""
 
     @classmethod
     def of(
@@ -69,6 +97,7 @@ class AddOptions:
             durability=durability,
             policies=KnownPolicies(keyspace, LimitTexts(config).under_policies),
             observers=observers or Observers(),
+            others=LimitsOfOthers(),
         )
 
     # Each partition has its share of a limit. The namespace may be moved to other partitions.

@@ -16,7 +16,7 @@ from redisagg.producer.options import AddOptions
 from redisagg.producer.sequences import CallSequence
 from redisagg.protocol.entries import EncodedTask
 from redisagg.protocol.keys import PartitionKeys
-from redisagg.protocol.policies import KnownPolicies, OwnLimits
+from redisagg.protocol.policies import OwnLimits
 from redisagg.protocol.registration import NamespaceMoved
 from redisagg.protocol.scripts import Request, load
 from redisagg.texts import logger
@@ -41,12 +41,16 @@ _SECTION = 1
 _DISTINCTION = 5
 """A group in a call with limits: more than the four usual ones, or some that tasks set. The script
 reads and writes what distinguishes the tasks of the group. This counts for all groups of the call,
-since earlier tasks with limits may wait in any of them."""
+since earlier tasks with limits may wait in any of them; and for all calls, where other producers
+set limits."""
 
 _OWN = b" 3"
 """Behind the number of tasks of a section: each of them has 3 arguments."""
 
 _PLACE, _FIRST_SECTION = 3, 7  # in ARGV
+
+_ADDED = frozenset((int, list))
+"""The types of the statuses of sections that were not refused."""
 
 W = TypeVar("W")
 """What stands for a task in the results of its round: a future (asyncio), or the task itself."""
@@ -67,10 +71,10 @@ class _Call(Generic[W]):
         *("policed", "policies", "sections", "surcharge", "uncounted", "waiters"),
     )
 
-    def __init__(self, partition: PartitionKeys, policies: KnownPolicies) -> None:
+    def __init__(self, partition: PartitionKeys, options: AddOptions) -> None:
         self.partition = partition
-        self.policies = policies
-        self.policed = policies.in_use
+        self.policies = options.policies
+        self.policed = options.policies.in_use
         self.sections: list[list[bytes]] = []
         """Each as in ARGV: group, limits, count (see `request`), and for each task id, body and,
         if the count ends with `_OWN`, the limits that are its own."""
@@ -87,7 +91,7 @@ class _Call(Generic[W]):
         """How many plain tasks take as much time as what is not plain about these."""
         self.uncounted = True
         """Whether no counter was told of a reply; a call that is repeated has several."""
-        self.group_surcharge = 0
+        self.group_surcharge = _DISTINCTION if options.others.set_limits() else 0
         """That of each group."""
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
@@ -190,7 +194,7 @@ class _Call(Generic[W]):
         """Reads the reply: a status or an error for each section, or an error for all of them."""
         if isinstance(reply, Exception):
             yield self.waiters, reply
-        elif all(type(status) is int or type(status) is list for status in reply):
+        elif _ADDED.issuperset(map(type, reply)):
             yield self.waiters, None
         else:
             errors = list(map(_error, reply))
@@ -247,8 +251,7 @@ class Round(Generic[W]):
         partition, tasks_key, ids_key = self._place(task.group)
         partition_call = self._calls.get(partition.number)
         if partition_call is None:
-            policies = self._options.policies
-            partition_call = self._calls[partition.number] = _Call(partition, policies)
+            partition_call = self._calls[partition.number] = _Call(partition, self._options)
         partition_call.put(task, waiter, tasks_key, ids_key)
         self._tasks += 1
         self._bytes += len(task.body)
@@ -301,7 +304,14 @@ class Round(Generic[W]):
                 continue
             if counter is not None:
                 each.count(reply, counter)
+            if not isinstance(reply, Exception) and list in map(type, reply):
+                self._look_for_hint(reply)
             yield from each.results(reply)
+
+    def _look_for_hint(self, reply: Sequence[Any]) -> None:
+        """Notes that other producers set limits, if the statuses of sections say so."""
+        if any(type(status) is list and status[1] == 0 for status in reply):
+            self._options.others.seen()
 
     def failed(self, error: Exception) -> AddResults[W]:
         """The results if the round trip failed."""

@@ -90,6 +90,15 @@ def test_tasks_of_the_same_limits_store_none(group: Group) -> None:
     assert [entry[0] & FLAG for entry in group.entries()] == [0, 0, 0, 0]
 
 
+def test_who_sets_no_limits_learns_that_others_do(group: Group) -> None:
+    assert group.add((USUAL, 2)) == [2]
+    assert group.add((USUAL, ["weight=3"])) == [1]
+    assert group.add((USUAL, 2), (USUAL, 1)) == [[2, 0], [1, 0]]
+    while group.record.waiting:
+        group.claim()
+    assert group.add((USUAL, 1)) == [1]
+
+
 def test_new_usual_limits_become_common_when_the_old_ones_are_gone(group: Group) -> None:
     """A deployment changes the settings of producers while a group never gets empty."""
     other = "600000 600000 4 0"

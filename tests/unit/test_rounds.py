@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ import pytest
 from redisagg import Policy
 from redisagg.errors import AggregatorFull, RedisUnavailable
 from redisagg.producer import rounds
-from redisagg.producer.options import MAX_CALL_BYTES, MAX_CALL_TASKS, AddOptions
+from redisagg.producer.options import (
+    MAX_CALL_BYTES,
+    MAX_CALL_TASKS,
+    AddOptions,
+    LimitsOfOthers,
+)
 from redisagg.producer.rounds import COMMIT_ROUND_TASKS, Round
 from redisagg.producer.sequences import CallSequence
 from redisagg.protocol.entries import EncodedTask
@@ -51,6 +57,30 @@ def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
     assert request.args[3:] == [b"0/1", b"80", b"0", b"1", *sections]
     group_keys = [key for group in (b"a", b"b", b"a", b"a") for key in keys_of(options, group)]
     assert request.keys[7:] == group_keys
+
+
+def test_calls_have_fewer_groups_while_others_set_limits() -> None:
+    """The script reads and writes what distinguishes the tasks of each group."""
+
+    def tasks_of_a_call() -> int:
+        round_: Round[EncodedTask] = Round(options, COMMIT_ROUND_TASKS)
+        while not round_.full:
+            task = encoded(f"g{len(round_)}", len(round_))
+            round_.put(task, task)
+        return len(round_)
+
+    now = 1000.0
+    options = replace(options_for(), others=LimitsOfOthers(lambda: now))
+    assert tasks_of_a_call() == MAX_CALL_TASKS
+    for hint in ([1], [[0, 1]]):  # as for a task that has replaced another one
+        list(filled(options, [encoded("a", 0)]).results([hint]))
+        assert tasks_of_a_call() == MAX_CALL_TASKS
+    list(filled(options, [encoded("a", 0)]).results([[[1, 0]]]))
+    assert tasks_of_a_call() < 70
+    now += 599
+    assert tasks_of_a_call() < 70
+    now += 2
+    assert tasks_of_a_call() == MAX_CALL_TASKS
 
 
 def test_a_call_has_few_tasks_that_replace_others() -> None:
