@@ -14,11 +14,11 @@
 -- Reply  for each section the number of its tasks that were new (an id that already waits in its
 --        group changes nothing), or this number and that of tasks that were replaced: also of a
 --        section with usual limits in a group that has others, so that a client learns that calls
---        with fewer groups are better. Or the text of the error that refused the whole section: a key of the group holds a foreign type or
---        record; its limits, an id or the group key are malformed or out of range; or too much
---        would be pending (FULL), also the later sections of its group then; or its tasks that
---        replace others are more than 25 with those of earlier sections. Other errors refuse the
---        whole call, with nothing written.
+--        with fewer groups are better. Or the text of the error that refused the whole section: a
+--        key of the group holds a foreign type or record; its limits, an id or the group key are
+--        malformed or out of range; or too much would be pending (FULL), also the later sections of
+--        its group then; or its tasks that replace others are more than 25 with those of earlier
+--        sections. Other errors refuse the whole call, with nothing written.
 --
 -- A section is a run of tasks for one group, in their order. A call that is repeated
 -- because its reply was lost gets its first reply again. A call that comes after a later call of

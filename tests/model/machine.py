@@ -27,7 +27,7 @@ from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.records import BatchRecord, GroupRecord, batch_record, group_record
 from tests.model import model as m
 from tests.model.clock import Scripts
-from tests.model.snapshots import STREAM, differences, in_model, in_redis
+from tests.model.snapshots import STREAM, differences, in_model, in_redis, without_hints
 
 _SPACE = Keyspace("model", 1)
 _KEYS = _SPACE.partitions[0]
@@ -329,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         self.run_on_both(
             lambda: self.model.add(producer, number, sections, options),
             *("add", keys, *args),
-            read=_without_hints,
+            read=without_hints,
         )
         now_waiting = set(self.waiting())
         self.acknowledged |= now_waiting - known
@@ -1266,8 +1266,3 @@ def assert_agreement(scripts: Scripts, how: settings) -> None:
 
     # By its documentation it takes any factory, by its annotation only classes.
     run_state_machine_as_test(cast(Any, machine), settings=how)
-
-
-def _without_hints(reply: list[Any]) -> list[Any]:
-    """The statuses of sections without the hint that their group has tasks with other limits."""
-    return [each[0] if isinstance(each, list) and each[1] == 0 else each for each in reply]
