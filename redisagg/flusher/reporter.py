@@ -264,30 +264,29 @@ class BatchTimes:
 
     def delivered(self, sink: str, error: BaseException | None = None) -> None:
         """A delivery has ended, or the queue in Redis has refused the batch."""
-        self._count_delivery(sink, error)
+        self._count_delivery(sink, time.monotonic() - self._begun, error)
 
-    def _count_delivery(self, sink: str, error: BaseException | None) -> float:
-        """Counts a delivery; returns how many seconds it took."""
+    def _count_delivery(self, sink: str, seconds: float, error: BaseException | None) -> None:
         self._sink = sink
-        seconds = time.monotonic() - self._begun
         counter = self._reports.report.counter
         if counter is not None:
             counter.count_delivery(sink, seconds, error is not None)
-        return seconds
 
     def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
         """The batch has left."""
-        self._count_flushed(claim, outcome)
+        self._count_flushed(claim, *self._left_by(outcome))
 
-    def _count_flushed(self, claim: Claim, outcome: MergeOutcome) -> tuple[str, float]:
-        """Counts a batch; returns its sink, and how many seconds the commit took."""
-        enqueue, sink, seconds = outcome.enqueue, self._sink, 0.0
-        if enqueue is not None:
-            sink, seconds = enqueue.queue.sink, time.monotonic() - self._begun
+    def _left_by(self, outcome: MergeOutcome) -> tuple[str, float]:
+        """The sink, and how many seconds the commit took that put the batch into its queue."""
+        enqueue = outcome.enqueue
+        if enqueue is None:
+            return self._sink, 0.0
+        return enqueue.queue.sink, time.monotonic() - self._begun
+
+    def _count_flushed(self, claim: Claim, sink: str, seconds: float) -> None:
         counter = self._reports.report.counter
         if counter is not None:
             counter.count_flushed(claim, sink, self._due_at, self._reports.redis_time(), seconds)
-        return sink, seconds
 
     def given_back(self, delay: float, failure: Failure | None) -> None:
         """The batch waits for another attempt."""
@@ -353,23 +352,25 @@ class BatchTrace(BatchTimes):
 
     def delivered(self, sink: str, error: BaseException | None = None) -> None:
         """Reports the delivery."""
-        seconds = self._count_delivery(sink, error)
+        seconds = time.monotonic() - self._begun
         self._deliveries += error is None
         text = "" if error is None else Failure.of(error).error
         if self._spans is not None:
             self._spans.delivered(sink, seconds, text)
+        self._count_delivery(sink, seconds, error)
         self._reports.report(
             events.BatchDelivered, batch=self.facts, sink=sink, seconds=seconds, error=text
         )
 
     def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
         """Reports that the batch has left."""
-        sink, seconds = self._count_flushed(claim, outcome)
+        sink, seconds = self._left_by(outcome)
         tasks = outcome.enqueued + len(outcome.merged) + self._deliveries
         if self._spans is not None and outcome.enqueue is not None:
             keys = outcome.enqueue.queue.keys
             queue = keys[0].decode("utf-8", "replace") if keys else sink
             self._spans.enqueued(queue, seconds, tasks)
+        self._count_flushed(claim, sink, seconds)
         self._reports.report(
             events.BatchEnqueued,
             batch=self.facts,

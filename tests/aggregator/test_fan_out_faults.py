@@ -208,7 +208,7 @@ def test_a_batch_whose_stored_result_is_spoilt_fails_alone(
 ) -> None:
     """Somebody else removed the key of its result, or put another type there."""
     config = {**CONFIG, "max_attempts": 2, "retry_delay": 0.1, "group_aggregator": FanOut()}
-    make(url=proxy.url, sink=SINKS["list"](), **config).start()
+    make(url=proxy.url, sink=SINKS["list"](), **{**config, "shutdown_timeout": 1}).start()
     proxy.delay(0.01)
     make(sink=SINKS["list"](), **config).add_tasks(numbered("g", 2))
     half_way(sync_redis, "list")
