@@ -314,7 +314,7 @@ def _lost(history: History, missing: Sequence[Offer], removals: _Removals) -> It
         # The first tasks of a large call are acknowledged long before it returns.
         ended_at = offer.ended_at or offer.offered_at
         lossy = _may_be_lost(history, offer.offered_at, ended_at)
-        excused = lossy and not history.durable
+        excused = (lossy and not history.durable) or _may_be_wiped(history, offer)
         if not excused:
             by_group[offer.group] += 1
             if by_group[offer.group] <= removals.of_group(offer):
@@ -392,6 +392,13 @@ def _wiped_during(history: History, offer: Offer, last: Offer) -> bool:
     """Whether Redis forgot, while an add was repeated, that it had carried it out."""
     end = _latest_arrival(last)
     return _overlaps(history.wiped, offer.offered_at, end)
+
+
+def _may_be_wiped(history: History, offer: Offer) -> bool:
+    """Whether the task may have been in a dead letter, however old, when Redis lost all it had."""
+    if not any(window.end >= offer.offered_at for window in history.wiped):
+        return False
+    return offer.task in history.poison or offer.group in history.buries_innocents
 
 
 def _buried(history: History) -> Iterator[Finding]:
@@ -479,7 +486,8 @@ def _answered(
     dead = {task for tasks in _letters(history).values() for task in tasks}
     for told in history.told:
         wrong = told.outcome == "result" and told.value != result_of(told.task)
-        if wrong or (told.outcome == "TaskFailed" and told.task not in dead):
+        failed = told.outcome == "TaskFailed" and told.task not in dead
+        if wrong or (failed and not _may_be_wiped(history, offers[told.task])):
             yield Finding(Kind.ANSWERED, f"{told.task}: a receipt said {told.outcome} {told.value}")
         if told.outcome == "NoResult":
             yield Finding(Kind.ANSWERED, f"{told.task}: a receipt said that there is no result")

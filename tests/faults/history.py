@@ -261,6 +261,8 @@ class History:
     alone: frozenset[str] = frozenset()
     """Those of them that become dead letters without others, while the rest of their batch is
     done."""
+    buries_innocents: frozenset[str] = frozenset()
+    """The groups in which a task that no flusher can merge takes others to the dead letters."""
     retries: int = 0
     """How often a task may fail alone until it is a dead letter of its own; 0 if it is one at once.
     """

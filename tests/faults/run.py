@@ -262,6 +262,9 @@ def _history(plan: Plan, topology: Topology, folder: Path, record: Record) -> Hi
     history.alone = frozenset(
         task for task, kind in kinds.items() if kind == FAILS_ALONE or kind in isolated
     )
+    history.buries_innocents = frozenset(
+        offer.group for offer in history.offers if offer.task in history.poison - history.alone
+    )
     with observing(plan, topology) as aggregator:
         if topology.sink != "delivery":
             with contextlib.closing(topology.client()) as client:

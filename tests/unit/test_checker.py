@@ -723,6 +723,23 @@ def test_what_was_acknowledged_when_redis_may_lose_it_is_counted_apart() -> None
         assert check(history).counts == {Kind.LOST: 1}
 
 
+@pytest.mark.parametrize("innocent", [False, True])
+def test_a_dead_letter_is_lost_when_redis_is_wiped_however_old_it_is(innocent: bool) -> None:
+    history = simulated(2)
+    [gone] = history.enqueued.pop(first_of(history, 1)).tasks
+    offer = next(offer for offer in history.offers if offer.task == gone)
+    history.wiped = [Window(offer.offered_at + 100, offer.offered_at + 101)]
+    history.told = [Told(gone, "TaskFailed", None)]
+    assert check(history).counts == {Kind.LOST: 1, Kind.ANSWERED: 1}
+    if innocent:
+        history.buries_innocents = frozenset({offer.group})
+    else:
+        history.poison = history.alone = frozenset({gone})
+    assert check(history).counts == {Kind.LOST_IN_WINDOW: 1}
+    history.wiped = [Window(offer.offered_at - 2, offer.offered_at - 1)]
+    assert check(history).counts == {Kind.LOST: 1, Kind.ANSWERED: 1}
+
+
 def test_adds_that_made_sure_have_no_excuse() -> None:
     history = simulated(2)
     [gone] = history.enqueued.pop(first_of(history, 1)).tasks
