@@ -21,12 +21,13 @@ from redisagg.aggregator.base import (
     FORGET_TIMEOUT,
     GROUPS_PER_PAGE,
     IDLE_POLL_INTERVAL,
+    KEPT_BYTES,
+    KEPT_OVERHEAD,
     OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
     paused_by,
-    with_index,
 )
 from redisagg.aggregator.bounded import await_within
 from redisagg.aggregator.health import ask_on_loop
@@ -35,7 +36,6 @@ from redisagg.durations import Duration, seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
-    InvalidTask,
     NamespaceMismatch,
     RedisAggError,
     RedisUnavailable,
@@ -284,16 +284,14 @@ class AsyncAggregator(AggregatorBase):
                 added, except those after an `AggregatorFull` that lasted for `full_timeout`
                 seconds. Adding all of them again is safe while they wait.
         """
-        encoder = self._namespace.encoder
+        ahead: list[EncodedTask] = []
         if isinstance(tasks, Collection):
+            tasks, room = tuple(tasks), KEPT_BYTES
             for index, task in enumerate(tasks):
-                try:
-                    encoder(task)
-                except InvalidTask as error:
-                    self._count_refused(error)
-                    raise with_index(error, index) from None
-                except ClockUnread:
-                    await self._encode_by_clock(task)
+                encoded = self._encode(task, index) or await self._encode_by_clock(task)
+                if room > 0:
+                    ahead.append(encoded)
+                    room -= KEPT_OVERHEAD + len(encoded.body)
         if not self._registered:
             await self._register()
         index = 0
@@ -301,13 +299,10 @@ class AsyncAggregator(AggregatorBase):
         stream = AsyncStream(self._here().adder, progress, self._full_timeout)
         try:
             async for task in aiter_of(tasks):
-                try:
-                    encoded = encoder(task)
-                except InvalidTask as error:
-                    self._count_refused(error)
-                    raise with_index(error, index) from None
-                except ClockUnread:
-                    encoded = await self._encode_by_clock(task)
+                if index < len(ahead):
+                    encoded = ahead[index]
+                else:
+                    encoded = self._encode(task, index) or await self._encode_by_clock(task)
                 await stream.put(encoded)
                 index += 1
                 if ids:

@@ -16,8 +16,11 @@ from redisagg.durations import seconds
 from redisagg.errors import InvalidConfig, InvalidTask, KeyConflict
 from redisagg.namespace import Namespace
 from redisagg.observers import Observers
+from redisagg.protocol.clock import ClockUnread
+from redisagg.protocol.entries import EncodedTask
 from redisagg.sinks import Sink
 from redisagg.sinks.routing import Route
+from redisagg.task import Task
 from redisagg.texts import shorten
 from redisagg.transport.endpoint import AnyClient
 from redisagg.views import Stats
@@ -40,6 +43,13 @@ CLOSE_TIMEOUT = 0.15
 
 OBSERVE_TIMEOUT = 5.0
 """Seconds for which an operation that looks at what may be broken is retried."""
+
+KEPT_BYTES = 32 * 1024 * 1024
+"""Bytes, about, of the encoded tasks of a collection that `add_tasks` keeps from its check, so that
+it does not encode them twice."""
+
+KEPT_OVERHEAD = 300
+"""Bytes of an encoded task beside its body, about."""
 
 _LONGEST_NAME = 256
 """Bytes of the name of who pauses."""
@@ -98,6 +108,24 @@ class AggregatorBase:
         if (counter := self.observers.counter) is not None:
             counter.count_refused(error, 1)
 
+    def _encode(self, task: Task, index: int) -> EncodedTask | None:
+        """Encodes a task of `add_tasks`; returns None if Redis' clock has to be read for that.
+
+        Args:
+            index: its place in the tasks.
+
+        Raises:
+            InvalidTask: a field of the task is wrong.
+        """
+        try:
+            return self._namespace.encoder(task)
+        except InvalidTask as error:
+            self._count_refused(error)
+            error.args = (f"tasks[{index}]: {error}",)
+            raise error from None
+        except ClockUnread:
+            return None
+
     @asynccontextmanager
     async def lifespan(
         self, web_app: object = None, *, flusher: bool = False
@@ -141,12 +169,6 @@ class AggregatorBase:
             SinkError: the sink is not a stream or list in this Redis.
         """
         return reading.sink_keys(self._namespace, clustered=bool(self._namespace.endpoint.cluster))
-
-
-def with_index(error: InvalidTask, index: int) -> InvalidTask:
-    """Puts the index of a task in `add_tasks` before the message of its error."""
-    error.args = (f"tasks[{index}]: {error}",)
-    return error
 
 
 def paused_by(by: str | None) -> bytes:

@@ -18,12 +18,13 @@ from redisagg.aggregator.base import (
     FORGET_TIMEOUT,
     GROUPS_PER_PAGE,
     IDLE_POLL_INTERVAL,
+    KEPT_BYTES,
+    KEPT_OVERHEAD,
     OBSERVE_TIMEOUT,
     TASKS_PER_PAGE,
     AggregatorBase,
     is_idle,
     paused_by,
-    with_index,
 )
 from redisagg.aggregator.bounded import call_within
 from redisagg.aggregator.health import ask
@@ -32,7 +33,6 @@ from redisagg.durations import Duration, seconds
 from redisagg.errors import (
     AggregatorFull,
     FlusherFailed,
-    InvalidTask,
     NamespaceMismatch,
     RedisAggError,
     RedisUnavailable,
@@ -273,16 +273,14 @@ class Aggregator(AggregatorBase):
                 added, except those after an `AggregatorFull` that lasted for `full_timeout`
                 seconds. Adding all of them again is safe while they wait.
         """
-        encoder = self._namespace.encoder
+        ahead: list[EncodedTask] = []
         if isinstance(tasks, Collection):
+            tasks, room = tuple(tasks), KEPT_BYTES
             for index, task in enumerate(tasks):
-                try:
-                    encoder(task)
-                except InvalidTask as error:
-                    self._count_refused(error)
-                    raise with_index(error, index) from None
-                except ClockUnread:
-                    self._encode_by_clock(task)
+                encoded = self._encode(task, index) or self._encode_by_clock(task)
+                if room > 0:
+                    ahead.append(encoded)
+                    room -= KEPT_OVERHEAD + len(encoded.body)
         if not self._registered:
             self._register()
         index = 0
@@ -290,13 +288,10 @@ class Aggregator(AggregatorBase):
         stream = ThreadStream(self._adder, progress, self._full_timeout)
         try:
             for task in tasks:
-                try:
-                    encoded = encoder(task)
-                except InvalidTask as error:
-                    self._count_refused(error)
-                    raise with_index(error, index) from None
-                except ClockUnread:
-                    encoded = self._encode_by_clock(task)
+                if index < len(ahead):
+                    encoded = ahead[index]
+                else:
+                    encoded = self._encode(task, index) or self._encode_by_clock(task)
                 stream.put(encoded)
                 index += 1
                 if ids:
