@@ -223,10 +223,11 @@ def facts_of(claim: Claim, partition: int) -> EventBatch:
 class BatchTimes:
     """Keeps the times of one batch in one attempt, and has a counter count it."""
 
-    __slots__ = ("_begun", "_due_at", "_merge_seconds", "_reports", "_sink")
+    __slots__ = ("_begun", "_counter", "_due_at", "_merge_seconds", "_reports", "_sink")
 
     def __init__(self, reports: BatchReports, claim: Claim) -> None:
         self._reports = reports
+        self._counter = reports.report.counter
         self._due_at = (claim.due_at or claim.created) / 1000
         self._begun = 0.0
         """When the present step began: the merge, a delivery or the commit."""
@@ -257,9 +258,8 @@ class BatchTimes:
         failure = outcome.failure
         if failure is not None and not failure.error:
             return False  # it did not begin, since its permit had expired
-        counter = self._reports.report.counter
-        if counter is not None:
-            counter.count_merge(self._merge_seconds, failure is not None)
+        if self._counter is not None:
+            self._counter.count_merge(self._merge_seconds, failure is not None)
         return True
 
     def delivered(self, sink: str, error: BaseException | None = None) -> None:
@@ -268,9 +268,8 @@ class BatchTimes:
 
     def _count_delivery(self, sink: str, seconds: float, error: BaseException | None) -> None:
         self._sink = sink
-        counter = self._reports.report.counter
-        if counter is not None:
-            counter.count_delivery(sink, seconds, error is not None)
+        if self._counter is not None:
+            self._counter.count_delivery(sink, seconds, error is not None)
 
     def enqueued(self, claim: Claim, outcome: MergeOutcome) -> None:
         """The batch has left."""
@@ -284,9 +283,9 @@ class BatchTimes:
         return enqueue.queue.sink, time.monotonic() - self._begun
 
     def _count_flushed(self, claim: Claim, sink: str, seconds: float) -> None:
-        counter = self._reports.report.counter
-        if counter is not None:
-            counter.count_flushed(claim, sink, self._due_at, self._reports.redis_time(), seconds)
+        if self._counter is not None:
+            now = self._reports.redis_time()
+            self._counter.count_flushed(claim, sink, self._due_at, now, seconds)
 
     def given_back(self, delay: float, failure: Failure | None) -> None:
         """The batch waits for another attempt."""

@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from redisagg.instruments.definitions import Labels
 from redisagg.observers import Claimed
@@ -53,15 +53,11 @@ class BatchInstruments(NamedTuple):
     sink: AnyHistogram
 
 
-class _Flushed(NamedTuple):
-    """What is noted of a batch that has left."""
+_MOST_BYTES = 1024 * 1024
+"""Bytes of tasks, about, that are kept until they are counted."""
 
-    reason: bytes
-    sink: str
-    size: int
-    bytes: int
-    lag: float
-    sink_seconds: float
+_Flushed: TypeAlias = tuple[Claimed, str, float, float, float]
+"""What is noted of a batch that has left: the arguments of `count_flushed`."""
 
 
 class BatchCounts:
@@ -85,8 +81,8 @@ class BatchCounts:
         """The sinks so far."""
         # Others than the flusher take from these, when the values are asked for.
         self._flushed: deque[_Flushed] = deque()
-        self._waits: deque[tuple[int, int, float]] = deque()
-        """Of tasks that have waited: bucket, number and sum of the seconds."""
+        self._bytes = 0
+        """The bytes of the tasks of these."""
         self._merges: deque[tuple[bool, float]] = deque()
         self._deliveries: deque[tuple[tuple[str, bool], float]] = deque()
 
@@ -106,39 +102,19 @@ class BatchCounts:
         self, claim: Claimed, sink: str, due_at: float, now: float, seconds: float
     ) -> None:
         """Notes a batch that has left."""
-        entries, bounds = claim.entries, self._to.wait.bounds
-        if entries:
-            # In the order of arrival: the first task has waited longest.
-            oldest, youngest = arrival_ms(entries[0]) / 1000, arrival_ms(entries[-1]) / 1000
-            first, last = bisect_left(bounds, now - youngest), bisect_left(bounds, now - oldest)
-            if first == last:
-                wait = max(0.0, now - (oldest + youngest) / 2)
-                self._waits.append((first, len(entries), wait * len(entries)))
-            else:
-                self._waits.extend(_waits(entries, now, bounds, first, last))
-        else:  # an earlier attempt merged it: only the first arrival is known
-            wait = max(0.0, now - claim.opened / 1000)
-            count = claim.task_count
-            self._waits.append((bisect_left(bounds, wait), count, wait * count))
-        lag = max(0.0, now - due_at)
-        self._flushed.append(
-            _Flushed(claim.reason, sink, claim.task_count, claim.length, lag, seconds)
-        )
-        if len(self._flushed) >= self._gather:
+        self._flushed.append((claim, sink, due_at, now, seconds))
+        self._bytes += claim.length
+        if self._bytes >= _MOST_BYTES or len(self._flushed) >= self._gather:
             self.count_noted()
 
     def count_noted(self) -> None:
         """Counts what was noted so far; from any thread."""
         with self._lock:
+            self._bytes = 0
             flushed = _taken(self._flushed)
             if flushed:
                 self._count_flushed(flushed)
-            waits: dict[int, list[tuple[int, float]]] = defaultdict(list)
-            for bucket, count, total in _taken(self._waits):
-                waits[bucket].append((count, total))
-            for bucket, some in waits.items():
-                counts, totals = zip(*some, strict=True)
-                self._to.wait.count((self._namespace,), bucket, sum(counts), sum(totals))
+                self._count_waits(flushed)
             merges: dict[bool, list[float]] = defaultdict(list)
             for failed, seconds in _taken(self._merges):
                 merges[failed].append(seconds)
@@ -152,19 +128,41 @@ class BatchCounts:
 
     def _count_flushed(self, flushed: Sequence[_Flushed]) -> None:
         one = (self._namespace,)
-        reasons, sinks, sizes, lengths, lags, _ = zip(*flushed, strict=True)
+        claims, sinks, *_ = zip(*flushed, strict=True)
+        reasons = (claim.reason for claim in claims)
         for (reason, sink), count in Counter(zip(reasons, sinks, strict=True)).items():
             self._to.flushed.add((self._namespace, reason.decode("utf-8", "replace"), sink), count)
-        self._to.size.observe(one, sizes)
-        self._to.bytes.observe(one, lengths)
-        self._to.lag.observe(one, lags)
-        commits: dict[str, list[float]] = defaultdict(list)
-        for each in flushed:
-            if each.sink_seconds:
-                commits[each.sink].append(each.sink_seconds)
-        for sink, times in commits.items():
-            self._to.sink.observe((self._namespace, sink, "ok"), times)
+        self._to.size.observe(one, [claim.task_count for claim in claims])
+        self._to.bytes.observe(one, [claim.length for claim in claims])
+        self._to.lag.observe(one, [max(0.0, now - due_at) for _, _, due_at, now, _ in flushed])
         self.sinks.update(filter(None, sinks))
+        for sink in set(sinks):
+            times = [seconds for _, name, _, _, seconds in flushed if seconds and name == sink]
+            self._to.sink.observe((self._namespace, sink, "ok"), times)
+
+    def _count_waits(self, flushed: Sequence[_Flushed]) -> None:
+        bounds = self._to.wait.bounds
+        counts: defaultdict[int, int] = defaultdict(int)
+        totals: defaultdict[int, float] = defaultdict(float)
+        for claim, _, _, now, _ in flushed:
+            entries = claim.entries
+            if entries:  # in the order of arrival: the first task has waited longest
+                count = len(entries)
+                oldest = now - arrival_ms(entries[0]) / 1000
+                youngest = now - arrival_ms(entries[-1]) / 1000 if count > 1 else oldest
+            else:  # an earlier attempt merged them: only the first arrival is known
+                count = claim.task_count
+                oldest = youngest = now - claim.opened / 1000
+            first, last = bisect_left(bounds, youngest), bisect_left(bounds, oldest)
+            if first == last:
+                counts[first] += count
+                totals[first] += max(0.0, (oldest + youngest) / 2) * count
+                continue
+            for bucket, some, total in _waits(entries or (), now, bounds, first, last):
+                counts[bucket] += some
+                totals[bucket] += total
+        for bucket, count in counts.items():
+            self._to.wait.count((self._namespace,), bucket, count, totals[bucket])
 
 
 def _taken(noted: deque[T]) -> list[T]:
