@@ -158,7 +158,7 @@ class _ThreadQueue(EventQueue):
                 taken += 1
                 try:
                     result = self._function(event)
-                    if inspect.isawaitable(result):
+                    if result is not None and inspect.isawaitable(result):
                         loop = loop or asyncio.new_event_loop()
                         loop.run_until_complete(_awaited(result))
                 except BaseException as error:
