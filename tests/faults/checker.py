@@ -916,6 +916,7 @@ def _due_by(history: History, batch: Batch, offers: Mapping[str, Offer]) -> floa
 def _taken_over_late(history: History, verdict: Verdict) -> Iterator[Finding]:
     """The partitions of a flusher that went down have another leader within one lease time."""
     leaders = _Leaders(history.leases)
+    moves = [each for each in history.disturbances if each.kind == MOVED]
     everywhere = _everywhere(history)
     for down in history.downs:
         others = [
@@ -927,6 +928,8 @@ def _taken_over_late(history: History, verdict: Verdict) -> Iterator[Finding]:
         for lease, until in leaders.terms(flusher=down.flusher):
             if not lease.at <= down.at < until or _may_be_lost(history, lease.at, down.at):
                 continue
+            if any(each.start <= until and down.at <= each.end for each in moves):
+                continue  # the namespace may not have had this partition any more
             took = calm.between(down.at, min(until, _end(history)))
             verdict.takeovers += 1
             verdict.takeover = max(verdict.takeover, took)

@@ -164,12 +164,13 @@ def early(history: History, cut: Cut, flushes: Sequence[Operation]) -> str:
     batch, waiting = cut.batch, cut.waiting
     if class_of(batch.group) == "changed" or cut.joined or cut.cut_before > batch.claimed_at:
         return ""
+    # After the clock was set back, arrivals are those of the time before.
+    came_by = min(waiting[0].arrived_at, cut.cause.opened_at)
     flushed = (
         any(each.rules.flush for each in waiting)
         or cut.flushed_until >= waiting[0].arrived_at - _MS / 4
         or any(
-            each.began_at <= batch.claimed_at + _MS
-            and waiting[0].arrived_at <= (each.ended_at or math.inf)
+            each.began_at <= batch.claimed_at + _MS and came_by <= (each.ended_at or math.inf)
             for each in flushes
         )
     )

@@ -23,6 +23,7 @@ from redisagg.protocol.answers import Answer
 from tests.faults.checker import Kind, check
 from tests.faults.history import (
     AGAIN,
+    MOVED,
     Batch,
     Call,
     Cause,
@@ -993,6 +994,26 @@ def test_a_flusher_merges_another_batch_before_and_after_a_pause() -> None:
     assert check(history).examples == []
     history.disturbances = [Disturbance("merge asked for time for all", EPOCH, EPOCH + 5, "f0")]
     assert check(history).counts == {Kind.TOO_SOON: 1}
+
+
+def test_a_partition_that_a_move_removes_needs_no_leader() -> None:
+    history = simulated(2)
+    take_over_late(history)
+    assert check(history).counts == {Kind.TAKEOVER: 1}
+    down = history.downs[0].at
+    history.disturbances = [Disturbance(MOVED, down - 0.01, down + 0.01)]
+    assert check(history).examples == []
+    history.disturbances = [Disturbance(MOVED, down - 0.02, down - 0.01)]
+    assert check(history).counts == {Kind.TAKEOVER: 1}
+
+
+def test_a_flush_counts_for_tasks_that_came_by_a_clock_ahead() -> None:
+    history = simulated(2)
+    plant_in_cause(history, reason="flush", arrivals=(EPOCH + 300,))
+    claimed = history.enqueued[-1].claimed_at
+    assert check(history).counts == {Kind.PREMATURE: 1}
+    operate(history, "flush_all", began_at=claimed - 0.01, ended_at=claimed)
+    assert check(history).examples == []
 
 
 def test_outcomes_that_are_true_pass() -> None:
