@@ -111,7 +111,7 @@ def interrupted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_an_interruption_at_any_instruction_leaves_the_producer_whole(first: int) -> None:
     step, interrupted, misses = first, 0, 0
     with ThreadPoolExecutor(4) as pool:
-        while misses < 20:  # the caller has fewer steps if another one sends its task
+        while misses < 32 // PARTS:  # the caller has fewer steps if another one sends its task
             where = _interrupt(step, pool)
             misses = 0 if where else misses + 1
             interrupted += bool(where)
