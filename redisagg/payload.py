@@ -138,10 +138,7 @@ def pack(value: Any) -> bytes:
         packed: bytes = packer.pack(value)
         if doubts:
             _check_readable(packed)
-        if len(packed) > _MOST_LEVELS and (
-            # Few bytes that may begin a list or map: a call of the check would find as much.
-            len(packed) > _LARGE_BYTES or len(packed.translate(None, _NO_HEADERS)) > _MOST_LEVELS
-        ):
+        if len(packed) > _MOST_LEVELS:
             _check_packed_levels(packed, _MOST_LEVELS)
     except PayloadError:
         raise
