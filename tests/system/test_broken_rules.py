@@ -10,7 +10,7 @@ from tests.faults.checker import Kind
 from tests.faults.report import findings
 from tests.faults.run import Plan, run
 from tests.faults.scripts import Changes, changed_copy
-from tests.faults.topologies import TOPOLOGIES
+from tests.faults.topologies import LimitedWork, SingleRedis, Topology
 
 _DUE = "  local at = math.min(g[LAST] + g[GRACE], g[DEADLINE])\n"
 
@@ -40,28 +40,34 @@ ANY_NUMBER_AT_ONCE: Changes = {
 }
 
 
+class SlowMerges(LimitedWork):
+    """Limits on work, and merges that take long enough to meet each other."""
+
+    merge_seconds = 0.2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("changes", "kind", "topology"),
     [
-        (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED, "redis"),
-        (NOT_HELD_BACK, Kind.PREMATURE, "redis"),
-        (DUE_EARLY, Kind.PREMATURE, "redis"),
-        (NO_DEAD_LETTERS, Kind.PARTED, "redis"),
-        (NO_PAUSE_OF_A_GROUP, Kind.PAUSED, "redis"),
-        (DUE_LATE, Kind.LATE, "redis"),
-        (ANY_NUMBER_AT_ONCE, Kind.EXCEEDED, "limits"),
+        (NO_CAP_OF_BYTES_AND_WEIGHT, Kind.OVERSIZED, SingleRedis),
+        (NOT_HELD_BACK, Kind.PREMATURE, SingleRedis),
+        (DUE_EARLY, Kind.PREMATURE, SingleRedis),
+        (NO_DEAD_LETTERS, Kind.PARTED, SingleRedis),
+        (NO_PAUSE_OF_A_GROUP, Kind.PAUSED, SingleRedis),
+        (DUE_LATE, Kind.LATE, SingleRedis),
+        (ANY_NUMBER_AT_ONCE, Kind.EXCEEDED, SlowMerges),
     ],
     ids=["cap", "held-back", "early", "dead-letters", "pause", "late", "at-once"],
 )
 def test_the_checker_finds_broken_rules(
-    server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind, topology: str
+    server_binary: Path, tmp_path: Path, changes: Changes, kind: Kind, topology: type[Topology]
 ) -> None:
     lua = changed_copy(tmp_path, changes)
     config = {"on_task_failure": "dead"}
     plan = Plan(
-        TOPOLOGIES[topology],
+        topology,
         12,
         5,
         rate=150,

@@ -214,7 +214,7 @@ def test_another_flusher_takes_over_from_one_that_is_cut_off(
 
 def test_connections_that_do_not_answer_are_replaced(make_both: Make, proxy: Proxy) -> None:
     """As behind a firewall that has forgotten them: no reset comes, new connections work."""
-    far = make_both(url=proxy.url, group_max_size=2, lease_time=3, add_timeout=3)
+    far = make_both(url=proxy.url, group_max_size=2, lease_time=6, add_timeout=6)
     near = make_both(group_max_size=2)
     with far:
         far.add_tasks(numbered("a", 2))
@@ -222,7 +222,7 @@ def test_connections_that_do_not_answer_are_replaced(make_both: Make, proxy: Pro
         tokens = [partition.token for partition in near.stats().partitions]
         proxy.freeze_links()
         far.add_tasks(numbered("a", 2, start=2))
-        await_batches(near, 2, timeout=3)
+        await_batches(near, 2, timeout=6)
         assert far.wait_until_idle(2)
         # They were replaced soon enough to keep the leases.
         assert [partition.token for partition in near.stats().partitions] == tokens
