@@ -43,9 +43,13 @@ NEEDLESS = {
     *("test", "tests", "site-packages", "__pycache__", "idlelib", "tkinter", "turtledemo"),
     *("config-3", "pydoc_data", "lib2to3"),
 }
-# What wheels of other systems may ask for, and what glibc loads when a thread ends.
-GLIBC = (
-    *("libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libm.so.6"),
+# What wheels of other systems may ask for; the last is loaded by glibc when a thread ends.
+LOADED_LATER = (
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+    "libm.so.6",
     "libgcc_s.so.1",
 )
 _LIBRARY = re.compile(r"(/[^ ):]+)(?: \(0x|:?$)", re.MULTILINE)
@@ -155,7 +159,7 @@ def own_python() -> bytes:
             if Path(found) not in loaded:
                 files[found] = Path(os.path.realpath(found))
         [libc] = [Path(name) for name in files if name.endswith("/libc.so.6")]
-        for name in GLIBC:
+        for name in LOADED_LATER:
             if (part := libc.with_name(name)).exists():
                 files[str(part)] = Path(os.path.realpath(part))
         for path in library.rglob("*"):
