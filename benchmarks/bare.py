@@ -183,8 +183,11 @@ def drain(url: str, name: str, partitions: int = 16) -> float:
             args = [token, ""]
             for batch_id, group, _, _, _, entries, *_ in claimed:
                 keys.append(p.tasks(group))
-                entry = ("batch_id", batch_id, "type", "m", "group", group)
-                args += (batch_id, 12, *entry, "count", 1, "payload", b"1", "headers", b"\x80")
+                entry = (
+                    *("batch_id", batch_id, "type", "m", "group", group, "count", 1),
+                    *("payload", b"1", "headers", b"\x80", "reason", "size"),
+                )
+                args += (batch_id, len(entry), *entry)
                 done += len([msgpack.unpackb(entry[7 + entry[6] :]) for entry in entries])
             client.evalsha(load("commit_stream").sha, len(keys), *keys, *args)
     return done / (time.perf_counter() - start)
