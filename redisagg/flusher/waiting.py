@@ -27,12 +27,19 @@ async def cancel_and_wait(*tasks: asyncio.Task[None]) -> None:
 
     They are cancelled repeatedly: redis-py sends through `asyncio.wait_for`, which before Python
     3.12 loses a cancellation that comes when the sending is done.
+
+    Their errors count as seen, also if this wait is cancelled before they have ended.
     """
     left = set(tasks)
+    for task in left:
+        task.add_done_callback(_see_error)
     while left:
         for task in left:
             task.cancel()
-        ended, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
-        for task in ended:
-            if not task.cancelled():
-                task.exception()  # marks it as retrieved
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
+
+
+def _see_error(task: asyncio.Task[None]) -> None:
+    """Keeps asyncio from reporting an error that nobody asked for."""
+    if not task.cancelled():
+        task.exception()

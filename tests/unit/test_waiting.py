@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from typing import Any
 
 from redisagg.flusher.waiting import cancel_and_wait, wait_for_event
 
@@ -44,3 +46,30 @@ async def test_a_task_that_loses_a_cancellation_is_ended_nevertheless() -> None:
     await asyncio.sleep(0)
     await asyncio.wait_for(cancel_and_wait(looping, failing), 5)
     assert (lost, looping.cancelled(), failing.done()) == (2, True, True)
+
+
+async def test_an_error_counts_as_seen_even_if_the_wait_is_cancelled() -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    gate = asyncio.Event()
+
+    async def fail_late() -> None:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:  # as the send of redis-py, which loses it
+            await gate.wait()
+        raise ValueError("nobody waits for it")
+
+    failing = asyncio.create_task(fail_late())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(cancel_and_wait(failing))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    gate.set()
+    await asyncio.wait({failing})
+    await asyncio.sleep(0)
+    assert (waiting.cancelled(), failing.cancelled()) == (True, False)
+    del failing, waiting
+    gc.collect()  # asyncio reports an error that nobody has seen when its task is freed
+    assert reported == []
