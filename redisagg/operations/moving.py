@@ -200,7 +200,7 @@ class Mover:
                 plan = self._switch(plan)
             self._thaw(plan)
             paused = time.monotonic() - self._frozen_at if self._frozen_at else 0.0
-            self._copy_answers(plan)
+            self._move_answers(plan)
             self._retire(plan)
             self._end(plan)
             return replace(self._moved, layout=plan.new, paused=paused)
@@ -474,10 +474,12 @@ class Mover:
                     if int(cursor) == 0:
                         break
 
-    def _copy_answers(self, plan: _Plan) -> None:
-        """Copies the outcomes of submitted tasks, which expire at the old place.
+    def _move_answers(self, plan: _Plan) -> None:
+        """Moves the outcomes of submitted tasks.
 
-        Nothing waits for that: an outcome does not change.
+        Nothing waits for that. The new place is in use, so an outcome that is there is the newer
+        one, as of a dead letter that was requeued. For the same reason none is left at the old
+        place, to which a later move may bring its group back.
         """
         self._on_step("answers")
         new = Keyspace(*plan.new)
@@ -491,32 +493,35 @@ class Mover:
                 pattern = f"redisagg:{{{plan.old.name}:*}}:answer:*"
                 reply: Any = client.scan(cursor, match=pattern, count=1000)
                 cursor, keys = reply
-                copies: dict[bytes, bytes] = {}
+                targets: dict[bytes, bytes] = {}
                 for key in keys:
                     if (found := wanted.fullmatch(key)) is not None:
                         group, task_id = found[2][: int(found[1])], found[2][int(found[1]) + 1 :]
                         target = new.partition_of(group).answer(group, task_id)
                         if target != key:
-                            copies[key] = target
-                self._copy_some_answers(copies)
+                            targets[key] = target
+                self._move_some_answers(targets)
                 self._join()
                 if not cursor:
                     break
 
-    def _copy_some_answers(self, copies: dict[bytes, bytes]) -> None:
+    def _move_some_answers(self, targets: dict[bytes, bytes]) -> None:
         requests: list[Request] = []
-        for key in copies:
+        for key in targets:
             requests += (command("GET", key), command("PTTL", key))
         replies = self._ask(requests)
+        found = [
+            (key, target, record, left)
+            for (key, target), record, left in zip(
+                targets.items(), replies[::2], replies[1::2], strict=True
+            )
+            if record is not None and left > 0
+        ]
         self._ask(
-            [
-                call("keep_answer", [target], record, left)
-                for target, record, left in zip(
-                    copies.values(), replies[::2], replies[1::2], strict=True
-                )
-                if record is not None and left > 0
-            ]
+            [call("keep_answer", [target], record, left) for _, target, record, left in found]
         )
+        self._on_step("answers kept")
+        self._ask([call("forget_answer", [key], record) for key, _, record, _ in found])
 
     def _move_groups(self, plan: _Plan) -> int:
         """Moves what is not where it belongs; returns the number of groups and dead letters."""

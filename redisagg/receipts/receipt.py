@@ -10,12 +10,28 @@ from typing import Any
 
 from redisagg.errors import RedisUnavailable
 from redisagg.namespace import Namespace
-from redisagg.protocol.keys import Keyspace
+from redisagg.protocol.operations import Operation, ask
 from redisagg.protocol.scripts import Request, command
 from redisagg.receipts.subscriptions import LoopSubscription, ThreadSubscription
 from redisagg.receipts.waiting import Inbox, Slot, forget, open_answer
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.threads import Transport
+
+
+def _read_outcome(namespace: Namespace, group: bytes, task_id: bytes) -> Operation[Any]:
+    """Reads the record of an outcome where the namespace is now; None if there is none.
+
+    A process that only waits for outcomes would not learn otherwise that the namespace was moved.
+    """
+    while True:
+        layout = namespace.keyspace.layout
+        key = namespace.keyspace.partition_of(group).answer(group, task_id)
+        record = yield from ask(command("GET", key))
+        if record is not None:
+            return record
+        yield from namespace.check()
+        if namespace.keyspace.layout == layout:
+            return None
 
 
 class ThreadAnswers:
@@ -28,7 +44,6 @@ class ThreadAnswers:
 
     def __init__(self, namespace: Namespace, transport: Transport) -> None:
         self._namespace = namespace
-        self.keyspace = namespace.keyspace
         self._transport = transport
         self._lock = threading.Lock()
         self._subscription: ThreadSubscription | None = None
@@ -43,11 +58,10 @@ class ThreadAnswers:
                     subscription = self._subscription = ThreadSubscription(self._namespace)
         return subscription.inbox
 
-    def read(self, request: Request) -> Any:
-        """The reply to a request, or the error in place of it."""
+    def read(self, group: bytes, task_id: bytes) -> Any:
+        """The record of the outcome, None if there is none, or the error in place of it."""
         try:
-            [reply] = self._transport.exchange([request], once=True)
-            return reply
+            return self._transport.once(_read_outcome(self._namespace, group, task_id))
         except RedisUnavailable as error:
             return error
 
@@ -63,7 +77,6 @@ class AsyncAnswers:
 
     def __init__(self, namespace: Namespace, transport: AsyncTransport) -> None:
         self._namespace = namespace
-        self.keyspace = namespace.keyspace
         self._transport = transport
         self._subscription: LoopSubscription | None = None
 
@@ -74,11 +87,10 @@ class AsyncAnswers:
             subscription = self._subscription = LoopSubscription(self._namespace)
         return subscription.inbox
 
-    async def read(self, request: Request) -> Any:
-        """The reply to a request, or the error in place of it."""
+    async def read(self, group: bytes, task_id: bytes) -> Any:
+        """The record of the outcome, None if there is none, or the error in place of it."""
         try:
-            [reply] = await self._transport.exchange([request], once=True)
-            return reply
+            return await self._transport.once(_read_outcome(self._namespace, group, task_id))
         except RedisUnavailable as error:
             return error
 
@@ -106,10 +118,9 @@ class _ReceiptBase:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.group_key!r}, {self.task_id!r})"
 
-    def _request(self, keyspace: Keyspace) -> Request:
-        """Reads the outcome where the namespace is now: it may have been moved."""
-        group = self.group_key.encode()
-        return command("GET", keyspace.partition_of(group).answer(group, self.task_id.encode()))
+    def _target(self) -> tuple[bytes, bytes]:
+        """The key of the group and the id of the task."""
+        return self.group_key.encode(), self.task_id.encode()
 
     def _slot_in(self, inbox: Inbox) -> Slot:
         """The slot in this inbox: another one after a fork, or on another event loop."""
@@ -161,7 +172,7 @@ class Receipt(_ReceiptBase):
             while True:
                 step = steps.send(reply)
                 if isinstance(step, Request):
-                    reply = self._answers.read(self._request(self._answers.keyspace))
+                    reply = self._answers.read(*self._target())
                 else:
                     reply = None
                     gate.acquire(timeout=step)
@@ -221,7 +232,7 @@ class AsyncReceipt(_ReceiptBase):
             while True:
                 step = steps.send(reply)
                 if isinstance(step, Request):
-                    reply = await answers.read(self._request(answers.keyspace))
+                    reply = await answers.read(*self._target())
                     continue
                 reply, timer = None, loop.call_later(step, wake)
                 try:

@@ -13,7 +13,14 @@ import pytest
 import redis
 
 from redisagg import Aggregator, Partial, Policy, Results, RetryAfter, Task, Unrecoverable
-from redisagg.errors import InvalidConfig, NamespaceInUse, NamespaceMismatch, RedisUnavailable
+from redisagg.errors import (
+    InvalidConfig,
+    NamespaceInUse,
+    NamespaceMismatch,
+    RedisUnavailable,
+    ResultTimeout,
+    TaskFailed,
+)
 from redisagg.operations.moving import Moved, Mover
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.operations import Operation, ask
@@ -359,6 +366,57 @@ def test_outcomes_are_found_after_a_move(
     again = [there.receipt(f"g{n}", f"id{n}") for n in range(20)]
     assert [each.result(0) for each in again] == list(range(20))
     assert [each.result(0) for each in receipts] == list(range(20))
+
+
+def test_a_newer_outcome_wins_when_groups_return(make: Make, transport: Transport) -> None:
+    """The outcome of before a dead letter was requeued must not be left where its group was."""
+    mended = threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> Results:
+        if not mended.is_set():
+            raise Unrecoverable("not yet")
+        return Results({task.id: task.payload for task in tasks})
+
+    agg = make(partitions=4, group_aggregator=merge)
+    with agg:
+        receipts = [agg.submit(Task("t", n, f"g{n}", f"id{n}")) for n in range(20)]
+        agg.flush_all()
+        dead = await_dead(agg, 20)
+        for receipt in receipts:
+            with pytest.raises(TaskFailed, match="not yet"):
+                receipt.result(10)
+        steps = itertools.count(1)  # movers die at each of them
+        while move(transport, "tests", 1, die_at=next(steps))[0] is None:
+            pass
+        mended.set()
+        there = make(partitions=1)
+        for letter in dead:
+            there.requeue_dead_letter(letter.batch_id)
+        assert there.wait_until_idle(10)
+        move(transport, "tests", 4)
+        back = make(partitions=4)
+        again = [back.receipt(f"g{n}", f"id{n}") for n in range(20)]
+        assert [each.result(10) for each in again] == list(range(20))
+
+
+def test_a_process_that_only_waits_for_outcomes_follows(
+    make_both: Make, transport: Transport
+) -> None:
+    def merge(group: str, tasks: list[Task]) -> Results:
+        return Results({task.id: task.payload for task in tasks})
+
+    options: dict[str, Any] = {"partitions": 4, "group_aggregator": merge}
+    agg, waiting = make_both(**options), make_both(**options)
+    with agg:
+        agg.add_tasks(Task("t", n, f"g{n}", f"early{n}") for n in range(20))
+        receipts = [waiting.receipt(f"g{n}", f"id{n}") for n in range(20)]
+        with pytest.raises(ResultTimeout):
+            receipts[0].result(0)
+        move(transport, "tests", 5)
+        for n in range(20):
+            agg.submit(Task("t", n, f"g{n}", f"id{n}"))
+        agg.flush_all()
+        assert [each.result(10) for each in receipts] == list(range(20))
 
 
 def test_what_a_failover_has_lost_of_a_move_is_mended(

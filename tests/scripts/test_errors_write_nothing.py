@@ -346,6 +346,7 @@ def mover_calls(client: Client, retried: bytes, stored: bytes, letter: bytes) ->
         Call("receive", [P.state, P.tasks(b"moved")], [MOVER, "list", 0, "a", "b"]),
         Call("retire", [*indexes, P.seen, P.seen_before], [MOVER]),
         Call("keep_answer", [P.answer(b"a", b"i")], [b"record", 5000]),
+        Call("forget_answer", [P.answer(b"a", b"i")], [b"record"]),
         Call("unlink", [P.tasks(b"a"), P.ids(b"a")], []),
         Call("thaw", [P.state], [MOVER, "32 policies", "4 16", "1", 3, 4, 5, 10**13, 0]),
     ]
