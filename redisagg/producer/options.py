@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
@@ -41,7 +42,7 @@ class LimitsOfOthers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until = -math.inf
+        self._until: float | None = None
 
     def seen(self) -> None:
         """Redis has said so now."""
@@ -49,7 +50,37 @@ class LimitsOfOthers:
 
     def set_limits(self) -> bool:
         """Whether calls are made as if their own tasks had limits."""
-        return self._until > self._clock()
+        return self._until is not None and self._until > self._clock()
+
+
+class Shares(NamedTuple):
+    """What one partition and one call may take. The namespace may be moved to other partitions."""
+
+    pending_tasks: int
+    """How many tasks may be pending in one partition; 0 for no limit."""
+    pending_bytes: int
+    """How many bytes of tasks may be pending in one partition; 0 for no limit."""
+    arguments: tuple[bytes, bytes]
+    """Both as the script `add` takes them."""
+    call_tasks: int
+    """After how many tasks a call is full."""
+    call_bytes: int
+    """After how many bytes of packed tasks a call is full."""
+
+
+@lru_cache
+def _shares(max_tasks: int, max_bytes: int, partitions: int) -> Shares:
+    """Each partition has its share of a limit; cached, since every round needs it."""
+    tasks = max_tasks and max(1, max_tasks // partitions)
+    size = max_bytes and max(1, max_bytes // partitions)
+    return Shares(
+        tasks,
+        size,
+        (b"%d" % tasks, b"%d" % size),
+        # The script accepts or refuses a section as a whole: small ones find room sooner.
+        call_tasks=max(1, min(MAX_CALL_TASKS, (tasks or 4 * MAX_CALL_TASKS) // 4)),
+        call_bytes=min(MAX_CALL_BYTES, (size or 4 * MAX_CALL_BYTES) // 4),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +131,10 @@ class AddOptions:
             others=LimitsOfOthers(),
         )
 
-    # Each partition has its share of a limit. The namespace may be moved to other partitions.
-
     @property
-    def pending_tasks(self) -> int:
-        """How many tasks may be pending in one partition; 0 for no limit."""
-        return self.max_tasks and max(1, self.max_tasks // len(self.keyspace.partitions))
-
-    @property
-    def pending_bytes(self) -> int:
-        """How many bytes of tasks may be pending in one partition; 0 for no limit."""
-        return self.max_bytes and max(1, self.max_bytes // len(self.keyspace.partitions))
-
-    # The script accepts or refuses a section as a whole: small ones find room sooner.
-
-    @property
-    def call_tasks(self) -> int:
-        """After how many tasks a call is full."""
-        return max(1, min(MAX_CALL_TASKS, (self.pending_tasks or 4 * MAX_CALL_TASKS) // 4))
-
-    @property
-    def call_bytes(self) -> int:
-        """After how many bytes of packed tasks a call is full."""
-        return min(MAX_CALL_BYTES, (self.pending_bytes or 4 * MAX_CALL_BYTES) // 4)
+    def shares(self) -> Shares:
+        """What one partition and one call may take, of as many partitions as there are now."""
+        return _shares(self.max_tasks, self.max_bytes, len(self.keyspace.partitions))
 
     @property
     def repeatable(self) -> float:

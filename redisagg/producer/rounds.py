@@ -98,16 +98,17 @@ class _Call(Generic[W]):
         """Puts a task into the section of its group."""
         group, task_id, body, limits, own, override = task
         place = self.open.get(group, -1)
+        sections = self.sections
         if (
             place < 0
-            or (section := self.sections[place])[1] != limits
-            or (own is not None and section[2] == b"")
+            or (section := sections[place])[1] != limits
+            or (own is not None and not section[2])
             or ((override is not None or self.overrides) and self.overrides.get(place) != override)
         ):
             self.surcharge += _SECTION if place >= 0 else self.group_surcharge
-            place = self.open[group] = len(self.sections)
+            place = self.open[group] = len(sections)
             section = [group, limits, b"" if own is None else _OWN]
-            self.sections.append(section)
+            sections.append(section)
             if override is not None:
                 self.overrides[place] = override
             if not self.group_surcharge and (
@@ -115,7 +116,7 @@ class _Call(Generic[W]):
             ):
                 self._look_at_limits(place)
             self.group_keys += (tasks_key, ids_key)
-        if section[2] == b"":
+        if not section[2]:
             section += (task_id, body)
         else:
             section += (task_id, body, own or b"")
@@ -148,9 +149,10 @@ class _Call(Generic[W]):
             options.keyspace.wake_channel,
             p.label,
         ]
-        args += (b"%d" % options.pending_tasks, b"%d" % options.pending_bytes, options.dedupe)
+        args += options.shares.arguments
+        args.append(options.dedupe)
         for section in self.sections:
-            if section[2].endswith(_OWN):
+            if section[2] and section[2].endswith(_OWN):
                 section[2] = b"%d" % ((len(section) - 3) // 3) + _OWN
             else:
                 section[2] = b"%d" % (len(section) // 2 - 1)
@@ -204,11 +206,7 @@ class _Call(Generic[W]):
 
 def was_moved(replies: Sequence[Any]) -> bool:
     """Whether a reply says that the namespace was moved."""
-    return any(map(_is_moved, replies))
-
-
-def _is_moved(reply: Any) -> bool:
-    return type(reply) is NamespaceMoved
+    return NamespaceMoved in map(type, replies)
 
 
 def _error(status: Any) -> Exception | None:
@@ -239,8 +237,8 @@ class Round(Generic[W]):
         """Whether the round is to be sent before it takes more tasks."""
         self._options = options
         self._place = options.keyspace.place
-        self._call_tasks = options.call_tasks
-        self._call_bytes = options.call_bytes
+        shares = options.shares
+        self._call_tasks, self._call_bytes = shares.call_tasks, shares.call_bytes
         self._max_tasks = max_tasks
         self._calls: dict[int, _Call[W]] = {}
         self._tasks = 0
@@ -282,7 +280,11 @@ class Round(Generic[W]):
             are to take the place of those of these calls.
         """
         calls = self._calls.values()
-        refused = [each for each, reply in zip(calls, replies, strict=True) if _is_moved(reply)]
+        refused = [
+            each
+            for each, reply in zip(calls, replies, strict=True)
+            if type(reply) is NamespaceMoved
+        ]
         for reply in replies:
             if isinstance(reply, NamespaceMoved):
                 _log.warning("%s; this producer follows", reply)
@@ -300,7 +302,7 @@ class Round(Generic[W]):
         """Reads the replies to `requests`, but those of calls that `follow` puts into others."""
         counter = self._options.observers.counter
         for each, reply in zip(self._calls.values(), replies, strict=True):
-            if _is_moved(reply):
+            if type(reply) is NamespaceMoved:
                 continue
             if counter is not None:
                 each.count(reply, counter)

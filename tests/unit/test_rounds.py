@@ -32,12 +32,12 @@ def filled(options: AddOptions, tasks: Iterable[EncodedTask]) -> Round[EncodedTa
 
 def test_each_partition_has_its_share_of_a_limit() -> None:
     options = options_for(4, max_pending_tasks=80, max_pending_bytes=8_000, max_task_bytes=1_000)
-    assert (options.pending_tasks, options.pending_bytes) == (20, 2_000)
-    assert (options.call_tasks, options.call_bytes) == (5, 500)
-    assert options_for(4, max_pending_tasks=4).call_tasks == 1
+    assert options.shares[:2] == (20, 2_000)
+    assert options.shares[3:] == (5, 500)
+    assert options_for(4, max_pending_tasks=4).shares.call_tasks == 1
     unlimited = options_for(4)
-    assert (unlimited.pending_tasks, unlimited.pending_bytes) == (0, 0)
-    assert (unlimited.call_tasks, unlimited.call_bytes) == (MAX_CALL_TASKS, MAX_CALL_BYTES)
+    assert unlimited.shares[:2] == (0, 0)
+    assert unlimited.shares[3:] == (MAX_CALL_TASKS, MAX_CALL_BYTES)
 
 
 def test_a_call_has_a_section_for_each_group_and_its_limits() -> None:
