@@ -27,17 +27,15 @@ def _encode(number: int, pairs: int) -> str:
 class _Millisecond:
     """The ids of one millisecond: a random head, and a counter that starts at random."""
 
-    __slots__ = ("_counter", "_head", "_time")
+    __slots__ = ("_counter", "_head", "end_ns")
 
     def __init__(self, time_ms: int) -> None:
-        self._time = time_ms
+        self.end_ns = (time_ms + 1) * 1_000_000
+        """The time at which the next one begins."""
         random = int.from_bytes(os.urandom(10), "big")
         self._head = _encode(time_ms, 5) + _encode(random >> 30, 5)
         # The counter has 30 bits and starts at one of 29: at least half a billion ids are left.
         self._counter = count(random & 0x1FFFFFFF)
-
-    def matches(self, time_ms: int) -> bool:
-        return time_ms <= self._time  # also when the clock steps back: ids still count up
 
     def next(self) -> str:
         number = next(self._counter)  # atomic, since CPython's `count` is one C call
@@ -52,17 +50,8 @@ _current = _Millisecond(0)
 def new_id() -> str:
     """Returns a new task id: 26 characters of Crockford's base 32, time first. Thread-safe."""
     global _current
-    now = time.time_ns() // 1_000_000
+    now = time.time_ns()
     current = _current
-    if not current.matches(now):
-        _current = current = _Millisecond(now)
+    if now >= current.end_ns:  # else the clock may have stepped back: ids still count up
+        _current = current = _Millisecond(now // 1_000_000)
     return current.next()
-
-
-def _reset_after_fork() -> None:
-    global _current
-    _current = _Millisecond(0)
-
-
-# A child that continued its parent's counter would make the same ids.
-os.register_at_fork(after_in_child=_reset_after_fork)

@@ -151,9 +151,16 @@ def _check_text(text: object, what: str, most: int) -> None:
         raise InvalidTask(f"{what} must have 1 to {most} bytes of UTF-8, not {size}")
 
 
-def _is_plain(text: object) -> bool:
-    """Whether `text` is short ASCII, which is valid as a type, an id and a group key."""
-    return type(text) is str and 0 < len(text) <= MAX_ID_BYTES and text.isascii()
+def _are_plain(text: object, other: object) -> bool:
+    """Whether both are short ASCII, which is valid as a type, an id and a group key."""
+    return (
+        type(text) is str
+        and type(other) is str
+        and 0 < len(text) <= MAX_ID_BYTES
+        and 0 < len(other) <= MAX_ID_BYTES
+        and text.isascii()
+        and other.isascii()
+    )
 
 
 def check_priority(priority: object) -> None:
@@ -274,38 +281,50 @@ class Task:
         schedule: Cron | None = None,
     ) -> None:
         # On the path of every task: short ASCII, the usual case, skips the full checks.
-        if not _is_plain(type):
-            _check_text(type, "the type of a task", MAX_TYPE_BYTES)
+        if not _are_plain(type, group_key):
+            if not _are_plain(type, type):
+                _check_text(type, "the type of a task", MAX_TYPE_BYTES)
+            if group_key != "":
+                group_key = group_key_text(group_key)
         if id is None:
             id = new_id()
-        elif not _is_plain(id):
+        elif not _are_plain(id, id):
             _check_text(id, "the id of a task", MAX_ID_BYTES)
-        if not _is_plain(group_key) and group_key != "":
-            group_key = group_key_text(group_key)
         headers = {} if headers is _NOTHING else _checked_headers(headers)
         options = {} if options is _NOTHING else _checked_options(options)
-        limits: _Limits = (
-            priority,
-            grace_period,
-            max_delay,
-            max_size,
-            max_bytes,
-            weight,
-            due_at,
-            not_before,
-            flush,
-            on_conflict,
-            schedule,
-        )
-        if limits != _NO_LIMITS or flush is not False:  # 0 would be equal to False
-            limits = _checked_limits(*limits)
-        if self.__class__ is Task:
-            object.__setattr__(self, "__class__", _Open)
-            _fill(self, type, payload, group_key, id, headers, options, limits)
-        else:  # a subclass may have other slots
+        if (
+            priority != 0
+            or grace_period is not None
+            or max_delay is not None
+            or max_size is not None
+            or max_bytes is not None
+            or weight != 1
+            or due_at is not None
+            or not_before is not None
+            or flush is not False
+            or on_conflict != "keep"
+            or schedule is not None
+            or self.__class__ is not Task  # a subclass may have other slots
+        ):
+            limits = _checked_limits(
+                priority,
+                grace_period,
+                max_delay,
+                max_size,
+                max_bytes,
+                weight,
+                due_at,
+                not_before,
+                flush,
+                on_conflict,
+                schedule,
+            )
             given = (type, payload, group_key, id, headers, options, *limits)
             for name, value in zip(_Open.__slots__, given, strict=True):
                 object.__setattr__(self, name, value)
+        else:
+            object.__setattr__(self, "__class__", _Open)
+            _fill(self, type, payload, group_key, id, headers, options)
 
 
 _Limits: TypeAlias = tuple[
@@ -338,9 +357,8 @@ def _fill(
     task_id: str,
     headers: Mapping[str, str],
     options: Mapping[str, Any],
-    limits: _Limits,
 ) -> None:
-    """Sets the fields of an `_Open` and turns it into a `Task`.
+    """Sets the fields of an `_Open` and turns it into a `Task` without limits of its own.
 
     A frozen dataclass would make a call per field of `object.__setattr__`, which take longer than
     everything else that a producer does for a task. Plain stores take a fifth of that time, and
@@ -352,19 +370,14 @@ def _fill(
     opened.id = task_id
     opened.headers = headers
     opened.options = options
-    (
-        opened.priority,
-        opened.grace_period,
-        opened.max_delay,
-        opened.max_size,
-        opened.max_bytes,
-        opened.weight,
-        opened.due_at,
-        opened.not_before,
-        opened.flush,
-        opened.on_conflict,
-        opened.schedule,
-    ) = limits
+    opened.priority = 0
+    opened.grace_period = opened.max_delay = None
+    opened.max_size = opened.max_bytes = None
+    opened.weight = 1
+    opened.due_at = opened.not_before = None
+    opened.flush = False
+    opened.on_conflict = "keep"
+    opened.schedule = None
     opened.__class__ = Task
 
 
@@ -430,9 +443,6 @@ def _checked_headers(headers: object) -> Mapping[str, str]:
     return dict(headers)
 
 
-_NO_LIMITS: _Limits = (0, None, None, None, None, 1, None, None, False, "keep", None)
-
-
 def restore_task(type_: str, payload: Any, group_key: str, task_id: str) -> Task:
     """Makes a task with default settings from stored fields, which were checked when it was added.
 
@@ -445,6 +455,6 @@ def restore_task(type_: str, payload: Any, group_key: str, task_id: str) -> Task
     if type(type_) is not str:
         raise InvalidTask(f"the type of a task must be a str, not {type(type_).__name__}")
     opened: Any = _Open()
-    _fill(opened, type_, payload, group_key, task_id, {}, {}, _NO_LIMITS)
+    _fill(opened, type_, payload, group_key, task_id, {}, {})
     task: Task = opened
     return task

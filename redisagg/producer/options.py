@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.observers import Observers
-from redisagg.protocol.entries import LimitTexts
+from redisagg.protocol.entries import LimitTexts, has_further_limits
 from redisagg.protocol.keys import Keyspace
 from redisagg.protocol.policies import KnownPolicies
 from redisagg.transport.durability import Durability
@@ -42,15 +43,18 @@ class LimitsOfOthers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until: float | None = None
+        self.heard = False
+        """Whether Redis has ever said so: the usual case is told without a look at the clock."""
+        self._until = -math.inf
 
     def seen(self) -> None:
         """Redis has said so now."""
         self._until = self._clock() + _REMEMBERED
+        self.heard = True
 
     def set_limits(self) -> bool:
         """Whether calls are made as if their own tasks had limits."""
-        return self._until is not None and self._until > self._clock()
+        return self._until > self._clock()
 
 
 class Shares(NamedTuple):
@@ -98,6 +102,8 @@ class AddOptions:
     """Seconds that a round trip waits before it is sent, so that more adds share it."""
     stored: float
     """Seconds for which Redis stores the reply to a call, for a repetition."""
+    stored_ms: bytes
+    """As `stored`, in ms, as the script `add` takes it."""
     durability: Durability | None
     """What an add waits for besides the primary's reply."""
     policies: KnownPolicies
@@ -106,6 +112,8 @@ class AddOptions:
     """Its counter counts what is added, if there is one."""
     others: LimitsOfOthers
     """Whether tasks with limits of other producers wait in the same groups."""
+    limited: bool
+    """Whether the settings give each group more limits than the four usual ones."""
 
     @classmethod
     def of(
@@ -116,19 +124,23 @@ class AddOptions:
         observers: Observers | None = None,
     ) -> AddOptions:
         """The options that a configuration asks for."""
+        stored = min(
+            max(_MIN_STORED, 2 * seconds(config.add_timeout) + _STORED_MARGIN), _MAX_STORED
+        )
+        limits = LimitTexts(config).under_policies
         return cls(
             keyspace,
             max_tasks=config.max_pending_tasks or 0,
             max_bytes=config.max_pending_bytes or 0,
             dedupe=b"1" if config.dedupe_window else b"",
             linger=seconds(config.linger),
-            stored=min(
-                max(_MIN_STORED, 2 * seconds(config.add_timeout) + _STORED_MARGIN), _MAX_STORED
-            ),
+            stored=stored,
+            stored_ms=b"%d" % int(1000 * stored),
             durability=durability,
-            policies=KnownPolicies(keyspace, LimitTexts(config).under_policies),
+            policies=KnownPolicies(keyspace, limits),
             observers=observers or Observers(),
             others=LimitsOfOthers(),
+            limited=has_further_limits(limits({}, None)),
         )
 
     @property

@@ -12,9 +12,9 @@ from itertools import chain
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from redisagg.observers import AddCounter
-from redisagg.producer.options import AddOptions
+from redisagg.producer.options import AddOptions, Shares
 from redisagg.producer.sequences import CallSequence
-from redisagg.protocol.entries import EncodedTask
+from redisagg.protocol.entries import EncodedTask, has_further_limits
 from redisagg.protocol.keys import PartitionKeys
 from redisagg.protocol.policies import OwnLimits
 from redisagg.protocol.registration import NamespaceMoved
@@ -49,7 +49,7 @@ _OWN = b" 3"
 
 _PLACE, _FIRST_SECTION = 3, 7  # in ARGV
 
-_ADDED = frozenset((int, list))
+_ADDED = {int, list}
 """The types of the statuses of sections that were not refused."""
 
 W = TypeVar("W")
@@ -91,7 +91,9 @@ class _Call(Generic[W]):
         """How many plain tasks take as much time as what is not plain about these."""
         self.uncounted = True
         """Whether no counter was told of a reply; a call that is repeated has several."""
-        self.group_surcharge = _DISTINCTION if options.others.set_limits() else 0
+        others = options.others
+        limited = options.limited or (others.heard and others.set_limits())
+        self.group_surcharge = _DISTINCTION if limited else 0
         """That of each group."""
 
     def put(self, task: EncodedTask, waiter: W, tasks_key: bytes, ids_key: bytes) -> None:
@@ -111,15 +113,15 @@ class _Call(Generic[W]):
             sections.append(section)
             if override is not None:
                 self.overrides[place] = override
-            if not self.group_surcharge and (
-                own is not None or override is not None or self.policed or b"=" in limits
-            ):
+            if (
+                own is not None or override is not None or self.policed
+            ) and not self.group_surcharge:
                 self._look_at_limits(place)
             self.group_keys += (tasks_key, ids_key)
-        if not section[2]:
-            section += (task_id, body)
-        else:
-            section += (task_id, body, own or b"")
+        section.append(task_id)
+        section.append(body)
+        if section[2]:
+            section.append(own or b"")
             if own is not None:
                 self.surcharge += _REPLACING if b"replace" in own else _OWN_LIMITS
         self.waiters.append(waiter)
@@ -132,25 +134,24 @@ class _Call(Generic[W]):
         override = self.overrides.get(place)
         if self.policed:
             limits = self.policies.limits(group, override)
-        if own == _OWN or override is not None or b"=" in limits:
+        if own == _OWN or override is not None or has_further_limits(limits):
             self.group_surcharge = _DISTINCTION
             self.surcharge += _DISTINCTION * len(self.open)
 
-    def request(self, sequence: CallSequence, options: AddOptions) -> Request:
+    def request(self, sequence: CallSequence, options: AddOptions, shares: Shares) -> Request:
         """Returns the request, as the next call of `sequence`."""
         p = self.partition
         keys = [p.state, p.groups, p.due, p.ready, p.call(sequence.id), p.seen, p.seen_before]
         keys += self.group_keys
-        number = sequence.next_number(p.number)
         # All bytes, which are packed without a look at each.
         args: list[bytes] = [
-            b"%d" % number,
-            b"%d" % int(1000 * options.stored),
+            b"%d" % sequence.next_number(p.number),
+            options.stored_ms,
             options.keyspace.wake_channel,
             p.label,
+            *shares.arguments,
+            options.dedupe,
         ]
-        args += options.shares.arguments
-        args.append(options.dedupe)
         for section in self.sections:
             if section[2] and section[2].endswith(_OWN):
                 section[2] = b"%d" % ((len(section) - 3) // 3) + _OWN
@@ -192,16 +193,11 @@ class _Call(Generic[W]):
                 known += int(section[2].split()[0]) - added - replaced
         counter.count_added(new, known)
 
-    def results(self, reply: Any) -> AddResults[W]:
-        """Reads the reply: a status or an error for each section, or an error for all of them."""
-        if isinstance(reply, Exception):
-            yield self.waiters, reply
-        elif _ADDED.issuperset(map(type, reply)):
-            yield self.waiters, None
-        else:
-            errors = list(map(_error, reply))
-            for waiter, place in zip(self.waiters, self.places, strict=True):
-                yield [waiter], errors[place]
+    def results_one_by_one(self, reply: Sequence[Any]) -> AddResults[W]:
+        """Reads a reply, a status or an error for each section, of which some are errors."""
+        errors = list(map(_error, reply))
+        for waiter, place in zip(self.waiters, self.places, strict=True):
+            yield [waiter], errors[place]
 
 
 def was_moved(replies: Sequence[Any]) -> bool:
@@ -228,8 +224,8 @@ class Round(Generic[W]):
     """
 
     __slots__ = (
-        *("_bytes", "_call_bytes", "_call_tasks", "_calls", "_max_tasks", "_place"),
-        *("_tasks", "_options", "full"),
+        *("_bytes", "_call_bytes", "_call_tasks", "_calls", "_max_tasks", "_options", "_place"),
+        *("_shares", "_tasks", "full"),
     )
 
     def __init__(self, options: AddOptions, max_tasks: int) -> None:
@@ -237,7 +233,7 @@ class Round(Generic[W]):
         """Whether the round is to be sent before it takes more tasks."""
         self._options = options
         self._place = options.keyspace.place
-        shares = options.shares
+        self._shares = shares = options.shares
         self._call_tasks, self._call_bytes = shares.call_tasks, shares.call_bytes
         self._max_tasks = max_tasks
         self._calls: dict[int, _Call[W]] = {}
@@ -270,7 +266,8 @@ class Round(Generic[W]):
 
     def requests(self, sequence: CallSequence) -> list[Request]:
         """Returns the requests to send, as the next calls of `sequence`."""
-        return [each.request(sequence, self._options) for each in self._calls.values()]
+        options, shares = self._options, self._shares
+        return [each.request(sequence, options, shares) for each in self._calls.values()]
 
     def follow(self, replies: Sequence[Any]) -> list[Round[W]]:
         """Follows the namespace if it was moved, as some replies say.
@@ -306,9 +303,16 @@ class Round(Generic[W]):
                 continue
             if counter is not None:
                 each.count(reply, counter)
-            if not isinstance(reply, Exception) and list in map(type, reply):
+            if isinstance(reply, Exception):
+                yield each.waiters, reply
+                continue
+            kinds = set(map(type, reply))
+            if list in kinds:
                 self._look_for_hint(reply)
-            yield from each.results(reply)
+            if kinds <= _ADDED:
+                yield each.waiters, None
+            else:
+                yield from each.results_one_by_one(reply)
 
     def _look_for_hint(self, reply: Sequence[Any]) -> None:
         """Notes that other producers set limits, if the statuses of sections say so."""

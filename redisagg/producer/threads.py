@@ -510,8 +510,9 @@ class NumberedRound(Generic[W]):
     def release(self) -> None:
         """Makes the sequence available for the next round."""
         self._adder.sequences.give_back(self._sequence)
-        for each in self._followers.get("rounds", ()):
-            each.release()
+        if self._followers:
+            for each in self._followers["rounds"]:
+                each.release()
 
 
 class ThreadStream:

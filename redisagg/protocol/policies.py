@@ -79,11 +79,8 @@ class KnownPolicies:
         self._known: _Known | None = None
         """None until Redis said that the namespace has policies. Replaced as a whole, so that a
         thread that is slow or interrupted can at most leave older ones, with their own time."""
-
-    @property
-    def in_use(self) -> bool:
-        """Whether calls are made with policies."""
-        return self._known is not None
+        self.in_use = False
+        """Whether calls are made with policies. A field, since every round trip reads it."""
 
     @property
     def is_due(self) -> bool:
@@ -123,6 +120,7 @@ class KnownPolicies:
                 lambda group, own: self._limits(policies.limits_of(group), own)
             )
         self._known = _Known(found, began, limits)
+        self.in_use = True
 
     def keep(self, tried: float) -> bool:
         """Uses what is known for another while, since the policies can't be read.

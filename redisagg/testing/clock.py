@@ -19,7 +19,7 @@ from typing import Any
 
 from redisagg.protocol.scripts import Request, Script
 from redisagg.transport.endpoint import AsyncClient, Endpoint, SyncClient, aclose
-from redisagg.transport.round_trip import RULES, Command, Step, round_trip
+from redisagg.transport.round_trip import RULES, Command, round_trip
 
 _REDIS_TIME = b"  return seconds * 1000 + math.floor(microseconds / 1000)\n"
 _MOVED_TIME = (
@@ -131,7 +131,9 @@ class Clock:
 
     # --- what is sent ----------------------------------------------------------------------------
 
-    def round_trip(self, requests: Sequence[Request]) -> Generator[Step, list[Any], list[Any]]:
+    def round_trip(
+        self, requests: Sequence[Request]
+    ) -> Generator[list[Command], list[Any], list[Any]]:
         """The rules of a round trip, with the scripts of this clock."""
         for request in requests:
             script = request.script
@@ -139,10 +141,10 @@ class Clock:
                 self._scripts[script.sha] = _moved(script)
         steps = round_trip(requests)
         try:
-            step = next(steps)
+            commands = next(steps)
             while True:
-                commands = [self._moved_command(command) for command in step.commands]
-                step = steps.send((yield step._replace(commands=commands)))
+                commands[:] = map(self._moved_command, commands)
+                commands = steps.send((yield commands))
         except StopIteration as stop:
             replies: list[Any] = stop.value
             return replies

@@ -19,7 +19,7 @@ from redisagg.transport.endpoint import AsyncClient
 from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.nodes import Cluster, Part, route
 from redisagg.transport.outages import outage_of
-from redisagg.transport.round_trip import Command, Step, pack, rules_of
+from redisagg.transport.round_trip import Aside, Command, pack, rules_of
 
 T = TypeVar("T")
 
@@ -86,16 +86,15 @@ class AsyncTransport:
     ) -> list[Any]:
         steps = self._rules(requests)
         try:
-            step = next(steps)
+            commands = next(steps)
             while True:
-                step = steps.send(await self._send(step, durability))
+                commands = steps.send(await self._send(commands, durability))
         except StopIteration as stop:
             replies: list[Any] = stop.value
             return replies
 
-    async def _send(self, step: Step, durability: Durability | None) -> list[Any]:
-        commands = step.commands
-        if not step.of_caller:
+    async def _send(self, commands: list[Command], durability: Durability | None) -> list[Any]:
+        if isinstance(commands, Aside):
             durability = None
         if not isinstance(self.client, Cluster):
             return await self._send_pipeline(self.client.connection_pool, commands, durability)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis.client import NEVER_DECODE
 from redis.connection import HiredisRespSerializer
@@ -48,15 +48,12 @@ _REGISTRATIONS = 3
 Command: TypeAlias = "tuple[Any, ...]"
 
 
-class Step(NamedTuple):
-    """Commands that are sent at once."""
-
-    commands: list[Command]
-    of_caller: bool = True
-    """Whether these are the caller's requests, and no others that precede them."""
+class Aside(list[Command]):
+    """Commands that are not the caller's requests, but others that precede them."""
 
 
-_Steps: TypeAlias = Generator[Step, list[Any], T]
+_Steps: TypeAlias = Generator[list[Command], list[Any], T]
+"""Yields commands that are sent at once, and is sent their replies."""
 
 Rules: TypeAlias = Callable[[Sequence[Request]], _Steps[list[Any]]]
 """What a transport makes a round trip by: `round_trip`, or what does the same around it."""
@@ -137,7 +134,7 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
         if policed.policies.is_due and (error := (yield from _read(policed.policies))):
             return [error] * len(requests)
         requests = _under_policies(requests)
-    replies = yield Step([request.command() for request in requests])
+    replies = yield [request.command() for request in requests]
     for reply in replies:
         if isinstance(reply, Exception):
             break
@@ -162,7 +159,7 @@ def round_trip(requests: Sequence[Request]) -> _Steps[list[Any]]:
 
 def _with_sources(requests: Sequence[Request]) -> _Steps[list[Any]]:
     """Sends the requests; those whose script the server does not know again, with the source."""
-    replies = yield Step([request.command() for request in requests])
+    replies = yield [request.command() for request in requests]
     yield from _send_unknown_again(requests, replies)
     return replies
 
@@ -171,7 +168,7 @@ def _send_unknown_again(requests: Sequence[Request], replies: list[Any]) -> _Ste
     """Puts other replies in place of those of a server that does not know the script."""
     unknown = [i for i, reply in enumerate(replies) if is_unknown_script(reply)]
     if unknown:
-        again = yield Step([requests[i].command_with_source() for i in unknown])
+        again = yield [requests[i].command_with_source() for i in unknown]
         for i, reply in zip(unknown, again, strict=True):
             replies[i] = reply
 
@@ -256,9 +253,9 @@ def _run(operation: Operation[None]) -> _Steps[None]:
 def _aside(steps: _Steps[T]) -> _Steps[T]:
     """Carries out steps that are not about the caller's requests."""
     try:
-        step = next(steps)
+        commands = next(steps)
         while True:
-            step = steps.send((yield step._replace(of_caller=False)))
+            commands = steps.send((yield Aside(commands)))
     except StopIteration as stop:
         result: T = stop.value
         return result

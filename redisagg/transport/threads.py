@@ -22,7 +22,7 @@ from redisagg.transport.failures import check_connection, leads_elsewhere
 from redisagg.transport.interruptions import interruption_of, raise_interruption
 from redisagg.transport.nodes import Cluster, Part, route
 from redisagg.transport.outages import outage_of
-from redisagg.transport.round_trip import Command, Step, pack, rules_of
+from redisagg.transport.round_trip import Aside, Command, pack, rules_of
 
 T = TypeVar("T")
 
@@ -186,9 +186,8 @@ class Transport:
 
         return finish
 
-    def _send(self, step: Step, durability: Durability | None) -> Replies:
-        commands = step.commands
-        if not step.of_caller:
+    def _send(self, commands: list[Command], durability: Durability | None) -> Replies:
+        if isinstance(commands, Aside):
             durability = None
         if not isinstance(self.client, Cluster):
             return _send_pipeline(self.client.connection_pool, commands, durability)
