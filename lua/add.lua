@@ -107,8 +107,8 @@ local total_replaced, total_replacing = 0, 0
 local limited = max_tasks > 0 or max_bytes > 0
 if max_tasks == 0 then max_tasks = math.huge end
 if max_bytes == 0 then max_bytes = math.huge end
-local pending = (tonumber(stored_waiting) or 0) + (tonumber(stored_claimed) or 0)
-local pending_bytes = tonumber(stored_bytes) or 0
+local waiting, pending_bytes = to_count(stored_waiting), to_count(stored_bytes)
+local pending = waiting + to_count(stored_claimed)
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local arrival, prefix, heads = now, entry_prefix(now), {}
@@ -395,8 +395,8 @@ for group, g in pairs(changed) do
   write_group(groups, group, g)
 end
 if total + total_replaced > 0 then
-  add_count(state, 'waiting', total)
-  add_count(state, 'bytes', total_length)
+  redis.call('HSET', state, 'waiting', string.format('%d', waiting + total),
+    'bytes', string.format('%d', pending_bytes + total_length))
   if earliest < (tonumber(wake) or 0) then
     wake_leader(state, channel, partition_number(place))
   end

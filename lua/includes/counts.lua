@@ -2,9 +2,13 @@
 -- script, least of all one that has already written.
 local LARGEST_COUNT = 2^53  -- a double counts no further
 
-local function read_count(state, field)
-  local count = tonumber(redis.call('HGET', state, field)) or 0
+local function to_count(stored)
+  local count = tonumber(stored or nil) or 0
   return math.abs(count) < LARGEST_COUNT and count or 0
+end
+
+local function read_count(state, field)
+  return to_count(redis.call('HGET', state, field))
 end
 
 local function add_count(state, field, n)
