@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from datetime import datetime, timedelta, timezone
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -155,8 +156,8 @@ def dedupe_sets_that_end(url: str, scale: float) -> Iterator[None]:
     assert client.scard(partition.seen_before) < members
 
 
-def claim_of_a_large_batch(url: str, scale: float) -> Iterator[None]:
-    count = _count(100_000, scale)
+def claim_of_a_large_batch(url: str, scale: float, tasks: int = 100_000) -> Iterator[None]:
+    count = _count(tasks, scale)
     aggregator = _aggregator(url, group_max_size=count, dedupe_window=60)
     _add(aggregator, count)
     yield
@@ -318,6 +319,9 @@ _CASES: dict[str, Case] = {
     "a route to each of 12,000 streams": routes_to_many_streams,
     "two dedupe sets of 1,000,000 ids end": dedupe_sets_that_end,
     "claim a batch of 100,000 tasks, with dedupe_window": claim_of_a_large_batch,
+    "claim a batch of 1,000,000 tasks, with dedupe_window": partial(
+        claim_of_a_large_batch, tasks=1_000_000
+    ),
     "bury a batch of 100,000 tasks": bury_a_large_batch,
     "requeue a dead letter of 100,000 tasks": requeue_a_large_batch,
     "drop a dead letter of 100,000 tasks": drop_a_large_batch,

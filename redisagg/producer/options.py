@@ -19,7 +19,7 @@ from redisagg.transport.durability import Durability
 
 # The limits of one call, so that it keeps Redis busy for about 2 ms at most.
 MAX_CALL_TASKS = 400
-MAX_CALL_BYTES = 512 * 1024
+MAX_CALL_BYTES = 256 * 1024
 
 # For how many seconds Redis stores the last call of a sequence: longer than the call is repeated.
 # An add of a group commit may be begun anew after an interruption, hence twice `add_timeout`.
