@@ -15,8 +15,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
