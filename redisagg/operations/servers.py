@@ -162,7 +162,7 @@ _RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "producer": (
         (_SPACE, "meta", "hsetnx hmget"),
         (_SPACE, "policies", "hgetall"),
-        (_PART, "state", "hmget hset hincrby"),
+        (_PART, "state", "hmget hset"),
         (_PART, "groups", "hget hset"),
         (_PART, "due", "zcard zadd zrem"),
         (_PART, "ready", "zcard zadd"),

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 import redis
 from redis.backoff import NoBackoff
@@ -38,6 +39,9 @@ SERVER_NAMES = ("redis-server", "valkey-server")
 # node (port + 10000), which is no port of another server either.
 _PORTS = range(20_000, 22_768)
 _PORT_TRIES = 20
+_PROCESSES = 16
+"""Processes whose pids differ modulo this number take different ports. A server that is down, to be
+started again, would else lose its port to that of another pytest worker."""
 
 _STOP_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL
 _LOG_TAIL_LINES = 20
@@ -244,6 +248,7 @@ class EmbeddedRedis:
                     raise
             else:
                 self.port = port
+                _started.add(self)
                 return
 
     def stop(self) -> None:
@@ -375,9 +380,15 @@ class EmbeddedRedis:
                 guard.write(b"\n")
 
 
+_started: WeakSet[EmbeddedRedis] = WeakSet()
+"""The servers of this process that have a port, whether they run or not."""
+
+
 def _free_port() -> int:
-    """Returns a port of `_PORTS` on which no process listens now."""
-    for port in random.sample(_PORTS, _PORT_TRIES):
+    """Returns a port of `_PORTS` that no server of ours has and on which no process listens now."""
+    taken = {server.port for server in _started}
+    ports = [port for port in _PORTS[os.getpid() % _PROCESSES :: _PROCESSES] if port not in taken]
+    for port in random.sample(ports, min(_PORT_TRIES, len(ports))):
         with socket.socket() as probe:
             # As the server does, so that closing connections of an earlier one do not block it.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
