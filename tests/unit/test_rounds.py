@@ -201,17 +201,19 @@ def test_results_of_a_round_trip_that_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "groups"),
+    ("count", "size", "groups", "partitions"),
     [
-        (MAX_CALL_TASKS, 1, 1),
-        (8, MAX_CALL_BYTES // 8, 1),
-        (COMMIT_ROUND_TASKS, 1, 40),
-        (rounds.MAX_ROUND_BYTES // 100_000 + 1, 100_000, 10_000),
+        (MAX_CALL_TASKS, 1, 1, 1),
+        (8, MAX_CALL_BYTES // 8, 1, 1),
+        (COMMIT_ROUND_TASKS, 1, 40, 16),
+        (rounds.MAX_ROUND_BYTES // 100_000 + 1, 100_000, 10_000, 256),
     ],
     ids=["tasks of a call", "bytes of a call", "tasks of a round", "bytes of a round"],
 )
-def test_a_round_is_full_at_its_first_limit(count: int, size: int, groups: int) -> None:
-    options = options_for(16 if groups > 1 else 1)
+def test_a_round_is_full_at_its_first_limit(
+    count: int, size: int, groups: int, partitions: int
+) -> None:
+    options = options_for(partitions)
     tasks = [encoded(f"g{n % groups}", n, size=size) for n in range(count)]
     assert not filled(options, tasks[:-1]).full
     round_ = filled(options, tasks)
