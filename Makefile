@@ -3,12 +3,14 @@
 PYTHON ?= .venv/bin/python
 bin := $(dir $(PYTHON))
 
-.PHONY: help check lint types unit test test-all
+.PHONY: help check lint types mypy pyright unit test test-all
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-check: lint types unit  ## before a commit: lint, types and the tests that need no server
+check:                  ## before a commit: lint, types and the tests that need no server
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint mypy pyright
+	@$(MAKE) --no-print-directory unit
 
 lint:                   ## ruff, the layers of the packages, luacheck
 	$(bin)ruff check .
@@ -16,8 +18,12 @@ lint:                   ## ruff, the layers of the packages, luacheck
 	$(bin)lint-imports --no-logo
 	$(PYTHON) -m tests.support.luacheck
 
-types:                  ## mypy over all code, pyright over the package and, strictly, the examples
+types: mypy pyright     ## mypy over all code, pyright over the package and, strictly, the examples
+
+mypy:
 	$(bin)mypy
+
+pyright:
 	$(bin)pyright --pythonpath $(PYTHON)
 
 unit:                   ## the tests that need no server

@@ -43,6 +43,7 @@ class Waiting(NamedTuple):
     arrived_at: float
     rules: Rules
     filler: int
+    offered_at: float
 
     @property
     def latest(self) -> float:
@@ -112,6 +113,7 @@ def _tasks(batch: Batch, offers: Mapping[str, Offer]) -> list[Waiting]:
             arrived_at,
             rules_of(task, batch.group, offers[task].offered_at, version),
             payload_size(task, batch.group),
+            offers[task].offered_at,
         )
         for task, arrived_at, version in zip(
             batch.tasks, batch.cause.arrivals, batch.cause.versions, strict=True
@@ -164,8 +166,11 @@ def early(history: History, cut: Cut, flushes: Sequence[Operation]) -> str:
     batch, waiting = cut.batch, cut.waiting
     if class_of(batch.group) == "changed" or cut.joined or cut.cut_before > batch.claimed_at:
         return ""
-    # After the clock was set back, arrivals are those of the time before.
     came_by = min(waiting[0].arrived_at, cut.cause.opened_at)
+    if waiting[0].arrived_at > batch.claimed_at + _MS:
+        # The clock was set back: arrivals are those of the time before, and what one cut leaves
+        # behind counts as opened by it.
+        came_by = min(came_by, waiting[0].offered_at)
     flushed = (
         any(each.rules.flush for each in waiting)
         or cut.flushed_until >= waiting[0].arrived_at - _MS / 4

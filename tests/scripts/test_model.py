@@ -31,6 +31,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.timeout(0 if _WANTED else 120)
-def test_the_scripts_do_what_the_model_does(sync_redis: redis.Redis) -> None:
+@pytest.mark.parametrize("runs", [int(_WANTED or 50), pytest.param(150, marks=pytest.mark.slow)])
+def test_the_scripts_do_what_the_model_does(sync_redis: redis.Redis, runs: int) -> None:
     scripts = Scripts(sync_redis)
-    assert_agreement(scripts, SETTINGS)
+    assert_agreement(scripts, settings(SETTINGS, max_examples=runs))

@@ -1206,3 +1206,18 @@ def test_a_journal_outlives_a_sigkill(tmp_path: Path) -> None:
     events = [event for [event] in read_journal(path)]
     assert events == list(range(len(events)))
     assert len(events) > said
+
+
+def test_a_flush_counts_for_tasks_whose_arrival_a_clock_ahead_has_stated() -> None:
+    """What a cut leaves behind counts as opened by it, which says nothing of when it came."""
+    history = simulated(2)
+    add_ruled_batch(history)
+    [*_, batch] = history.enqueued
+    assert batch.cause is not None
+    ahead = batch.claimed_at + 60
+    cause = batch.cause._replace(reason="flush", arrivals=(ahead,), opened_at=batch.claimed_at)
+    change(history, -1, cause=cause)
+    assert check(history).counts == {Kind.PREMATURE: 1}
+    flush = Operation("flush", EPOCH + 0.3, EPOCH + 0.31, 1, returned=True, group="mixed0")
+    history.operations.append(flush)
+    assert check(history).examples == []
