@@ -430,6 +430,7 @@ def test_a_paused_group_keeps_its_failed_tasks(make: Make) -> None:
         agg.add_tasks([*numbered("a", 2), *numbered("b", 2, start=10)])
         wait_until(lambda: len(merge.merges) == 3, what="b is done")
         wait_until(lambda: agg.stats().batches_in_retry == 1, what="a waits")
+        wait_until(lambda: len(agg.get_batches()) == 1, what="b has left")
         [batch] = agg.get_batches()
         wait_until(
             lambda: (agg.get_batches()[0].until or 0) > (batch.until or 0) + 1,
