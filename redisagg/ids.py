@@ -55,3 +55,12 @@ def new_id() -> str:
     if now >= current.end_ns:  # else the clock may have stepped back: ids still count up
         _current = current = _Millisecond(now // 1_000_000)
     return current.next()
+
+
+def _reset_after_fork() -> None:
+    global _current
+    _current = _Millisecond(0)
+
+
+# A child that continued its parent's counter would make the same ids.
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -7,6 +7,8 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from redisagg.ids import new_id
 
 
@@ -32,7 +34,9 @@ def test_threads_never_share_an_id() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_a_forked_child_has_ids_of_its_own() -> None:
+def test_a_forked_child_has_ids_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time_ns() + 1_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: now)  # else the child may have a later one
     new_id()
     reading, writing = os.pipe()
     child = os.fork()

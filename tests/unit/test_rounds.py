@@ -111,6 +111,14 @@ def test_limits_leave_room_for_fewer_tasks_in_a_call(
     assert taken(groups, options_for(), **attributes) == count
 
 
+@pytest.mark.parametrize(("groups", "count"), [(1, 395), (400, 67)])
+def test_limits_of_the_settings_leave_room_for_fewer_tasks_in_a_call(
+    groups: int, count: int
+) -> None:
+    options = options_for(group_max_bytes=2_000_000)
+    assert taken(groups, options, limits=b"1 1 1 0 max_bytes=2000000") == count
+
+
 def taken(groups: int, options: AddOptions, **attributes: Any) -> int:
     """How many tasks one call takes that go to so many groups in turn."""
     round_: Round[EncodedTask] = Round(options, MAX_CALL_TASKS)
