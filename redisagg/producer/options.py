@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,18 +42,15 @@ class LimitsOfOthers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.heard = False
-        """Whether Redis has ever said so: the usual case is told without a look at the clock."""
-        self._until = -math.inf
+        self._until: float | None = None
 
     def seen(self) -> None:
         """Redis has said so now."""
         self._until = self._clock() + _REMEMBERED
-        self.heard = True
 
     def set_limits(self) -> bool:
         """Whether calls are made as if their own tasks had limits."""
-        return self._until > self._clock()
+        return self._until is not None and self._until > self._clock()
 
 
 class Shares(NamedTuple):
@@ -100,10 +96,10 @@ class AddOptions:
     """b"1" if ids of tasks flushed within the dedupe window are not accepted again, else b""."""
     linger: float
     """Seconds that a round trip waits before it is sent, so that more adds share it."""
-    stored: float
-    """Seconds for which Redis stores the reply to a call, for a repetition."""
     stored_ms: bytes
-    """As `stored`, in ms, as the script `add` takes it."""
+    """For how many ms Redis stores the reply to a call, for a repetition; as `add` takes it."""
+    repeatable: float
+    """Seconds after its first attempt for which a call may be repeated."""
     durability: Durability | None
     """What an add waits for besides the primary's reply."""
     policies: KnownPolicies
@@ -134,8 +130,8 @@ class AddOptions:
             max_bytes=config.max_pending_bytes or 0,
             dedupe=b"1" if config.dedupe_window else b"",
             linger=seconds(config.linger),
-            stored=stored,
             stored_ms=b"%d" % int(1000 * stored),
+            repeatable=stored - _STORED_MARGIN,
             durability=durability,
             policies=KnownPolicies(keyspace, limits),
             observers=observers or Observers(),
@@ -147,8 +143,3 @@ class AddOptions:
     def shares(self) -> Shares:
         """What one partition and one call may take, of as many partitions as there are now."""
         return _shares(self.max_tasks, self.max_bytes, len(self.keyspace.partitions))
-
-    @property
-    def repeatable(self) -> float:
-        """Seconds after its first attempt for which a call may be repeated."""
-        return self.stored - _STORED_MARGIN

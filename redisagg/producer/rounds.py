@@ -91,8 +91,7 @@ class _Call(Generic[W]):
         """How many plain tasks take as much time as what is not plain about these."""
         self.uncounted = True
         """Whether no counter was told of a reply; a call that is repeated has several."""
-        others = options.others
-        limited = options.limited or (others.heard and others.set_limits())
+        limited = options.limited or options.others.set_limits()
         self.group_surcharge = _DISTINCTION if limited else 0
         """That of each group."""
 

@@ -182,7 +182,7 @@ class Encoder:
         """
         if not isinstance(task, Task):
             raise InvalidTask(f"a task must be a redisagg.Task, not {type(task).__name__}")
-        group: Any = task.group_key or group_key_text("")  # the text form, in each task
+        group = task.group_key or group_key_text("")
         override = None
         is_plain = False
         if (
@@ -232,7 +232,7 @@ class Encoder:
         if self._json and not surely_has_json(packed):
             to_json(task.payload)
         own = None if is_plain else self._own_limits(task)
-        return _encoded((group.encode(), task.id.encode(), packed, limits, own, override))
+        return _encoded((str(group).encode(), task.id.encode(), packed, limits, own, override))
 
     def _own_limits(self, task: Task) -> bytes | None:
         """The limits of a task that are its own; None if there are none."""
