@@ -9,10 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+
+    T = TypeVar("T")
+
+    @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+    def _value(cls: type[T]) -> type[T]: ...
+
+else:
+    # Frozen for type checkers only: each field of a frozen dataclass takes three times as long to
+    # set, and a flusher makes three events of each batch.
+    _value = dataclass(slots=True, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class Event:
     """The base class of all events."""
 
@@ -31,7 +44,7 @@ OnEvent: TypeAlias = "Callable[[Event], object] | Callable[[Event], Awaitable[ob
 # --- the flusher and its leases ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class FlusherStarted(Event):
     """A flusher runs."""
 
@@ -41,7 +54,7 @@ class FlusherStarted(Event):
     """Number of batches that it merges at the same time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class FlusherStopped(Event):
     """A flusher has ended."""
 
@@ -51,7 +64,7 @@ class FlusherStopped(Event):
     """What ended it; empty if it was told to stop."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class LeaseTaken(Event):
     """The flusher leads a partition: it flushes the groups in it."""
 
@@ -61,7 +74,7 @@ class LeaseTaken(Event):
     """Fencing token of the lease; each lease of a partition has a higher one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class LeaseReleased(Event):
     """The flusher has given a lease back: it stops, or another flusher has a share now."""
 
@@ -71,7 +84,7 @@ class LeaseReleased(Event):
     """Fencing token of the lease."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class LeaseLost(Event):
     """The flusher does not lead a partition any more, and did not give the lease back.
 
@@ -89,7 +102,7 @@ class LeaseLost(Event):
 # --- batches -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class EventBatch:
     """The batch of an event, as it was claimed."""
 
@@ -117,7 +130,7 @@ class EventBatch:
     """Time at which it was first claimed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchEvent(Event):
     """The base class of events of a batch."""
 
@@ -125,12 +138,12 @@ class BatchEvent(Event):
     """The batch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchClaimed(BatchEvent):
     """The flusher has taken a batch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchMerged(BatchEvent):
     """A call of the merge function has ended."""
 
@@ -146,7 +159,7 @@ class BatchMerged(BatchEvent):
     """Why it failed, or empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchDelivered(BatchEvent):
     """A call of a sink outside Redis has ended, for one merged task of a batch.
 
@@ -161,7 +174,7 @@ class BatchDelivered(BatchEvent):
     """Why it failed, or empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchEnqueued(BatchEvent):
     """A batch is done: its merged tasks are in the sink, and it has left the namespace."""
 
@@ -181,7 +194,7 @@ class BatchEnqueued(BatchEvent):
     outside Redis."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchRetried(BatchEvent):
     """A batch was given back, and is claimed again later, by this flusher or another one."""
 
@@ -194,7 +207,7 @@ class BatchRetried(BatchEvent):
     """Whether the attempt counts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchSplit(BatchEvent):
     """A batch has failed and was replaced by its halves, by `isolate_failures`."""
 
@@ -204,7 +217,7 @@ class BatchSplit(BatchEvent):
     """Why it failed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BatchBuried(BatchEvent):
     """A batch has become a dead letter."""
 
@@ -219,7 +232,7 @@ class BatchBuried(BatchEvent):
 # --- sinks ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BreakerEvent(Event):
     """The base class of events of a circuit breaker."""
 
@@ -229,7 +242,7 @@ class BreakerEvent(Event):
     """Tells sinks of the same class apart: the key of a queue in Redis, else a number."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BreakerOpened(BreakerEvent):
     """A sink is left alone for a while."""
 
@@ -239,12 +252,12 @@ class BreakerOpened(BreakerEvent):
     """``"failures"``: all batches failed there lately. ``"busy"``: it raised `RetryAfter`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BreakerHalfOpened(BreakerEvent):
     """A sink is tried again, with a few batches."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class BreakerClosed(BreakerEvent):
     """A sink works again."""
 
@@ -255,7 +268,7 @@ class BreakerClosed(BreakerEvent):
 # --- the events themselves -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@_value
 class EventsDropped(Event):
     """Events are missing before this one, since the function took longer than they came."""
 

@@ -163,7 +163,7 @@ class Permit(Protocol):
 
 
 class Trace(Protocol):
-    """What reports a batch; see `redisagg.flusher.reporter`."""
+    """What reports a batch; see `redisagg.flusher.batch_reports`."""
 
     def begin(self) -> None:
         """The merge, a delivery or the commit begins; in any thread."""

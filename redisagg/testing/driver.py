@@ -14,6 +14,7 @@ from redisagg.config import AggregationConfig
 from redisagg.durations import seconds, to_ms
 from redisagg.errors import FlusherFailed, RedisAggError
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome
+from redisagg.flusher.batch_reports import BatchTrace
 from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.flusher import new_flusher_id
 from redisagg.flusher.leader.requests import Due, LeaderRequests
@@ -21,7 +22,7 @@ from redisagg.flusher.merging import Merger, is_async, make_merger
 from redisagg.flusher.merging.result_codec import unpack_merged_task
 from redisagg.flusher.merging.steps import merge
 from redisagg.flusher.parts import Health, Parts
-from redisagg.flusher.reporter import BatchReports, BatchTrace, Reporter, reporting
+from redisagg.flusher.reporter import Reporter, reporting
 from redisagg.namespace import Namespace
 from redisagg.operations.steering import flush_all
 from redisagg.protocol.keys import PartitionKeys
@@ -175,14 +176,10 @@ class _Reporter(Reporter):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.of_batches = self.makes_events = True
+        self.make_trace = _Trace
         self.flushed = Flushed()
         self.begun = 0
         """How many steps of batches have begun."""
-
-    def batches(self, partition: int) -> BatchReports:
-        reports = super().batches(partition)
-        reports.made = _Trace
-        return reports
 
 
 # --- where merges run ----------------------------------------------------------------------------

@@ -336,7 +336,7 @@ def test_who_does_not_listen_pays_nothing(make: Make, monkeypatch: pytest.Monkey
     """No batch has a trace, and Redis is not asked why it was due."""
     traced = []
     monkeypatch.setattr(
-        "redisagg.flusher.reporter.BatchReports.__init__", lambda *args: traced.append(args)
+        "redisagg.flusher.batch_reports.BatchReports.__init__", lambda *args: traced.append(args)
     )
     asked = []
     claim = "redisagg.flusher.leader.requests.LeaderRequests.claim"

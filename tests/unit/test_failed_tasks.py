@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from redisagg.flusher.batch import Claim
-from redisagg.flusher.reporter import facts_of
+from redisagg.flusher.batch_reports import facts_of
 from redisagg.operations.inspecting import place_of_batch
 from redisagg.protocol.failed_tasks import attempts_of, failed_batch, group_of
 from redisagg.protocol.keys import Keyspace

@@ -11,6 +11,7 @@ from typing import Any
 
 from redisagg.errors import RedisAggError, RedisUnavailable
 from redisagg.flusher.batch import Batch, Claim
+from redisagg.flusher.batch_reports import BatchReports
 from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.budget import Isolation
 from redisagg.flusher.leader.inflight import InFlight
@@ -18,7 +19,6 @@ from redisagg.flusher.leader.permits import LeaderPermits
 from redisagg.flusher.leader.requests import MAX_CLAIM_BATCHES, MAX_CLAIM_BYTES, Due, DueItem
 from redisagg.flusher.leader.session import LeaseSession
 from redisagg.flusher.leader.sink_health import Probe, SinkHealth, reserve_probe
-from redisagg.flusher.reporter import BatchReports
 from redisagg.flusher.waiting import wait_for_event
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.protocol.scripts import Request

@@ -8,6 +8,7 @@ import time
 from redisagg.config import AggregationConfig
 from redisagg.durations import seconds
 from redisagg.flusher.batch import Batch, Failure, MergeOutcome
+from redisagg.flusher.batch_reports import BatchReports
 from redisagg.flusher.breaker import Breaker, Breakers
 from redisagg.flusher.budget import Isolation, MemoryBudget
 from redisagg.flusher.leader.claimer import Claimer
@@ -113,7 +114,7 @@ class Leader:
             on_failed=self._wake_committer,
             idle=idle,
             permits=self._permits,
-            reports=None if report is None else report.batches(partition.number),
+            reports=None if report is None else BatchReports(report, partition.number),
         )
 
     async def run(self) -> None:
