@@ -67,7 +67,7 @@ elseif stored == count and not begun then
   redis.call('RENAME', tasks, dead_tasks)
   redis.call('UNLINK', ids)
 else
-  local entries = read_slice(tasks, g, batch, 0, SLICE_BYTES)
+  local entries = read_slice(tasks, g, batch, 0, SLICE_TASKS, SLICE_BYTES)
   if #entries > 0 and #entries < math.min(count, stored) then
     count, length = #entries, math.min(length, total_bytes(entries))
   end

@@ -1,4 +1,4 @@
--- read_tasks: returns a slice of the tasks of a claimed batch that is too large for one reply.
+-- read_tasks: returns some of the tasks of a claimed batch that is too large for one reply.
 --
 -- KEYS   1 state  2 groups  3 batches  4 claims  5 seen  6 seen_before  7 tasks of the group
 --        8 ids of the group
@@ -27,6 +27,8 @@ local seen, seen_before, tasks, ids = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local token, id, from = ARGV[1], ARGV[2], whole_number(ARGV[3])
 local window_ms, max_bytes = whole_number(ARGV[4]), whole_number(ARGV[5])
 assert_arguments(#KEYS == 8 and #ARGV == 5)
+-- Each LRANGE walks along the list to its place; in one of a million tasks that takes long.
+local MOST_READ = 250
 local now = clock()
 local stale = fence(state, token, now)
 if stale then return stale end
@@ -34,7 +36,7 @@ if stale then return stale end
 local batch = read_batch(batches, id)
 local g = batch and redis.call('ZSCORE', claims, id) and read_group(groups, batch[GROUP])
 if not g then return false end
-local entries = read_slice(tasks, g, batch, from, max_bytes)
+local entries = read_slice(tasks, g, batch, from, MOST_READ, max_bytes)
 if entries.err then return false end
 local read = from + #entries
 if from > batch[READ] or read <= batch[READ] then return entries end

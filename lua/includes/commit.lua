@@ -10,10 +10,15 @@
 -- @include result
 -- @include server_errors
 
+local LONG_LIST = 10000  -- LTRIM frees a list in the foreground: 12 ms for one of a million tasks
+
 -- Takes the batch's tasks off the head of the list. A foreign type in place of the list stays as it
 -- is. `acquire` has made sure that the leader may run LTRIM.
 local function trim_batch(tasks, batch, g)
   if batch[TASK_COUNT] == g[WAITING] + g[CLAIMED] then
+    if batch[TASK_COUNT] >= LONG_LIST and type(redis.pcall('LLEN', tasks)) == 'number' then
+      if type(redis.pcall('UNLINK', tasks)) == 'number' then return end
+    end
     redis.pcall('LTRIM', tasks, 1, 0)  -- the whole list, and so the key
   else
     redis.pcall('LTRIM', tasks, batch[TASK_COUNT], -1)

@@ -10,11 +10,11 @@ local STEP_BYTES = 64 * 1024  -- of entries that one LRANGE returns, about
 -- Whether so many tasks, with so many bytes in all, are too much for one reply.
 local function is_large(count, length) return count > SLICE_TASKS or length > SLICE_BYTES end
 
--- Reads tasks of a batch, from the one at this place on (from 0), up to about so many bytes.
--- Returns the entries, or an error of Redis.
-local function read_slice(tasks, g, batch, from, max_bytes)
+-- Reads tasks of a batch, from the one at this place on (from 0), up to so many and about so many
+-- bytes. Returns the entries, or an error of Redis.
+local function read_slice(tasks, g, batch, from, max_tasks, max_bytes)
   local first = batch[START] - g[BASE]
-  local to = math.min(from + SLICE_TASKS, batch[TASK_COUNT])
+  local to = math.min(from + math.min(max_tasks, SLICE_TASKS), batch[TASK_COUNT])
   local step_bytes = math.min(STEP_BYTES, max_bytes)
   local step = math.max(1, math.floor(step_bytes * batch[TASK_COUNT] / math.max(1, batch[LENGTH])))
   local entries, length = {}, 0

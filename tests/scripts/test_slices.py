@@ -70,6 +70,25 @@ def place_counts(agg: Aggregator) -> tuple[int, int, int]:
 FAILURE = Failure("no", "Traceback")
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_the_list_of_a_long_batch_is_freed_in_the_background(
+    make: Make, sync_redis: redis.Redis, foreign: bool
+) -> None:
+    agg = make(**CONFIG | {"group_max_size": 10_000})
+    for start in range(0, 10_000, 500):
+        agg.add_tasks(numbered("g", 500, start=start))
+    leader = lead(sync_redis, "first")
+    [[batch_id, *_]] = claim(sync_redis, leader)
+    if foreign:
+        sync_redis.set(P.tasks(b"g"), "of somebody else")
+    sync_redis.config_resetstat()
+    assert send(sync_redis, leader.commit([(batch_id, b"g", None)])) == [b"OK"]
+    assert agg.stats().stored_bytes == 0
+    assert sync_redis.exists(P.tasks(b"g")) == foreign
+    calls = {name for name in sync_redis.info("commandstats") if name.startswith("cmdstat_")}
+    assert ("cmdstat_ltrim" in calls, "cmdstat_unlink" in calls) == (foreign, not foreign)
+
+
 @pytest.mark.parametrize("slices", [1, 3])
 def test_a_burial_goes_on_where_its_leader_died(
     make: Make, sync_redis: redis.Redis, slices: int
