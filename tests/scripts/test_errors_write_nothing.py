@@ -376,10 +376,17 @@ def dump(client: Client) -> Dump:
 
 def contents(client: Client) -> dict[bytes, Any]:
     """All keys with their values. A dump would show the order of the fields of a hash too."""
-    return {
-        key: client.hgetall(key) if client.type(key) == b"hash" else value
-        for key, value in dump(client).items()
-    }
+    keys = sorted(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.type(key)
+    kinds = pipeline.execute()
+    for key, kind in zip(keys, kinds, strict=True):
+        if kind == b"hash":
+            pipeline.hgetall(key)
+        else:
+            pipeline.dump(key)
+    return dict(zip(keys, pipeline.execute(), strict=True))
 
 
 def restore(client: Client, saved: Dump) -> None:
