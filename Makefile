@@ -9,8 +9,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 check:                  ## before a commit: lint, types and the tests that need no server
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint mypy pyright
-	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint mypy pyright unit
 
 lint:                   ## ruff, the layers of the packages, luacheck
 	$(bin)ruff check .

@@ -10,6 +10,7 @@ on `server_binary`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from redisagg.errors import EmbeddedServerError
 from redisagg.testing.embedded import EmbeddedRedis, find_server, server_version
 from tests.support.servers import ClusterTopology, SentinelTopology, select
 from tests.support.servers.polling import ask
+
+# Without bytecode each worker of each run rewrites the assertions of all test modules, for 10
+# seconds, and each process that a test starts compiles the package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _binary() -> Path:

@@ -93,8 +93,16 @@ class Prepared:
 PARTS = 4
 """The instructions are tried in so many tests, which run side by side."""
 
+TWICE = "also on its way out"
+TRIED = [
+    # Every second instruction is tried in each run, the others in long ones.
+    pytest.param(how, first, marks=pytest.mark.slow if how == TWICE and first % 2 else ())
+    for how in ("once", TWICE)
+    for first in range(PARTS)
+]
 
-@pytest.fixture(params=["once", "also on its way out"])
+
+@pytest.fixture(params=["once", TWICE])
 def interrupted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a caller that is interrupted can still tell the others, or is interrupted again."""
     if request.param != "once" and sys.version_info < (3, 11):
@@ -106,17 +114,18 @@ def interrupted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(_ProcessCommitter, "_give_up", lambda *_: None)
 
 
-@pytest.mark.usefixtures("interrupted")
-@pytest.mark.parametrize("first", range(PARTS))
-def test_an_interruption_at_any_instruction_leaves_the_producer_whole(first: int) -> None:
-    step, interrupted, misses = first, 0, 0
+@pytest.mark.parametrize(("interrupted", "first"), TRIED, indirect=["interrupted"])
+def test_an_interruption_at_any_instruction_leaves_the_producer_whole(
+    interrupted: None, first: int
+) -> None:
+    step, found, misses = first, 0, 0
     with ThreadPoolExecutor(4) as pool:
         while misses < 32 // PARTS:  # the caller has fewer steps if another one sends its task
             where = _interrupt(step, pool)
             misses = 0 if where else misses + 1
-            interrupted += bool(where)
+            found += bool(where)
             step += PARTS
-    assert interrupted > 250 // PARTS
+    assert found > 250 // PARTS
 
 
 @pytest.mark.usefixtures("interrupted")

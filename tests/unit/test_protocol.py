@@ -60,6 +60,7 @@ def test_without_a_check_something_wrong_happens(check: str) -> None:
     assert 0 < len(found.trace) < 10
 
 
+@_LONG
 def test_slices_of_a_merge_result_are_enqueued_once() -> None:
     found = search(Scenario(_FEW, size=1, slices=2))
     print(f"in slices: {found}")
@@ -72,6 +73,7 @@ def test_a_slice_is_enqueued_twice_if_a_commit_does_not_say_which_it_is() -> Non
     assert found.fault == "a slice of a merge result is enqueued twice"
 
 
+@_LONG
 def test_a_next_leader_may_not_know_what_was_enqueued() -> None:
     """A commit that begins anew is told."""
     found = search(Scenario(_FEW, size=1, slices=2, without=frozenset({"goes on"})))
