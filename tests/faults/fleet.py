@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,26 @@ class NodeProcess(WorkerProcess):
         self._close()
 
 
+class _End:
+    """Notes when a process ends, from now on."""
+
+    def __init__(self, process: NodeProcess) -> None:
+        self.at = 0.0
+        self._process = process
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def await_it(self, timeout: float) -> float | None:
+        """Waits for the end, at most so many seconds; returns its time, or None."""
+        self._thread.join(max(0.0, timeout))
+        return None if self._thread.is_alive() else self.at
+
+    def _watch(self) -> None:
+        while self._process.running:
+            time.sleep(0.01)
+        self.at = time.time()
+
+
 class Node:
     """A place in the network, in which one producer or flusher runs at a time.
 
@@ -44,6 +65,8 @@ class Node:
         self.frozen = False
         self.stopping = False
         self.process: NodeProcess | None = None
+        self._end: _End | None = None
+        """Of a process that stops."""
         self._url = url
         self._folder = folder
         self._settings = settings
@@ -88,13 +111,12 @@ class Node:
         if self.process is not None:
             self.process.terminate()
             self.stopping = True
+            self._end = _End(self.process)
 
-    def await_end(self, timeout: float) -> bool:
-        """Waits until the process has ended; returns whether it has."""
-        deadline = time.monotonic() + timeout
-        while self.running and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return not self.running
+    def await_end(self, timeout: float) -> float | None:
+        """Waits until a process that stops has ended; returns when it did, or None."""
+        assert self._end is not None, "it does not stop"
+        return self._end.await_it(timeout)
 
     def send_line(self, line: str) -> None:
         """Sends an order to the process; has no effect if it has ended."""

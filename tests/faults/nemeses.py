@@ -113,12 +113,10 @@ class Stopped(Fault):
     def end(self) -> None:
         node, self._node = self._node, None
         if node is not None:
-            ended = node.await_end(self._asked_at + self._within + 1 - time.time())
-            ended_at = time.time()
-            self._stops.append(
-                Stop(node.name, self._asked_at, ended_at if ended else None, self._within)
-            )
-            self._downs.append(Down(node.name, ended_at))
+            # Not the present time: another fault may have taken long to begin meanwhile.
+            ended_at = node.await_end(self._asked_at + self._within + 1 - time.time())
+            self._stops.append(Stop(node.name, self._asked_at, ended_at, self._within))
+            self._downs.append(Down(node.name, ended_at or time.time()))
             node.kill()
             self._fleet.revive()
 
