@@ -78,7 +78,9 @@ end
 local done = count == batch[TASK_COUNT]
 if done then
   redis.call('HSET', dead, id, batch[LETTER])
-  close_batch(batches, claims, id, batch, g)
+  redis.call('HDEL', batches, id)
+  redis.call('ZREM', claims, id)
+  leave_group(g, batch)
 else
   shorten_batch(batches, id, batch, g, count, length)
 end

@@ -31,6 +31,7 @@
 -- @include entry
 -- @include fence
 -- @include group
+-- @include many
 -- @include record
 -- @include result
 -- @include rules
@@ -65,6 +66,7 @@ local paused = redis.call('HEXISTS', state, 'paused') == 1
 local claimed_until = now + claim_ms
 local reply, records, deadlines, flushed = {}, {}, {}, {}
 local sources, is_source = {}, {}  -- the groups from which more batches can be cut
+local changed = {}  -- the records of groups to be written
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
 local lost_bytes = 0  -- of tasks whose list is gone
 
@@ -74,6 +76,10 @@ local function new_batch_id()
   sequence = sequence + 1
   return string.format('%012x-%s-%08x', now, partition, sequence)
 end
+
+local names = {}
+for at = FIRST_ARG + 1, FIRST_ARG + #KEYS - FIRST_KEY, 2 do names[#names + 1] = ARGV[at] end
+local group_records, is_foreign = read_records(groups, names, decode_group)
 
 local MOST_READ = 1200  -- tasks and summaries that one call looks at in groups with segments, about
 
@@ -225,10 +231,10 @@ end
 
 -- Cuts the first batches of a group that is due, and notes if more can be cut from it.
 local function cut_first(group, tasks, ids)
-  if paused or not has_room() or is_source[group] then return end
+  if paused or not has_room() or is_source[group] or changed[group] then return end
   if not redis.call('ZSCORE', ready, group) then return end
-  local g, foreign = read_group(groups, group)
-  if foreign then return quarantine_group(group, FOREIGN) end
+  local g = group_records[group]
+  if is_foreign[group] then return quarantine_group(group, FOREIGN) end
   if not g or g[HELD] > 0 or g[WAITING] == 0 or g[RULES] ~= 0 and is_paused(g) then
     redis.call('ZREM', ready, group)
     return
@@ -246,8 +252,7 @@ local function cut_first(group, tasks, ids)
     is_source[group] = true
     return
   end
-  write_group(groups, group, g)
-  schedule(due, ready, group, g, now)
+  changed[group] = g
 end
 
 -- Cuts the further batches of the sources, in turns.
@@ -260,8 +265,7 @@ local function cut_in_turns()
       if more and has_room() then
         left[#left + 1] = from
       elseif more ~= nil then
-        write_group(groups, group, g)
-        schedule(due, ready, group, g, now)
+        changed[group] = g
       end
     end
     sources = left
@@ -280,8 +284,8 @@ end
 local function take_over(id, group, tasks)
   if not has_room() then return end
   local batch = read_batch(batches, id)
-  local g, foreign = read_group(groups, group)
-  if not batch or not g and not foreign then
+  local g = group_records[group]
+  if not batch or not g and not is_foreign[group] then
     redis.call('ZREM', claims, id)
     redis.call('ZREM', retry, id)
     redis.call('ZREM', suspects, id)
@@ -328,8 +332,7 @@ local function take_over(id, group, tasks)
   if held then
     redis.call('ZREM', index, id)
     release_hold(g, batch)
-    write_group(groups, group, g)
-    schedule(due, ready, group, g, now)
+    changed[group] = g
   end
   hand_out(id, batch, entries, suspect)
 end
@@ -345,6 +348,8 @@ for key = FIRST_KEY, #KEYS, 2 do
   at = at + 2
 end
 cut_in_turns()
+schedule_groups(due, ready, changed, now)
+write_groups(groups, changed)
 if #records > 0 then
   call_chunked('HSET', batches, records)
   call_chunked('ZADD', claims, deadlines)

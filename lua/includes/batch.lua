@@ -75,11 +75,9 @@ local function is_behind_held(g, batch)
   return g[HELD] > 0 and batch[START] > g[HELD_FROM] and not is_head(g, batch)
 end
 
--- Removes the record and the claim of a batch at the head of its group. The caller takes the tasks
--- off the list and writes the group's record.
-local function close_batch(batches, claims, id, batch, g)
-  redis.call('HDEL', batches, id)
-  redis.call('ZREM', claims, id)
+-- Takes a batch at the head of its group out of the group. The caller removes the record and the
+-- claim of the batch, takes its tasks off the list and writes the group's record.
+local function leave_group(g, batch)
   g[BASE] = g[BASE] + batch[TASK_COUNT]
   g[CLAIMED] = g[CLAIMED] - batch[TASK_COUNT]
 end

@@ -1,10 +1,12 @@
 -- @include answers
 -- @include arguments
 -- @include batch
+-- @include call_chunked
 -- @include clock
 -- @include counts
 -- @include fence
 -- @include group
+-- @include many
 -- @include parts
 -- @include record
 -- @include result
@@ -106,7 +108,9 @@ local function commit(sink)
 
   -- The keys and arguments of every batch, before any is written.
   local last_key, last_arg = FIRST_KEY - 1, FIRST_ARG - 1
+  local ids = {}
   while ARGV[last_arg + 1] do
+    ids[#ids + 1] = ARGV[last_arg + 1]
     local n, before, left, parts, answers = read_extent(ARGV[last_arg + 2])
     assert_arguments(n % arity == 0)
     last_arg = last_arg + 2 + n
@@ -127,7 +131,12 @@ local function commit(sink)
   end
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
-  local records = {}  -- of the groups: each is read and written once
+  local stored = read_records(batches, ids, decode_batch)
+  local names = {}
+  for _, batch in pairs(stored) do names[#names + 1] = batch[GROUP] end
+  local group_records = read_records(groups, names, decode_group)
+  local changed = {}  -- the records of groups that batches have left
+  local closed, is_closed = {}, {}  -- the ids of batches that have left
   local flushed, tasks_flushed, bytes_flushed = 0, 0, 0
   local tasks_parted = 0
   local written = false
@@ -145,10 +154,10 @@ local function commit(sink)
       parts.key, parts.from = key + 2, from + n
       entries_key = entries_key + parts.keys
     end
-    local batch = read_batch(batches, id)
-    if not batch or not redis.call('ZSCORE', claims, id) then return 'GONE' end
+    local batch = stored[id]
+    if not batch or is_closed[id] or not redis.call('ZSCORE', claims, id) then return 'GONE' end
     local group = batch[GROUP]
-    local g = records[group] or read_group(groups, group)
+    local g = group_records[group]
     if not g then return FOREIGN end
     -- A batch that is half buried has to be buried.
     if not is_head(g, batch) or batch[LETTER] ~= '' then return 'ORDER' end
@@ -170,8 +179,8 @@ local function commit(sink)
     end
     if before then redis.call('UNLINK', KEYS[key + 1]) end
     trim_batch(tasks, batch, g)
-    close_batch(batches, claims, id, batch, g)
-    records[group] = g
+    leave_group(g, batch)
+    closed[#closed + 1], is_closed[id], changed[group] = id, true, g
     flushed, tasks_flushed = flushed + 1, tasks_flushed + batch[TASK_COUNT]
     tasks_parted = tasks_parted + gone
     bytes_flushed = bytes_flushed + batch[LENGTH]
@@ -200,9 +209,9 @@ local function commit(sink)
     end
   end
   if message then announce_answers(channel, message) end
-  for group, g in pairs(records) do
-    write_group(groups, group, g)
-  end
+  call_chunked('HDEL', batches, closed)
+  call_chunked('ZREM', claims, closed)
+  write_groups(groups, changed)
   if flushed > 0 then
     add_count(state, 'claimed', -tasks_flushed)
     add_count(state, 'bytes', -bytes_flushed)

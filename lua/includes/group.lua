@@ -139,28 +139,38 @@ local function ready_score(g)
   return string.format('%.0f', math.max(due_at(g), g[SINCE]) - g[PRIORITY] * PRIORITY_STEP)
 end
 
+-- The scores of the group in `due` and in `ready`; nil for an index in which it does not belong.
+local function scores_of(g, now)
+  if g[WAITING] == 0 or g[HELD] > 0 or g[RULES] ~= 0 and is_paused(g) then
+    if g[WAITING] == 0 and is_cooling(g) then
+      return g[RULES][COOL_UNTIL]  -- `poll` then removes the record
+    end
+    return nil
+  end
+  local at = due_at(g)
+  if at <= now then return nil, ready_score(g) end
+  return at
+end
+
 -- Puts the group into the index of its state: `ready`, `due` or neither. The arguments have no
 -- names because a table of them for each group costs time.
 local function schedule(due, ready, group, g, now)
-  if g[WAITING] == 0 or g[HELD] > 0 or g[RULES] ~= 0 and is_paused(g) then
-    if g[WAITING] == 0 and is_cooling(g) then
-      redis.call('ZADD', due, g[RULES][COOL_UNTIL], group)  -- `poll` then removes the record
-    else
-      redis.call('ZREM', due, group)
-    end
-    redis.call('ZREM', ready, group)
-  elseif due_at(g) <= now then
-    redis.call('ZADD', ready, ready_score(g), group)
-    redis.call('ZREM', due, group)
+  local due_score, score = scores_of(g, now)
+  if due_score then redis.call('ZADD', due, due_score, group) end
+  if score then
+    redis.call('ZADD', ready, score, group)
   else
-    redis.call('ZADD', due, due_at(g), group)
     redis.call('ZREM', ready, group)
   end
+  if not due_score then redis.call('ZREM', due, group) end
 end
+
+-- Whether nothing is left of the group that its record would have to say.
+local function is_over(g) return g[WAITING] + g[CLAIMED] == 0 and not stays(g) end
 
 -- Stores the record, or removes that of a group without tasks.
 local function write_group(groups, group, g)
-  if g[WAITING] + g[CLAIMED] == 0 and not stays(g) then
+  if is_over(g) then
     redis.call('HDEL', groups, group)
   else
     redis.call('HSET', groups, group, cmsgpack.pack(g))

@@ -387,7 +387,7 @@ def _may_leave(scenario: Scenario, group: Group, request: Request) -> str:
 
 
 def _close(group: Group, request: Request, leaving: Tasks) -> Group:
-    """`trim_batch` in `includes/commit.lua` and `close_batch` in `includes/batch.lua`."""
+    """`trim_batch` in `includes/commit.lua` and `leave_group` in `includes/batch.lua`."""
     count = len(request.tasks)
     return group._replace(
         tasks=group.tasks[count:],

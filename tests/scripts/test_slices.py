@@ -70,6 +70,29 @@ def place_counts(agg: Aggregator) -> tuple[int, int, int]:
 FAILURE = Failure("no", "Traceback")
 
 
+def test_a_batch_or_a_group_that_a_call_names_twice_is_taken_once(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    """Records are read before the first batch of a call, and written behind the last one."""
+    agg = make(partitions=1, group_max_size=2, group_grace_period=60)
+    agg.add_tasks(numbered("g", 5))
+    leader = lead(sync_redis, "first")
+    [item] = Due.of(send(sync_redis, leader.poll(9, []))).items
+    claimed = send(sync_redis, leader.claim([item, item], 9, 1 << 24))
+    assert [each[6] for each in claimed] == [2, 2]  # and one that is not due waits
+    assert place_counts(agg) == (1, 4, 0)
+    first, second = ((each[0], b"g", None) for each in claimed)
+    reply = send(sync_redis, leader.commit([first, first, second, second]))
+    assert reply == [b"OK", b"GONE", b"OK", b"GONE"]
+    assert place_counts(agg) == (1, 0, 0)
+    assert send(sync_redis, leader.claim([item], 9, 1 << 24)) == []
+    agg.flush("g")
+    [[last, *_]] = claim(sync_redis, leader)
+    assert send(sync_redis, leader.commit([(last, b"g", None)])) == [b"OK"]
+    assert agg.get_groups() == {}
+    assert (agg.stats().stored_bytes, sync_redis.exists(P.groups, P.batches, P.claims)) == (0, 0)
+
+
 @pytest.mark.parametrize("foreign", [False, True])
 def test_the_list_of_a_long_batch_is_freed_in_the_background(
     make: Make, sync_redis: redis.Redis, foreign: bool
