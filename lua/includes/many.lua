@@ -1,8 +1,8 @@
 -- @include call_chunked
 -- @include group
 
--- What is read and written of many groups or batches with few calls. A call of Redis by a script
--- takes a microsecond or two, whatever it does: for batches of one task that was a third of all.
+-- What is read and written of many groups or batches with few calls: each call of Redis by a script
+-- takes a microsecond or two, whatever it does.
 
 -- Reads records by their fields, each of them once. `decode` is as for `read_record`.
 -- Returns the records by their fields, and likewise true where foreign bytes are.
