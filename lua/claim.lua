@@ -66,7 +66,7 @@ local paused = redis.call('HEXISTS', state, 'paused') == 1
 local claimed_until = now + claim_ms
 local reply, records, deadlines, flushed = {}, {}, {}, {}
 local sources, is_source = {}, {}  -- the groups from which more batches can be cut
-local changed = {}  -- the records of groups to be written
+local changed = {}  -- the records of groups that were cut, to be written behind all cuts
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
 local lost_bytes = 0  -- of tasks whose list is gone
 
@@ -332,7 +332,9 @@ local function take_over(id, group, tasks)
   if held then
     redis.call('ZREM', index, id)
     release_hold(g, batch)
-    changed[group] = g
+    -- At once: a later item of the call may be the group itself.
+    write_group(groups, group, g)
+    schedule(due, ready, group, g, now)
   end
   hand_out(id, batch, entries, suspect)
 end

@@ -13,7 +13,7 @@ import redis
 from redisagg import Aggregator, Task
 from redisagg.errors import UnknownBatch
 from redisagg.flusher.batch import Enqueue, Failure
-from redisagg.flusher.leader.requests import Due, LeaderRequests, Parts, Retried, Returned
+from redisagg.flusher.leader.requests import Due, DueItem, LeaderRequests, Parts, Retried, Returned
 from redisagg.protocol.entries import decode
 from redisagg.protocol.failed_tasks import failed_batch
 from redisagg.protocol.keys import Keyspace
@@ -91,6 +91,21 @@ def test_a_batch_or_a_group_that_a_call_names_twice_is_taken_once(
     assert send(sync_redis, leader.commit([(last, b"g", None)])) == [b"OK"]
     assert agg.get_groups() == {}
     assert (agg.stats().stored_bytes, sync_redis.exists(P.groups, P.batches, P.claims)) == (0, 0)
+
+
+def test_a_group_is_cut_in_the_call_that_takes_its_held_batch(
+    make: Make, sync_redis: redis.Redis
+) -> None:
+    agg = make(partitions=1, group_max_size=2)
+    agg.add_tasks(numbered("g", 4))
+    leader = lead(sync_redis, "first")
+    [item] = Due.of(send(sync_redis, leader.poll(1, []))).items
+    [[batch_id, *_]] = send(sync_redis, leader.claim([item], 1, 1 << 24))
+    send(sync_redis, leader.retry([Returned(batch_id, 0, False, b"")]))
+    assert send(sync_redis, leader.claim([item], 9, 1 << 24)) == []  # its batch has to go first
+    claimed = send(sync_redis, leader.claim([DueItem(batch_id, b"g"), item], 9, 1 << 24))
+    assert [each[6] for each in claimed] == [2, 2]
+    assert claimed[0][0] == batch_id
 
 
 @pytest.mark.parametrize("foreign", [False, True])
