@@ -42,26 +42,26 @@ local function write_groups(groups, changed)
   call_chunked('HSET', groups, stored)
 end
 
+-- Notes the score of a group in an index; nil if it does not belong there.
+local function note_score(index, group, score)
+  if score then
+    index.scores[#index.scores + 1] = score
+    index.scores[#index.scores + 1] = group
+  else
+    index.gone[#index.gone + 1] = group
+  end
+end
+
 -- Puts each of the groups into the index of its state, as `schedule` does.
 local function schedule_groups(due, ready, changed, now)
-  local in_due, in_ready, not_due, not_ready = {}, {}, {}, {}
+  local in_due, in_ready = { scores = {}, gone = {} }, { scores = {}, gone = {} }
   for group, g in pairs(changed) do
     local due_score, score = scores_of(g, now)
-    if due_score then
-      in_due[#in_due + 1] = due_score
-      in_due[#in_due + 1] = group
-    else
-      not_due[#not_due + 1] = group
-    end
-    if score then
-      in_ready[#in_ready + 1] = score
-      in_ready[#in_ready + 1] = group
-    else
-      not_ready[#not_ready + 1] = group
-    end
+    note_score(in_due, group, due_score)
+    note_score(in_ready, group, score)
   end
-  call_chunked('ZADD', due, in_due)
-  call_chunked('ZADD', ready, in_ready)
-  call_chunked('ZREM', due, not_due)
-  call_chunked('ZREM', ready, not_ready)
+  call_chunked('ZADD', due, in_due.scores)
+  call_chunked('ZADD', ready, in_ready.scores)
+  call_chunked('ZREM', due, in_due.gone)
+  call_chunked('ZREM', ready, in_ready.gone)
 end
