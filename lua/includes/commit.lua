@@ -18,8 +18,9 @@ local LONG_LIST = 10000  -- LTRIM frees a list in the foreground: 12 ms for one 
 -- is. `acquire` has made sure that the leader may run LTRIM.
 local function trim_batch(tasks, batch, g)
   if batch[TASK_COUNT] == g[WAITING] + g[CLAIMED] then
-    if batch[TASK_COUNT] >= LONG_LIST and type(redis.pcall('LLEN', tasks)) == 'number' then
-      if type(redis.pcall('UNLINK', tasks)) == 'number' then return end
+    if batch[TASK_COUNT] >= LONG_LIST and type(redis.pcall('LLEN', tasks)) == 'number'
+      and type(redis.pcall('UNLINK', tasks)) == 'number' then
+      return
     end
     redis.pcall('LTRIM', tasks, 1, 0)  -- the whole list, and so the key
   else
@@ -131,9 +132,9 @@ local function commit(sink)
   end
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
-  local stored = read_records(batches, ids, decode_batch)
+  local batch_records = read_records(batches, ids, decode_batch)
   local names = {}
-  for _, batch in pairs(stored) do names[#names + 1] = batch[GROUP] end
+  for _, batch in pairs(batch_records) do names[#names + 1] = batch[GROUP] end
   local group_records = read_records(groups, names, decode_group)
   local changed = {}  -- the records of groups that batches have left
   local closed, is_closed = {}, {}  -- the ids of batches that have left
@@ -154,7 +155,7 @@ local function commit(sink)
       parts.key, parts.from = key + 2, from + n
       entries_key = entries_key + parts.keys
     end
-    local batch = stored[id]
+    local batch = batch_records[id]
     if not batch or is_closed[id] or not redis.call('ZSCORE', claims, id) then return 'GONE' end
     local group = batch[GROUP]
     local g = group_records[group]
@@ -208,10 +209,10 @@ local function commit(sink)
       at, key = at + 1 + answers * ANSWER_ARGS, key + answers
     end
   end
-  if message then announce_answers(channel, message) end
   call_chunked('HDEL', batches, closed)
   call_chunked('ZREM', claims, closed)
   write_groups(groups, changed)
+  if message then announce_answers(channel, message) end
   if flushed > 0 then
     add_count(state, 'claimed', -tasks_flushed)
     add_count(state, 'bytes', -bytes_flushed)

@@ -14,7 +14,7 @@ local function is_large(count, length) return count > SLICE_TASKS or length > SL
 -- bytes. Returns the entries, or an error of Redis.
 local function read_slice(tasks, g, batch, from, max_tasks, max_bytes)
   local first = batch[START] - g[BASE]
-  local to = math.min(from + math.min(max_tasks, SLICE_TASKS), batch[TASK_COUNT])
+  local to = math.min(from + max_tasks, batch[TASK_COUNT])
   local step_bytes = math.min(STEP_BYTES, max_bytes)
   local step = math.max(1, math.floor(step_bytes * batch[TASK_COUNT] / math.max(1, batch[LENGTH])))
   local entries, length = {}, 0

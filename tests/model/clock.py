@@ -21,6 +21,7 @@ _CLOCK = f"local function clock() return tonumber(redis.call('GET', '{CLOCK_KEY.
 # Limits that a test's few tasks exceed.
 _SMALLER = {
     "includes/slice": ("SLICE_TASKS = 1000", f"SLICE_TASKS = {SLICE_TASKS}"),
+    "read_tasks": ("MOST_READ = 250", f"MOST_READ = {SLICE_TASKS}"),
     "claim": ("TURN = 8", f"TURN = {TURN}"),
     "requeue": ("LONGEST_PAUSE_MS = 10000", f"LONGEST_PAUSE_MS = {LONGEST_PAUSE_MS}"),
 }
