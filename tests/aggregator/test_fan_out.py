@@ -18,7 +18,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.tasks import Measured, await_dead, await_led, enqueued, numbered
 
-MANY = 30_000
+MANY = 10_000
 SOME = 3_000  # six slices
 PROMPTLY = 20
 P = Keyspace("tests", 1).partitions[0]
@@ -235,7 +235,7 @@ def test_a_half_enqueued_batch_is_buried_with_what_is_left(
 def test_other_groups_are_enqueued_between_the_slices(
     make: Make, sync_redis: redis.Redis, proxy: Proxy
 ) -> None:
-    merge = FanOut(10_000)  # twenty slices, so that a slow machine has time
+    merge = FanOut(5_000)  # ten slices, so that a slow machine has time
     config = config_of(merge)
     direct = make(sink=ListSink("fan"), **config)
     with make(url=proxy.url, sink=ListSink("fan"), **config):

@@ -1,9 +1,11 @@
-"""A merge that returns thousands of tasks, and what happens while they are being enqueued."""
+"""What else may happen while the thousands of tasks of a merge are being enqueued.
+
+Lost replies, dead flushers and refused slices are in `test_fan_out`, for each kind of queue.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,15 @@ import pytest
 import redis
 
 from redisagg import Aggregator, Partial, Task
-from redisagg.sinks import AsynqSink, ListSink, StreamSink
+from redisagg.sinks import ListSink
 from redisagg.testing.embedded import HOST, EmbeddedRedis
 from tests.support.aggregators import Make
 from tests.support.proxy import Proxy, running_proxy
 from tests.support.servers import wait_until
 from tests.support.tasks import await_dead, numbered
 
-ENTRIES = 30_000
+ENTRIES = 10_000
 QUEUE = "tests-out"
-SINKS: dict[str, Callable[[], Any]] = {
-    "list": lambda: ListSink(QUEUE, format="json"),
-    "stream": lambda: StreamSink(QUEUE, format="json"),
-    "asynq": AsynqSink,
-}
 # A lease that ends on a busy machine has the tasks merged again, which is no fault.
 CONFIG: dict[str, Any] = {"group_max_size": 1, "partitions": 1, "lease_time": 3}
 
@@ -45,142 +42,39 @@ EXPECTED = [[0, n] for n in range(ENTRIES)] + [[1, 0]]
 """The payloads that leave if the group has two tasks."""
 
 
-def queued(client: redis.Redis, kind: str) -> list[Any]:
+def queue() -> ListSink:
+    return ListSink(QUEUE, format="json")
+
+
+def queued(client: redis.Redis) -> list[Any]:
     """The payloads of the queue, oldest first."""
-    if kind == "list":
-        raw: Any = client.lrange(QUEUE, 0, -1)
-        return [json.loads(entry)["payload"] for entry in raw]
-    if kind == "stream":
-        rows: Any = client.xrange(QUEUE)
-        return [json.loads(row[b"payload"]) for _, row in rows]
-    ids: Any = client.lrange("asynq:{default}:pending", 0, -1)
-    return [each.decode() for each in reversed(ids)]
+    raw: Any = client.lrange(QUEUE, 0, -1)
+    return [json.loads(entry)["payload"] for entry in raw]
 
 
-def length(client: redis.Redis, kind: str) -> int:
-    if kind == "list":
-        return int(client.llen(QUEUE))
-    if kind == "stream":
-        return int(client.xlen(QUEUE))
-    return int(client.llen("asynq:{default}:pending"))
-
-
-def assert_all_once(client: redis.Redis, kind: str) -> None:
+def assert_all_once(client: redis.Redis) -> None:
     """Everything left once and in order, and no stored merge result is left behind."""
-    found = queued(client, kind)
-    if kind == "asynq":  # the ids of Asynq's tasks, which end with the number of the entry
-        assert len(found) == len(set(found)) == len(EXPECTED)
-    else:
-        assert found == EXPECTED
+    assert queued(client) == EXPECTED
     assert list(client.scan_iter("*result:*")) == []
 
 
-def half_way(client: redis.Redis, kind: str) -> None:
-    wait_until(lambda: 0 < length(client, kind) < ENTRIES, what="some entries are enqueued")
-
-
-@pytest.mark.parametrize("kind", SINKS)
-def test_a_large_fan_out_leaves_once_and_in_order(
-    make: Make, sync_redis: redis.Redis, kind: str
-) -> None:
-    merge = FanOut()
-    with make(sink=SINKS[kind](), group_aggregator=merge, **CONFIG) as agg:
-        agg.add_tasks(numbered("g", 2))
-        assert agg.wait_until_idle(30)
-    assert_all_once(sync_redis, kind)
-    assert sorted(merge.merges) == [0, 1]
-
-
-@pytest.mark.parametrize("kind", SINKS)
-def test_lost_replies_to_slices_repeat_no_entry(
-    make: Make, proxy: Proxy, sync_redis: redis.Redis, kind: str
-) -> None:
-    merge = FanOut()
-    with make(url=proxy.url, sink=SINKS[kind](), group_aggregator=merge, **CONFIG) as agg:
-        proxy.delay(0.01)
-        agg.add_tasks(numbered("g", 2))
-        half_way(sync_redis, kind)
-        for _ in range(3):
-            proxy.lose_reply(f"commit_{kind}").wait()
-        assert 0 < length(sync_redis, kind) < ENTRIES
-        proxy.restore()
-        assert agg.wait_until_idle(30)
-    assert_all_once(sync_redis, kind)
-    assert merge.merges.count(0) == 1
-
-
-@pytest.mark.parametrize("kind", SINKS)
-def test_another_flusher_goes_on_where_one_was_cut_off(
-    make: Make, proxy: Proxy, sync_redis: redis.Redis, kind: str
-) -> None:
-    merge, second = FanOut(), FanOut()
-    with make(url=proxy.url, sink=SINKS[kind](), group_aggregator=merge, **CONFIG):
-        proxy.delay(0.01)
-        make(sink=SINKS[kind](), group_aggregator=merge, **CONFIG).add_tasks(numbered("g", 2))
-        half_way(sync_redis, kind)
-        proxy.cut()
-        enqueued = length(sync_redis, kind)
-        assert 0 < enqueued < ENTRIES
-        with make(sink=SINKS[kind](), group_aggregator=second, **CONFIG) as agg:
-            assert agg.wait_until_idle(40)
-        assert 0 not in second.merges  # its merge result was stored
-        proxy.restore()
-    assert_all_once(sync_redis, kind)
-
-
-@pytest.fixture
-def half_buried(make: Make, proxy: Proxy, sync_redis: redis.Redis) -> tuple[Aggregator, str]:
-    """An aggregator that runs, and its dead letter, half of which is in the list."""
-    agg = make(url=proxy.url, sink=SINKS["list"](), group_aggregator=FanOut(), **CONFIG)
-    agg.start()
-    proxy.delay(0.01)
-    agg.add_tasks(numbered("g", 1))
-    half_way(sync_redis, "list")
-    with sync_redis.pipeline() as pipeline:  # one transaction: a slice must not come in between
-        pipeline.rename(QUEUE, "aside")
-        pipeline.set(QUEUE, "a foreign type")
-        pipeline.execute()
-    proxy.restore()
-    [letter] = await_dead(agg)
-    assert 0 < sync_redis.llen("aside") < ENTRIES
-    return agg, letter.batch_id
-
-
-def test_a_half_enqueued_dead_letter_goes_on_when_it_is_requeued(
-    half_buried: tuple[Aggregator, str], sync_redis: redis.Redis
-) -> None:
-    agg, batch_id = half_buried
-    sync_redis.rename("aside", QUEUE)
-    agg.requeue_dead_letter(batch_id)
-    agg.add_tasks(numbered("g", 1, start=1))
-    assert agg.wait_until_idle(30)
-    agg.stop()
-    assert_all_once(sync_redis, "list")
-
-
-def test_a_half_enqueued_dead_letter_is_dropped_with_its_result(
-    half_buried: tuple[Aggregator, str], sync_redis: redis.Redis
-) -> None:
-    agg, batch_id = half_buried
-    assert len(list(sync_redis.scan_iter("*result:*"))) == 1
-    agg.drop_dead_letter(batch_id)
-    assert list(sync_redis.scan_iter("*result:*")) == []
-    agg.stop()
+def half_way(client: redis.Redis) -> None:
+    wait_until(lambda: 0 < client.llen(QUEUE) < ENTRIES, what="some entries are enqueued")
 
 
 def test_slices_go_on_when_redis_reaches_its_maxmemory(make: Make, server_binary: Path) -> None:
     """What waits has to leave before Redis has room again."""
     with EmbeddedRedis(server_binary) as server, running_proxy(HOST, server.port) as slow:
         client = redis.Redis.from_url(server.url)
-        with make(url=slow.url, sink=SINKS["list"](), group_aggregator=FanOut(), **CONFIG) as agg:
+        with make(url=slow.url, sink=queue(), group_aggregator=FanOut(), **CONFIG) as agg:
             slow.delay(0.01)
             agg.add_tasks(numbered("g", 2))
-            half_way(client, "list")
+            half_way(client)
             client.config_set("maxmemory", 1)
-            assert length(client, "list") < ENTRIES
+            assert client.llen(QUEUE) < ENTRIES
             slow.restore()
             assert agg.wait_until_idle(30)
-        assert_all_once(client, "list")
+        assert_all_once(client)
 
 
 def test_a_flusher_that_stops_between_slices_ends_and_the_next_one_goes_on(
@@ -188,17 +82,17 @@ def test_a_flusher_that_stops_between_slices_ends_and_the_next_one_goes_on(
 ) -> None:
     merge = FanOut()
     config = {**CONFIG, "shutdown_timeout": 0.3}
-    agg = make(url=proxy.url, sink=SINKS["list"](), group_aggregator=merge, **config)
+    agg = make(url=proxy.url, sink=queue(), group_aggregator=merge, **config)
     agg.start()
     proxy.delay(0.03)
     agg.add_tasks(numbered("g", 2))
-    half_way(sync_redis, "list")
+    half_way(sync_redis)
     agg.stop()
-    assert length(sync_redis, "list") < ENTRIES
+    assert sync_redis.llen(QUEUE) < ENTRIES
     proxy.restore()
-    with make(sink=SINKS["list"](), group_aggregator=merge, **CONFIG) as after:
+    with make(sink=queue(), group_aggregator=merge, **CONFIG) as after:
         assert after.wait_until_idle(8)
-    assert_all_once(sync_redis, "list")
+    assert_all_once(sync_redis)
     assert sorted(merge.merges) == [0, 1]
 
 
@@ -208,19 +102,19 @@ def test_a_batch_whose_stored_result_is_spoilt_fails_alone(
 ) -> None:
     """Somebody else removed the key of its result, or put another type there."""
     config = {**CONFIG, "max_attempts": 2, "retry_delay": 0.1, "group_aggregator": FanOut()}
-    make(url=proxy.url, sink=SINKS["list"](), **{**config, "shutdown_timeout": 1}).start()
+    make(url=proxy.url, sink=queue(), **{**config, "shutdown_timeout": 1}).start()
     proxy.delay(0.01)
-    make(sink=SINKS["list"](), **config).add_tasks(numbered("g", 2))
-    half_way(sync_redis, "list")
+    make(sink=queue(), **config).add_tasks(numbered("g", 2))
+    half_way(sync_redis)
     proxy.cut()
     [key] = sync_redis.scan_iter("*result:*")
     sync_redis.delete(key)
     if holds:
         sync_redis.set(key, holds)
-    with make(sink=SINKS["list"](), **config) as agg:
+    with make(sink=queue(), **config) as agg:
         [letter] = await_dead(agg, timeout=30)
         assert agg.wait_until_idle(20)
-        assert queued(sync_redis, "list")[-1] == [1, 0]  # the next batch of the group
+        assert queued(sync_redis)[-1] == [1, 0]  # the next batch of the group
         agg.drop_dead_letter(letter.batch_id)
     assert list(sync_redis.scan_iter("*result:*")) == []
 
@@ -253,7 +147,7 @@ def add_all(agg: Aggregator) -> None:
 
 
 def assert_each_once(agg: Aggregator, client: redis.Redis) -> None:
-    assert sorted(queued(client, "list")) == list(range(TASKS))
+    assert sorted(queued(client)) == list(range(TASKS))
     stats = agg.stats()
     assert (stats.flushed, stats.dead, stats.stored_bytes, stats.groups) == (TASKS, 0, 0, 0)
     assert list(client.scan_iter("*result:*")) == list(client.scan_iter("*tasks:*")) == []
@@ -263,8 +157,8 @@ def test_lost_replies_make_no_second_batch_of_failed_tasks(
     make: Make, proxy: Proxy, sync_redis: redis.Redis
 ) -> None:
     merge, config = FailingOnce(), {**CONFIG, **FAILS}
-    with make(url=proxy.url, sink=SINKS["list"](), group_aggregator=merge, **config) as agg:
-        add_all(make(sink=SINKS["list"](), group_aggregator=merge, **config))
+    with make(url=proxy.url, sink=queue(), group_aggregator=merge, **config) as agg:
+        add_all(make(sink=queue(), group_aggregator=merge, **config))
         for _ in range(5):  # two slices of the rest, and then of the failed tasks
             proxy.lose_reply("commit_list").wait(20)
         assert agg.wait_until_idle(30)
@@ -278,8 +172,8 @@ def test_another_flusher_goes_on_with_the_failed_tasks(
 ) -> None:
     """One flusher is cut off between the calls that make batches of them."""
     merge, config = FailingOnce(), {**CONFIG, **FAILS}
-    with make(url=proxy.url, sink=SINKS["list"](), group_aggregator=merge, **config):
-        agg = make(sink=SINKS["list"](), group_aggregator=merge, **config)
+    with make(url=proxy.url, sink=queue(), group_aggregator=merge, **config):
+        agg = make(sink=queue(), group_aggregator=merge, **config)
         add_all(agg)
         for _ in range(2 + batches - 1):
             proxy.lose_reply("commit_list").wait(20)

@@ -85,7 +85,7 @@ def test_a_payload_comes_back_as_documented(payload: Any) -> None:
         assert re.search("float|two keys", str(error))  # noqa: PT017
 
 
-@settings(SETTINGS, max_examples=1000)
+@settings(SETTINGS, max_examples=300)
 @given(st.binary(max_size=60) | shapes.payloads.map(lambda value: pack(value)[:-1]))
 def test_foreign_bytes_are_a_value_or_a_value_error(packed: bytes) -> None:
     try:

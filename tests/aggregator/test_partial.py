@@ -132,7 +132,7 @@ def test_failed_tasks_wait_for_the_sink_with_the_rest(make_both: Make) -> None:
 
 def test_many_failures_of_a_large_batch(make_both: Make) -> None:
     """In slices: of the entries, and of the failed tasks."""
-    count = 60_000
+    count = 20_000
     with make_both(
         group_aggregator=all_but_each_hundredth, group_max_size=count, partitions=1
     ) as agg:

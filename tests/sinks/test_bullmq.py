@@ -29,6 +29,7 @@ def trial(redis_url: str, tmp_path: Path, node: Path) -> Trial:
     return Trial(system, redis_url, tmp_path)
 
 
+@pytest.mark.slow  # a fault run: a flusher is killed while the worker runs
 def test_every_task_is_received_once(trial: Trial) -> None:
     verify_received_once(trial.run(), refuses_repeats=True)
 

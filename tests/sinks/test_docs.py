@@ -34,7 +34,7 @@ def test_the_example_works(
         request.getfixturevalue("functions")
     files, command = shown(name, {REDIS: redis_url, PORT: str(free_port)})
     assert set(files) == {"receiver.py" if name == "webhook" else "tasks.py", "digests.py"}
-    python = environment(f"{name},cli")  # the one that the other tests of this system have
+    python = environment(f"{name},cli")
     program, *arguments = command.split()
     try_out(files, [python.with_name(program), *arguments], python, tmp_path)
 

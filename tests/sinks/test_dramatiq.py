@@ -19,6 +19,7 @@ SYSTEM = System(
 )
 
 
+@pytest.mark.slow  # a fault run: a flusher is killed while the worker runs
 def test_every_task_is_received_once(trial: Trial) -> None:
     verify_received_once(trial.run(), refuses_repeats=False)
 

@@ -71,7 +71,7 @@ def test_each_sink_is_tested_here() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("system", URLS)
 def test_a_silent_redis_is_given_up(silent: Silent, system: str) -> None:
-    python = environment(f"{system},cli")  # the one that the other tests of this system have
+    python = environment(f"{system},cli")
     url = URLS[system].format(url=silent.url)
     process = subprocess.Popen([python, "-m", "tests.sinks.deliver_alone", url], cwd=CHECKOUT)
     try:

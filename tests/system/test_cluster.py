@@ -216,7 +216,7 @@ def replicated(server_binary: Path) -> Iterator[ClusterTopology]:
         yield topology
 
 
-@pytest.mark.parametrize("by", ["order", "kill"])
+@pytest.mark.parametrize("by", ["order", pytest.param("kill", marks=pytest.mark.slow)])
 def test_adds_and_flushers_go_on_after_the_failover_of_a_master(
     make_both: Make, processes: Processes, replicated: ClusterTopology, by: str
 ) -> None:

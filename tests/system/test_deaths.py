@@ -87,7 +87,7 @@ def test_a_merge_that_kills_its_process_is_buried_alone(
     assert (dead(agg), groups_of(agg)) == (["poison"], names)
 
 
-@pytest.mark.parametrize("flushers", [1, 2])
+@pytest.mark.parametrize("flushers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_merge_that_blocks_its_loop_past_the_lease_is_buried_alone(
     make: Make, processes: Processes, redis_url: str, flushers: int
 ) -> None:

@@ -129,7 +129,9 @@ def run(processes: Processes, agg: Aggregator, url: str, kind: str, span: float)
         return provider
 
 
-@pytest.mark.parametrize("kind", LIMITS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "all")) for kind in LIMITS]
+)
 def test_no_limit_is_exceeded_while_flushers_die(
     make: Make, processes: Processes, redis_url: str, kind: str
 ) -> None:
@@ -149,7 +151,7 @@ def test_no_limit_is_exceeded_for_two_minutes(
 
 def test_a_limit_is_used_to_the_full(make: Make, measured: Measured) -> None:
     """At least 95% of the calls that the limit allows, for a provider as in the issue."""
-    limit, per, span = 60, 6, 18
+    limit, per, span = 60, 3, 9
     with running_provider(0.01) as provider:
         agg = make(
             group_aggregator=merge_by_provider(provider.port),

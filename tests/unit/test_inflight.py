@@ -362,7 +362,7 @@ class LeaderMachine(RuleBasedStateMachine):
 
 
 TestInFlight = LeaderMachine.TestCase
-TestInFlight.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestInFlight.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def _advance_any(self: InFlight, group: module._Group) -> None:

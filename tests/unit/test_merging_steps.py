@@ -101,10 +101,10 @@ def test_the_tasks_of_a_batch_are_looked_through_once(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("sink", [ListSink("q"), StreamSink("q")], ids=["list", "stream"])
 def test_a_merge_may_return_many_thousand_tasks(sink: Sink) -> None:
-    outcome = _merge(_each, [Task("t", n, "g") for n in range(20_000)], sink)
+    outcome = _merge(_each, [Task("t", n, "g") for n in range(10_000)], sink)
     assert outcome.failure is None
     assert outcome.enqueue is not None
-    assert len(outcome.enqueue.arguments) == 20_000 * (1 if isinstance(sink, ListSink) else 14)
+    assert len(outcome.enqueue.arguments) == 10_000 * (1 if isinstance(sink, ListSink) else 14)
     stored = pack_result(outcome)
     again = MergeOutcome()
     claim = claim_of([], attempt=2, stored_result=stored)

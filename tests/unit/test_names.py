@@ -11,7 +11,7 @@ import builtins
 import functools
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -83,13 +83,13 @@ class Texts(NamedTuple):
 def texts_of(path: Path) -> Texts:
     """Parts a Python file, in less time than the tokenizer of the standard library takes."""
     source = path.read_text()
-    tree = ast.parse(source)
-    of_docstrings = {id(node) for node in docstrings(tree)}
+    nodes = list(ast.walk(ast.parse(source)))
+    of_docstrings = {id(node) for node in docstrings(nodes)}
     prose: list[tuple[int, str]] = []
     strings: dict[int, list[tuple[int, int]]] = {}
     """By the number of a line: where a string begins and ends in it, in bytes."""
     lines = source.encode().splitlines()
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.JoinedStr | ast.Constant):
             continue
         if not isinstance(getattr(node, "value", ""), str | bytes):
@@ -112,11 +112,11 @@ def texts_of(path: Path) -> Texts:
     return Texts(prose, b"\n".join(lines).decode())
 
 
-def docstrings(tree: ast.Module) -> list[ast.Constant]:
+def docstrings(nodes: Iterable[ast.AST]) -> list[ast.Constant]:
     """Strings that are statements: docstrings, also those behind a field."""
     return [
         node.value
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
