@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from redisagg.durations import Duration, seconds, to_seconds
 from redisagg.errors import InvalidConfig, InvalidTask
-from redisagg.events import OnEvent
+from redisagg.events import Event, OnEvent
 from redisagg.merge_function import GroupAggregator as GroupAggregator
 from redisagg.merge_function import check_merge_function
 from redisagg.merges import collect
@@ -116,6 +117,8 @@ class AggregationConfig:
         on_event: function that is called with each event of the flusher, plain or ``async``; None
             (default) for none. See docs/events.md. It neither slows nor ends the flusher, whatever
             it does.
+        event_kinds: classes of the events that `on_event` is called with, or base classes of them
+            such as `BatchEvent`; None (default) for all. Others cost the flusher nothing.
         result_ttl: seconds for which the outcome of a submitted task is kept, an hour by default,
             49 days at most; see docs/results.md.
         history: whether the flusher records what happens in the namespace, every 20 seconds; True
@@ -161,6 +164,7 @@ class AggregationConfig:
     replica_timeout: Duration = 1.0
     shutdown_timeout: Duration = 30.0
     on_event: OnEvent | None = None
+    event_kinds: Collection[type[Event]] | None = None
     result_ttl: Duration = 3600.0
     history: bool = True
 
@@ -254,6 +258,19 @@ class AggregationConfig:
             raise InvalidConfig(
                 f"on_event must be a function of one event, not {shorten(self.on_event)}"
             )
+        if self.event_kinds is not None:
+            self._check_event_kinds(self.event_kinds)
+
+    def _check_event_kinds(self, kinds: object) -> None:
+        if not isinstance(kinds, Collection):
+            raise InvalidConfig(f"event_kinds must be classes of events, not {shorten(kinds)}")
+        for each in kinds:
+            if not (isinstance(each, type) and issubclass(each, Event)):
+                raise InvalidConfig(
+                    f"event_kinds must be classes of redisagg.events, not {shorten(each)}"
+                )
+        if not kinds:
+            raise InvalidConfig("event_kinds is empty: leave out on_event instead")
 
     def _check_schedule(self) -> None:
         if self.group_schedule is None:

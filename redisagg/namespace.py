@@ -76,7 +76,7 @@ class Namespace:
         json = isinstance(sink, Sink) and sink.takes_json and unchanged
         clock = RedisClock(keyspace)
         encoder = Encoder(config, json=json, now_ms=clock.now_ms)
-        observers = Observers(config.on_event)
+        observers = Observers(config.on_event, config.event_kinds)
         return cls(keyspace, config, check_sink(sink), endpoint, encoder, clock, observers)
 
     def with_concurrency(self, concurrency: int | None) -> Namespace:

@@ -7,7 +7,7 @@ The flusher and the producer ask this object; without observers that is all they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from redisagg.events import Event, EventBatch, OnEvent
@@ -18,7 +18,7 @@ class Listener(Protocol):
 
     @property
     def kinds(self) -> frozenset[type[Event]] | None:
-        """The classes of the events that it wants; None for all."""
+        """The classes of the events that it wants, or base classes of them; None for all."""
         ...
 
     def __call__(self, event: Event) -> None:
@@ -158,10 +158,17 @@ class Observers:
 
     Args:
         on_event: the user's function for the events of the flusher.
+        event_kinds: the classes of the events that it is called with, or base classes of them; None
+            for all.
     """
 
-    def __init__(self, on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self,
+        on_event: OnEvent | None = None,
+        event_kinds: Collection[type[Event]] | None = None,
+    ) -> None:
         self.on_event = on_event
+        self.event_kinds = None if event_kinds is None else frozenset(event_kinds)
         self.listeners: list[Listener] = []
         """Those of a flusher that starts later."""
         self.counter: AddCounter | None = None

@@ -20,7 +20,7 @@ from redisagg.app.targets import load, place_of
 from redisagg.config import AggregationConfig, GroupAggregator, check_range
 from redisagg.durations import Duration, to_seconds
 from redisagg.errors import InvalidConfig
-from redisagg.events import OnEvent
+from redisagg.events import Event, OnEvent
 from redisagg.operations import probing
 from redisagg.rate_limit import RateLimit
 from redisagg.schedule import Cron
@@ -73,6 +73,7 @@ class AggregatorSettings(TypedDict, total=False):
     result_ttl: Duration
     history: bool
     on_event: OnEvent | None
+    event_kinds: Collection[type[Event]] | None
 
 
 class App:

@@ -56,20 +56,30 @@ class EventQueue(ABC):
         observers: counts the events that are dropped.
     """
 
-    kinds = None
-
     def __init__(self, function: Callable[[Any], Any], observers: Observers) -> None:
+        self.kinds = observers.event_kinds
         self._function = function
         self._observers = observers
         self._waiting: deque[Event] = deque()
         self._missing = 0
         """The number of events that were dropped since the last one that was not."""
         self._busy = False
+        self._idle = True
+        """Whether an event has to wake what calls the function."""
         self._closed = False
         self._failed = False
 
     def __call__(self, event: Event) -> None:
         """Puts an event into the queue; drops it if that is full."""
+        if len(self._waiting) >= _MOST_WAITING or self._missing:
+            self._bound(event)
+        else:
+            self._waiting.append(event)
+        if self._idle:
+            self._wake()
+
+    def _bound(self, event: Event) -> None:
+        """Drops an event if the queue is full; else puts in how many were dropped before it."""
         if len(self._waiting) >= _MOST_WAITING:
             if not self._observers.dropped:
                 _log.warning(
@@ -80,15 +90,10 @@ class EventQueue(ABC):
             self._observers.dropped += 1
             self._missing += 1
             return
-        if self._missing:
-            missing, self._missing = self._missing, 0
-            self._waiting.append(
-                EventsDropped(
-                    at=event.at, namespace=event.namespace, flusher=event.flusher, count=missing
-                )
-            )
+        missing, self._missing = self._missing, 0
+        at, of = event.at, {"namespace": event.namespace, "flusher": event.flusher}
+        self._waiting.append(EventsDropped(at=at, **of, count=missing))
         self._waiting.append(event)
-        self._wake()
 
     async def close(self) -> None:
         """Waits for a moment until all events are taken; what is left then is dropped."""
@@ -108,13 +113,6 @@ class EventQueue(ABC):
     @abstractmethod
     def _end(self) -> None:
         """No further event comes."""
-
-    def _next(self) -> Event | None:
-        """Takes the next event; None if none waits."""
-        try:
-            return self._waiting.popleft()
-        except IndexError:
-            return None
 
     def _note(self, error: BaseException) -> None:
         """Logs the first error of the function."""
@@ -142,22 +140,29 @@ class _ThreadQueue(EventQueue):
                 self._note(error)
                 return
             self._thread = thread
-        if not self._woken.is_set():
-            self._woken.set()
+        self._idle = False
+        self._woken.set()
 
     def _end(self) -> None:
         self._woken.set()
 
     def _work(self) -> None:
         loop: asyncio.AbstractEventLoop | None = None
+        function, take = self._function, self._waiting.popleft
         while True:
-            self._woken.wait()
+            self._idle = True
+            if not (self._waiting or self._closed):  # looked at after `_idle` is set: see `_wake`
+                self._woken.wait()
             self._woken.clear()
-            self._busy, taken = True, 0
-            while (event := self._next()) is not None:
+            self._busy, self._idle, taken = True, False, 0
+            while self._waiting:
                 taken += 1
                 try:
-                    result = self._function(event)
+                    event = take()
+                except IndexError:  # `close` has dropped what waited
+                    break
+                try:
+                    result = function(event)
                     if result is not None and inspect.isawaitable(result):
                         loop = loop or asyncio.new_event_loop()
                         loop.run_until_complete(_awaited(result))
@@ -191,7 +196,8 @@ class _LoopQueue(EventQueue):
             await self._woken.wait()
             self._woken.clear()
             self._busy = True
-            while (event := self._next()) is not None:
+            while self._waiting:
+                event = self._waiting.popleft()
                 # A task of its own: what cancels itself does not end this one.
                 calling = asyncio.create_task(self._call(event))
                 try:

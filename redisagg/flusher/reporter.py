@@ -103,14 +103,18 @@ class _Listeners(dict[type[Event], tuple[Listener, ...]]):
         self._all = listeners
 
     def __missing__(self, kind: type[Event]) -> tuple[Listener, ...]:
-        found = tuple(each for each in self._all if each.kinds is None or kind in each.kinds)
+        found = tuple(
+            each for each in self._all if each.kinds is None or issubclass(kind, tuple(each.kinds))
+        )
         self[kind] = found
         return found
 
 
 def _wants_batches(listener: Listener) -> bool:
     kinds = listener.kinds
-    return kinds is None or any(issubclass(each, BatchEvent) for each in kinds)
+    return kinds is None or any(
+        issubclass(each, BatchEvent) or issubclass(BatchEvent, each) for each in kinds
+    )
 
 
 @asynccontextmanager

@@ -28,10 +28,11 @@ _log = logger("flusher")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_END_TIMEOUT = 1.8
-"""Seconds beyond `shutdown_timeout` after which nobody waits for the end of a flusher."""
+_END_TIMEOUT = 1.6
+"""Seconds beyond `shutdown_timeout` after which nobody waits for the end of a flusher. `close` has
+to close connections after that, and to end 2 seconds beyond it."""
 
-_HARD_STOP_TIMEOUT = 0.5
+_HARD_STOP_TIMEOUT = 0.4
 """Seconds of them that are left when the event loop of a flusher is stopped."""
 
 

@@ -17,7 +17,7 @@ from redisagg.flusher.waiting import cancel_and_wait
 from redisagg.namespace import Namespace
 from redisagg.receipts.waiting import Inbox
 
-_CLOSE_TIMEOUT = 0.5
+_CLOSE_TIMEOUT = 0.2
 """Seconds for which `ThreadSubscription.close` waits for the end of the subscription."""
 
 

@@ -79,6 +79,7 @@ def test_it_ends_in_an_outage(
         agg.start()
         await_led(agg)
     agg.add_task(Task("test", 0, "a"))
+    agg.submit(Task("test", 1, "a"))  # a receipt has a subscription, which has to be closed too
     with OUTAGES[outage](server):
         began = time.monotonic()
         with contextlib.suppress(RedisAggError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from redisagg import (
     Partial,
     RetryAfter,
     Task,
+    Unrecoverable,
     events,
 )
 from redisagg.errors import InvalidConfig
 from redisagg.events import BatchEvent, Event
 from redisagg.flusher import event_queue
+from redisagg.flusher.reporter import Reporter
 from redisagg.observers import Observers
 from redisagg.protocol.keys import Keyspace
 from redisagg.sinks import CallableSink
@@ -248,6 +251,56 @@ async def test_an_async_function_runs_on_the_users_loop(redis_url: str) -> None:
 def test_what_is_no_function_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="on_event must be a function of one event, not 'x'"):
         AggregationConfig(on_event="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ([events.BatchBuried], {events.BatchBuried}),
+        ({events.BatchMerged, events.FlusherStopped}, {events.BatchMerged, events.FlusherStopped}),
+        ((BatchEvent,), {events.BatchClaimed, events.BatchMerged, events.BatchBuried}),
+    ],
+)
+def test_a_function_is_called_with_the_kinds_that_it_wants(
+    make_both: Make, seen: Seen, kinds: Any, told: set[type[Event]]
+) -> None:
+    def merge(group: str, tasks: list[Task]) -> Task:
+        raise Unrecoverable("no")
+
+    with make_both(group_aggregator=merge, on_event=seen, event_kinds=kinds) as agg:
+        agg.add_tasks(numbered("a", 1))
+        agg.flush("a")
+        await_dead(agg)
+    wait_until(lambda: set(map(type, seen.events)) >= told, what="the function has been called")
+    assert set(map(type, seen.events)) == told
+
+
+def test_who_wants_no_events_of_batches_pays_nothing_for_them(seen: Seen) -> None:
+    kinds = frozenset({events.FlusherStarted, events.BreakerEvent})
+    report = Reporter("n", "f", [make_queue(seen, kinds)])
+    assert (report.makes_events, report.of_batches) == (False, False)
+    for wanted in (events.BatchBuried, BatchEvent, Event):
+        assert Reporter("n", "f", [make_queue(seen, {wanted})]).of_batches
+
+
+def make_queue(on_event: Any, kinds: Any) -> event_queue.EventQueue:
+    queue = event_queue.make_event_queue(Observers(on_event, kinds), on_loop=False)
+    assert queue is not None
+    return queue
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (events.BatchBuried, "event_kinds must be classes of events, not <class"),
+        (["BatchBuried"], "event_kinds must be classes of redisagg.events, not 'BatchBuried'"),
+        ([int], "event_kinds must be classes of redisagg.events, not <class 'int'>"),
+        ([], "event_kinds is empty: leave out on_event instead"),
+    ],
+)
+def test_what_is_no_kind_of_event_is_refused(kinds: Any, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=re.escape(said)):
+        AggregationConfig(event_kinds=kinds)
 
 
 # --- functions that misbehave --------------------------------------------------------------------

@@ -14,7 +14,10 @@ from redisagg.settings import PREFIX, variable
 from redisagg.sinks import StreamSink
 from tests.support.markdown import read, section
 
-OBJECTS = {"group_aggregator", "group_schedule", "rate_limit", "group_rate_limit", "on_event"}
+OBJECTS = {
+    *("event_kinds", "group_aggregator", "group_rate_limit", "group_schedule", "on_event"),
+    "rate_limit",
+}
 """Settings that no text can stand for."""
 
 CHANGED: dict[str, tuple[str, Any]] = {
