@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,10 @@ from redisagg.receipts.subscriptions import LoopSubscription, ThreadSubscription
 from redisagg.receipts.waiting import Inbox, Slot, forget, open_answer
 from redisagg.transport.aio import AsyncTransport
 from redisagg.transport.threads import Transport
+
+_READS_AT_A_TIME = 4
+"""Reads of a partition's answers at a time on one event loop. When a subscription begins, all that
+wait read at once, and each read takes a connection."""
 
 
 def _read_outcome(namespace: Namespace, group: bytes, task_id: bytes) -> Operation[Any]:
@@ -72,6 +77,19 @@ class ThreadAnswers:
             subscription.close()
 
 
+class _Reads:
+    """The reads of one partition's answers."""
+
+    __slots__ = ("error", "failed_at", "slots")
+
+    def __init__(self) -> None:
+        self.slots = asyncio.Semaphore(_READS_AT_A_TIME)
+        self.error: RedisUnavailable | None = None
+        """Why the last read failed; None if it did not."""
+        self.failed_at = 0.0
+        """When it failed, on the monotonic clock."""
+
+
 class AsyncAnswers:
     """What the receipts of an `AsyncAggregator` share on one event loop; as `ThreadAnswers`."""
 
@@ -79,6 +97,8 @@ class AsyncAnswers:
         self._namespace = namespace
         self._transport = transport
         self._subscription: LoopSubscription | None = None
+        self._reads: dict[bytes, _Reads] = {}
+        """By the label of a partition."""
 
     def inbox(self) -> Inbox:
         """The inbox of this event loop; subscribes at the first call."""
@@ -89,10 +109,19 @@ class AsyncAnswers:
 
     async def read(self, group: bytes, task_id: bytes) -> Any:
         """The record of the outcome, None if there is none, or the error in place of it."""
-        try:
-            return await self._transport.once(_read_outcome(self._namespace, group, task_id))
-        except RedisUnavailable as error:
-            return error
+        label = self._namespace.keyspace.partition_of(group).label
+        reads = self._reads.setdefault(label, _Reads())
+        asked = time.monotonic()
+        async with reads.slots:
+            if reads.error is not None and reads.failed_at >= asked:
+                return reads.error  # else each would wait in turn for a server that hangs
+            try:
+                record = await self._transport.once(_read_outcome(self._namespace, group, task_id))
+            except RedisUnavailable as error:
+                reads.error, reads.failed_at = error, time.monotonic()
+                return error
+            reads.error = None
+            return record
 
     async def close(self) -> None:
         """Ends the subscription."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from redisagg import Results, ResultTimeout, Task, TaskFailed
+from redisagg import AsyncAggregator, Results, ResultTimeout, Task, TaskFailed
 from redisagg.sinks import ListSink
 from tests.support.aggregators import Make
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
-from tests.support.tasks import await_led, enqueued
+from tests.support.tasks import await_led, enqueued, quick_config
 
 
 class Counting:
@@ -114,6 +115,21 @@ def test_an_outage_while_a_receipt_waits(make: Make, proxy: Proxy) -> None:
         assert flusher.wait_until_idle(10)
         proxy.restore()
         assert waiting.result() == 1
+
+
+async def test_a_server_that_hangs_while_many_coroutines_wait(proxy: Proxy) -> None:
+    """Few read at a time; the others do not wait for the server in turn."""
+    config = quick_config(group_max_size=500, partitions=1, add_timeout=2)
+    async with AsyncAggregator("tests", proxy.url, config=config) as agg:
+        receipts = [await agg.submit(Task("t", n, "a")) for n in range(200)]
+        proxy.stall()
+        began = time.monotonic()
+        waits = [receipt.result(0.1) for receipt in receipts]
+        found = await asyncio.gather(*waits, return_exceptions=True)
+        took = time.monotonic() - began
+        proxy.restore()
+    assert {type(each) for each in found} == {ResultTimeout}
+    assert took < 8  # a read takes 2 seconds; 200 in turns of 4 took 100
 
 
 def test_random_deaths_of_flushers(make: Make, proxy: Proxy) -> None:

@@ -412,7 +412,9 @@ def test_many_threads_wait_on_one_subscription(make: Make, sync_redis: redis.Red
     assert [each["sub"] for each in kinds] == ["2"]  # the flusher's channel is on it too
 
 
-def test_many_coroutines_wait(redis_url: str) -> None:
+def test_many_coroutines_wait(redis_url: str, sync_redis: redis.Redis) -> None:
+    """They do not take a connection each, although all read when the subscription begins."""
+
     async def main() -> list[int]:
         config = quick_config(group_aggregator=doubled, group_max_size=50, group_grace_period=0.05)
         async with AsyncAggregator("tests", redis_url, config=config) as agg:
@@ -424,7 +426,13 @@ def test_many_coroutines_wait(redis_url: str) -> None:
 
             return await asyncio.gather(*map(one, range(2000)))
 
+    def connections() -> int:
+        stats: Any = sync_redis.info("stats")
+        return int(stats["total_connections_received"])
+
+    before = connections()
     assert asyncio.run(main()) == [2 * n for n in range(2000)]
+    assert connections() - before < 50
 
 
 def test_a_receipt_may_be_awaited_on_another_loop(redis_url: str) -> None:
