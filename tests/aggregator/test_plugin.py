@@ -14,6 +14,7 @@ SHOP = Path(__file__).parents[1] / "support" / "shop"
 """The code of a user with a hundred tests."""
 
 
+@pytest.mark.slow
 def test_a_hundred_tests_of_a_user_in_parallel(tmp_path: Path) -> None:
     """They take about five seconds on an idle machine."""
     ini = tmp_path / "pytest.ini"

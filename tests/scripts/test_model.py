@@ -31,7 +31,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.timeout(0 if _WANTED else 120)
-@pytest.mark.parametrize("runs", [int(_WANTED or 50), pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [int(_WANTED or 30), pytest.param(150, marks=pytest.mark.slow)])
 def test_the_scripts_do_what_the_model_does(sync_redis: redis.Redis, runs: int) -> None:
     scripts = Scripts(sync_redis)
     assert_agreement(scripts, settings(SETTINGS, max_examples=runs))

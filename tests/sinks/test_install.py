@@ -124,6 +124,7 @@ def test_a_wheel_has_the_files_of_the_dashboard(python: Path) -> None:
     assert set(run(python, "-c", PAGES).split()) == expected
 
 
+@pytest.mark.slow  # pip takes its time
 def test_a_wheel_that_is_built_from_the_sdist_has_them_too(python: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("build") is None:
         pytest.skip("the package build is not installed")
@@ -139,6 +140,7 @@ def test_a_wheel_that_is_built_from_the_sdist_has_them_too(python: Path, tmp_pat
     assert found == EXPANDED
 
 
+@pytest.mark.slow
 def test_an_editable_install_has_the_scripts_of_the_clone(tmp_path: Path) -> None:
     python = install(tmp_path / "venv", "-e", str(CHECKOUT))
     folder, *shas = run(python, "-c", SCRIPTS).split()

@@ -65,8 +65,8 @@ def pause_in_commit(race: CommitRace, paused: int, *, replies: bool) -> int:
 @pytest.mark.parametrize(
     ("moment", "trials"),
     [
-        ("request", 20),
-        ("reply", 20),
+        ("request", 10),
+        ("reply", 10),
         pytest.param("request", 100, marks=pytest.mark.slow),
         pytest.param("reply", 50, marks=pytest.mark.slow),
     ],

@@ -358,7 +358,7 @@ def test_wait_for_fsync_is_refused_by_a_server_without_waitaof(make: Make) -> No
 # --- through failovers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["order", "kill"])
+@pytest.mark.parametrize("by", [pytest.param("order", marks=pytest.mark.slow), "kill"])
 def test_a_failover_loses_no_task_that_all_replicas_acknowledged(
     make_both: Make, sentinel: SentinelTopology, sentinel_addresses: list[tuple[str, int]], by: str
 ) -> None:

@@ -72,7 +72,7 @@ def test_clients_of_a_sentinel_can_be_handed_over(
     client.close()
 
 
-@pytest.mark.parametrize("by", ["order", "kill"])
+@pytest.mark.parametrize("by", [pytest.param("order", marks=pytest.mark.slow), "kill"])
 def test_adds_and_flushers_go_on_after_a_failover(
     make_both: Make,
     processes: Processes,
