@@ -15,7 +15,7 @@ from benchmarks.measure import Check, Series, take_turns
 from benchmarks.processes import cpu_seconds, flushers, wait_for_leaders
 from benchmarks.workload import PAYLOAD, empty, fill, group_of
 from redisagg import Aggregator, Task
-from redisagg.events import Event
+from redisagg.events import BatchBuried, BreakerEvent, Event
 from redisagg.metrics import Metrics
 
 
@@ -25,6 +25,9 @@ def _count(aggregator: Aggregator) -> object:
 
 def _take(event: Event) -> None:
     """A function for events that does nothing."""
+
+
+_ALERTS = (BatchBuried, BreakerEvent)
 
 
 class Watched(NamedTuple):
@@ -40,6 +43,7 @@ WATCHED = {
     "history (the default)": Watched({"history": True}),
     "metrics": Watched(watch=_count),
     "on_event": Watched({"history": False, "on_event": _take}),
+    "on_event, for alerts": Watched({"history": False, "on_event": _take, "event_kinds": _ALERTS}),
     "history and metrics": Watched({"history": True}, _count),
 }
 

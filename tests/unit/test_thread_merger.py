@@ -71,3 +71,24 @@ async def test_a_thread_lives_on_whatever_is_raised_in_it(monkeypatch: pytest.Mo
         assert batch.outcome.failure.error == "SystemExit: from outside"
     assert merger._threads == 1
     merger.close()
+
+
+async def test_no_thread_begins_before_the_event_loop_has_had_its_turn() -> None:
+    """The leader sends its next claim first, so that Redis works while batches are merged."""
+    begun = threading.Event()
+
+    def merge(group: str, tasks: list[Task]) -> Task:
+        begun.set()
+        return tasks[0]
+
+    config = AggregationConfig(group_aggregator=merge)
+    merger = ThreadMerger(config, Router(StreamSink("q"), False, 1 << 20))
+    ended: asyncio.Queue[Batch] = asyncio.Queue()
+    for _ in range(3):
+        merger.submit(Batch(claim_of([Task("test", 0, "g")]), ended.put_nowait))
+    assert not begun.wait(0.05)
+    for _ in range(3):
+        batch = await asyncio.wait_for(ended.get(), 10)
+        assert batch.state is State.MERGED
+    assert begun.is_set()
+    merger.close()

@@ -49,6 +49,7 @@ class ThreadMerger(Merger):
     def __init__(self, config: AggregationConfig, router: Router) -> None:
         super().__init__(config, router)
         self._loop = asyncio.get_running_loop()
+        self._submitted: list[Batch] = []
         self._turns: Turns[Batch] = Turns()
         self._ahead = config.concurrency
         """How many batches may be in the queue beside those that are merged."""
@@ -67,10 +68,19 @@ class ThreadMerger(Merger):
         self._watch: asyncio.TimerHandle | None = None
 
     def submit(self, batch: Batch) -> None:
-        if not self._turns and self._open < self.concurrency + self._ahead and not self._closed:
-            self._hand_over(batch)
-        else:
-            self._turns.put(batch.group, batch)
+        # Not at once: a thread that begins takes the interpreter from the event loop, which is
+        # about to send the next claim. Redis would have nothing to do meanwhile.
+        if not self._submitted:
+            self._loop.call_soon(self._hand_over_submitted)
+        self._submitted.append(batch)
+
+    def _hand_over_submitted(self) -> None:
+        submitted, self._submitted = self._submitted, []
+        for batch in submitted:
+            if not self._turns and self._open < self.concurrency + self._ahead and not self._closed:
+                self._hand_over(batch)
+            else:
+                self._turns.put(batch.group, batch)
 
     def _hand_over_next(self) -> None:
         while self._turns and not self._closed and self._open < self.concurrency + self._ahead:
