@@ -396,9 +396,21 @@ def _wiped_during(history: History, offer: Offer, last: Offer) -> bool:
 
 def _may_be_wiped(history: History, offer: Offer) -> bool:
     """Whether the task may have been in a dead letter, however old, when Redis lost all it had."""
-    if not any(window.end >= offer.offered_at for window in history.wiped):
-        return False
+    wiped = any(window.end >= offer.offered_at for window in history.wiped)
+    return wiped and _may_be_buried(history, offer)
+
+
+def _may_be_buried(history: History, offer: Offer) -> bool:
+    """Whether the task may become part of a dead letter."""
     return offer.task in history.poison or offer.group in history.buries_innocents
+
+
+def _may_lose_letter(history: History, offer: Offer) -> bool:
+    """Whether Redis may have lost a dead letter with this task after it was announced."""
+    if _may_be_wiped(history, offer):
+        return True
+    lossy = _may_be_lost(history, offer.offered_at, _end(history))
+    return lossy and _may_be_buried(history, offer)
 
 
 def _buried(history: History) -> Iterator[Finding]:
@@ -487,7 +499,7 @@ def _answered(
     for told in history.told:
         wrong = told.outcome == "result" and told.value != result_of(told.task)
         failed = told.outcome == "TaskFailed" and told.task not in dead
-        if wrong or (failed and not _may_be_wiped(history, offers[told.task])):
+        if wrong or (failed and not _may_lose_letter(history, offers[told.task])):
             yield Finding(Kind.ANSWERED, f"{told.task}: a receipt said {told.outcome} {told.value}")
         if told.outcome == "NoResult":
             yield Finding(Kind.ANSWERED, f"{told.task}: a receipt said that there is no result")

@@ -741,6 +741,23 @@ def test_a_dead_letter_is_lost_when_redis_is_wiped_however_old_it_is(innocent: b
     assert check(history).counts == {Kind.LOST: 1, Kind.ANSWERED: 1}
 
 
+def test_a_receipt_may_tell_of_a_dead_letter_that_a_failover_lost() -> None:
+    """The old primary announced it; the new one has never had it, and maybe not the task."""
+    history = simulated(2)
+    [gone] = history.enqueued.pop(first_of(history, 1)).tasks
+    offer = next(offer for offer in history.offers if offer.task == gone)
+    assert offer.ended_at is not None
+    history.poison = history.alone = frozenset({gone})
+    history.told = [Told(gone, "TaskFailed", None)]
+    history.lossy = [Window(offer.ended_at - 0.001, offer.ended_at + 0.001)]
+    assert check(history).counts == {Kind.LOST_IN_WINDOW: 1}
+    history.lossy = [Window(offer.offered_at - 2, offer.offered_at - 1)]
+    assert check(history).counts == {Kind.LOST: 1, Kind.ANSWERED: 1}
+    history.poison = history.alone = frozenset()
+    history.lossy = [Window(offer.ended_at - 0.001, offer.ended_at + 0.001)]
+    assert check(history).counts == {Kind.LOST_IN_WINDOW: 1, Kind.ANSWERED: 1}
+
+
 def test_adds_that_made_sure_have_no_excuse() -> None:
     history = simulated(2)
     [gone] = history.enqueued.pop(first_of(history, 1)).tasks
