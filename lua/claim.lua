@@ -314,7 +314,17 @@ local function take_over(id, group, tasks)
     -- An earlier batch of the group may have failed again and be due later than this one. The order
     -- of the group has to be kept.
     if is_behind_held(g, batch) then
-      return postpone(math.max(g[HELD_UNTIL], now + BEHIND_MS))
+      local until_ms = math.max(g[HELD_UNTIL], now + BEHIND_MS)
+      if index == claims then
+        -- It holds its group from now on. Else the group could be cut, before this batch is looked
+        -- at again, once the earlier ones are claimed.
+        redis.call('ZREM', claims, id)
+        index = retry
+        hold(g, batch, until_ms)
+        write_group(groups, group, g)
+        schedule(due, ready, group, g, now)
+      end
+      return postpone(until_ms)
     end
     local is_merged = batch[MERGED] ~= '' or has_result(batch)
     if is_merged or is_large(batch[TASK_COUNT], batch[LENGTH]) then

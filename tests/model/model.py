@@ -914,6 +914,11 @@ class Partition:
             until = max(group.held_until, self.now + BEHIND_MS)
             until = self.now + PAUSED_MS if waits else until
             last = max(self.suspects.values(), default=0)
+            if index is self.claims:  # it holds its group from now on
+                del self.claims[batch_id]
+                self._hold(batch, until)
+                self._schedule(batch.group)
+                return False
             index[batch_id] = last + 1 if index is self.suspects else until
             return False
         batch.alone = int(index is self.suspects)

@@ -1,4 +1,4 @@
-"""How `poll` counts the deaths of leaders, beyond what the few batches of the model show."""
+"""What becomes of the batches of leaders that died, beyond what the model shows."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Leader:
         self.token = self.scripts.call("acquire", keys, b"me", 5_000, P.label)[0]
         return self.token
 
-    def add(self, group: bytes) -> None:
+    def add(self, group: bytes, task_id: bytes = b"1") -> None:
         keys = [P.state, P.groups, P.due, P.ready, P.call(b"p"), P.seen, P.seen_before]
         keys += [P.tasks(group), P.ids(group)]
         args: list[Any] = ["", 1_000, SPACE.wake_channel, P.label, 0, 0, ""]
-        self.scripts.call("add", keys, *args, group, b"0 0 1 0", 1, b"1", b"body")
+        self.scripts.call("add", keys, *args, group, b"0 0 1 0", 1, task_id, b"body")
 
     def poll(self, limit: int) -> tuple[int, list[bytes], list[bytes]]:
         keys = [*INDEXES, P.seen, P.seen_before]
@@ -94,3 +94,25 @@ def test_each_suspect_has_its_turn_before_one_is_tried_again(leader: Leader) -> 
     assert len(set(tried)) == len(tried) == BATCHES
     # Each but the last has died once alone, and only that was an attempt.
     assert sorted(record.attempts for record in leader.records()) == [0] + [1] * (BATCHES - 1)
+
+
+def test_no_batch_is_cut_before_one_that_is_behind_a_retry(sync_redis: redis.Redis) -> None:
+    """The first batch waits for a retry and holds its group; the second was only claimed.
+
+    Once the first was claimed again nothing held the group, and its tasks overtook the second.
+    """
+    leader = Leader(sync_redis)
+    for task_id in (b"1", b"2"):
+        leader.add(b"g", task_id)
+    first, second = leader.claim(leader.poll(10)[1])
+    assert leader.scripts.call("retry", INDEXES, leader.token, first, 100, 1, b"e", b"") == [1]
+    leader.acquire()
+    leader.add(b"g", b"3")
+    claimed: list[bytes] = []
+    for _ in range(10):
+        if items := leader.poll(10)[1]:
+            claimed += leader.claim(items)
+        leader.now += 20
+        leader.scripts.set_clock(leader.now)
+    assert claimed[:2] == [first, second]
+    assert len(claimed) == 3

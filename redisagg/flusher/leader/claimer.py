@@ -290,8 +290,9 @@ class Claimer:
         which nothing is known yet.
         """
         held, others = self._split(items)
-        fresh = [item for item in others if not item.batch_id]
         returned = [item for item in others if item.batch_id]
+        older = {item.group for item in returned}  # no task of these groups may go before those
+        fresh = [item for item in others if not item.batch_id and item.group not in older]
         if self._sinks.only_one:
             at_first = int(random.random() * probe.breaker.times_opened < _FRESH_PROBES)
         else:
