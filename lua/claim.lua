@@ -44,6 +44,7 @@
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local seen, seen_before = KEYS[9], KEYS[10]
+local INDEXES = { groups = groups, claims = claims, retry = retry, due = due, ready = ready }
 local token, claim_ms, partition = ARGV[1], whole_number(ARGV[2]), ARGV[3]
 local batches_left, tasks_left = whole_number(ARGV[4]), whole_number(ARGV[5])
 local bytes_left, quarantine_ms = whole_number(ARGV[6]), whole_number(ARGV[7])
@@ -318,11 +319,7 @@ local function take_over(id, group, tasks)
       if index == claims then
         -- It holds its group from now on. Else the group could be cut, before this batch is looked
         -- at again, once the earlier ones are claimed.
-        redis.call('ZREM', claims, id)
-        index = retry
-        hold(g, batch, until_ms)
-        write_group(groups, group, g)
-        schedule(due, ready, group, g, now)
+        return hold_in_retry(INDEXES, id, batch, g, until_ms, now)
       end
       return postpone(until_ms)
     end

@@ -16,6 +16,7 @@
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local INDEXES = { groups = groups, claims = claims, retry = retry, due = due, ready = ready }
 local token = ARGV[1]
 local FIRST_ITEM, ITEM_ARGS = 2, 3
 local LONGEST_MS = 2^43
@@ -34,23 +35,12 @@ local function put_off_batch(id, until_ms)
   if not batch then return end  -- `poll` forgets it
   local free_at = tonumber(redis.call('ZSCORE', claims, id))
   if free_at and free_at <= now then
-    redis.call('ZREM', claims, id)
-    redis.call('ZADD', retry, until_ms, id)
+    hold_in_retry(INDEXES, id, batch, read_group(groups, batch[GROUP]), until_ms, now)
   elseif redis.call('ZSCORE', retry, id) then
     redis.call('ZADD', retry, until_ms, id)
-    return
   elseif redis.call('ZSCORE', suspects, id) then
     local _, last = unpack(redis.call('ZRANGE', suspects, -1, -1, 'WITHSCORES'))
     redis.call('ZADD', suspects, string.format('%.0f', tonumber(last) + 1), id)
-    return
-  else
-    return
-  end
-  local g = read_group(groups, batch[GROUP])
-  if g then
-    hold(g, batch, until_ms)
-    write_group(groups, batch[GROUP], g)
-    schedule(due, ready, batch[GROUP], g, now)
   end
 end
 

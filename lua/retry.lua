@@ -18,6 +18,7 @@
 
 local state, groups, batches = KEYS[1], KEYS[2], KEYS[3]
 local claims, retry, suspects, due, ready = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local INDEXES = { groups = groups, claims = claims, retry = retry, due = due, ready = ready }
 local token = ARGV[1]
 local FIRST_BATCH, BATCH_ARGS = 2, 5
 local now = clock()
@@ -28,18 +29,6 @@ assert_type('ZCARD', { claims, retry, suspects, due, ready })
 assert_arguments(#KEYS == 8 and (#ARGV - FIRST_BATCH + 1) % BATCH_ARGS == 0)
 for at = FIRST_BATCH + 1, #ARGV, BATCH_ARGS do
   if ARGV[at] ~= '' then whole_number(ARGV[at]) end
-end
-
-local function put_into_retry(id, batch, retry_at)
-  redis.call('ZREM', claims, id)
-  redis.call('ZADD', retry, retry_at, id)
-  local group = batch[GROUP]
-  local g = read_group(groups, group)
-  if g then
-    hold(g, batch, retry_at)
-    write_group(groups, group, g)
-    schedule(due, ready, group, g, now)
-  end
 end
 
 local reply, failed = {}, 0
@@ -59,7 +48,8 @@ for at = FIRST_BATCH, #ARGV, BATCH_ARGS do
       end
       batch[DEATHS], batch[ALONE] = 0, 0
       if error ~= '' then batch[ERROR] = error end
-      put_into_retry(id, batch, now + tonumber(delay))
+      local g = read_group(groups, batch[GROUP])
+      hold_in_retry(INDEXES, id, batch, g, now + tonumber(delay), now)
     end
     redis.call('HSET', batches, id, cmsgpack.pack(batch))
   end

@@ -65,6 +65,17 @@ local function release_hold(g, batch)
   g[HELD_FROM] = batch[START] + batch[TASK_COUNT]
 end
 
+-- Puts a claimed batch into `retry`: it can be claimed again at this time, and holds its group
+-- until then. `g`: the record of the group, nil if it is gone or foreign.
+local function hold_in_retry(indexes, id, batch, g, until_ms, now)
+  redis.call('ZREM', indexes.claims, id)
+  redis.call('ZADD', indexes.retry, until_ms, id)
+  if not g then return end
+  hold(g, batch, until_ms)
+  write_group(indexes.groups, batch[GROUP], g)
+  schedule(indexes.due, indexes.ready, batch[GROUP], g, now)
+end
+
 -- The score in `suspects`: batches that saw the fewest leaders vanish come first, then the oldest.
 local function suspect_score(batch, now)
   return string.format('%.0f', now + batch[DEATHS] * PRIORITY_STEP)

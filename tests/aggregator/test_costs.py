@@ -1,6 +1,6 @@
 """The commands of an idle flusher, and the time from a full group to its batch in the queue.
 
-Counts hold on any machine. Times are printed at the end of the run; the asserted limit is many
+Counts hold on any machine. Times are printed at the end of the run; the asserted limits are several
 times what a quiet machine shows.
 """
 
@@ -21,6 +21,7 @@ from tests.support.processes import Processes
 from tests.support.tasks import Measured, await_asleep, await_led, numbered
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("size", [1, 10])
 def test_a_filled_group_is_in_the_queue_within_milliseconds(
     make: Make,
@@ -53,8 +54,7 @@ def test_a_filled_group_is_in_the_queue_within_milliseconds(
         f"{request.node.name}: p50 {centiles[49]:.2f} ms, p99 {centiles[98]:.2f} ms "
         "(promised: 5 and 25)"
     )
-    # A leader that is not woken sleeps for longer.
-    assert centiles[49] < 250
+    assert centiles[49] < 25
 
 
 def commands(client: redis.Redis) -> int:
