@@ -21,12 +21,14 @@ from tests.support.builds import build_once, cache_folder
 
 CHECKOUT = Path(__file__).parents[2]
 
-_SHARED = {
-    *("bullmq", "celery", "cli", "django", "dramatiq", "huey", "rq", "streaq", "taskiq", "webhook"),
-    *("cloudevents>=1.11,<2", "django-rq", "faststream[redis,cli]>=0.6", "standardwebhooks>=1.0"),
+_SHARED_EXTRAS = {
+    *("bullmq", "celery", "cli", "django", "dramatiq", "huey", "rq", "streaq", "taskiq", "webhook")
 }
-"""The extras and requirements of the shared environment: one installation takes pip a quarter of
-the time of one for each system."""
+_SHARED_ALSO = {
+    *("cloudevents>=1.11,<2", "django-rq", "faststream[redis,cli]>=0.6", "standardwebhooks>=1.0")
+}
+"""The extras and further requirements of the shared environment: one installation takes pip a
+quarter of the time of one for each system."""
 
 _OUT_OF_REACH = re.compile(
     r"Retrying \(Retry|NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError"
@@ -47,9 +49,8 @@ def environment(extra: str, *also: str) -> Path:
     Raises:
         AssertionError: pip failed for another reason; holds what it said.
     """
-    if _SHARED.issuperset({*extra.split(","), *also}):
-        extra = ",".join(sorted(each for each in _SHARED if each.isalpha()))
-        also = tuple(sorted(each for each in _SHARED if not each.isalpha()))
+    if _SHARED_EXTRAS.issuperset(extra.split(",")) and _SHARED_ALSO.issuperset(also):
+        extra, also = ",".join(sorted(_SHARED_EXTRAS)), tuple(sorted(_SHARED_ALSO))
     requirements = ["-e", f"{CHECKOUT}[{extra}]", *also]
     declared = importlib.metadata.requires("redisagg")
     folder = cache_folder(extra.replace(",", "+")[:40], sys.version, requirements, declared)

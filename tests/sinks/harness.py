@@ -30,7 +30,7 @@ PARTITIONS = 8
 PRODUCERS = ("one", "two")
 KILLED_AFTER = 20  # batches received
 
-_SETTLE = 0.5  # seconds within which a repeated batch would arrive
+_SETTLE = 1.0  # seconds within which a repeated batch would arrive
 
 
 @dataclass(frozen=True)
