@@ -91,8 +91,11 @@ class EventQueue(ABC):
             self._missing += 1
             return
         missing, self._missing = self._missing, 0
-        at, of = event.at, {"namespace": event.namespace, "flusher": event.flusher}
-        self._waiting.append(EventsDropped(at=at, **of, count=missing))
+        self._waiting.append(
+            EventsDropped(
+                at=event.at, namespace=event.namespace, flusher=event.flusher, count=missing
+            )
+        )
         self._waiting.append(event)
 
     async def close(self) -> None:

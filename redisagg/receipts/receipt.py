@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -97,7 +98,7 @@ class AsyncAnswers:
         self._namespace = namespace
         self._transport = transport
         self._subscription: LoopSubscription | None = None
-        self._reads: dict[bytes, _Reads] = {}
+        self._reads: defaultdict[bytes, _Reads] = defaultdict(_Reads)
         """By the label of a partition."""
 
     def inbox(self) -> Inbox:
@@ -109,8 +110,7 @@ class AsyncAnswers:
 
     async def read(self, group: bytes, task_id: bytes) -> Any:
         """The record of the outcome, None if there is none, or the error in place of it."""
-        label = self._namespace.keyspace.partition_of(group).label
-        reads = self._reads.setdefault(label, _Reads())
+        reads = self._reads[self._namespace.keyspace.partition_of(group).label]
         asked = time.monotonic()
         async with reads.slots:
             if reads.error is not None and reads.failed_at >= asked:
