@@ -219,7 +219,7 @@ class Machine(RuleBasedStateMachine):
             self.tick(100)
             items = self._poll(self.model.token, 4)
             if items:
-                self._claim(self.model.token, 900, m.Room(4, 99, 9999), items)
+                self._claim(self.model.token, 900, m.Room(4, 99, 9999), items, polled=True)
 
     @rule(
         span=st.sampled_from([1, 9, 10, 60, 100, 300, 300, 1_000]),
@@ -252,7 +252,7 @@ class Machine(RuleBasedStateMachine):
             self.change_leader(b"y", "dies")
             items = self._poll(self.model.token, limit)
             if items:
-                self._claim(self.model.token, 900, m.Room(limit, 99, 9999), items)
+                self._claim(self.model.token, 900, m.Room(limit, 99, 9999), items, polled=True)
         batch_id = data.draw(st.sampled_from([*self.model.claims, b"none"]))
         self._retry(self.model.token, [m.Retry(batch_id, 60, 1, b"", b"")])
 
@@ -362,7 +362,7 @@ class Machine(RuleBasedStateMachine):
         items = self._poll(self.model.token, limit, skipped)
         self.tick(late)
         if items:
-            self._claim(self.model.token, duration, replace(room), items)
+            self._claim(self.model.token, duration, replace(room), items, polled=True)
 
     @precondition(led)
     @rule(
@@ -400,7 +400,7 @@ class Machine(RuleBasedStateMachine):
         self._renew(self.model.token) if self.led() else self._acquire(b"y")
         items = self._poll(self.model.token, 4)
         if items:
-            self._claim(self.model.token, 900, replace(room), items)
+            self._claim(self.model.token, 900, replace(room), items, polled=True)
 
     @precondition(in_flight)
     @rule(drawn=_sections, limit=st.integers(1, 3), room=_rooms)
@@ -410,7 +410,7 @@ class Machine(RuleBasedStateMachine):
         items = self._poll(self.model.token, limit)
         self._add(b"none", None, self.sections(drawn))
         if items:
-            self._claim(self.model.token, 900, replace(room), items)
+            self._claim(self.model.token, 900, replace(room), items, polled=True)
 
     @precondition(led)
     @rule(data=st.data())
@@ -443,8 +443,15 @@ class Machine(RuleBasedStateMachine):
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def _claim(
-        self, token: int, duration: int, room: m.Room, items: list[tuple[bytes, bytes]]
+        self,
+        token: int,
+        duration: int,
+        room: m.Room,
+        items: list[tuple[bytes, bytes]],
+        *,
+        polled: bool = False,
     ) -> None:
+        """Claims items, in the order in which a poll has named them if `polled`."""
         keys = [*_INDEXES, _KEYS.seen, _KEYS.seen_before]
         dedupe = room.tasks != 3  # most flushers do
         args: list[Any] = [token, duration, 0, room.batches, room.tasks, room.bytes, _QUARANTINE]
@@ -468,7 +475,11 @@ class Machine(RuleBasedStateMachine):
 
             return self.model.claim(token, duration, room, items, new_id, dedupe=dedupe)
 
-        self.run_on_both(expected, "claim", keys, *args)
+        claimed = self.run_on_both(expected, "claim", keys, *args)
+        if polled:
+            for batch_id in map(_first, claimed or ()):
+                overtaken = self.model.overtaken(batch_id)
+                assert not overtaken, f"{batch_id!r} is claimed before {overtaken}"
         self.cut += given
         for batch_id in given:
             batch = self.model.batches[batch_id]
@@ -627,6 +638,12 @@ class Machine(RuleBasedStateMachine):
         group, record = group_of(batch.group), b"r%d" % self.serial
         return [m.Answer(group, entry.id, record) for entry in batch.entries[:count]]
 
+    def oldest_batch(self, pick: int) -> m.Batch:
+        """The oldest batch of a group; one that is claimed, if there is any."""
+        oldest = [each.in_flight[0] for each in self.model.groups.values() if each.in_flight]
+        found = [batch for batch in oldest if batch.id in self.model.claims] or oldest
+        return found[pick % len(found)]
+
     @precondition(in_flight)
     @rule(
         pick=st.integers(0, 2),
@@ -634,8 +651,7 @@ class Machine(RuleBasedStateMachine):
     )
     def begin_slices(self, pick: int, ends: str) -> None:
         """Stores the result of the oldest batch of a group, and enqueues the first slice."""
-        groups = [each for each in self.model.groups.values() if each.in_flight]
-        batch = groups[pick % len(groups)].in_flight[0]
+        batch = self.oldest_batch(pick)
         token = self.model.token
         self._store_result(token, batch.id, b"x", 0, 2, b"r")
         self._store_result(token, batch.id, b"x", 1, 2, b"s")
@@ -682,8 +698,7 @@ class Machine(RuleBasedStateMachine):
     )
     def begin_parts(self, pick: int, ends: str, delay: int | None) -> None:
         """Stores the result of the oldest batch of a group, and parts it from its first task."""
-        groups = [each for each in self.model.groups.values() if each.in_flight]
-        batch = groups[pick % len(groups)].in_flight[0]
+        batch = self.oldest_batch(pick)
         self._store_result(self.model.token, batch.id, b"x", 0, 1, b"r")
         self._part(batch.id, 1, 1, None, 1, delay)
         if ends == "again":  # the reply was lost
@@ -731,9 +746,21 @@ class Machine(RuleBasedStateMachine):
             self.copied[batch_id] -= new
 
     @precondition(in_flight)
-    @rule(data=st.data(), delay=_spans, error=_texts)
-    def split(self, data: st.DataObject, delay: int, error: bytes) -> None:
-        self._split(self.model.token, self.some_batches(data, 1)[0], delay, error)
+    @rule(
+        data=st.data(),
+        delay=_spans,
+        error=_texts,
+        before=st.sampled_from(["", "", "stored", "tried"]),
+    )
+    def split(self, data: st.DataObject, delay: int, error: bytes, before: str) -> None:
+        [batch_id] = self.some_batches(data, 1)
+        token, item = self.model.token, (batch_id, self.group_of(batch_id))
+        if before == "stored":
+            self._store_result(token, batch_id, b"x", 0, 1, b"r")
+        elif before == "tried":
+            self._retry(token, [m.Retry(batch_id, 0, 1, b"", b"")])
+            self._claim(token, 900, m.Room(1, 99, 9999), [item])
+        self._split(token, batch_id, delay, error)
 
     def _split(self, token: int, batch_id: bytes, delay: int, error: bytes) -> None:
         keys = [*_INDEXES, _KEYS.result(batch_id)]
@@ -898,6 +925,27 @@ class Machine(RuleBasedStateMachine):
         self._retry(self.model.token, [m.Retry(items[0][0], 400, 1, b"", b"")])
         self._claim(self.model.token, 900, m.Room(9, 99, 9999), items)
 
+    @precondition(in_flight)
+    @rule(
+        data=st.data(),
+        delay=st.sampled_from([1, 1, 60]),
+        spans=st.lists(st.sampled_from([1, 1, 10, 60]), min_size=2, max_size=4),
+    )
+    def leader_ends_behind_a_retry(self, data: st.DataObject, delay: int, spans: list[int]) -> None:
+        """The first batch of a group is in retry when its leader gives the later ones back."""
+        groups = [each for each in self.model.groups.values() if len(each.in_flight) > 1]
+        if not groups:
+            return
+        first = data.draw(st.sampled_from(groups)).in_flight[0]
+        self._retry(self.model.token, [m.Retry(first.id, delay, 1, b"", b"")])
+        self.change_leader(b"y", "releases")
+        for span in (0, *spans):
+            self.tick(span)
+            self._renew(self.model.token) if self.led() else self._acquire(b"y")
+            items = self._poll(self.model.token, 4)
+            if items:
+                self._claim(self.model.token, 900, m.Room(2, 99, 9999), items, polled=True)
+
     def _retry(self, token: int, batches: list[m.Retry]) -> None:
         args = [b"" if part is None else part for batch in batches for part in batch]
         self.run_on_both(lambda: self.model.retry(token, batches), "retry", _INDEXES, token, *args)
@@ -911,8 +959,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 2))
     def bury_oldest(self, pick: int) -> None:
         """Buries the oldest batch of a group, be it read or not."""
-        groups = [each for each in self.model.groups.values() if each.in_flight]
-        batch = groups[pick % len(groups)].in_flight[0]
+        batch = self.oldest_batch(pick)
         self._bury(self.model.token, batch.id, b"")
 
     def _bury(self, token: int, batch_id: bytes, error: bytes) -> None:

@@ -197,6 +197,8 @@ class Batch:
     """What it becomes, with the tasks that were moved there."""
     parted: int = 0
     """Number of its tasks that failed alone and are dead letters of their own."""
+    leader: int = 0
+    """The token of the leader that claimed it last, or that extended its claim."""
 
     @property
     def is_large(self) -> bool:
@@ -871,6 +873,7 @@ class Partition:
             cut_turn(sources.pop(0))
         for batch in claimed:
             self.claims[batch.id] = until
+            batch.leader = token
         return [
             [
                 *(each.id, each.group, self._attempt(each)),
@@ -986,6 +989,19 @@ class Partition:
                 self.seen.add(seen_member(batch.group, entry.id))
         batch.read = max(batch.read, upto)
 
+    def overtaken(self, batch_id: bytes) -> list[bytes]:
+        """The ids of older batches of the same group that the leader does not hold.
+
+        It holds what it claimed, even if the claim has run out: it notices that and extends it.
+        """
+        batch = self.batches[batch_id]
+        in_flight = self.groups[batch.group].in_flight
+        return [
+            older.id
+            for older in in_flight[: in_flight.index(batch)]
+            if self.claims.get(older.id, FREED) <= FREED or older.leader != self.token
+        ]
+
     def waiting_ids(self, name: bytes) -> set[bytes]:
         return {entry.id for entry in self.groups[name].waiting}
 
@@ -1012,6 +1028,7 @@ class Partition:
         for batch_id in batch_ids:
             if batch_id in self.claims:
                 self.claims[batch_id] = self.now + duration
+                self.batches[batch_id].leader = token
         return 1
 
     # --- the end of batches ------------------------------------------------------------------
