@@ -9,6 +9,8 @@ on `server_binary`.
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import redis
+import redis.utils
 
 from redisagg.errors import EmbeddedServerError
 from redisagg.testing.embedded import EmbeddedRedis, find_server, server_version
@@ -27,6 +30,15 @@ from tests.support.servers.polling import ask
 # seconds, and each process that a test starts compiles the package.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# redis-py 8 parses the metadata of its package for each connection, which takes a millisecond.
+redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the modules and the collected tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def _binary() -> Path:

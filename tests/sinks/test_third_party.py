@@ -20,7 +20,7 @@ from tests.support.pytest_runs import run_pytest
 from tests.support.servers import wait_until
 from tests.support.tasks import numbered, quick_config
 
-pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.registry, pytest.mark.timeout(300)]  # an installation
 
 TEXT = (CHECKOUT / "docs" / "sinks" / "own.md").read_text()
 

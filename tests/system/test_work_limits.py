@@ -129,9 +129,8 @@ def run(processes: Processes, agg: Aggregator, url: str, kind: str, span: float)
         return provider
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "all")) for kind in LIMITS]
-)
+@pytest.mark.slow  # a fault run
+@pytest.mark.parametrize("kind", LIMITS)
 def test_no_limit_is_exceeded_while_flushers_die(
     make: Make, processes: Processes, redis_url: str, kind: str
 ) -> None:
