@@ -1,9 +1,9 @@
 """Virtual environments for the systems that sinks deliver to.
 
-Most share one environment. ARQ and SAQ ask for older versions of redis-py and have their own, as
-has what no other test should find installed. Each is built when first needed, holds redisagg from
-this checkout with its extras, and is kept in the user's cache for the next run, until what redisagg
-requires changes.
+Most share one environment. ARQ and SAQ, which ask for older versions of redis-py, share another.
+What no other test should find installed has its own. Each is built when first needed, holds
+redisagg from this checkout with its extras, and is kept in the user's cache for the next run, until
+what redisagg requires changes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from tests.support.builds import build_once, cache_folder
 
 CHECKOUT = Path(__file__).parents[2]
 
-_SHARED_EXTRAS = {
-    *("bullmq", "celery", "cli", "django", "dramatiq", "huey", "rq", "streaq", "taskiq", "webhook")
-}
-_SHARED_ALSO = {
-    *("cloudevents>=1.11,<2", "django-rq", "faststream[redis,cli]>=0.6", "standardwebhooks>=1.0")
-}
-"""The extras and further requirements of the shared environment: one installation takes pip a
+_SHARED = [
+    (
+        "bullmq,celery,cli,django,dramatiq,huey,rq,streaq,taskiq,webhook",
+        "cloudevents>=1.11,<2",
+        "django-rq",
+        "faststream[redis,cli]>=0.6",
+        "standardwebhooks>=1.0",
+    ),
+    ("arq,cli,saq",),
+]
+"""The extras and further requirements of each shared environment: one installation takes pip a
 quarter of the time of one for each system."""
 
 _OUT_OF_REACH = re.compile(
@@ -49,8 +53,10 @@ def environment(extra: str, *also: str) -> Path:
     Raises:
         AssertionError: pip failed for another reason; holds what it said.
     """
-    if _SHARED_EXTRAS.issuperset(extra.split(",")) and _SHARED_ALSO.issuperset(also):
-        extra, also = ",".join(sorted(_SHARED_EXTRAS)), tuple(sorted(_SHARED_ALSO))
+    for shared, *further in _SHARED:
+        if set(shared.split(",")).issuperset(extra.split(",")) and set(further).issuperset(also):
+            extra, also = shared, tuple(further)
+            break
     requirements = ["-e", f"{CHECKOUT}[{extra}]", *also]
     declared = importlib.metadata.requires("redisagg")
     folder = cache_folder(extra.replace(",", "+")[:40], sys.version, requirements, declared)

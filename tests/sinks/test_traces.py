@@ -15,7 +15,7 @@ from tests.sinks.harness import System, Trial, running
 from tests.support.aggregators import Make
 from tests.support.servers import wait_until
 
-pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.registry, pytest.mark.timeout(300)]  # an installation
 
 MODULE = "tests.sinks.workers.traced_celery"
 
