@@ -75,7 +75,9 @@ def test_150_threads_read_at_a_time_without_retries(
 def test_a_flusher_leads_128_partitions_without_retries(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agg = Aggregator("tests", redis_url, config=quick_config(partitions=128, group_max_size=10, lease_time=10))
+    agg = Aggregator(
+        "tests", redis_url, config=quick_config(partitions=128, group_max_size=10, lease_time=10)
+    )
     agg.add_tasks((Task("test", n, f"g{n // 10}") for n in range(20_000)), ids=False)
     with caplog.at_level(logging.WARNING), agg:
         assert agg.wait_until_idle(30)
