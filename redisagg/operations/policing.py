@@ -21,7 +21,7 @@ from redisagg.protocol.scripts import call, command
 from redisagg.views import AppliedPolicy, GroupPlace
 
 # What one call of `apply_limits` takes at most, so that it keeps Redis busy for a few ms.
-_CALL_GROUPS = 50
+_CALL_GROUPS = 25
 _CALL_TASKS = 200
 _CALL_BYTES = 512 * 1024
 
