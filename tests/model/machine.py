@@ -217,9 +217,7 @@ class Machine(RuleBasedStateMachine):
         if claimed:
             self._add(b"none", None, self.sections(drawn))
             self.tick(100)
-            items = self._poll(self.model.token, 4)
-            if items:
-                self._claim(self.model.token, 900, m.Room(4, 99, 9999), items, polled=True)
+            self._claim_due(4, m.Room(4, 99, 9999))
 
     @rule(
         span=st.sampled_from([1, 9, 10, 60, 100, 300, 300, 1_000]),
@@ -244,15 +242,17 @@ class Machine(RuleBasedStateMachine):
         if how != "released":
             self._acquire(owner)
 
+    def _lead(self) -> None:
+        """The leader renews its lease; if it has run out, a leader acquires it."""
+        self._renew(self.model.token) if self.led() else self._acquire(b"y")
+
     @precondition(in_flight)
     @rule(deaths=st.integers(1, 4), limit=st.integers(1, 4), data=st.data())
     def leaders_die(self, deaths: int, limit: int, data: st.DataObject) -> None:
         """Several leaders vanish with what they hold; each claims what the one before left."""
         for _ in range(deaths):
             self.change_leader(b"y", "dies")
-            items = self._poll(self.model.token, limit)
-            if items:
-                self._claim(self.model.token, 900, m.Room(limit, 99, 9999), items, polled=True)
+            self._claim_due(limit, m.Room(limit, 99, 9999))
         batch_id = data.draw(st.sampled_from([*self.model.claims, b"none"]))
         self._retry(self.model.token, [m.Retry(batch_id, 60, 1, b"", b"")])
 
@@ -397,10 +397,8 @@ class Machine(RuleBasedStateMachine):
         """Has most runs have batches."""
         self._add(b"none", None, self.sections(drawn))
         self.tick(span)
-        self._renew(self.model.token) if self.led() else self._acquire(b"y")
-        items = self._poll(self.model.token, 4)
-        if items:
-            self._claim(self.model.token, 900, replace(room), items, polled=True)
+        self._lead()
+        self._claim_due(4, replace(room))
 
     @precondition(in_flight)
     @rule(drawn=_sections, limit=st.integers(1, 3), room=_rooms)
@@ -441,6 +439,12 @@ class Machine(RuleBasedStateMachine):
         )
         flat = [*reply[1], *reply[2]] if reply else []
         return list(zip(flat[::2], flat[1::2], strict=True))
+
+    def _claim_due(self, limit: int, room: m.Room) -> None:
+        """Claims what a poll names."""
+        items = self._poll(self.model.token, limit)
+        if items:
+            self._claim(self.model.token, 900, room, items, polled=True)
 
     def _claim(
         self,
@@ -941,10 +945,8 @@ class Machine(RuleBasedStateMachine):
         self.change_leader(b"y", "releases")
         for span in (0, *spans):
             self.tick(span)
-            self._renew(self.model.token) if self.led() else self._acquire(b"y")
-            items = self._poll(self.model.token, 4)
-            if items:
-                self._claim(self.model.token, 900, m.Room(2, 99, 9999), items, polled=True)
+            self._lead()
+            self._claim_due(4, m.Room(2, 99, 9999))
 
     def _retry(self, token: int, batches: list[m.Retry]) -> None:
         args = [b"" if part is None else part for batch in batches for part in batch]
