@@ -47,7 +47,7 @@ def test_redis_can_load_it(name: str, sync_redis: redis.Redis) -> None:
 def test_no_script_makes_up_a_key(file: str) -> None:
     for command, key in re.findall(r"redis\.p?call\('(\w+)',\s*([^,)]+)", _code(file)):
         if command not in {"TIME", "PUBLISH"}:
-            passed = r"KEYS\[.+\]|unpack\(KEYS|[a-z_. ]+"
+            passed = r"KEYS\[.+\]|unpack\((?:KEYS|[a-z_]+)|[a-z_. ]+"
             assert re.fullmatch(passed, key.strip()), (command, key)
 
 
@@ -156,6 +156,47 @@ def test_no_constant_is_left_by_its_name(name: str) -> None:
     constants = re.findall(r"^-- ([A-Z][A-Z0-9_]*) = ", source, re.MULTILINE)
     code = re.sub(r"--\[\[.*?\]\]|--.*|'[^'\n]*'", "", source)
     assert set(constants) & set(re.findall(r"\w+", code)) == set()
+
+
+WITH_UNUSED = """-- unused: says nothing
+
+-- Is used by the script.
+local function used(n) return through(n) end
+
+-- Is used by nothing: not by its name in a comment,
+-- in a 'through_text', or as a field.
+local function unused(n)
+  if n then return n.end_of end
+end
+
+-- Is used by one that is left out.
+local function of_unused() return unused(1) end  -- unused
+
+local function itself(n) return itself(n) end
+local function after() return 'itself' end
+return used(after().unused) -- of_unused
+"""
+WITHOUT_UNUSED = """-- unused: says nothing
+
+-- Is used by the script.
+local function used(n) return through(n) end
+
+local function after() return 'itself' end
+return used(after().unused) -- of_unused
+"""
+
+
+def test_functions_that_a_script_does_not_use_are_left_out() -> None:
+    assert expand("unused", {"unused": WITH_UNUSED}.__getitem__) == WITHOUT_UNUSED
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_all_functions_that_are_left_are_used(name: str) -> None:
+    """Redis makes each of them in each call of the script."""
+    source = load(name).source.decode()
+    code = re.sub(r"--\[\[.*?\]\]|--.*|'[^'\n]*'", "", source)
+    functions = re.findall(r"^local function (\w+)", code, re.MULTILINE)
+    assert [each for each in functions if len(re.findall(rf"\b{each}\b", code)) < 2] == []
 
 
 def test_a_constant_with_the_name_of_another_variable_is_an_error() -> None:
