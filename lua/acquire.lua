@@ -47,6 +47,7 @@ local LEADER_COMMANDS = {
   { 'HDEL', state, '' }, { 'HEXISTS', state, '' }, { 'HLEN', state },
   { 'HKEYS', no_tasks },
   { 'ZREM', claims, '' }, { 'ZADD', claims, 'XX', 0, '' }, { 'ZSCORE', claims, '' },
+  { 'ZMSCORE', claims, '' },
   { 'HSCAN', no_tasks, 0 },
   { 'SADD', state, '' }, { 'EXISTS', no_tasks },
 }

@@ -32,6 +32,7 @@
 -- @include fence
 -- @include group
 -- @include many
+-- @include number_text
 -- @include record
 -- @include result
 -- @include rules
@@ -54,6 +55,7 @@ local with_cause = #ARGV - FIRST_ARG == #KEYS - FIRST_KEY + 1 and ARGV[#ARGV] ==
 assert_arguments((with_cause or #KEYS - FIRST_KEY == #ARGV - FIRST_ARG)
   and (#KEYS - FIRST_KEY) % 2 == 1)
 local TURN = 8  -- batches of a group in one turn
+local GROUPS_READ = 16  -- groups whose records are read at once
 local BEHIND_MS = 50  -- when a batch is tried again that an earlier batch of its group holds back
 local PAUSED_MS = 2000  -- when it is looked at again because its group is paused
 local now = clock()
@@ -64,23 +66,26 @@ assert_type('ZCARD', { claims, retry, suspects, due, ready })
 if window_ms > 0 then assert_type('SCARD', { seen, seen_before }) end
 
 local paused = redis.call('HEXISTS', state, 'paused') == 1
-local claimed_until = now + claim_ms
+local claimed_until = number_text(now + claim_ms)
 local reply, records, deadlines, flushed = {}, {}, {}, {}
-local sources, is_source = {}, {}  -- the groups from which more batches can be cut
+local sources = {}  -- the groups from which more batches can be cut
+local emptied = {}  -- the ids of groups that were cut as a whole, to be removed behind all cuts
 local changed = {}  -- the records of groups that were cut, to be written behind all cuts
+local handed_out = 0  -- batches
 local taken, claimed = 0, 0  -- tasks that left `waiting`, and tasks that batches now hold
 local lost_bytes = 0  -- of tasks whose list is gone
 
 -- A batch id sorts by time and is never given twice: if Redis loses the sequence, the time differs.
 local sequence = read_count(state, 'sequence')
+local id_prefix = string.format('%012x-%s-', now, partition)
 local function new_batch_id()
   sequence = sequence + 1
-  return string.format('%012x-%s-%08x', now, partition, sequence)
+  return id_prefix .. string.format('%08x', sequence)
 end
 
-local names = {}
-for at = FIRST_ARG + 1, FIRST_ARG + #KEYS - FIRST_KEY, 2 do names[#names + 1] = ARGV[at] end
-local group_records, is_foreign = read_records(groups, names, decode_group)
+-- What the arguments say of an item, named by the place of its first key.
+local function id_of(key) return ARGV[FIRST_ARG + key - FIRST_KEY] end
+local function group_of(key) return ARGV[FIRST_ARG + 1 + key - FIRST_KEY] end
 
 local MOST_READ = 1200  -- tasks and summaries that one call looks at in groups with segments, about
 
@@ -95,10 +100,10 @@ local TO_BURY = 2^31
 -- Claims a batch and puts it into the reply.
 local function hand_out(id, batch, entries, suspect)
   batch[ALONE] = suspect
-  records[#records + 1] = id
-  records[#records + 1] = cmsgpack.pack(batch)
-  deadlines[#deadlines + 1] = claimed_until
-  deadlines[#deadlines + 1] = id
+  handed_out = handed_out + 1
+  local last_of_pair = 2 * handed_out
+  records[last_of_pair - 1], records[last_of_pair] = id, cmsgpack.pack(batch)
+  deadlines[last_of_pair - 1], deadlines[last_of_pair] = claimed_until, id
   local count, length, merged = batch[TASK_COUNT], batch[LENGTH], batch[MERGED]
   local attempt = batch[LETTER] == '' and batch[ATTEMPTS] + 1 or TO_BURY
   -- Never buried for its attempts: some of its tasks have left.
@@ -135,7 +140,6 @@ end
 
 -- Collects the ids of entries that are cut for `remember_seen`.
 local function collect_seen(group, entries)
-  if window_ms == 0 then return end
   for i = 1, #entries do
     flushed[#flushed + 1] = seen_member(group, entry_id(entries[i]))
   end
@@ -165,7 +169,8 @@ local function read_waiting(g, tasks, count, length)
     if type(stored) == 'table' then return 0, 0, stored end
     return math.max(0, math.min(count, stored - g[CLAIMED])), length, {}
   end
-  local entries = redis.pcall('LRANGE', tasks, g[CLAIMED], g[CLAIMED] + count - 1)
+  local from, to = number_text(g[CLAIMED]), number_text(g[CLAIMED] + count - 1)
+  local entries = redis.pcall('LRANGE', tasks, from, to)
   if entries.err then return 0, 0, entries end
   if #entries == g[WAITING] then return #entries, g[BYTES], entries end
   return #entries, total_bytes(entries), entries
@@ -181,19 +186,19 @@ local function cut(group, g, tasks, ids)
   if entries.err then return quarantine_group(group, entries.err) end
   if left then length = counted end
   if count == 0 then  -- somebody else removed the list: there is nothing left to keep
-    redis.call('UNLINK', ids)
+    emptied[#emptied + 1] = ids
     taken, lost_bytes = taken + g[WAITING], lost_bytes + g[BYTES]
     g[WAITING], g[BYTES] = 0, 0
     no_task_waits(g)
     return false
   end
   local whole, read = count == g[WAITING], #entries
-  collect_seen(group, entries)
+  if window_ms > 0 then collect_seen(group, entries) end
   if whole then length = g[BYTES] end
   -- The ids of a large batch stay until `read_tasks` has put them among those that were flushed
   -- lately. Those of an earlier batch may still be there.
   if whole and g[CLAIMED] == 0 and (read > 0 or window_ms == 0) then
-    redis.call('UNLINK', ids)
+    emptied[#emptied + 1] = ids
     read = count
   else
     remove_ids(ids, entries)
@@ -208,7 +213,7 @@ local function cut(group, g, tasks, ids)
   g[WAITING] = g[WAITING] - count
   g[CLAIMED] = g[CLAIMED] + count
   g[BYTES] = g[BYTES] - length
-  g[MARKED] = math.max(0, g[MARKED] - count)
+  if g[MARKED] > 0 then g[MARKED] = math.max(0, g[MARKED] - count) end
   g[SINCE] = now
   if g[RULES] ~= 0 then
     g[RULES][POSTPONED] = 0
@@ -230,12 +235,9 @@ local function cut_turn(group, g, tasks, ids)
   return more
 end
 
--- Cuts the first batches of a group that is due, and notes if more can be cut from it.
-local function cut_first(group, tasks, ids)
-  if paused or not has_room() or is_source[group] or changed[group] then return end
-  if not redis.call('ZSCORE', ready, group) then return end
-  local g = group_records[group]
-  if is_foreign[group] then return quarantine_group(group, FOREIGN) end
+-- Cuts the first batches of a group that is due, and notes if more can be cut from it. `g`: its
+-- record, or nil.
+local function cut_first(group, g, tasks, ids)
   if not g or g[HELD] > 0 or g[WAITING] == 0 or g[RULES] ~= 0 and is_paused(g) then
     redis.call('ZREM', ready, group)
     return
@@ -248,12 +250,32 @@ local function cut_first(group, tasks, ids)
   end
   local more = cut_turn(group, g, tasks, ids)
   if more == nil then return end
+  changed[group] = g
   if more and has_room() then
     sources[#sources + 1] = { group = group, g = g, tasks = tasks, ids = ids }
-    is_source[group] = true
-    return
   end
-  changed[group] = g
+end
+
+-- Cuts the first batches of the groups of these items, named by their first keys. What is known of
+-- the groups is read of a few at a time: often the first ones fill the reply.
+local function cut_first_of_each(items)
+  for first = 1, #items, GROUPS_READ do
+    if not has_room() then return end
+    local last, names = math.min(first + GROUPS_READ - 1, #items), {}
+    for i = first, last do names[i - first + 1] = group_of(items[i]) end
+    local is_ready = read_scores(ready, names)
+    local group_records, is_foreign = read_records(groups, names, decode_group)
+    for i, group in ipairs(names) do
+      local key = items[first + i - 1]
+      if is_ready[i] and not changed[group] and has_room() then
+        if is_foreign[group] then
+          quarantine_group(group, FOREIGN)
+        else
+          cut_first(group, group_records[group], KEYS[key], KEYS[key + 1])
+        end
+      end
+    end
+  end
 end
 
 -- Cuts the further batches of the sources, in turns.
@@ -261,13 +283,8 @@ local function cut_in_turns()
   while #sources > 0 do
     local left = {}
     for _, from in ipairs(sources) do
-      local group, g = from.group, from.g
-      local more = has_room() and cut_turn(group, g, from.tasks, from.ids)
-      if more and has_room() then
-        left[#left + 1] = from
-      elseif more ~= nil then
-        changed[group] = g
-      end
+      local more = has_room() and cut_turn(from.group, from.g, from.tasks, from.ids)
+      if more and has_room() then left[#left + 1] = from end
     end
     sources = left
   end
@@ -282,11 +299,11 @@ local function is_stopped(g, group)
 end
 
 -- Claims a batch that was freed, whose claim ran out, whose retry is due, or that is a suspect.
-local function take_over(id, group, tasks)
+-- `g`: the record of its group, or nil.
+local function take_over(id, group, g, is_foreign, tasks)
   if not has_room() then return end
   local batch = read_batch(batches, id)
-  local g = group_records[group]
-  if not batch or not g and not is_foreign[group] then
+  if not batch or not g and not is_foreign then
     redis.call('ZREM', claims, id)
     redis.call('ZREM', retry, id)
     redis.call('ZREM', suspects, id)
@@ -346,19 +363,31 @@ local function take_over(id, group, tasks)
   hand_out(id, batch, entries, suspect)
 end
 
-local at = FIRST_ARG
-for key = FIRST_KEY, #KEYS, 2 do
-  local id, group, tasks, ids = ARGV[at], ARGV[at + 1], KEYS[key], KEYS[key + 1]
-  if id == '' then
-    cut_first(group, tasks, ids)
-  else
-    take_over(id, group, tasks)
+-- Claims the batches of these items.
+local function take_over_each(items)
+  local names = {}
+  for i = 1, #items do names[i] = group_of(items[i]) end
+  local group_records, is_foreign = read_records(groups, names, decode_group)
+  for _, key in ipairs(items) do
+    local group = group_of(key)
+    take_over(id_of(key), group, group_records[group], is_foreign[group], KEYS[key])
   end
-  at = at + 2
 end
-cut_in_turns()
+
+-- Batches that came back are older than the tasks that wait.
+local returned, to_cut = {}, {}
+for key = FIRST_KEY, #KEYS, 2 do
+  local items = id_of(key) == '' and to_cut or returned
+  items[#items + 1] = key
+end
+take_over_each(returned)
+if not paused then
+  cut_first_of_each(to_cut)
+  cut_in_turns()
+end
 schedule_groups(due, ready, changed, now)
 write_groups(groups, changed)
+unlink_keys(emptied)
 if #records > 0 then
   call_chunked('HSET', batches, records)
   call_chunked('ZADD', claims, deadlines)

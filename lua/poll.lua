@@ -177,9 +177,14 @@ next_at = math.min(next_at, next_due)
 if room() > 0 and next_due > now then
   local skipped = {}
   for at = FIRST_SKIPPED, #ARGV do skipped[ARGV[at]] = true end
+  local place = #items
   local last = room() + #ARGV - FIRST_SKIPPED  -- so many groups that enough are left
   for _, group in ipairs(redis.call('ZRANGE', ready, 0, last)) do
-    if room() > 0 and not skipped[group] then add_item('', group) end
+    if place >= 2 * max_items then break end
+    if not skipped[group] then
+      items[place + 1], items[place + 2] = '', group
+      place = place + 2
+    end
   end
 end
 

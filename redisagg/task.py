@@ -320,11 +320,11 @@ class Task:
                 schedule,
             )
             given = (type, payload, group_key, id, headers, options, *limits)
-            for name, value in zip(_Open.__slots__, given, strict=True):
+            for name, value in zip(OpenTask.__slots__, given, strict=True):
                 object.__setattr__(self, name, value)
         else:
-            object.__setattr__(self, "__class__", _Open)
-            _fill(self, type, payload, group_key, id, headers, options)
+            object.__setattr__(self, "__class__", OpenTask)
+            fill_task(self, type, payload, group_key, id, headers, options)
 
 
 _Limits: TypeAlias = tuple[
@@ -343,13 +343,13 @@ _Limits: TypeAlias = tuple[
 """The fields of a task from its priority on."""
 
 
-class _Open:
+class OpenTask:
     """A task whose fields are being set: the same slots, but not frozen."""
 
     __slots__ = tuple(each.name for each in fields(Task))
 
 
-def _fill(
+def fill_task(
     opened: Any,
     type_: str,
     payload: Any,
@@ -357,12 +357,13 @@ def _fill(
     task_id: str,
     headers: Mapping[str, str],
     options: Mapping[str, Any],
-) -> None:
-    """Sets the fields of an `_Open` and turns it into a `Task` without limits of its own.
+) -> Task:
+    """Sets the fields of an `OpenTask` and turns it into a `Task` without limits of its own.
 
-    A frozen dataclass would make a call per field of `object.__setattr__`, which take longer than
-    everything else that a producer does for a task. Plain stores take a fifth of that time, and
-    the class of an object may be changed to one with the same slots.
+    The fields must have been checked. A frozen dataclass would make a call per field of
+    `object.__setattr__`, which take longer than everything else that a producer does for a task.
+    Plain stores take a fifth of that time, and the class of an object may be changed to one with
+    the same slots.
     """
     opened.type = type_
     opened.payload = payload
@@ -379,6 +380,8 @@ def _fill(
     opened.on_conflict = "keep"
     opened.schedule = None
     opened.__class__ = Task
+    task: Task = opened
+    return task
 
 
 def _checked_limits(
@@ -441,20 +444,3 @@ def _checked_headers(headers: object) -> Mapping[str, str]:
         _utf8(name, "a header name")
         _utf8(value, "a header value")
     return dict(headers)
-
-
-def restore_task(type_: str, payload: Any, group_key: str, task_id: str) -> Task:
-    """Makes a task with default settings from stored fields, which were checked when it was added.
-
-    A flusher decodes hundreds of thousands of tasks a second, and the checks of the constructor
-    take longer than the decoding.
-
-    Raises:
-        InvalidTask: the type is not a `str`.
-    """
-    if type(type_) is not str:
-        raise InvalidTask(f"the type of a task must be a str, not {type(type_).__name__}")
-    opened: Any = _Open()
-    _fill(opened, type_, payload, group_key, task_id, {}, {})
-    task: Task = opened
-    return task

@@ -27,8 +27,9 @@ local DUE_AT     = 17  -- when it was due, ms
 local BATCH_WEIGHT = 18  -- weight of its tasks
 local PARTED     = 19  -- number of its tasks that failed alone and have left, as a text; '' for 0
 
+local BATCH_HEADER = '\220\0\19'  -- an array of PARTED places
 local function decode_batch(packed)
-  local batch = unpack_record(packed, PARTED)
+  local batch = unpack_record(packed, BATCH_HEADER, PARTED)
   assert_whole(batch, START, CREATED)
   assert_whole(batch, LENGTH, LENGTH)
   assert_whole(batch, DEATHS, ENQUEUED)

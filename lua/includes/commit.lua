@@ -7,6 +7,7 @@
 -- @include fence
 -- @include group
 -- @include many
+-- @include number_text
 -- @include parts
 -- @include record
 -- @include result
@@ -22,9 +23,9 @@ local function trim_batch(tasks, batch, g)
       and type(redis.pcall('UNLINK', tasks)) == 'number' then
       return
     end
-    redis.pcall('LTRIM', tasks, 1, 0)  -- the whole list, and so the key
+    redis.pcall('LTRIM', tasks, '1', '0')  -- the whole list, and so the key
   else
-    redis.pcall('LTRIM', tasks, batch[TASK_COUNT], -1)
+    redis.pcall('LTRIM', tasks, number_text(batch[TASK_COUNT]), '-1')
   end
 end
 
@@ -133,11 +134,15 @@ local function commit(sink)
   assert_arguments(last_arg == #ARGV and last_key == #KEYS)
 
   local batch_records = read_records(batches, ids, decode_batch)
-  local names = {}
-  for _, batch in pairs(batch_records) do names[#names + 1] = batch[GROUP] end
+  local claim_ends = read_scores(claims, ids)
+  local names, is_named = {}, {}
+  for _, batch in pairs(batch_records) do
+    local group = batch[GROUP]
+    if not is_named[group] then names[#names + 1], is_named[group] = group, true end
+  end
   local group_records = read_records(groups, names, decode_group)
   local changed = {}  -- the records of groups that batches have left
-  local closed, is_closed = {}, {}  -- the ids of batches that have left
+  local closed = {}  -- the ids of batches that have left
   local flushed, tasks_flushed, bytes_flushed = 0, 0, 0
   local tasks_parted = 0
   local written = false
@@ -149,14 +154,14 @@ local function commit(sink)
     return left == 0 or has_result(batch)
   end
 
-  local function commit_one(id, key, from, n, before, left, parts)
+  local function commit_one(id, is_claimed, key, from, n, before, left, parts)
     local tasks, entries_key = KEYS[key], key + (before and 2 or 1)
     if parts then
       parts.key, parts.from = key + 2, from + n
       entries_key = entries_key + parts.keys
     end
     local batch = batch_records[id]
-    if not batch or is_closed[id] or not redis.call('ZSCORE', claims, id) then return 'GONE' end
+    if not batch or not is_claimed then return 'GONE' end
     local group = batch[GROUP]
     local g = group_records[group]
     if not g then return FOREIGN end
@@ -181,7 +186,8 @@ local function commit(sink)
     if before then redis.call('UNLINK', KEYS[key + 1]) end
     trim_batch(tasks, batch, g)
     leave_group(g, batch)
-    closed[#closed + 1], is_closed[id], changed[group] = id, true, g
+    closed[#closed + 1], changed[group] = id, g
+    batch_records[id] = nil
     flushed, tasks_flushed = flushed + 1, tasks_flushed + batch[TASK_COUNT]
     tasks_parted = tasks_parted + gone
     bytes_flushed = bytes_flushed + batch[LENGTH]
@@ -194,7 +200,7 @@ local function commit(sink)
   while ARGV[at] do
     local id, from = ARGV[at], at + 2
     local n, before, left, parts, answers = read_extent(ARGV[at + 1])
-    local status = commit_one(id, key, from, n, before, left, parts)
+    local status = commit_one(id, claim_ends[#reply + 1], key, from, n, before, left, parts)
     local refused = not written and server_error(status)
     if refused then return refused end
     reply[#reply + 1] = status

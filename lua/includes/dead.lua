@@ -21,8 +21,9 @@ local DEAD_PARTED     = 15  -- PARTED of the batch; not '', its merge result is 
 local DEAD_TAKEN      = 16  -- id of the batch as which some of its tasks were requeued last, or ''
 local DEAD_SPARE      = 17  -- '': for later releases, as a text that others leave as it is
 
+local DEAD_HEADER = '\220\0\17'  -- an array of DEAD_SPARE places
 local function decode_dead(packed)
-  local letter = unpack_record(packed, DEAD_SPARE)
+  local letter = unpack_record(packed, DEAD_HEADER, DEAD_SPARE)
   assert_whole(letter, DEAD_TASK_COUNT, DEAD_DIED)
   assert_whole(letter, DEAD_LENGTH, DEAD_ENQUEUED)
   assert_whole(letter, DEAD_OPENED, DEAD_BATCH_WEIGHT)

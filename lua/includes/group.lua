@@ -33,8 +33,9 @@ local function new_group()
   return { 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 end
 
+local GROUP_HEADER = '\220\0\19'  -- an array of RULES places
 local function decode_group(packed)
-  local g = unpack_record(packed, RULES)
+  local g = unpack_record(packed, GROUP_HEADER, RULES)
   assert_whole(g, WAITING, CANCELLED)
   if g[RULES] ~= 0 then assert_rules(g[RULES]) end
   return g

@@ -11,22 +11,29 @@ local function read_record(hash, field, decode)
   return nil, true
 end
 
-local function unpack_record(packed, places)
-  local record = cmsgpack.unpack(packed)
+-- A table of all values behind the offset that `cmsgpack.unpack_limit` returns, if these are all
+-- that there are.
+local function collect(offset, ...)
+  if offset ~= -1 then error('foreign bytes') end
+  return { ... }
+end
+
+-- `header`: what msgpack puts before so many places. Takes half the time of cmsgpack.unpack, which
+-- makes the table grow place by place.
+local function unpack_record(packed, header, places)
+  if string.sub(packed, 1, #header) ~= header then error('foreign bytes') end
+  local record = collect(cmsgpack.unpack_limit(packed, places, #header))
   if #record ~= places then error('foreign bytes') end
   return record
 end
 
 -- Raises an error unless these places hold whole numbers, which no sum, index or score can fail on.
--- Most time of a claim went into asking for the type of each value: the arithmetic raises an error
--- for all but numbers and texts, and a text is not equal to its number.
+-- The comparisons raise an error for all but numbers. They take less time than to ask for the type.
 local LARGEST = 2^53
 local function assert_whole(record, first, last)
   for place = first, last do
     local value = record[place]
-    if value - value % 1 ~= value or value > LARGEST or value < -LARGEST then
-      error('foreign bytes')
-    end
+    if value > LARGEST or value < -LARGEST or value % 1 ~= 0 then error('foreign bytes') end
   end
 end
 

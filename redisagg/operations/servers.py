@@ -182,7 +182,7 @@ _RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             _PART,
             "x",
             "hget hmget hset hdel hexists hincrby hkeys hlen hscan zadd zcard zrange zrangebyscore "
-            "zrem zscore lindex llen lrange ltrim rpush scard sadd rename unlink exists",
+            "zrem zscore zmscore lindex llen lrange ltrim rpush scard sadd rename unlink exists",
         ),
     ),
     "observer": (
@@ -231,6 +231,7 @@ _MORE: dict[str, Sequence[Any]] = {
     "zrangebyscore": ("0", "0"),
     "zremrangebyscore": ("0", "0"),
     "zscore": ("m",),
+    "zmscore": ("m",),
     "lindex": ("0",),
     "lrange": ("0", "0"),
     "ltrim": ("0", "-1"),

@@ -21,7 +21,7 @@ from redisagg.durations import Duration, to_ms
 from redisagg.errors import InvalidTask, PayloadError, TaskTooLarge, UndecodableTask
 from redisagg.payload import pack, surely_has_json, to_json, unpack, with_place
 from redisagg.protocol.policies import OwnLimits
-from redisagg.task import Task, group_key_text, moment_ms, restore_task
+from redisagg.task import OpenTask, Task, fill_task, group_key_text, moment_ms
 
 _OPTIONS = {
     "p": "priority",
@@ -282,7 +282,9 @@ def decode(entry: bytes, group: str, submitted: dict[str, int] | None = None) ->
             start += 1 + entry[end]
         body = unpack(entry[start:])
         if len(body) == 2:
-            return restore_task(body[0], body[1], group, entry[7:end].decode())
+            type_, payload = body
+            if type(type_) is str:  # the constructor's checks take longer than the decoding
+                return fill_task(OpenTask(), type_, payload, group, entry[7:end].decode(), {}, {})
         extras: dict[str, Any] = {}
         if len(body) > 2:
             extras["headers"] = body[2] or {}

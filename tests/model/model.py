@@ -858,7 +858,7 @@ class Partition:
                     return
             sources.append(name)
 
-        for batch_id, name in items:
+        for batch_id, name in sorted(items, key=lambda item: not item[0]):  # batches come first
             if not room.left:
                 break
             if batch_id:
