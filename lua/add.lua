@@ -32,6 +32,7 @@
 -- @include entry
 -- @include group
 -- @include limits
+-- @include many
 -- @include partitions
 -- @include record
 -- @include rules
@@ -69,9 +70,8 @@ if call_number then
 end
 assert_type('ZCARD', { due, ready })
 if dedupe then assert_type('SCARD', { seen, seen_before }) end
-local stored_waiting, stored_claimed, stored_bytes, wake, schema, stored_partitions, seen_until,
-  seen_before_until = unpack(redis.call('HMGET', state, 'waiting', 'claimed', 'bytes', 'wake',
-  'schema', 'partitions', SEEN_UNTIL, SEEN_BEFORE_UNTIL))
+local stored_waiting, stored_bytes, wake, schema, stored_partitions =
+  unpack(redis.call('HMGET', state, 'waiting', 'bytes', 'wake', 'schema', 'partitions'))
 local refused = refuse_schema(schema) or refuse_partitions(stored_partitions, place, true)
 if refused then return refused end
 
@@ -91,9 +91,10 @@ local function section_size(at)
   return count, 2
 end
 
-local last_arg = FIRST_ARG - 1
+local last_arg, names = FIRST_ARG - 1, {}
 for _ = FIRST_KEY, #KEYS, 2 do
   local n, step = section_size(last_arg + 1)
+  names[#names + 1] = args[last_arg + 1 + GROUP_KEY]
   last_arg = last_arg + TASKS + step * n
 end
 assert_arguments(last_arg == #args and #KEYS % 2 == 1)
@@ -108,7 +109,7 @@ local limited = max_tasks > 0 or max_bytes > 0
 if max_tasks == 0 then max_tasks = math.huge end
 if max_bytes == 0 then max_bytes = math.huge end
 local waiting, pending_bytes = to_count(stored_waiting), to_count(stored_bytes)
-local pending = waiting + to_count(stored_claimed)
+local pending = waiting + (limited and read_count(state, 'claimed') or 0)
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local arrival, prefix, heads = now, entry_prefix(now), {}
@@ -130,106 +131,123 @@ local function entry_head(id)
   return head
 end
 
-local asks_seen = dedupe and is_known(seen_until, now)
-local asks_seen_before = dedupe and is_known(seen_before_until, now)
-local function seen_lately(group, id)
-  if not asks_seen and not asks_seen_before then return false end
-  local member = seen_member(group, id)
-  return asks_seen and redis.call('SISMEMBER', seen, member) == 1
-    or asks_seen_before and redis.call('SISMEMBER', seen_before, member) == 1
+-- Whether a task with this id was flushed lately. Functions that few calls need are made by those
+-- calls only: Redis makes all others anew in each call.
+local seen_lately = nil
+if dedupe then
+  local till, till_before = unpack(redis.call('HMGET', state, SEEN_UNTIL, SEEN_BEFORE_UNTIL))
+  local asks_seen, asks_seen_before = is_known(till, now), is_known(till_before, now)
+  function seen_lately(group, id)
+    if not asks_seen and not asks_seen_before then return false end
+    local member = seen_member(group, id)
+    return asks_seen and redis.call('SISMEMBER', seen, member) == 1
+      or asks_seen_before and redis.call('SISMEMBER', seen_before, member) == 1
+  end
 end
 
 -- The groups with a section that was refused for lack of room: later ones must not overtake it.
 local full_groups = limited and {}
 
 -- Returns an error if the n tasks from ARGV[first] on are too many. Known tasks do not count.
-local function too_full(group, ids, first, n, step)
-  if full_groups[group] then return full_groups[group] end
-  local tasks, bytes = pending + total, pending_bytes + total_length
-  local last = first + step * (n - 1)
-  for i = first, last, step do
-    local id, body = args[i], args[i + 1]
-    tasks = tasks + 1
-    bytes = bytes + #prefix + 1 + #id + #body
-  end
-  if tasks <= max_tasks and bytes <= max_bytes then return nil end
-  for i = first, last, step do
-    local id, body = args[i], args[i + 1]
-    local waits = redis.pcall('HEXISTS', ids, id)
-    if type(waits) == 'table' then return waits.err end
-    if waits == 1 or seen_lately(group, id) then
-      tasks = tasks - 1
-      bytes = bytes - #prefix - 1 - #id - #body
+local too_full = nil
+if limited then
+  function too_full(group, ids, first, n, step)
+    if full_groups[group] then return full_groups[group] end
+    local tasks, bytes = pending + total, pending_bytes + total_length
+    local last = first + step * (n - 1)
+    for i = first, last, step do
+      local id, body = args[i], args[i + 1]
+      tasks = tasks + 1
+      bytes = bytes + #prefix + 1 + #id + #body
+    end
+    if tasks <= max_tasks and bytes <= max_bytes then return nil end
+    for i = first, last, step do
+      local id, body = args[i], args[i + 1]
+      local waits = redis.pcall('HEXISTS', ids, id)
+      if type(waits) == 'table' then return waits.err end
+      if waits == 1 or dedupe and seen_lately(group, id) then
+        tasks = tasks - 1
+        bytes = bytes - #prefix - 1 - #id - #body
+      end
+    end
+    if tasks > pending + total and (tasks > max_tasks or bytes > max_bytes) then
+      full_groups[group] = 'FULL too much is pending'
+      return full_groups[group]
     end
   end
-  if tasks > pending + total and (tasks > max_tasks or bytes > max_bytes) then
-    full_groups[group] = 'FULL too much is pending'
-    return full_groups[group]
-  end
 end
 
--- The limits of each task of a section, by its place in ARGV, and how many of them replace others;
--- nil if one is malformed.
-local function read_own_limits(shared, limits, first, n)
-  local own, replacing = {}, 0
-  for i = first, first + 3 * (n - 1), 3 do
-    local text = args[i + 2]
-    local of_task = text == '' and limits or parse_limits(shared .. ';' .. text)
-    if not of_task then return nil end
-    own[i], replacing = of_task, replacing + of_task.replace
-  end
-  return own, replacing
-end
+local with_limits = {}
 
--- Returns a function that makes the entry of a task. Tasks of the same limits, one after the other,
--- are counted in the summaries.
-local function entries_with_limits(common, summaries)
-  local texts, last_limits = {}, nil
-  local prefix_with_limits = entry_prefix(arrival + WITH_LIMITS)
-  return function(id, body, limits)
-    local text = texts[limits] or segments.stored_limits(limits, common)
-    texts[limits] = text
-    local entry
-    if text == '' then
-      entry = entry_head(id) .. id .. body
-    else
-      entry = prefix_with_limits .. string.char(#id) .. id .. string.char(#text) .. text .. body
+-- Defines what sections need whose tasks have limits of their own, or replace others.
+local function use_limits()
+  if with_limits.replace_task then return end
+  use_segments()
+
+  -- The limits of each task of a section, by its place in ARGV, and how many of them replace
+  -- others; nil if one is malformed.
+  function with_limits.read_own_limits(shared, limits, first, n)
+    local own, replacing = {}, 0
+    for i = first, first + 3 * (n - 1), 3 do
+      local text = args[i + 2]
+      local of_task = text == '' and limits or parse_limits(shared .. ';' .. text)
+      if not of_task then return nil end
+      own[i], replacing = of_task, replacing + of_task.replace
     end
-    local s = summaries[#summaries]
-    if limits == last_limits then
-      s.count, s.bytes, s.weight = s.count + 1, s.bytes + #entry, s.weight + limits.weight
-    else
-      last_limits = limits
-      summaries[#summaries + 1] = segments.summary(limits, 1, #entry, limits.weight, now)
+    return own, replacing
+  end
+
+  -- Returns a function that makes the entry of a task. Tasks of the same limits, one after the
+  -- other, are counted in the summaries.
+  function with_limits.entries_with_limits(common, summaries)
+    local texts, last_limits = {}, nil
+    local prefix_with_limits = entry_prefix(arrival + WITH_LIMITS)
+    return function(id, body, limits)
+      local text = texts[limits] or segments.stored_limits(limits, common)
+      texts[limits] = text
+      local entry
+      if text == '' then
+        entry = entry_head(id) .. id .. body
+      else
+        entry = prefix_with_limits .. string.char(#id) .. id .. string.char(#text) .. text .. body
+      end
+      local s = summaries[#summaries]
+      if limits == last_limits then
+        s.count, s.bytes, s.weight = s.count + 1, s.bytes + #entry, s.weight + limits.weight
+      else
+        last_limits = limits
+        summaries[#summaries + 1] = segments.summary(limits, 1, #entry, limits.weight, now)
+      end
+      return entry
     end
-    return entry
   end
-end
 
--- The place in the list of a task that is to be replaced, or nil if it does not wait. `number` is
--- that of the first task of the section, whose tasks are not in the list yet.
-local function waiting_place(tasks, ids, g, number, id)
-  local found = tonumber(redis.call('HGET', ids, id) or nil)
-  if not found then return nil end
-  if found >= number then return g[CLAIMED] + g[WAITING] + found - number end
-  return place_of(tasks, ids, g, found, id)
-end
-
--- Puts a task in the place of the waiting one with the same id, which keeps its arrival time.
--- Returns the bytes by which the group grows.
-local function replace_task(tasks, g, task, limits)
-  local old = redis.call('LINDEX', tasks, task.place) or ''
-  local text, first = segments.stored_limits(limits, segments.common_limits(g)), entry_arrival(old)
-  if text ~= '' then
-    first = first + WITH_LIMITS
-    text = string.char(#text) .. text
+  -- The place in the list of a task that is to be replaced, or nil if it does not wait. `number` is
+  -- that of the first task of the section, whose tasks are not in the list yet.
+  function with_limits.waiting_place(tasks, ids, g, number, id)
+    local found = tonumber(redis.call('HGET', ids, id) or nil)
+    if not found then return nil end
+    if found >= number then return g[CLAIMED] + g[WAITING] + found - number end
+    return place_of(tasks, ids, g, found, id)
   end
-  local new = entry_prefix(first) .. string.char(#task.id) .. task.id .. text .. task.body
-  redis.call('LSET', tasks, task.place, new)
-  local from = task.place - g[CLAIMED]
-  local grown = segments.replace(tasks, g, old, new, limits, from, now)
-  g[BYTES] = g[BYTES] + grown
-  return grown
+
+  -- Puts a task in the place of the waiting one with the same id, which keeps its arrival time.
+  -- Returns the bytes by which the group grows.
+  function with_limits.replace_task(tasks, g, task, limits)
+    local old = redis.call('LINDEX', tasks, task.place) or ''
+    local text = segments.stored_limits(limits, segments.common_limits(g))
+    local first = entry_arrival(old)
+    if text ~= '' then
+      first = first + WITH_LIMITS
+      text = string.char(#text) .. text
+    end
+    local new = entry_prefix(first) .. string.char(#task.id) .. task.id .. text .. task.body
+    redis.call('LSET', tasks, task.place, new)
+    local from = task.place - g[CLAIMED]
+    local grown = segments.replace(tasks, g, old, new, limits, from, now)
+    g[BYTES] = g[BYTES] + grown
+    return grown
+  end
 end
 
 -- Whether the tasks of a group and those of a section with these limits have all the same, and none
@@ -240,8 +258,10 @@ local function is_usual(g, limits)
       and limits.priority == g[PRIORITY])
 end
 
--- The records of groups with segments, which are written once, after all sections.
-local changed = {}
+-- The records of all groups. They are written once, after all sections, and before that those of
+-- groups with segments are closed.
+local group_records, is_foreign = read_records(groups, names, decode_group)
+local changed, with_segments = {}, {}
 
 -- Adds the section at ARGV[at], which has n tasks of `step` arguments. Returns the number of its
 -- tasks that were new, or the error that refused it. Numbers go to Redis as text throughout: its
@@ -249,15 +269,14 @@ local changed = {}
 local function add_section(tasks, ids, at, n, step)
   local group, shared, first = args[at + GROUP_KEY], args[at + LIMITS], at + TASKS
   if #group < 1 or #group > LONGEST_GROUP_KEY then return 'ERR a group key has 1 to 512 bytes' end
-  local g, foreign = changed[group], nil
-  if not g then g, foreign = read_group(groups, group) end
-  if foreign then return FOREIGN end
-  g = g or new_group()
+  if is_foreign[group] then return FOREIGN end
+  local g = group_records[group] or new_group()
   local number = next_number(g)
   local limits, own, replacing = parse_limits(shared), nil, nil
   if not limits then return BAD_LIMITS end
   if step == 3 then
-    own, replacing = read_own_limits(shared, limits, first, n)
+    use_limits()
+    own, replacing = with_limits.read_own_limits(shared, limits, first, n)
     if not own then return BAD_LIMITS end
   elseif limits.replace > 0 then
     replacing = n
@@ -276,9 +295,9 @@ local function add_section(tasks, ids, at, n, step)
   local usual = not own and is_usual(g, limits)
   local summaries, common, make_entry = {}, nil, nil
   if not usual then
-    use_segments()
+    use_limits()
     common = g[WAITING] > 0 and segments.common_limits(g) or own and own[first] or limits
-    make_entry = entries_with_limits(common, summaries)
+    make_entry = with_limits.entries_with_limits(common, summaries)
   end
   local entries, length, flushes, replaced = {}, 0, false, {}
   for i = first, first + step * (n - 1), step do
@@ -290,14 +309,15 @@ local function add_section(tasks, ids, at, n, step)
     end
     -- The first write: Redis refuses here, for a foreign type or for lack of memory, or not at all.
     local new = 0
-    if not seen_lately(group, id) then
+    if not (dedupe and seen_lately(group, id)) then
       new = redis.pcall('HSETNX', ids, id, string.format('%d', number + #entries))
     end
     if new == 0 and make_entry and (own and own[i] or limits).replace > 0 then
-      local waits_at = waiting_place(tasks, ids, g, number, id)
+      local waits_at = with_limits.waiting_place(tasks, ids, g, number, id)
       if waits_at then
         replaced[#replaced + 1] = { place = waits_at, id = id, body = args[i + 1], at = i }
-      elseif not seen_lately(group, id) then  -- a large batch has it that was not read yet
+      elseif not (dedupe and seen_lately(group, id)) then
+        -- A large batch has it that was not read yet.
         redis.call('HSET', ids, id, string.format('%d', number + #entries))
         new = 1
       end
@@ -343,17 +363,14 @@ local function add_section(tasks, ids, at, n, step)
   g[BYTES] = g[BYTES] + length
   for _, task in ipairs(replaced) do
     local of_task = own and own[task.at] or limits
-    length = length + replace_task(tasks, g, task, of_task)
+    length = length + with_limits.replace_task(tasks, g, task, of_task)
     flushes = flushes or of_task.flush > 0
   end
   if flushes then g[MARKED] = g[WAITING] end
   local due_ms = due_at(g)
   if due_ms == 0 then became_due(g, due_before or now, now) end
-  if usual then
-    write_group(groups, group, g)
-  else
-    changed[group] = g
-  end
+  group_records[group], changed[group] = g, g
+  if not usual then with_segments[group] = g end
   total = total + #entries
   total_length = total_length + length
 
@@ -389,11 +406,11 @@ for key = FIRST_KEY, #KEYS, 2 do
   reply[#reply + 1] = status
   at = at + TASKS + step * n
 end
-for group, g in pairs(changed) do
+for _, g in pairs(with_segments) do
   segments.close(g)
   segments.drop_rules(g)
-  write_group(groups, group, g)
 end
+write_groups(groups, changed)
 if total + total_replaced > 0 then
   redis.call('HSET', state, 'waiting', string.format('%d', waiting + total),
     'bytes', string.format('%d', pending_bytes + total_length))

@@ -25,6 +25,37 @@ local function use_segments()
   local MIXED, WEIGHTED = 1, 2  -- flags: of different limits; of other weights than 1
   local LARGEST_SUM = 2^53
 
+  -- Whether tasks with these limits need no distinction: all but their weights is the same.
+  local function are_same(a, b)
+    return a.grace == b.grace and a.delay == b.delay and a.size == b.size
+      and a.priority == b.priority and a.max_bytes == b.max_bytes and a.max_weight == b.max_weight
+      and a.due == b.due and a.not_before == b.not_before
+  end
+
+  local function span_text(ms) return ms >= NEVER and '-' or string.format('%.0f', ms) end
+
+  -- The text of limits that an entry stores, with the weight of its task.
+  local function limits_text(limits, weight)
+    local text = string.format('%s %s %d %d', span_text(limits.grace), span_text(limits.delay),
+      limits.size, limits.priority)
+    local function append(name, number)
+      if number > 0 then text = string.format('%s%s=%.0f', text, name, number) end
+    end
+    append(' max_bytes', limits.max_bytes)
+    append(' max_weight', limits.max_weight)
+    local separator = ';'
+    local function append_own(name, number)
+      if number > 0 then
+        append(separator .. name, number)
+        separator = ' '
+      end
+    end
+    append_own(limits.due % 2 == 1 and 'schedule' or 'due_at', math.floor(limits.due / 2))
+    append_own('not_before', limits.not_before)
+    if weight ~= 1 then text = string.format('%s%sweight=%.0f', text, separator, weight) end
+    return text
+  end
+
   local function unpack_segment(text, at)
     local count, bytes, weight, deadline, due, not_before, delay, size, priority, max_bytes,
       max_weight, grace, flags = struct.unpack(SEGMENT, text, at)

@@ -33,7 +33,8 @@ _FUNCTION = re.compile(
 _LOCALS = re.compile(r"\blocal ([A-Za-z_]\w*(?:, *[A-Za-z_]\w*)*)")
 # Comments and texts are matched so that no name in them is.
 _NAME = re.compile(
-    r"--[^\n]*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|(?<![\w.:])(?P<name>[A-Za-z_]\w*)",
+    r"--[^\n]*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
+    r"|(?<![\w.:])(?P<name>[A-Za-z_]\w*)\b(?! *=[^=])",  # not as a key of a table
     re.DOTALL,
 )
 _USE = re.compile(
