@@ -7,11 +7,12 @@ and spans, or `BatchTimes`, which costs less, if there is only a counter.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from redisagg import events
 from redisagg.events import BatchClaimed, BatchEnqueued, BatchMerged, EventBatch
 from redisagg.flusher.batch import Batch, Claim, Failure, MergeOutcome, Trace
-from redisagg.flusher.reporter import Reporter
+from redisagg.flusher.reporter import Reporter, new_value
 from redisagg.observers import BatchSpans
 from redisagg.protocol.failed_tasks import group_of
 from redisagg.sinks.base import MergedTask
@@ -60,14 +61,7 @@ class BatchReports:
             times = (self._claim_begun, time.time_ns())
             spans = report.tracer.claimed(report.namespace, report.flusher_id, facts, *times)
         if report.listeners[BatchClaimed]:
-            report.send(
-                BatchClaimed(
-                    at=time.time(),
-                    namespace=report.namespace,
-                    flusher=report.flusher_id,
-                    batch=facts,
-                )
-            )
+            report.send(report.event_of(BatchClaimed, facts))
         return (report.make_trace or BatchTrace)(self, claim, facts, spans)
 
     def redis_time(self) -> float:
@@ -77,19 +71,20 @@ class BatchReports:
 
 def facts_of(claim: Claim, partition: int) -> EventBatch:
     """What events say about a batch."""
-    return EventBatch(
-        batch_id=claim.batch_id.decode("utf-8", "replace"),
-        group_key=group_of(claim.group).decode("utf-8", "replace"),
-        partition=partition,
-        attempt=claim.attempt,
-        size=claim.task_count,
-        bytes=claim.length,
-        weight=claim.weight,
-        reason=claim.reason.decode("utf-8", "replace"),
-        opened_at=claim.opened / 1000,
-        due_at=claim.due_at / 1000,
-        claimed_at=claim.created / 1000,
-    )
+    facts: Any = new_value(EventBatch)
+    facts.batch_id = claim.batch_id.decode("utf-8", "replace")
+    facts.group_key = group_of(claim.group).decode("utf-8", "replace")
+    facts.partition = partition
+    facts.attempt = claim.attempt
+    facts.size = claim.task_count
+    facts.bytes = claim.length
+    facts.weight = claim.weight
+    facts.reason = claim.reason.decode("utf-8", "replace")
+    facts.opened_at = claim.opened / 1000
+    facts.due_at = claim.due_at / 1000
+    facts.claimed_at = claim.created / 1000
+    made: EventBatch = facts
+    return made
 
 
 class BatchTimes:
@@ -211,19 +206,13 @@ class BatchTrace(BatchTimes):
         """Reports the merge."""
         report, failure = self._reports.report, outcome.failure
         if self._count_merge(claim, outcome) and report.listeners[BatchMerged]:
-            report.send(
-                BatchMerged(
-                    at=time.time(),
-                    namespace=report.namespace,
-                    flusher=report.flusher_id,
-                    batch=self.facts,
-                    seconds=self._merge_seconds,
-                    tasks=len(outcome.merged),
-                    bytes=sum(map(len, outcome.merged.values())),
-                    failed=len(outcome.failed),
-                    error="" if failure is None else failure.error,
-                )
-            )
+            event = report.event_of(BatchMerged, self.facts)
+            event.seconds = self._merge_seconds
+            event.tasks = len(outcome.merged)
+            event.bytes = sum(map(len, outcome.merged.values()))
+            event.failed = len(outcome.failed)
+            event.error = "" if failure is None else failure.error
+            report.send(event)
 
     def delivered(self, sink: str, error: BaseException | None = None) -> None:
         """Reports the delivery."""
@@ -248,20 +237,14 @@ class BatchTrace(BatchTimes):
         self._count_flushed(claim, sink, seconds)
         report = self._reports.report
         if report.listeners[BatchEnqueued]:
-            report.send(
-                BatchEnqueued(
-                    at=time.time(),
-                    namespace=report.namespace,
-                    flusher=report.flusher_id,
-                    batch=self.facts,
-                    sink=sink,
-                    tasks=tasks,
-                    failed=len(outcome.failed),
-                    lag=max(0.0, self._reports.redis_time() - self._due_at),
-                    merge_seconds=self._merge_seconds,
-                    sink_seconds=seconds,
-                )
-            )
+            event = report.event_of(BatchEnqueued, self.facts)
+            event.sink = sink
+            event.tasks = tasks
+            event.failed = len(outcome.failed)
+            event.lag = max(0.0, self._reports.redis_time() - self._due_at)
+            event.merge_seconds = self._merge_seconds
+            event.sink_seconds = seconds
+            report.send(event)
 
     def given_back(self, delay: float, failure: Failure | None) -> None:
         """Reports that the batch waits for another attempt."""

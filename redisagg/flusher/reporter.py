@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from redisagg import events
 from redisagg.config import AggregationConfig
-from redisagg.events import BatchEvent, Event
+from redisagg.events import BatchEvent, Event, EventBatch
 from redisagg.flusher.batch import Trace
 from redisagg.flusher.breaker import Breaker, BreakerState
 from redisagg.flusher.event_log import EventLog
@@ -26,6 +26,15 @@ from redisagg.texts import logger, redact
 _log = logger("events")
 
 E = TypeVar("E", bound=Event)
+
+
+def new_value(kind: type[Event | EventBatch]) -> Any:
+    """Makes an event, or the batch of one, whose fields the caller sets.
+
+    A call of a class with keywords makes a dictionary of them, which takes longer than to set the
+    fields one by one.
+    """
+    return object.__new__(kind)
 
 
 class Reporter:
@@ -65,8 +74,20 @@ class Reporter:
             of_flusher = {"namespace": self.namespace, "flusher": self.flusher_id}
             self.send(kind(at=time.time(), **of_flusher, **fields))
 
+    def event_of(self, kind: type[BatchEvent], batch: EventBatch) -> Any:
+        """Makes an event of a batch whose own fields the caller sets, for `send`.
+
+        That takes less time than `__call__`: each batch has three of them.
+        """
+        event = new_value(kind)
+        event.at = time.time()
+        event.namespace = self.namespace
+        event.flusher = self.flusher_id
+        event.batch = batch
+        return event
+
     def send(self, event: Event) -> None:
-        """Reports an event. Those of each batch are made by the caller, which is faster."""
+        """Reports an event."""
         for listener in self.listeners[type(event)]:
             try:
                 listener(event)

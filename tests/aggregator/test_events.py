@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import threading
 import time
@@ -80,6 +81,8 @@ def test_a_batch_from_its_claim_to_the_queue(
     assert seen.of(events.LeaseLost) == []
 
     assert seen.batches() == ["BatchClaimed", "BatchMerged", "BatchEnqueued"]
+    for event in seen.events:  # raises an error for a field that was not set
+        assert {"at", "namespace", "flusher"} <= dataclasses.asdict(event).keys()
     [claimed], [merged] = seen.of(events.BatchClaimed), seen.of(events.BatchMerged)
     batch = enqueued.batch
     assert claimed.batch is batch is merged.batch
