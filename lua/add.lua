@@ -109,7 +109,8 @@ local limited = max_tasks > 0 or max_bytes > 0
 if max_tasks == 0 then max_tasks = math.huge end
 if max_bytes == 0 then max_bytes = math.huge end
 local waiting, pending_bytes = to_count(stored_waiting), to_count(stored_bytes)
-local pending = waiting + (limited and read_count(state, 'claimed') or 0)
+local claimed = limited and redis.call('HMGET', state, 'claimed')[1]
+local pending = waiting + to_count(claimed)
 
 -- The head of an entry: arrival time and length of the id. Most ids have the same length.
 local arrival, prefix, heads = now, entry_prefix(now), {}

@@ -163,7 +163,7 @@ _RIGHTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         (_SPACE, "meta", "hsetnx hmget"),
         (_SPACE, "policies", "hgetall"),
         (_PART, "state", "hmget hset"),
-        (_PART, "groups", "hget hset"),
+        (_PART, "groups", "hmget hset"),
         (_PART, "due", "zcard zadd zrem"),
         (_PART, "ready", "zcard zadd"),
         (_PART, "call:x", "get set pexpire del"),
