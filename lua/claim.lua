@@ -19,8 +19,9 @@
 --        DUE_AT, BATCH_WEIGHT, CREATED of the record;
 --        for an item in quarantine: { '', group key, 0, error, '', {}, 0, 0, 0, '' }
 --
--- The groups take turns: each gives a few batches before one gives the next. The tasks stay in the
--- list of their group. A claim only records which of them a batch holds.
+-- Batches that came back are claimed first, whatever the order of the items. The groups take turns:
+-- each gives a few batches before one gives the next. The tasks stay in the list of their group. A
+-- claim only records which of them a batch holds.
 
 -- @include arguments
 -- @include assert_type
