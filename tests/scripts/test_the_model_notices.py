@@ -85,7 +85,7 @@ _BROKEN = {
     ),
     "the min interval": ("claim", "now + g[RULES][INTERVAL]", "now"),
     "backpressure": ("add", "if full then return full end", ""),
-    "ids that were flushed": ("claim", "if window_ms > 0 then collect_seen", "if false then collect_seen"),
+    "ids that were flushed": ("claim", "window_ms > 0 then collect", "false then collect"),
     "ids of a large batch that were flushed": (
         "read_tasks",
         "if window_ms > 0 then",

@@ -176,7 +176,7 @@ def test_a_flusher_of_an_earlier_release_writes_nothing_more(
 def test_every_script_that_writes_asks_for_the_schema() -> None:
     """Except scripts for a whole namespace, a producer's call, Asynq's keys, and what expires.
 
-    What a mover writes asks whether this mover has frozen the partition, which is in the same field.
+    What a mover writes asks whether this mover has frozen the partition: the same field says so.
     """
     others = {"join", "leave", "register", "forget_calls", "stats", "enqueue_asynq", "release"}
     others |= {"flushers", "now", "upcoming", "locate", "read_policies", "permits"}
