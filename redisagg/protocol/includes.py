@@ -33,7 +33,7 @@ _FUNCTION = re.compile(
 _LOCALS = re.compile(r"\blocal ([A-Za-z_]\w*(?:, *[A-Za-z_]\w*)*)")
 # Comments and texts are matched so that no name in them is.
 _NAME = re.compile(
-    r"--[^\n]*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
+    r"--\[\[.*?\]\]|--[^\n]*|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\""
     r"|(?<![\w.:])(?P<name>[A-Za-z_]\w*)\b(?! *=[^=])",  # not as a key of a table
     re.DOTALL,
 )
@@ -44,7 +44,7 @@ _USE = re.compile(
 
 
 def expand(name: str, read: Callable[[str], str]) -> str:
-    """Puts includes and constants into a script.
+    """Puts includes and constants into a script. An expanded script stays as it is.
 
     Args:
         name: The script, such as ``claim``.

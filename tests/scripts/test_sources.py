@@ -201,6 +201,13 @@ def test_all_functions_that_are_left_are_used(name: str) -> None:
     assert [each for each in functions if uses[each] < 2] == []
 
 
+@pytest.mark.parametrize("name", _NAMES)
+def test_an_expanded_script_stays_as_it_is(name: str) -> None:
+    """A wheel has expanded scripts, and they are expanded when they are loaded."""
+    expanded = load(name).source.decode()
+    assert expand(name, {name: expanded}.__getitem__) == expanded
+
+
 def test_a_constant_with_the_name_of_another_variable_is_an_error() -> None:
     twice = "local PLACE = 1\ndo\n  local OTHER, PLACE = 2, 3\nend\n"
     with pytest.raises(ValueError, match="the constant PLACE has the name of another local"):
