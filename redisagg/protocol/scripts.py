@@ -82,13 +82,16 @@ def command(*args: Any) -> Request:
 
 @cache
 def load(name: str) -> Script:
-    """Loads and expands the script `name`.
+    """Loads the script `name`, and expands it unless its folder has expanded scripts.
 
     Raises:
         FileNotFoundError: The script or one of its includes does not exist.
         ValueError: An include includes itself, directly or through others.
     """
-    return Script.of(name, expand_file(_folder(), name).encode())
+    folder = _folder()
+    if not (folder / "includes").is_dir():
+        return Script.of(name, (folder / f"{name}.lua").read_bytes())
+    return Script.of(name, expand_file(folder, name).encode())
 
 
 def find(sha: bytes) -> Script | None:

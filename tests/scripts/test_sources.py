@@ -203,7 +203,7 @@ def test_all_functions_that_are_left_are_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_an_expanded_script_stays_as_it_is(name: str) -> None:
-    """A wheel has expanded scripts, and they are expanded when they are loaded."""
+    """What reads scripts need not know whether a folder has expanded ones."""
     expanded = load(name).source.decode()
     assert expand(name, {name: expanded}.__getitem__) == expanded
 
