@@ -6,8 +6,4 @@
 
 -- @include call_chunked
 
-local removed = 0
-for from = 1, #KEYS, CHUNK do
-  removed = removed + redis.call('UNLINK', unpack(KEYS, from, math.min(from + CHUNK - 1, #KEYS)))
-end
-return removed
+return unlink_keys(KEYS)

@@ -18,3 +18,13 @@ local function call_chunked(command, key, values)
     redis.call(command, key, unpack(values, from, math.min(from + CHUNK - 1, #values)))
   end
 end
+
+-- Removes keys, whatever they hold. Returns how many of them there were.
+local function unlink_keys(keys)
+  local removed = 0
+  for from = 1, #keys, CHUNK do
+    local to = math.min(from + CHUNK - 1, #keys)
+    removed = removed + redis.call('UNLINK', unpack(keys, from, to))
+  end
+  return removed
+end

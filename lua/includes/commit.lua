@@ -135,11 +135,8 @@ local function commit(sink)
 
   local batch_records = read_records(batches, ids, decode_batch)
   local claim_ends = read_scores(claims, ids)
-  local names, is_named = {}, {}
-  for _, batch in pairs(batch_records) do
-    local group = batch[GROUP]
-    if not is_named[group] then names[#names + 1], is_named[group] = group, true end
-  end
+  local names = {}
+  for _, batch in pairs(batch_records) do names[#names + 1] = batch[GROUP] end
   local group_records = read_records(groups, names, decode_group)
   local changed = {}  -- the records of groups that batches have left
   local closed = {}  -- the ids of batches that have left

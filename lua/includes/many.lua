@@ -4,7 +4,7 @@
 -- What is read and written of many groups or batches with few calls: each call of Redis by a script
 -- takes a microsecond or two, whatever it does.
 
--- Reads records by their fields. `decode` is as for `read_record`.
+-- Reads records by their fields, each of them once. `decode` is as for `read_record`.
 -- Returns the records by their fields, and likewise true where foreign bytes are.
 local function read_records(hash, fields, decode)
   local records, foreign = {}, {}
@@ -12,8 +12,8 @@ local function read_records(hash, fields, decode)
     local to = math.min(from + CHUNK - 1, #fields)
     local packed = redis.call('HMGET', hash, unpack(fields, from, to))
     for i = 1, #packed do
-      if packed[i] then
-        local field = fields[from + i - 1]
+      local field = fields[from + i - 1]
+      if packed[i] and not records[field] then
         local decoded, record = pcall(decode, packed[i])
         if decoded then records[field] = record else foreign[field] = true end
       end
@@ -32,13 +32,6 @@ local function read_scores(index, members)
     for i = 1, #found do scores[from + i - 1] = found[i] end
   end
   return scores
-end
-
--- Removes keys, whatever they hold.
-local function unlink_keys(keys)
-  for from = 1, #keys, CHUNK do
-    redis.call('UNLINK', unpack(keys, from, math.min(from + CHUNK - 1, #keys)))
-  end
 end
 
 -- Stores the records of groups, which `changed` has by their keys; removes those that are over.
